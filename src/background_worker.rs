@@ -1,0 +1,277 @@
+//! Registration: what a background worker is, and which registrations are refused.
+//!
+//! Plain values, the counterpart of PostgreSQL's `bgworker.h`. Nothing here runs, waits or reads a
+//! clock, and nothing here may know a runtime.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// A worker as it is registered: who it is, what it touches, when it starts and starts again.
+///
+/// Mirrors PostgreSQL's `BackgroundWorker`. The setters are for building; a registered worker
+/// does not change.
+///
+/// ```
+/// use std::time::Duration;
+/// use bgworker::{Access, BackgroundWorker, RestartTime, StartTime};
+///
+/// let worker = BackgroundWorker::new("SPI worker 2")
+///     .access(Access::Database)
+///     .start_time(StartTime::RecoveryFinished)
+///     .restart_time(RestartTime::After(Duration::from_secs(2)));
+/// assert!(worker.check().is_ok());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackgroundWorker {
+    /// Unique among the registered workers; 1 to [`NAME_MAX`](Self::NAME_MAX) bytes, no NUL.
+    pub name: Arc<str>,
+    /// What it shares with the others.
+    pub access: Access,
+    /// How far the server must have come before it starts.
+    pub start_time: StartTime,
+    /// When it starts again after it failed.
+    pub restart_time: RestartTime,
+}
+
+/// How far the server must have come before a worker starts, and how far it has come.
+///
+/// Mirrors `BgWorkerStartTime`. It is an ordered level, so the rule of `bgworker_should_start_now`
+/// is one comparison: a worker may start when `worker.start_time <= reached`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StartTime {
+    /// As soon as the Postmaster runs, whatever the server does.
+    PostmasterStart,
+    /// As soon as the server answers read-only queries: a hot standby will do.
+    ConsistentState,
+    /// As soon as the server accepts writes: recovery has finished.
+    RecoveryFinished,
+}
+
+/// When a worker that failed starts again.
+///
+/// Mirrors `bgw_restart_time`. The time counts from the moment of the exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RestartTime {
+    /// This long after each failure: more than zero, at most [`MAX`](Self::MAX).
+    After(Duration),
+    /// A failure is the end of it (`BGW_NEVER_RESTART`).
+    Never,
+}
+
+/// What a worker shares with the others.
+///
+/// Takes the place of PostgreSQL's two flag bits, so that the combination it refuses
+/// (a database connection without shared memory) cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Nothing.
+    None,
+    /// State in this process (`BGWORKER_SHMEM_ACCESS`).
+    Shared,
+    /// The server, and with it all that is shared (`BGWORKER_BACKEND_DATABASE_CONNECTION`).
+    Database,
+}
+
+/// One registration: a slot, and the generation that tells it from earlier ones in that slot.
+///
+/// Mirrors `BackgroundWorkerHandle`. Generations count registrations, so sorting by
+/// `WorkerId` is sorting by registration order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId {
+    // First, so that the derived order is the order of registration.
+    generation: u64,
+    slot: usize,
+}
+
+/// One start of one worker.
+///
+/// Takes the place of a process id, but is never reused: the exit of an earlier incarnation can
+/// arrive at any time and change nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation {
+    /// Whose start.
+    pub worker: WorkerId,
+    /// Counts the starts of one Postmaster from 1.
+    pub number: u64,
+}
+
+/// How an incarnation of a worker ended.
+///
+/// Takes the place of the exit codes 0, 1 and others that `CleanupBackend` tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Its main returned `Ok` unasked: it is done for good.
+    Finished,
+    /// Its main returned an error.
+    Failed,
+    /// Its main panicked.
+    Crashed,
+    /// It lost its server, or could not reach it. Not the worker's fault.
+    DatabaseAway,
+    /// It ended because it was asked to, however it put it.
+    Stopped,
+}
+
+/// Why a worker cannot be registered.
+///
+/// The sentences are those of PostgreSQL's `SanityCheckBackgroundWorker` where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidWorker {
+    /// The name is empty, too long, or has a NUL in it.
+    #[error(
+        "background worker {name:?}: invalid name: it must be 1 to {} bytes long, without NUL",
+        BackgroundWorker::NAME_MAX
+    )]
+    Name {
+        /// The name that was refused.
+        name: Arc<str>,
+    },
+    /// There is no database yet at that time.
+    #[error(
+        "background worker \"{name}\": cannot request database access if starting at postmaster start"
+    )]
+    DatabaseAtPostmasterStart {
+        /// The worker that was refused.
+        name: Arc<str>,
+    },
+    /// The restart time is zero, or too long.
+    #[error(
+        "background worker \"{name}\": invalid restart interval: it must be more than 0 and at most {}s",
+        RestartTime::MAX.as_secs()
+    )]
+    RestartTime {
+        /// The worker that was refused.
+        name: Arc<str>,
+    },
+}
+
+// === impl BackgroundWorker ===
+
+impl BackgroundWorker {
+    /// The longest name, in bytes. PostgreSQL cuts an `application_name` here.
+    pub const NAME_MAX: usize = 63;
+
+    /// A worker without access, started once recovery has finished, restarted after
+    /// [`RestartTime::DEFAULT`].
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            access: Access::None,
+            start_time: StartTime::RecoveryFinished,
+            restart_time: RestartTime::DEFAULT,
+        }
+    }
+
+    /// Sets what it shares with the others; nothing unless set.
+    #[must_use]
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// Sets how far the server must have come; [`StartTime::RecoveryFinished`] unless set.
+    #[must_use]
+    pub fn start_time(mut self, start_time: StartTime) -> Self {
+        self.start_time = start_time;
+        self
+    }
+
+    /// Sets when it starts again after a failure; [`RestartTime::DEFAULT`] unless set.
+    #[must_use]
+    pub fn restart_time(mut self, restart_time: RestartTime) -> Self {
+        self.restart_time = restart_time;
+        self
+    }
+
+    /// Whether this worker may be registered. Mirrors `SanityCheckBackgroundWorker`.
+    ///
+    /// # Errors
+    ///
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), InvalidWorker> {
+        let name = || Arc::clone(&self.name);
+        if self.name.is_empty() || self.name.len() > Self::NAME_MAX || self.name.contains('\0') {
+            return Err(InvalidWorker::Name { name: name() });
+        }
+        if self.access == Access::Database && self.start_time == StartTime::PostmasterStart {
+            return Err(InvalidWorker::DatabaseAtPostmasterStart { name: name() });
+        }
+        match self.restart_time {
+            RestartTime::After(interval) if interval.is_zero() || interval > RestartTime::MAX => {
+                Err(InvalidWorker::RestartTime { name: name() })
+            }
+            RestartTime::After(_) | RestartTime::Never => Ok(()),
+        }
+    }
+}
+
+// === impl RestartTime ===
+
+impl RestartTime {
+    /// What PostgreSQL suggests to those who have no opinion: `BGW_DEFAULT_RESTART_INTERVAL`.
+    pub const DEFAULT: Self = Self::After(Duration::from_secs(60));
+
+    /// The longest interval: 1,000 days.
+    ///
+    /// PostgreSQL means to refuse more than a day but compares seconds with milliseconds. The
+    /// bound that it really enforces is kept, since configurations may rely on it.
+    pub const MAX: Duration = Duration::from_secs(86_400_000);
+}
+
+// === impl WorkerId ===
+
+impl WorkerId {
+    pub(crate) fn new(slot: usize, generation: u64) -> Self {
+        Self { generation, slot }
+    }
+
+    /// The slot: an index from 0, reused after its worker was unregistered.
+    #[must_use]
+    pub fn slot(self) -> usize {
+        self.slot
+    }
+
+    /// The generation: counts the registrations of one Postmaster from 1.
+    #[must_use]
+    pub fn generation(self) -> u64 {
+        self.generation
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.slot, self.generation)
+    }
+}
+
+// === impl ExitStatus ===
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Crashed => "crashed",
+            Self::DatabaseAway => "database away",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+// === impl StartTime ===
+
+impl fmt::Display for StartTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PostmasterStart => "postmaster start",
+            Self::ConsistentState => "consistent state",
+            Self::RecoveryFinished => "recovery finished",
+        })
+    }
+}

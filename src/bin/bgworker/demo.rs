@@ -1,0 +1,159 @@
+//! `bgworker demo`: the two workers of PostgreSQL's sample at work on a private server.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use actix::System;
+use bgworker::config::{ConfigFile, Settings, Sources};
+use bgworker::database::{Connection, Database, Deadlines};
+use bgworker::embedded::{Cluster, ClusterSettings};
+use bgworker::supervision::Shutdown;
+use bgworker::{Postmaster, PostmasterHandle, worker_spi};
+use tracing::error;
+
+use crate::exit::Exit;
+use crate::private_server::{self, StartError};
+use crate::reload::InForce;
+use crate::signals::{Request, Signals};
+
+/// The workers that the demo runs.
+const SEED: &str = include_str!("../../../conf/seed.toml");
+
+/// How often a few deltas are inserted.
+const INSERT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// After so many insertions the totals are shown.
+const INSERTIONS_PER_LINE: u32 = 10;
+
+/// Runs the demo until told to stop.
+pub(crate) fn demo() -> Exit {
+    let end = System::new().block_on(async {
+        let mut signals = Signals::install()?;
+        say("starting a private PostgreSQL server, which takes a few seconds …");
+        let settings = ClusterSettings::temporary();
+        let cluster = match private_server::start(settings, &mut signals).await {
+            Ok(cluster) => cluster,
+            Err(StartError::Stopped) => return Ok(Exit::Clean),
+            Err(error) => return Err(error.into()),
+        };
+        let end = show(&cluster, &mut signals).await;
+        private_server::stop(cluster).await;
+        say("stopped; nothing is left behind");
+        end
+    });
+    end.unwrap_or_else(|error: Box<dyn std::error::Error>| {
+        error!("{error}");
+        Exit::Failed
+    })
+}
+
+async fn show(
+    cluster: &Cluster,
+    signals: &mut Signals,
+) -> Result<Exit, Box<dyn std::error::Error>> {
+    let settings = bgworker::config::read(&Sources {
+        file: Some(ConfigFile {
+            path: PathBuf::from("conf/seed.toml"),
+            text: SEED.to_owned(),
+        }),
+        environment: Vec::new(),
+        database: Some(cluster.conninfo()),
+    })?;
+    let database = Database::new(private_server::conninfo(cluster), Deadlines::default())?;
+    let in_force = InForce::new(settings.clone());
+    let postmaster = Postmaster::launch(settings.limits.clone(), Some(database.clone()))?;
+    for (worker, spi) in in_force.workers() {
+        let main = worker_spi::main(spi);
+        postmaster.register(worker.worker.clone(), main).await?;
+    }
+    say(&format!("join in with: {}", cluster.psql()));
+    say("Ctrl-C ends the demo");
+    let client = database.connect("bgworker demo", None).await?;
+    let stream = async {
+        insert_totals(&postmaster, &client, &settings).await?;
+        stream_of_deltas(&postmaster, &client, &settings).await
+    };
+    let streamed = tokio::select! {
+        streamed = stream => streamed,
+        _ = signals.stop() => Ok(()),
+    };
+    client.close().await;
+    postmaster.shut_down(Shutdown::Smart);
+    let exited = postmaster.exited();
+    let mut exited = std::pin::pin!(exited);
+    let exit = loop {
+        tokio::select! {
+            exit = &mut exited => break exit?,
+            request = signals.next() => if let Request::ShutDown(mode) = request {
+                postmaster.shut_down(mode);
+            },
+        }
+    };
+    streamed?;
+    Ok(if exit.aborted.is_empty() {
+        Exit::Clean
+    } else {
+        Exit::Aborted
+    })
+}
+
+/// Gives each table its total, as the sample asks its users to, once the workers have made them.
+async fn insert_totals(
+    postmaster: &PostmasterHandle,
+    client: &Connection,
+    settings: &Settings,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut interval = tokio::time::interval(Duration::from_millis(20));
+    while postmaster.status().await?.counts.ready < settings.workers.len() {
+        interval.tick().await;
+    }
+    for worker in &settings.workers {
+        let sql = format!("INSERT INTO {} VALUES ('total', 0)", worker.spi.table.sql());
+        client.batch_execute("insert a total", &sql).await?;
+    }
+    Ok(())
+}
+
+/// Inserts deltas, a few at a time, and shows how the totals move.
+async fn stream_of_deltas(
+    postmaster: &PostmasterHandle,
+    client: &Connection,
+    settings: &Settings,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut interval = tokio::time::interval(INSERT_INTERVAL);
+    let mut inserted = 0_u64;
+    loop {
+        for _ in 0..INSERTIONS_PER_LINE {
+            interval.tick().await;
+            for worker in &settings.workers {
+                let rows = fastrand::u64(1..=5);
+                inserted += rows;
+                let sql = format!(
+                    "INSERT INTO {} SELECT 'delta', 1 FROM generate_series(1, {rows})",
+                    worker.spi.table.sql()
+                );
+                client.batch_execute("insert deltas", &sql).await?;
+            }
+        }
+        let (workers, _) = postmaster.workers().await?;
+        let totals: Vec<_> = workers
+            .iter()
+            .zip(&settings.workers)
+            .map(|(worker, settings)| {
+                let total = worker.report.total.unwrap_or(0);
+                format!("{} {total:>6}", settings.spi.table)
+            })
+            .collect();
+        say(&format!(
+            "inserted {inserted:>6}   totals: {}",
+            totals.join("   ")
+        ));
+    }
+}
+
+/// Prints a line. Whether anybody reads it does not matter to the demo.
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

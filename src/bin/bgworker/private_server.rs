@@ -1,0 +1,63 @@
+//! A private server around the workers: started before them, stopped after them, and never left
+//! behind because somebody lost patience.
+
+use bgworker::database::ConnInfo;
+use bgworker::embedded::{Cluster, ClusterSettings, EmbeddedError};
+use thiserror::Error;
+use tracing::error;
+
+use crate::signals::Signals;
+
+/// Why there is no private server.
+#[derive(Debug, Error)]
+pub(crate) enum StartError {
+    /// It could not be started.
+    #[error("{}", with_cause(.0))]
+    Embedded(#[from] EmbeddedError),
+    /// A signal asked to stop while it was being started; it has been stopped again.
+    #[error("asked to stop")]
+    Stopped,
+    /// The thread that starts it died.
+    #[error("the thread that starts the private server died")]
+    Thread,
+}
+
+/// Starts a private server. A request to stop waits until it is there, and stops it again.
+pub(crate) async fn start(
+    settings: ClusterSettings,
+    signals: &mut Signals,
+) -> Result<Cluster, StartError> {
+    let mut starting = tokio::task::spawn_blocking(|| Cluster::start(settings));
+    tokio::select! {
+        started = &mut starting => Ok(started.map_err(|_| StartError::Thread)??),
+        _ = signals.stop() => {
+            if let Ok(Ok(cluster)) = starting.await {
+                stop(cluster).await;
+            }
+            Err(StartError::Stopped)
+        }
+    }
+}
+
+/// Stops it, and waits until it has stopped.
+pub(crate) async fn stop(cluster: Cluster) {
+    match tokio::task::spawn_blocking(|| cluster.stop()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(stop_error)) => error!("{stop_error}"),
+        Err(_) => error!("the thread that stops the private server died"),
+    }
+}
+
+/// How to connect to it: nothing of the environment applies.
+pub(crate) fn conninfo(cluster: &Cluster) -> ConnInfo {
+    ConnInfo::parse(&cluster.conninfo(), |_| None).expect("a cluster knows its own address")
+}
+
+fn with_cause(error: &EmbeddedError) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) if !error.to_string().contains(&cause.to_string()) => {
+            format!("{error}: {cause}")
+        }
+        Some(_) | None => error.to_string(),
+    }
+}

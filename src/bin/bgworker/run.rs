@@ -1,0 +1,151 @@
+//! `bgworker run`: the workers of the configuration, until told to stop.
+
+use actix::System;
+use bgworker::config::{Server, Settings};
+use bgworker::database::{ConnInfo, Database};
+use bgworker::embedded::{Cluster, ClusterSettings};
+use bgworker::{Postmaster, PostmasterHandle, worker_spi};
+use tracing::{error, info};
+
+use crate::Configuration;
+use crate::configuration::{self, ConfigurationError};
+use crate::exit::Exit;
+use crate::private_server::{self, StartError};
+use crate::reload::InForce;
+use crate::signals::{Request, Signals};
+
+/// Reads the configuration, runs its workers, and says how that ended.
+pub(crate) fn run(configuration: &Configuration) -> Exit {
+    let settings = match configuration::read(configuration) {
+        Ok(settings) => settings,
+        Err(error) => {
+            log_configuration_error(&error);
+            return Exit::Configuration;
+        }
+    };
+    System::new().block_on(async {
+        // Before anything is started, so that no signal can leave it behind.
+        let signals = match Signals::install() {
+            Ok(signals) => signals,
+            Err(error) => {
+                error!("could not install signal handlers: {error}");
+                return Exit::Failed;
+            }
+        };
+        serve(configuration, settings, signals).await
+    })
+}
+
+/// Sees to a server, then to the workers, then to the server again.
+async fn serve(configuration: &Configuration, settings: Settings, mut signals: Signals) -> Exit {
+    let (conninfo, cluster) = match server(&settings.server, &mut signals).await {
+        Ok(server) => server,
+        Err(StartError::Stopped) => return Exit::Clean,
+        Err(error) => {
+            error!("{error}");
+            return Exit::Failed;
+        }
+    };
+    let exit = supervise(configuration, settings, conninfo, signals).await;
+    if let Some(cluster) = cluster {
+        private_server::stop(cluster).await;
+    }
+    exit
+}
+
+async fn server(
+    server: &Server,
+    signals: &mut Signals,
+) -> Result<(ConnInfo, Option<Cluster>), StartError> {
+    match server {
+        Server::Given {
+            conninfo,
+            instead_of_embedded,
+        } => {
+            let target = conninfo.target(None);
+            if *instead_of_embedded {
+                info!("using {target}: a URL is given, so no private server is started");
+            } else {
+                info!("using {target}");
+            }
+            Ok((conninfo.clone(), None))
+        }
+        Server::Embedded { data_dir } => {
+            let data_dir = data_dir.clone();
+            let data_dir = data_dir.unwrap_or_else(ClusterSettings::default_data_dir);
+            info!("starting a private server in \"{}\"", data_dir.display());
+            let cluster = private_server::start(ClusterSettings::kept(data_dir), signals).await?;
+            info!("join in with: {}", cluster.psql());
+            Ok((private_server::conninfo(&cluster), Some(cluster)))
+        }
+    }
+}
+
+async fn supervise(
+    configuration: &Configuration,
+    settings: Settings,
+    conninfo: ConnInfo,
+    mut signals: Signals,
+) -> Exit {
+    let mut in_force = InForce::new(settings.clone());
+    let postmaster = match launch(settings, conninfo, &in_force).await {
+        Ok(postmaster) => postmaster,
+        Err(error) => {
+            error!("{error}");
+            return Exit::Failed;
+        }
+    };
+    let exited = postmaster.exited();
+    let mut exited = std::pin::pin!(exited);
+    loop {
+        tokio::select! {
+            exit = &mut exited => return match exit {
+                Ok(exit) if exit.aborted.is_empty() => Exit::Clean,
+                Ok(_) => Exit::Aborted,
+                Err(error) => {
+                    error!("{error}");
+                    Exit::Failed
+                }
+            },
+            request = signals.next() => match request {
+                Request::Reload => reload(configuration, &mut in_force, &postmaster),
+                Request::ShutDown(mode) => postmaster.shut_down(mode),
+            },
+        }
+    }
+}
+
+async fn launch(
+    settings: Settings,
+    conninfo: ConnInfo,
+    in_force: &InForce,
+) -> Result<PostmasterHandle, Box<dyn std::error::Error>> {
+    let database = Database::new(conninfo, settings.deadlines)?;
+    let postmaster = Postmaster::launch(settings.limits, Some(database))?;
+    for (worker, settings) in in_force.workers() {
+        let main = worker_spi::main(settings);
+        postmaster.register(worker.worker.clone(), main).await?;
+    }
+    Ok(postmaster)
+}
+
+fn reload(configuration: &Configuration, in_force: &mut InForce, postmaster: &PostmasterHandle) {
+    info!("received SIGHUP, reloading configuration files");
+    match configuration::read(configuration) {
+        Ok(settings) => {
+            in_force.apply(settings);
+            postmaster.sighup();
+        }
+        Err(error) => {
+            log_configuration_error(&error);
+            error!("the configuration has mistakes: nothing was changed");
+        }
+    }
+}
+
+/// One line for each mistake.
+fn log_configuration_error(error: &ConfigurationError) {
+    for line in error.to_string().lines() {
+        error!("{line}");
+    }
+}

@@ -1,0 +1,58 @@
+//! Signals of the operating system, for as long as the program listens.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use bgworker::supervision::Shutdown;
+
+/// The signals that the program handles. Only the program does; the library installs nothing.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// SIGHUP: read the configuration again.
+    Reload,
+    /// SIGTERM, SIGINT, SIGQUIT: stop.
+    ShutDown(Shutdown),
+}
+
+// === impl Signals ===
+
+impl Signals {
+    /// Installs the handlers. From here on no signal ends the program by itself.
+    pub(crate) fn install() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+
+    /// Waits for the next signal.
+    pub(crate) async fn next(&mut self) -> Request {
+        tokio::select! {
+            _ = self.quit.recv() => Request::ShutDown(Shutdown::Immediate),
+            _ = self.interrupt.recv() => Request::ShutDown(Shutdown::Fast),
+            _ = self.terminate.recv() => Request::ShutDown(Shutdown::Smart),
+            _ = self.hangup.recv() => Request::Reload,
+        }
+    }
+
+    /// Waits for a signal that asks to stop.
+    pub(crate) async fn stop(&mut self) -> Shutdown {
+        loop {
+            if let Request::ShutDown(mode) = self.next().await {
+                return mode;
+            }
+        }
+    }
+}

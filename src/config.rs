@@ -1,0 +1,25 @@
+//! Settings: from a file and the environment to checked values, or to every mistake at once.
+//!
+//! Nothing here reads a file or the environment by itself, or connects to anything: the texts come
+//! in, the settings go out. What is secret is neither shown nor repeated in a problem.
+
+mod document;
+mod problem;
+mod schema;
+mod settings;
+mod sources;
+
+pub use self::problem::{Origin, Problem, Problems};
+pub use self::settings::{Server, Setting, Settings, WorkerSettings};
+pub use self::sources::{ConfigFile, Sources};
+
+/// Reads settings: flag over environment over file over `DATABASE_URL` over `PG*`.
+///
+/// # Errors
+///
+/// Every mistake that there is, in the order of the file.
+pub fn read(sources: &Sources) -> Result<Settings, Problems> {
+    let (layered, mut problems) = sources.layer();
+    let settings = settings::check(layered, sources, &mut problems);
+    problems.into_result(settings)
+}

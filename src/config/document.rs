@@ -1,0 +1,196 @@
+//! One TOML document: every mistake of form in it, and where each of its keys stands.
+//!
+//! Deserialization stops at the first mistake. So the offending entry is cut out and the rest read
+//! again, until what is left is well-formed; each round costs microseconds.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::Deserialize as _;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::schema;
+use crate::spelling;
+
+/// A document, read as far as it can be.
+#[derive(Debug)]
+pub(super) struct Document {
+    /// Where the keys stand, as byte offsets, by their dotted path.
+    places: BTreeMap<String, usize>,
+    /// The starts of the lines.
+    lines: Vec<usize>,
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+/// A mistake of form.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Mistake {
+    pub(super) offset: usize,
+    pub(super) key: String,
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+}
+
+/// More rounds than any document has mistakes that are worth listing.
+const ROUNDS_MAX: usize = 1_000;
+
+// === impl Document ===
+
+impl Document {
+    /// Reads a document, and what is well-formed in it.
+    pub(super) fn read(text: &str) -> (Self, schema::Document) {
+        let (mut root, errors) = DeTable::parse_recoverable(text);
+        let mut mistakes: Vec<_> = errors
+            .iter()
+            .map(|error| Mistake {
+                offset: error.span().map_or(0, |span| span.start),
+                key: String::new(),
+                message: error.message().to_owned(),
+                hint: None,
+            })
+            .collect();
+        let mut places = BTreeMap::new();
+        note_places(root.get_ref(), "", &mut places);
+        let mut read = schema::Document::default();
+        for _ in 0..ROUNDS_MAX {
+            match schema::Document::deserialize(toml::Deserializer::from(root.clone())) {
+                Ok(document) => {
+                    read = document;
+                    break;
+                }
+                Err(error) => {
+                    let span = error.span().unwrap_or(0..0);
+                    let Some(key) = cut(root.get_mut(), "", &span) else {
+                        mistakes.push(mistake(span.start, String::new(), error.message()));
+                        break;
+                    };
+                    mistakes.push(mistake(span.start, key, error.message()));
+                }
+            }
+        }
+        let newlines = text.match_indices('\n').map(|(offset, _)| offset + 1);
+        let document = Self {
+            places,
+            lines: std::iter::once(0).chain(newlines).collect(),
+            mistakes,
+        };
+        (document, read)
+    }
+
+    /// Line and column, from 1, of a byte offset.
+    pub(super) fn line_and_column(&self, offset: usize) -> (usize, usize) {
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let start = line.checked_sub(1).and_then(|line| self.lines.get(line));
+        (line, offset - start.copied().unwrap_or(0) + 1)
+    }
+
+    /// Where a key stands, or else the nearest table around it.
+    pub(super) fn place(&self, key: &str) -> Option<usize> {
+        std::iter::successors(Some(key), |key| {
+            key.rfind(['.', '[']).map(|end| &key[..end])
+        })
+        .find_map(|key| self.places.get(key).copied())
+    }
+
+    /// Whether a key stands in it.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.places.contains_key(key)
+    }
+}
+
+fn note_places(table: &DeTable<'_>, path: &str, places: &mut BTreeMap<String, usize>) {
+    for (key, value) in table {
+        let path = joined(path, key.get_ref());
+        places.insert(path.clone(), key.span().start);
+        match value.get_ref() {
+            DeValue::Table(table) => note_places(table, &path, places),
+            DeValue::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    if let DeValue::Table(table) = item.get_ref() {
+                        let path = format!("{path}[{index}]");
+                        places.insert(path.clone(), item.span().start);
+                        note_places(table, &path, places);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Cuts the innermost entry that holds the span out of a table, and returns its path.
+fn cut(table: &mut DeTable<'_>, path: &str, span: &Range<usize>) -> Option<String> {
+    let mut found = None;
+    for (key, value) in table.iter_mut() {
+        let inner = joined(path, key.get_ref());
+        if let Some(inner) = cut_inside(value, &inner, span) {
+            return Some(inner);
+        }
+        if holds(&key.span(), span) || holds(&value.span(), span) {
+            found = Some((key.clone(), inner));
+        }
+    }
+    let (key, path) = found?;
+    table.remove(&key)?;
+    Some(path)
+}
+
+fn cut_inside(value: &mut Spanned<DeValue<'_>>, path: &str, span: &Range<usize>) -> Option<String> {
+    match value.get_mut() {
+        DeValue::Table(table) => cut(table, path, span),
+        DeValue::Array(items) => items
+            .iter_mut()
+            .enumerate()
+            .find_map(|(index, item)| cut_inside(item, &format!("{path}[{index}]"), span)),
+        _ => None,
+    }
+}
+
+fn holds(outer: &Range<usize>, inner: &Range<usize>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
+fn joined(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+/// Says what the deserializer said, but never repeats a value: it may be a secret.
+fn mistake(offset: usize, key: String, message: &str) -> Mistake {
+    let quoted: Vec<_> = message.split('`').skip(1).step_by(2).collect();
+    let (message, hint) = match (message.split_once(' '), quoted.split_first()) {
+        (Some(("unknown", rest)), Some((word, known))) => {
+            let what = if rest.starts_with("variant") {
+                "value"
+            } else {
+                "key"
+            };
+            let hint = match spelling::nearest(word, known.iter().copied()) {
+                Some(nearest) => format!("did you mean \"{nearest}\"?"),
+                None => format!("the {what}s here are {}", known.join(", ")),
+            };
+            (format!("unknown {what} \"{word}\""), Some(hint))
+        }
+        (Some(("invalid", rest)), _) => {
+            let found = rest.split([' ', '`', '"']).nth(1).unwrap_or_default();
+            let expected = rest
+                .rsplit_once("expected ")
+                .map_or(rest, |(_, expected)| expected);
+            (
+                format!("expected {expected}, but found a value of type {found}"),
+                None,
+            )
+        }
+        _ => (message.to_owned(), None),
+    };
+    Mistake {
+        offset,
+        key,
+        message,
+        hint,
+    }
+}

@@ -1,0 +1,127 @@
+//! A mistake in the settings: where it is, what it is, and what to do about it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A place in a file, line and column counted from 1.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+        /// The column.
+        column: usize,
+    },
+    /// A variable of the environment.
+    Environment(String),
+    /// A flag of the command line.
+    Flag(&'static str),
+    /// Nobody set it.
+    Default,
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where it is.
+    pub origin: Origin,
+    /// The key, such as `worker[1].naptime`; empty for a mistake that has none.
+    pub key: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// Every mistake that was found. There is at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+/// Mistakes as they are being found.
+#[derive(Debug, Default)]
+pub(super) struct Found(Vec<Problem>);
+
+// === impl Found ===
+
+impl Found {
+    pub(super) fn push(&mut self, problem: Problem) {
+        if !self.0.contains(&problem) {
+            self.0.push(problem);
+        }
+    }
+
+    pub(super) fn extend(&mut self, problems: impl IntoIterator<Item = Problem>) {
+        problems.into_iter().for_each(|problem| self.push(problem));
+    }
+
+    /// The settings, if they are whole and nothing is wrong.
+    pub(super) fn into_result<T>(mut self, settings: Option<T>) -> Result<T, Problems> {
+        match settings {
+            Some(settings) if self.0.is_empty() => Ok(settings),
+            Some(_) | None => {
+                self.0.sort_by_key(|problem| match &problem.origin {
+                    Origin::File { line, column, .. } => (0, *line, *column),
+                    Origin::Environment(_) => (1, 0, 0),
+                    Origin::Flag(_) => (2, 0, 0),
+                    Origin::Default => (3, 0, 0),
+                });
+                Err(Problems(self.0))
+            }
+        }
+    }
+}
+
+// === impl Problems ===
+
+impl Problems {
+    /// The mistakes: those of the file first, in its order.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Problem] {
+        &self.0
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    /// One line each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.origin != Origin::Default {
+            write!(f, "{}: ", self.origin)?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, " ({hint})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
+            Self::Environment(variable) => f.write_str(variable),
+            Self::Flag(flag) => f.write_str(flag),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}

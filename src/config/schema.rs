@@ -1,0 +1,109 @@
+//! The shape of a configuration document: its sections, its keys, the types of their values.
+//!
+//! Everything is optional here, and nothing has a default: documents are layered first and
+//! completed afterwards.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Document {
+    pub(super) database: Database,
+    pub(super) postmaster: Postmaster,
+    pub(super) worker: Vec<Worker>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Database {
+    pub(super) url: Option<String>,
+    pub(super) embedded: Option<bool>,
+    pub(super) data_dir: Option<PathBuf>,
+    pub(super) connect_timeout: Option<Span>,
+    pub(super) statement_timeout: Option<Span>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Postmaster {
+    pub(super) max_workers: Option<usize>,
+    pub(super) starts_per_tick: Option<usize>,
+    pub(super) shutdown_timeout: Option<Span>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Worker {
+    pub(super) name: Option<String>,
+    pub(super) function: Option<String>,
+    pub(super) schema: Option<String>,
+    pub(super) table: Option<String>,
+    pub(super) naptime: Option<Span>,
+    pub(super) start_time: Option<StartTime>,
+    pub(super) restart_time: Option<RestartTime>,
+    pub(super) database: Option<String>,
+    pub(super) initial_total: Option<i64>,
+}
+
+/// A length of time with its unit: "1s", "250ms", "2m". Never a bare number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span(pub(super) Duration);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum StartTime {
+    PostmasterStart,
+    ConsistentState,
+    RecoveryFinished,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RestartTime {
+    After(Duration),
+    Never,
+}
+
+/// What a [`Span`] expects.
+const SPAN: &str = r#"a duration with its unit, such as "1s", "250ms" or "2m""#;
+
+/// What a [`RestartTime`] expects.
+const RESTART_TIME: &str = r#"a duration with its unit, such as "60s", or "never""#;
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text(SPAN, |text| {
+            humantime::parse_duration(text).ok().map(Self)
+        }))
+    }
+}
+
+impl<'de> Deserialize<'de> for RestartTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text(RESTART_TIME, |text| {
+            if text == "never" {
+                return Some(Self::Never);
+            }
+            humantime::parse_duration(text).ok().map(Self::After)
+        }))
+    }
+}
+
+/// Visits a text, and nothing that could be taken for one.
+struct Text<T>(&'static str, fn(&str) -> Option<T>);
+
+impl<T> Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        (self.1)(text).ok_or_else(|| E::custom(format_args!("expected {}", self.0)))
+    }
+}

@@ -1,0 +1,409 @@
+//! Checked settings: what may be registered and connected to, as it is.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::problem::{Found, Origin, Problem};
+use super::schema;
+use super::sources::{Layered, Sources};
+use crate::background_worker::{Access, BackgroundWorker, InvalidWorker, RestartTime, StartTime};
+use crate::database::{ConnInfo, ConnInfoError, Deadlines};
+use crate::spelling;
+use crate::supervision::Limits;
+use crate::worker_spi::{self, InvalidTable, Table};
+
+/// Everything that was set, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Which server.
+    pub server: Server,
+    /// How long it may take.
+    pub deadlines: Deadlines,
+    /// What bounds the Postmaster.
+    pub limits: Limits,
+    /// The workers, in the order in which they are registered.
+    pub workers: Vec<WorkerSettings>,
+    /// Every setting in force, for people.
+    pub shown: Vec<Setting>,
+}
+
+/// Which server the workers use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// One that runs somewhere.
+    Given {
+        /// Where.
+        conninfo: ConnInfo,
+        /// Whether a private server was asked for as well, and is not started.
+        instead_of_embedded: bool,
+    },
+    /// A private one, made from the binaries of this machine.
+    Embedded {
+        /// Where its files lie; a default that depends on who runs it, unless set.
+        data_dir: Option<PathBuf>,
+    },
+}
+
+/// One worker, as it is registered and as it is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerSettings {
+    /// What the Postmaster is told.
+    pub worker: BackgroundWorker,
+    /// What its main is told.
+    pub spi: worker_spi::Settings,
+}
+
+/// One setting in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its key.
+    pub key: String,
+    /// Its value, as TOML, without secrets.
+    pub value: String,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// The functions that a worker can run.
+const FUNCTIONS: [&str; 1] = ["worker_spi"];
+
+/// The longest statement timeout that the server takes: its milliseconds are 31 bits.
+const STATEMENT_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// The longest of the other times, so that no clock overflows: as for restart times.
+const TIME_MAX: Duration = RestartTime::MAX;
+
+/// What is being checked, and what has been found.
+struct Check<'a> {
+    layered: &'a Layered,
+    found: &'a mut Found,
+    shown: Vec<Setting>,
+}
+
+/// Checks what is well-formed. `None` only if something was found.
+pub(super) fn check(layered: Layered, sources: &Sources, found: &mut Found) -> Option<Settings> {
+    let mut check = Check {
+        layered: &layered,
+        found,
+        shown: Vec::new(),
+    };
+    let server = check.server(sources);
+    let deadlines = check.deadlines();
+    let limits = check.limits();
+    let workers = check.workers(limits.max_workers);
+    Some(Settings {
+        server: server?,
+        deadlines,
+        limits,
+        workers,
+        shown: check.shown,
+    })
+}
+
+// === impl Check ===
+
+impl Check<'_> {
+    fn refuse(&mut self, key: &str, message: impl ToString, hint: Option<String>) {
+        let origin = match self.layered.origin(key) {
+            Origin::Default => self.layered.place(key),
+            set => set,
+        };
+        self.found.push(Problem {
+            origin,
+            key: key.to_owned(),
+            message: message.to_string(),
+            hint,
+        });
+    }
+
+    fn show(&mut self, key: &str, value: String) {
+        self.shown.push(Setting {
+            key: key.to_owned(),
+            value,
+            origin: self.layered.origin(key),
+        });
+    }
+
+    /// Decides which server it is, by who says it most urgently.
+    fn server(&mut self, sources: &Sources) -> Option<Server> {
+        let schema::Database {
+            url,
+            embedded,
+            data_dir,
+            ..
+        } = self.layered.document.database.clone();
+        let embedded = embedded.unwrap_or(false);
+        let url_origin = self.layered.origin("database.url");
+        if embedded && matches!(url_origin, Origin::File { .. }) {
+            let message = "both \"url\" and \"embedded = true\" are set";
+            let hint = "keep the one that is meant".to_owned();
+            self.refuse("database.url", message, Some(hint));
+            return None;
+        }
+        let database_url = || {
+            sources
+                .variable("DATABASE_URL")
+                .filter(|url| !url.is_empty())
+        };
+        let (url, origin) = match url {
+            Some(url) => (Some(url), url_origin),
+            None => (
+                database_url(),
+                Origin::Environment("DATABASE_URL".to_owned()),
+            ),
+        };
+        let variable = |name: &str| sources.variable(name);
+        let (url, origin) = match url {
+            Some(url) => (url, origin),
+            None if embedded => {
+                self.show("database.embedded", "true".to_owned());
+                if let Some(data_dir) = &data_dir {
+                    self.show("database.data_dir", shown_text(&data_dir.to_string_lossy()));
+                }
+                return Some(Server::Embedded { data_dir });
+            }
+            None if ConnInfo::is_in_environment(variable) => {
+                (String::new(), Origin::Environment("PG*".to_owned()))
+            }
+            None => {
+                let message = "no database is given";
+                let hint = "set \"url\" here, or DATABASE_URL, or pass --database URL; or set \
+                            \"embedded = true\" for a private server on this machine";
+                self.refuse("database", message, Some(hint.to_owned()));
+                return None;
+            }
+        };
+        match ConnInfo::parse(&url, variable) {
+            Ok(conninfo) => {
+                self.shown.push(Setting {
+                    key: "database.url".to_owned(),
+                    value: shown_text(&conninfo.target(None)),
+                    origin,
+                });
+                Some(Server::Given {
+                    conninfo,
+                    instead_of_embedded: embedded,
+                })
+            }
+            Err(error) => {
+                self.refuse_url(origin, &error);
+                None
+            }
+        }
+    }
+
+    fn refuse_url(&mut self, origin: Origin, error: &ConnInfoError) {
+        self.found.push(Problem {
+            origin,
+            key: "database.url".to_owned(),
+            message: error.to_string(),
+            hint: None,
+        });
+    }
+
+    fn deadlines(&mut self) -> Deadlines {
+        let schema::Database {
+            connect_timeout,
+            statement_timeout,
+            ..
+        } = self.layered.document.database;
+        let Deadlines { connect, statement } = Deadlines::default();
+        let key = "database.connect_timeout";
+        let connect = self.time(key, connect_timeout, connect, TIME_MAX);
+        let key = "database.statement_timeout";
+        let statement = self.time(key, statement_timeout, statement, STATEMENT_TIMEOUT_MAX);
+        Deadlines { connect, statement }
+    }
+
+    fn limits(&mut self) -> Limits {
+        let set = self.layered.document.postmaster.clone();
+        let unset = Limits::default();
+        let limits = Limits {
+            max_workers: set.max_workers.unwrap_or(unset.max_workers),
+            starts_per_tick: set.starts_per_tick.unwrap_or(unset.starts_per_tick),
+            shutdown_timeout: self.time(
+                "postmaster.shutdown_timeout",
+                set.shutdown_timeout,
+                unset.shutdown_timeout,
+                TIME_MAX,
+            ),
+        };
+        self.show("postmaster.max_workers", limits.max_workers.to_string());
+        self.show(
+            "postmaster.starts_per_tick",
+            limits.starts_per_tick.to_string(),
+        );
+        if limits.starts_per_tick == 0 {
+            let message = "no worker would ever start: it must be at least 1";
+            self.refuse("postmaster.starts_per_tick", message, None);
+        }
+        limits
+    }
+
+    /// A time that is more than zero and at most `max`, and its default.
+    fn time(
+        &mut self,
+        key: &str,
+        set: Option<schema::Span>,
+        unset: Duration,
+        max: Duration,
+    ) -> Duration {
+        let time = set.map_or(unset, |schema::Span(time)| time);
+        if time.is_zero() || time > max {
+            let max = humantime::format_duration(max);
+            self.refuse(
+                key,
+                format!("it must be more than 0 and at most {max}"),
+                None,
+            );
+        }
+        self.show(key, shown_time(time));
+        time
+    }
+
+    fn workers(&mut self, max_workers: usize) -> Vec<WorkerSettings> {
+        let documents = &self.layered.document.worker;
+        let mut names: HashMap<&str, usize> = HashMap::new();
+        for (index, document) in documents.iter().enumerate() {
+            let Some(name) = document.name.as_deref() else {
+                continue;
+            };
+            if let Some(first) = names.insert(name, index) {
+                let message = format!(
+                    "background worker \"{name}\" is already registered as worker[{first}]"
+                );
+                self.refuse(&format!("worker[{index}].name"), message, None);
+            }
+        }
+        if documents.len() > max_workers {
+            let message = format!(
+                "too many background workers: up to {max_workers} can be registered with the \
+                 current settings, and here are {}",
+                documents.len()
+            );
+            let hint = "consider increasing \"max_workers\" in [postmaster]".to_owned();
+            self.refuse(&format!("worker[{max_workers}]"), message, Some(hint));
+        }
+        let workers = documents.iter().enumerate();
+        workers
+            .filter_map(|(index, document)| self.worker(&format!("worker[{index}]"), document))
+            .collect()
+    }
+
+    fn worker(&mut self, path: &str, document: &schema::Worker) -> Option<WorkerSettings> {
+        let key = |key: &str| format!("{path}.{key}");
+        let name = self.required(path, "name", document.name.as_deref());
+        self.function(&key("function"), document.function.as_deref());
+        let schema = self.required(path, "schema", document.schema.as_deref());
+        let table = self.required(path, "table", document.table.as_deref());
+        let unset = worker_spi::Settings::NAPTIME;
+        let naptime = self.time(&key("naptime"), document.naptime, unset, TIME_MAX);
+        let (name, schema, table) = (name?, schema?, table?);
+        for (key, value) in [("name", &name), ("schema", &schema), ("table", &table)] {
+            self.show(&format!("{path}.{key}"), shown_text(value));
+        }
+        let table = match Table::new(schema, table) {
+            Ok(table) => table,
+            Err(error) => {
+                let (InvalidTable::Empty { what }
+                | InvalidTable::Nul { what, .. }
+                | InvalidTable::TooLong { what, .. }) = &error;
+                self.refuse(&key(what), &error, None);
+                return None;
+            }
+        };
+        let worker = BackgroundWorker::new(name)
+            .access(Access::Database)
+            .start_time(self.start_time(&key("start_time"), document.start_time))
+            .restart_time(self.restart_time(&key("restart_time"), document.restart_time));
+        if let Err(error) = worker.check() {
+            let wrong = match error {
+                InvalidWorker::Name { .. } => "name",
+                InvalidWorker::DatabaseAtPostmasterStart { .. } => "start_time",
+                InvalidWorker::RestartTime { .. } => "restart_time",
+            };
+            self.refuse(&key(wrong), error, None);
+        } else if worker.start_time != StartTime::RecoveryFinished {
+            let message = "worker_spi writes: it can only start at \"recovery_finished\"";
+            self.refuse(&key("start_time"), message, None);
+        }
+        let mut spi = worker_spi::Settings::new(table);
+        spi.naptime = naptime;
+        spi.database.clone_from(&document.database);
+        spi.initial_total = document.initial_total;
+        if let Some(database) = &spi.database {
+            self.show(&key("database"), shown_text(database));
+        }
+        if let Some(total) = spi.initial_total {
+            self.show(&key("initial_total"), total.to_string());
+        }
+        Some(WorkerSettings { worker, spi })
+    }
+
+    fn required(&mut self, path: &str, key: &str, value: Option<&str>) -> Option<String> {
+        if value.is_none() {
+            let message = format!("the worker has no \"{key}\"");
+            self.refuse(
+                &format!("{path}.{key}"),
+                message,
+                Some("it is required".to_owned()),
+            );
+        }
+        value.map(str::to_owned)
+    }
+
+    fn function(&mut self, key: &str, function: Option<&str>) {
+        let Some(function) = function.filter(|function| !FUNCTIONS.contains(function)) else {
+            return;
+        };
+        let hint = match spelling::nearest(function, FUNCTIONS) {
+            Some(nearest) => format!("did you mean \"{nearest}\"?"),
+            None => format!("the functions are {}", FUNCTIONS.join(", ")),
+        };
+        self.refuse(
+            key,
+            format!("there is no function \"{function}\""),
+            Some(hint),
+        );
+    }
+
+    fn start_time(&mut self, key: &str, set: Option<schema::StartTime>) -> StartTime {
+        let (start_time, word) = match set {
+            Some(schema::StartTime::PostmasterStart) => {
+                (StartTime::PostmasterStart, "postmaster_start")
+            }
+            Some(schema::StartTime::ConsistentState) => {
+                (StartTime::ConsistentState, "consistent_state")
+            }
+            Some(schema::StartTime::RecoveryFinished) | None => {
+                (StartTime::RecoveryFinished, "recovery_finished")
+            }
+        };
+        self.show(key, shown_text(word));
+        start_time
+    }
+
+    fn restart_time(&mut self, key: &str, set: Option<schema::RestartTime>) -> RestartTime {
+        let restart_time = match set {
+            Some(schema::RestartTime::After(interval)) => RestartTime::After(interval),
+            Some(schema::RestartTime::Never) => RestartTime::Never,
+            None => RestartTime::DEFAULT,
+        };
+        let value = match restart_time {
+            RestartTime::After(interval) => shown_time(interval),
+            RestartTime::Never => shown_text("never"),
+        };
+        self.show(key, value);
+        restart_time
+    }
+}
+
+fn shown_text(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+fn shown_time(time: Duration) -> String {
+    shown_text(&humantime::format_duration(time).to_string())
+}

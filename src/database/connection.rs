@@ -1,0 +1,277 @@
+//! One connection: made within a deadline, driven in a task of its own, and never waited for
+//! without a deadline.
+//!
+//! After a deadline the statement is cancelled on the server and the connection given up: a
+//! cancellation that comes late would hit the next statement.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Row, Statement};
+use tracing::debug;
+
+use super::error::Cause;
+use super::{Database, DatabaseError, tls};
+
+/// How much later than the server our side gives up on a statement.
+const STATEMENT_SLACK: Duration = Duration::from_secs(1);
+
+/// How long a cancelled statement, or a connection that ends, may take to say so.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What waits for a lock gives up after this time, and comes back: nobody stands in line behind
+/// a client that holds a row.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A connection to the server. Dropping it ends the session.
+pub struct Connection {
+    client: Client,
+    cancel: CancelToken,
+    tls: tls::Connector,
+    statement_deadline: Duration,
+    driver: AbortHandle,
+    /// How the connection ended, once it has.
+    end: watch::Receiver<Option<End>>,
+}
+
+/// What ended a connection.
+#[derive(Clone, Debug)]
+struct End {
+    cause: String,
+    sqlstate: Option<String>,
+}
+
+// === impl Database ===
+
+impl Database {
+    /// Connects within the deadline.
+    ///
+    /// `application_name` is what `pg_stat_activity` shows, unless the connection settings name
+    /// one. `dbname` overrides the settings' database.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection by then.
+    pub async fn connect(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+    ) -> Result<Connection, DatabaseError> {
+        let after = self.deadlines().connect;
+        let target = || self.conninfo().target(dbname);
+        let mut config = self.conninfo().client_config(application_name, dbname);
+        config.connect_timeout(after);
+        config.options(self.session_options());
+        let tls = self.0.tls.clone();
+        let connecting = config.connect(tls.0.clone());
+        let (client, connection) = tokio::time::timeout(after, connecting)
+            .await
+            .map_err(|_| DatabaseError::ConnectDeadline {
+                target: target(),
+                after,
+            })?
+            .map_err(|error| DatabaseError::Connect {
+                target: target(),
+                error,
+            })?;
+        let (ended, end) = watch::channel(None);
+        let driver = tokio::spawn(drive(connection, ended)).abort_handle();
+        Ok(Connection {
+            driver,
+            cancel: client.cancel_token(),
+            client,
+            tls,
+            statement_deadline: self.deadlines().statement + STATEMENT_SLACK,
+            end,
+        })
+    }
+
+    /// What every session of ours sets. Ours come last, so that they win.
+    fn session_options(&self) -> String {
+        let statement_timeout = self.deadlines().statement.as_millis();
+        let lock_timeout = LOCK_TIMEOUT.as_millis();
+        let ours = format!(
+            "-c default_transaction_isolation=read\\ committed \
+             -c statement_timeout={statement_timeout} \
+             -c lock_timeout={lock_timeout} \
+             -c client_connection_check_interval=5000 \
+             -c jit=off"
+        );
+        match self.conninfo().options() {
+            Some(theirs) => format!("{theirs} {ours}"),
+            None => ours,
+        }
+    }
+}
+
+/// Drives a connection to its end, and keeps what the end was.
+async fn drive<S, T>(
+    mut connection: tokio_postgres::Connection<S, T>,
+    ended: watch::Sender<Option<End>>,
+) where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let end = loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notice(notice))) => debug!("{notice}"),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                break End {
+                    cause: Cause(&error).to_string(),
+                    sqlstate: error.code().map(|code| code.code().to_owned()),
+                };
+            }
+            None => {
+                break End {
+                    cause: "closed by us".to_owned(),
+                    sqlstate: None,
+                };
+            }
+        }
+    };
+    // The socket closes before anybody hears of it.
+    drop(connection);
+    ended.send_replace(Some(end));
+}
+
+// === impl Connection ===
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let closed = self.client.is_closed();
+        f.debug_struct("Connection")
+            .field("closed", &closed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Prepares a statement. `doing` says what for, in an error.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses it, does not answer in time, or is lost.
+    pub async fn prepare(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Statement, DatabaseError> {
+        self.within_deadline(doing, self.client.prepare(sql)).await
+    }
+
+    /// Runs a prepared statement, and returns its rows.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses it, does not answer in time, or is lost.
+    pub async fn query_prepared(
+        &self,
+        doing: &'static str,
+        statement: &Statement,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        self.within_deadline(doing, self.client.query(statement, &[]))
+            .await
+    }
+
+    /// Runs a statement once, and returns its rows.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses it, does not answer in time, or is lost.
+    pub async fn query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DatabaseError> {
+        self.within_deadline(doing, self.client.query(sql, parameters))
+            .await
+    }
+
+    /// Runs statements without results as one transaction.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses one of them, does not answer in time, or is lost.
+    pub async fn batch_execute(&self, doing: &'static str, sql: &str) -> Result<(), DatabaseError> {
+        self.within_deadline(doing, self.client.batch_execute(sql))
+            .await
+    }
+
+    /// Whether the server is in recovery: a standby, or not yet a primary.
+    ///
+    /// # Errors
+    ///
+    /// If the server does not answer in time, or is lost.
+    pub async fn is_in_recovery(&self) -> Result<bool, DatabaseError> {
+        let doing = "ask whether the server is in recovery";
+        let rows = self.query(doing, "SELECT pg_is_in_recovery()", &[]).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
+    /// Asks the server to cancel what runs on this connection. The connection is of no use
+    /// afterwards.
+    pub async fn cancel(&self) {
+        let cancelling = self.cancel.cancel_query(self.tls.0.clone());
+        match tokio::time::timeout(GRACE, cancelling).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(error = %Cause(&error), "could not cancel a statement"),
+            Err(_) => debug!("could not cancel a statement within its deadline"),
+        }
+    }
+
+    /// Ends the session, and waits until the connection is closed.
+    pub async fn close(self) {
+        let Self { client, end, .. } = self;
+        drop(client);
+        wait_for_end(end).await;
+    }
+
+    /// Waits for an answer, but not for ever, and finds the cause where there is none.
+    async fn within_deadline<R>(
+        &self,
+        doing: &'static str,
+        answer: impl Future<Output = Result<R, tokio_postgres::Error>>,
+    ) -> Result<R, DatabaseError> {
+        let mut answer = std::pin::pin!(answer);
+        let after = self.statement_deadline;
+        let error = match tokio::time::timeout(after, &mut answer).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                self.cancel().await;
+                // Whatever comes now, it is too late; but it may still end cleanly.
+                let _ = tokio::time::timeout(GRACE, answer).await;
+                self.driver.abort();
+                return Err(DatabaseError::StatementDeadline { doing, after });
+            }
+        };
+        if error.is_closed() {
+            let end = wait_for_end(self.end.clone()).await;
+            return Err(DatabaseError::Lost {
+                doing,
+                cause: end.cause,
+                sqlstate: end.sqlstate,
+            });
+        }
+        Err(DatabaseError::Statement { doing, error })
+    }
+}
+
+/// How a connection ended; it has [`GRACE`] to do so.
+async fn wait_for_end(mut end: watch::Receiver<Option<End>>) -> End {
+    let ended = tokio::time::timeout(GRACE, end.wait_for(Option::is_some)).await;
+    let end = ended
+        .ok()
+        .and_then(Result::ok)
+        .and_then(|end| (*end).clone());
+    end.unwrap_or_else(|| End {
+        cause: "it does not say why".to_owned(),
+        sqlstate: None,
+    })
+}

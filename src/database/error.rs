@@ -1,0 +1,143 @@
+//! What can go wrong between us and the server, told with its whole cause and without a secret.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio_postgres::error::SqlState;
+
+/// A connection or a statement that failed.
+///
+/// Its text holds the whole cause: the server's severity, message, SQLSTATE, detail and hint, or
+/// the operating system's words.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DatabaseError {
+    /// No connection could be made.
+    #[error("could not connect to {target}: {}", Cause(.error))]
+    Connect {
+        /// Which server.
+        target: String,
+        /// What it or the way to it said.
+        error: tokio_postgres::Error,
+    },
+    /// No connection could be made in time.
+    #[error("could not connect to {target} within {}", humantime::format_duration(*.after))]
+    ConnectDeadline {
+        /// Which server.
+        target: String,
+        /// The deadline.
+        after: Duration,
+    },
+    /// The server refused a statement.
+    #[error("{doing}: {}", Cause(.error))]
+    Statement {
+        /// What the statement was for.
+        doing: &'static str,
+        /// What the server said.
+        error: tokio_postgres::Error,
+    },
+    /// The server did not answer a statement in time. The connection was given up.
+    #[error("{doing}: no answer within {}", humantime::format_duration(*.after))]
+    StatementDeadline {
+        /// What the statement was for.
+        doing: &'static str,
+        /// The deadline.
+        after: Duration,
+    },
+    /// The connection was lost.
+    #[error("{doing}: connection to server was lost: {cause}")]
+    Lost {
+        /// What was under way.
+        doing: &'static str,
+        /// What ended the connection.
+        cause: String,
+        /// The SQLSTATE with which the server ended it, if it did.
+        sqlstate: Option<String>,
+    },
+}
+
+/// An error of tokio-postgres with its whole cause.
+pub(super) struct Cause<'e>(pub(super) &'e tokio_postgres::Error);
+
+// === impl DatabaseError ===
+
+impl DatabaseError {
+    /// The SQLSTATE, if the server said one.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Connect { error, .. } | Self::Statement { error, .. } => {
+                error.code().map(SqlState::code)
+            }
+            Self::Lost { sqlstate, .. } => sqlstate.as_deref(),
+            Self::ConnectDeadline { .. } | Self::StatementDeadline { .. } => None,
+        }
+    }
+
+    /// Whether the server was lost or could not be reached: not the fault of who asked.
+    ///
+    /// That is SQLSTATE class 08, 57P01 to 57P03, 57P05 and 53300, a closed or refused connection,
+    /// a name that does not resolve, and a deadline that passed.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::ConnectDeadline { .. } | Self::StatementDeadline { .. } | Self::Lost { .. } => {
+                true
+            }
+            Self::Connect { error, .. } | Self::Statement { error, .. } => match error.code() {
+                Some(code) => is_away_code(code),
+                None => error.is_closed() || is_io(error),
+            },
+        }
+    }
+}
+
+fn is_away_code(code: &SqlState) -> bool {
+    code.code().starts_with("08")
+        || [
+            &SqlState::ADMIN_SHUTDOWN,
+            &SqlState::CRASH_SHUTDOWN,
+            &SqlState::CANNOT_CONNECT_NOW,
+            &SqlState::IDLE_SESSION_TIMEOUT,
+            &SqlState::TOO_MANY_CONNECTIONS,
+        ]
+        .contains(&code)
+}
+
+fn is_io(error: &tokio_postgres::Error) -> bool {
+    error
+        .source()
+        .is_some_and(|source| source.downcast_ref::<io::Error>().is_some())
+}
+
+// === impl Cause ===
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(db) = self.0.as_db_error() {
+            write!(
+                f,
+                "{}: {} (SQLSTATE {})",
+                db.severity(),
+                db.message(),
+                db.code().code()
+            )?;
+            for (label, text) in [("DETAIL", db.detail()), ("HINT", db.hint())] {
+                if let Some(text) = text {
+                    write!(f, "; {label}: {text}")?;
+                }
+            }
+            return Ok(());
+        }
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! How far the server has come: away, standby or primary.
+//!
+//! It is asked only while a level is missing, or when somebody has reason to doubt it: while the
+//! server is primary and nobody complains, no query runs for this.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::{Database, DatabaseError};
+use crate::background_worker::StartTime;
+
+/// How long after one look at a server that has not come far enough the next one follows.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The least time between two looks, however many have doubts.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// What a server is, as far as it can be told from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerState {
+    /// It cannot be reached, or is starting up or shutting down.
+    Away,
+    /// It answers read-only queries.
+    Standby,
+    /// It accepts writes. So counts a server that runs but refuses our login: the workers then
+    /// meet that refusal under their own names.
+    Primary,
+}
+
+// === impl ServerState ===
+
+impl ServerState {
+    /// The level that this state stands for.
+    #[must_use]
+    pub fn reached(self) -> StartTime {
+        match self {
+            Self::Away => StartTime::PostmasterStart,
+            Self::Standby => StartTime::ConsistentState,
+            Self::Primary => StartTime::RecoveryFinished,
+        }
+    }
+}
+
+impl fmt::Display for ServerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Away => "away",
+            Self::Standby => "standby",
+            Self::Primary => "primary",
+        })
+    }
+}
+
+// === impl Database ===
+
+impl Database {
+    /// Looks at the server for ever, and tells `changed` what it is now, first of all and then
+    /// whenever it became something else.
+    ///
+    /// `suspect` is notified by whoever has reason to doubt the last answer.
+    pub(crate) async fn watch_server_state(
+        &self,
+        suspect: &Notify,
+        mut changed: impl FnMut(ServerState),
+    ) {
+        let mut last = None;
+        loop {
+            let (state, reason) = self.server_state().await;
+            if last.replace(state) != Some(state) {
+                match reason {
+                    Some(reason) if state == ServerState::Away => {
+                        warn!(%state, %reason, "server is {state}");
+                    }
+                    Some(_) | None => info!(%state, "server is {state}"),
+                }
+                changed(state);
+            }
+            tokio::time::sleep(INTERVAL_MIN).await;
+            if state == ServerState::Primary {
+                suspect.notified().await;
+            } else {
+                // Either ending is a reason to look again.
+                let _ = tokio::time::timeout(INTERVAL - INTERVAL_MIN, suspect.notified()).await;
+            }
+        }
+    }
+
+    /// Looks at the server once. The error, if any, is what kept us from asking it.
+    pub async fn server_state(&self) -> (ServerState, Option<DatabaseError>) {
+        match self.is_in_recovery().await {
+            Ok(true) => (ServerState::Standby, None),
+            Ok(false) => (ServerState::Primary, None),
+            Err(error) if error.is_away() => (ServerState::Away, Some(error)),
+            Err(error) => (ServerState::Primary, Some(error)),
+        }
+    }
+
+    async fn is_in_recovery(&self) -> Result<bool, DatabaseError> {
+        let connection = self.connect("bgworker", None).await?;
+        let answer = connection.is_in_recovery().await;
+        connection.close().await;
+        answer
+    }
+}

@@ -1,0 +1,513 @@
+//! A private PostgreSQL cluster, made from the binaries of this machine and stopped with us.
+//!
+//! The server listens on a Unix socket in a directory that only its user can enter, and on nothing
+//! else. It is the child of a *watchdog*, a shell in a process group of its own that reads a pipe
+//! which we hold. The pipe closes when we drop it, and when we die in any way; then the watchdog
+//! stops the server and removes what is temporary. There is no other way of stopping it, so that
+//! the one for emergencies is the one that is always used.
+//!
+//! Everything here blocks the calling thread: starting takes seconds the first time.
+
+mod binaries;
+mod server_user;
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use thiserror::Error;
+
+pub use self::binaries::{Binaries, BinariesError};
+use self::server_user::ServerUser;
+
+/// The name of the superuser and of the database, as in PostgreSQL's sample.
+const POSTGRES: &str = "postgres";
+
+/// How long a server may take until it accepts connections, crash recovery included.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long to wait until a server that is being stopped has let go of its directory.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a server may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at that cannot be waited for.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The longest path of a Unix socket that every system takes, in bytes, without the final NUL.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// What the watchdog runs: `$1` postgres, `$2` its data directory, `$3` its socket directory,
+/// `$4` the signal that stops it, `$5` what to remove in the end; then postgres's arguments.
+const WATCHDOG: &str = r#"
+postgres=$1 data=$2 socket=$3 signal=$4 remove=$5; shift 5
+exec 3<&0
+"$postgres" -D "$data" -k "$socket" "$@" </dev/null 3<&- >&2 &
+server=$!
+( read -r _ <&3; kill -"$signal" $server ) >/dev/null 2>&1 &
+guard=$!
+wait $server; status=$?
+kill $guard 2>/dev/null
+rm -rf "$socket"
+if [ -n "$remove" ]; then rm -rf "$remove"; fi
+exit $status
+"#;
+
+/// A running private server. Dropping it stops the server and waits until it has stopped.
+#[derive(Debug)]
+pub struct Cluster {
+    data_dir: PathBuf,
+    socket_dir: PathBuf,
+    watchdog: Child,
+    /// Dropped to stop the server.
+    leash: Option<ChildStdin>,
+}
+
+/// How to make a private server.
+#[derive(Clone, Debug)]
+pub struct ClusterSettings {
+    data_dir: DataDir,
+    options: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug)]
+enum DataDir {
+    /// Kept when the server stops.
+    Kept(PathBuf),
+    /// Made for this run, removed with it.
+    Temporary,
+}
+
+/// Why there is no private server.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EmbeddedError {
+    /// There are no binaries to make it from.
+    #[error(transparent)]
+    Binaries(#[from] BinariesError),
+    /// We are root, whom PostgreSQL refuses, and there is nobody to be instead.
+    #[error(
+        "PostgreSQL cannot run as root, and this machine has no user \"postgres\" to run it as: \
+         this makes one: useradd --system --user-group postgres"
+    )]
+    NoServerUser,
+    /// A file or a process could not be had.
+    #[error("could not {doing} \"{}\": {source}", .path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process serves the data directory.
+    #[error(
+        "data directory \"{}\" is in use by another server: stop it, or choose another data_dir",
+        .data_dir.display()
+    )]
+    InUse {
+        /// The directory.
+        data_dir: PathBuf,
+    },
+    /// The data directory has something in it that is not a cluster.
+    #[error(
+        "data directory \"{}\" exists but is not a PostgreSQL cluster: empty it, or choose another data_dir",
+        .data_dir.display()
+    )]
+    NotACluster {
+        /// The directory.
+        data_dir: PathBuf,
+    },
+    /// `initdb` failed.
+    #[error("initdb could not make a cluster in \"{}\": {output}", .data_dir.display())]
+    Initdb {
+        /// The directory.
+        data_dir: PathBuf,
+        /// What it said.
+        output: String,
+    },
+    /// The server ended before it accepted connections.
+    #[error("the server in \"{}\" ended before it accepted connections: {log}", .data_dir.display())]
+    Ended {
+        /// Its directory.
+        data_dir: PathBuf,
+        /// The end of its log.
+        log: String,
+    },
+    /// The server did not accept connections in time.
+    #[error(
+        "the server in \"{}\" did not accept connections within {}: {log}",
+        .data_dir.display(),
+        humantime::format_duration(START_TIMEOUT)
+    )]
+    StartDeadline {
+        /// Its directory.
+        data_dir: PathBuf,
+        /// The end of its log.
+        log: String,
+    },
+    /// The server did not stop in time; its watchdog goes on trying.
+    #[error(
+        "the server in \"{}\" did not stop within {}",
+        .data_dir.display(),
+        humantime::format_duration(STOP_TIMEOUT)
+    )]
+    StopDeadline {
+        /// Its directory.
+        data_dir: PathBuf,
+    },
+}
+
+// === impl ClusterSettings ===
+
+impl ClusterSettings {
+    /// A durable cluster in this directory, made there if it is empty or missing.
+    pub fn kept(data_dir: impl Into<PathBuf>) -> Self {
+        Self::new(DataDir::Kept(data_dir.into()))
+    }
+
+    /// A cluster that is made for this run and removed with it.
+    #[must_use]
+    pub fn temporary() -> Self {
+        Self::new(DataDir::Temporary)
+    }
+
+    fn new(data_dir: DataDir) -> Self {
+        Self {
+            data_dir,
+            options: Vec::new(),
+        }
+    }
+
+    /// Sets one parameter of the server, as in `postgresql.conf`.
+    #[must_use]
+    pub fn option(mut self, parameter: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.push((parameter.into(), value.into()));
+        self
+    }
+
+    /// Where a durable cluster lies unless it is told otherwise.
+    ///
+    /// For root a directory that the user whom the server runs as can reach; for others one in the
+    /// working directory.
+    #[must_use]
+    pub fn default_data_dir() -> PathBuf {
+        if server_user::is_root() {
+            PathBuf::from("/var/lib/bgworker")
+        } else {
+            PathBuf::from("./.bgworker")
+        }
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Starts the server, and waits until it accepts connections.
+    ///
+    /// # Errors
+    ///
+    /// If there is no server then; nothing is left running.
+    pub fn start(settings: ClusterSettings) -> Result<Self, EmbeddedError> {
+        let ClusterSettings { data_dir, options } = settings;
+        let user = ServerUser::find()?;
+        let (data_dir, temporary) = match data_dir {
+            DataDir::Kept(data_dir) => (user.make_directory(&data_dir)?, None),
+            DataDir::Temporary => {
+                let parent = make_temporary_directory(user, &temporary_directory())?;
+                let data_dir = user.make_directory(&parent.path().join("data"))?;
+                (data_dir, Some(parent))
+            }
+        };
+        let lock = lock(&data_dir)?;
+        let version = fs::read_to_string(data_dir.join("PG_VERSION")).ok();
+        let binaries = Binaries::find(version.as_deref().map(str::trim))?;
+        if version.is_none() {
+            initdb(&binaries, user, &data_dir)?;
+        }
+        let socket_dir = make_temporary_directory(user, &runtime_directory())?;
+        let (signal, remove) = match &temporary {
+            // A temporary cluster need not be tidy, only gone.
+            Some(temporary) => ("QUIT", temporary.path()),
+            None => ("INT", Path::new("")),
+        };
+        let mut watchdog = Command::new("/bin/sh");
+        watchdog
+            .args(["-c", WATCHDOG, "bgworker-watchdog"])
+            .arg(binaries.program("postgres"))
+            .arg(&data_dir)
+            .arg(socket_dir.path())
+            .args([signal.as_ref(), remove.as_os_str()])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "port=5432",
+                "-c",
+                "logging_collector=off",
+            ]);
+        for (parameter, value) in &options {
+            watchdog.arg("-c").arg(format!("{parameter}={value}"));
+        }
+        user.assume(&mut watchdog);
+        let mut watchdog = watchdog
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            // The lock lives as long as somebody holds this: the watchdog does, to its end.
+            .stdout(Stdio::from(lock))
+            .stderr(Stdio::from(user.make_log(&log_path(&data_dir))?))
+            .spawn()
+            .map_err(io_error("start a shell to watch over", &data_dir))?;
+        // From here on the watchdog removes them.
+        temporary.map(TempDir::keep);
+        let mut cluster = Self {
+            leash: watchdog.stdin.take(),
+            watchdog,
+            data_dir,
+            socket_dir: socket_dir.keep(),
+        };
+        cluster.wait_until_ready()?;
+        Ok(cluster)
+    }
+
+    /// The connection string of the server.
+    #[must_use]
+    pub fn conninfo(&self) -> String {
+        let host = self.socket_dir.display();
+        format!("host='{host}' port=5432 user={POSTGRES} dbname={POSTGRES}")
+    }
+
+    /// The command line that joins in.
+    #[must_use]
+    pub fn psql(&self) -> String {
+        let host = self.socket_dir.display();
+        format!("psql -h {host} -U {POSTGRES} -d {POSTGRES}")
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Where its socket is.
+    #[must_use]
+    pub fn socket_dir(&self) -> &Path {
+        &self.socket_dir
+    }
+
+    /// Stops the server, and waits until it has stopped.
+    ///
+    /// # Errors
+    ///
+    /// If it takes too long; the watchdog goes on trying.
+    pub fn stop(mut self) -> Result<(), EmbeddedError> {
+        self.release()
+    }
+
+    fn release(&mut self) -> Result<(), EmbeddedError> {
+        drop(self.leash.take());
+        let watchdog = &mut self.watchdog;
+        // A child that cannot be waited for is not there any more.
+        let stopped = poll(STOP_TIMEOUT, || !matches!(watchdog.try_wait(), Ok(None)));
+        if stopped {
+            return Ok(());
+        }
+        Err(EmbeddedError::StopDeadline {
+            data_dir: self.data_dir.clone(),
+        })
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), EmbeddedError> {
+        let pid_file = self.data_dir.join("postmaster.pid");
+        let mut ended = false;
+        let watchdog = &mut self.watchdog;
+        let ready = poll(START_TIMEOUT, || {
+            ended = matches!(watchdog.try_wait(), Ok(Some(_)) | Err(_));
+            ended || is_ready(&pid_file)
+        });
+        let data_dir = self.data_dir.clone();
+        let log = || end_of(&log_path(&data_dir));
+        match (ready, ended) {
+            (true, false) => Ok(()),
+            (true, true) => Err(EmbeddedError::Ended {
+                log: log(),
+                data_dir,
+            }),
+            (false, _) => Err(EmbeddedError::StartDeadline {
+                log: log(),
+                data_dir,
+            }),
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// Whether the server says that it accepts connections: the eighth line of its pid file, which
+/// `pg_ctl` reads too.
+fn is_ready(pid_file: &Path) -> bool {
+    fs::read_to_string(pid_file).is_ok_and(|text| {
+        let status = text.lines().nth(7).map(str::trim);
+        matches!(status, Some("ready" | "standby"))
+    })
+}
+
+/// Takes the lock on a data directory, which the watchdog of an earlier run may still hold.
+fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
+    let directory = File::open(data_dir).map_err(io_error("open", data_dir))?;
+    let mut failure = None;
+    let locked = poll(RELEASE_TIMEOUT, || match directory.try_lock() {
+        Ok(()) => true,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(error)) => {
+            failure = Some(error);
+            true
+        }
+    });
+    match failure {
+        Some(error) => Err(io_error("lock", data_dir)(error)),
+        None if locked => Ok(directory),
+        None => Err(EmbeddedError::InUse {
+            data_dir: data_dir.to_owned(),
+        }),
+    }
+}
+
+fn initdb(binaries: &Binaries, user: ServerUser, data_dir: &Path) -> Result<(), EmbeddedError> {
+    let is_empty = fs::read_dir(data_dir)
+        .map_err(io_error("read", data_dir))?
+        .next()
+        .is_none();
+    if !is_empty {
+        return Err(EmbeddedError::NotACluster {
+            data_dir: data_dir.to_owned(),
+        });
+    }
+    let mut initdb = Command::new(binaries.program("initdb"));
+    initdb
+        .args([
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-instructions",
+        ])
+        .arg(format!("--username={POSTGRES}"))
+        .arg("--pgdata")
+        .arg(data_dir)
+        .current_dir("/")
+        // A Ctrl-C at the terminal is for us to handle.
+        .process_group(0)
+        .stdin(Stdio::null());
+    user.assume(&mut initdb);
+    let output = initdb
+        .output()
+        .map_err(io_error("run initdb for", data_dir))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(EmbeddedError::Initdb {
+        data_dir: data_dir.to_owned(),
+        output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+/// A directory with a short path, for a socket, where the server's user may remove what is its own.
+fn runtime_directory() -> PathBuf {
+    let ours = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let socket = "/bgworker-XXXXXX/.s.PGSQL.5432";
+    ours.filter(|ours| !server_user::is_root() && ours.is_dir())
+        .filter(|ours| ours.as_os_str().len() + socket.len() <= SOCKET_PATH_MAX)
+        .unwrap_or_else(|| PathBuf::from("/tmp"))
+}
+
+/// A directory for temporary data, which the server's user can reach.
+fn temporary_directory() -> PathBuf {
+    if server_user::is_root() {
+        PathBuf::from("/tmp")
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+/// A new directory that only the server's user can enter.
+fn make_temporary_directory(user: ServerUser, parent: &Path) -> Result<TempDir, EmbeddedError> {
+    let directory = tempfile::Builder::new()
+        .prefix("bgworker-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(parent)
+        .map_err(io_error("make a directory in", parent))?;
+    user.own(directory.path())?;
+    Ok(directory)
+}
+
+fn log_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("server.log")
+}
+
+/// The last lines of a log, on one line.
+fn end_of(log: &Path) -> String {
+    const MOST: u64 = 2_000;
+    let read = || -> io::Result<String> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    match read() {
+        Ok(text) => text.lines().map(str::trim).collect::<Vec<_>>().join(" | "),
+        Err(error) => format!("its log could not be read: {error}"),
+    }
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError {
+    let path = path.to_owned();
+    move |source| EmbeddedError::Io {
+        doing,
+        path,
+        source,
+    }
+}
+
+/// Looks at a condition until it holds or the time is up, and says whether it held.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "neither a process that is not our child nor a file says when it has changed"
+)]
+fn poll(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Makes a directory, with its parents, that only its owner can enter.
+fn make_private_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}

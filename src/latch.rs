@@ -1,0 +1,123 @@
+//! The latch: a nap that can be woken, and what it was woken by.
+//!
+//! The counterpart of `SetLatch` and `WaitLatch` with the flags that PostgreSQL's signal handlers
+//! set beside them. Raising is synchronous and never waits. Nothing here knows who raises.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+/// What a worker naps on. Clones are the same latch.
+#[derive(Clone, Debug, Default)]
+pub struct Latch(Arc<State>);
+
+/// Why a nap ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wake {
+    /// The time was up (`WL_TIMEOUT`).
+    Timeout,
+    /// Settings may have changed. Said once for each `Sighup`, or for several at once.
+    Sighup,
+    /// The worker is to begin nothing new, and to end. Every later nap says so too.
+    Sigterm,
+    /// The worker is to cancel what it runs, and to end. Every later nap says so too.
+    Sigint,
+    /// The Postmaster is gone (`WL_EXIT_ON_PM_DEATH`). Every later nap says so too.
+    PostmasterDeath,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    raised: AtomicU8,
+    notify: Notify,
+}
+
+const SIGHUP: u8 = 1;
+const SIGTERM: u8 = 2;
+const SIGINT: u8 = 4;
+const POSTMASTER_DEATH: u8 = 8;
+
+// === impl Wake ===
+
+impl Wake {
+    /// Whether the worker must end now.
+    #[must_use]
+    pub fn is_stop(self) -> bool {
+        match self {
+            Self::Timeout | Self::Sighup => false,
+            Self::Sigterm | Self::Sigint | Self::PostmasterDeath => true,
+        }
+    }
+
+    fn bit(self) -> u8 {
+        match self {
+            Self::Timeout => 0,
+            Self::Sighup => SIGHUP,
+            Self::Sigterm => SIGTERM,
+            Self::Sigint => SIGINT,
+            Self::PostmasterDeath => POSTMASTER_DEATH,
+        }
+    }
+}
+
+// === impl Latch ===
+
+impl Latch {
+    /// Wakes whoever waits, and whoever waits next.
+    pub(crate) fn raise(&self, wake: Wake) {
+        self.0.raised.fetch_or(wake.bit(), Ordering::AcqRel);
+        self.0.notify.notify_waiters();
+    }
+
+    /// Naps for `timeout` at most, and says why it ended. Mirrors `WaitLatch`.
+    pub async fn wait(&self, timeout: Duration) -> Wake {
+        tokio::time::timeout(timeout, self.until(|raised| self.take(raised)))
+            .await
+            .unwrap_or(Wake::Timeout)
+    }
+
+    /// Waits until the worker is to end: by `Sigterm`, by `Sigint`, or because the Postmaster is
+    /// gone.
+    pub async fn stop_requested(&self) {
+        self.until(|raised| (raised & (SIGTERM | SIGINT | POSTMASTER_DEATH) != 0).then_some(()))
+            .await;
+    }
+
+    /// Waits until the worker is to cancel what it runs: by `Sigint`, or because the Postmaster is
+    /// gone.
+    pub async fn cancel_requested(&self) {
+        self.until(|raised| (raised & (SIGINT | POSTMASTER_DEATH) != 0).then_some(()))
+            .await;
+    }
+
+    /// What a nap answers to the raised flags. Only a `Sighup` is used up by being told.
+    fn take(&self, raised: u8) -> Option<Wake> {
+        if raised & POSTMASTER_DEATH != 0 {
+            Some(Wake::PostmasterDeath)
+        } else if raised & SIGINT != 0 {
+            Some(Wake::Sigint)
+        } else if raised & SIGTERM != 0 {
+            Some(Wake::Sigterm)
+        } else if raised & SIGHUP != 0 {
+            self.0.raised.fetch_and(!SIGHUP, Ordering::AcqRel);
+            Some(Wake::Sighup)
+        } else {
+            None
+        }
+    }
+
+    async fn until<T>(&self, mut answer: impl FnMut(u8) -> Option<T>) -> T {
+        loop {
+            let mut notified = pin!(self.0.notify.notified());
+            // Listening begins before the look at the flags, so that nothing falls in between.
+            notified.as_mut().enable();
+            if let Some(answer) = answer(self.0.raised.load(Ordering::Acquire)) {
+                return answer;
+            }
+            notified.await;
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! PostgreSQL's background workers, outside the server.
+//!
+//! PostgreSQL's postmaster runs *background workers*: it starts them when the server has come far
+//! enough, one per turn of its loop, passes them SIGHUP and SIGTERM, and starts them again after an
+//! interval when they fail. Its sample, `worker_spi`, folds `delta` rows into a `total` row. All of
+//! that lives inside the server, where a managed server lets nobody in.
+//!
+//! This crate is that model outside the server, on [actix] actors: a [`Postmaster`] starts workers,
+//! passes them [`Sighup`] and [`Sigterm`], applies restart times, and the built-in worker
+//! ([`worker_spi`]) folds deltas over an ordinary connection to any PostgreSQL.
+//!
+//! What is not re-implemented: shared memory, processes (a worker is a task), and anything that
+//! needs code in the server.
+//!
+//! # Example
+//!
+//! ```
+//! use std::time::Duration;
+//! use bgworker::supervision::{Limits, Shutdown};
+//! use bgworker::{BackgroundWorker, Postmaster, Wake, WorkerContext, WorkerError};
+//!
+//! /// A worker's main is a plain async function.
+//! async fn main(mut context: WorkerContext) -> Result<(), WorkerError> {
+//!     context.ready();
+//!     loop {
+//!         // … one cycle of work …
+//!         match context.nap(Duration::from_secs(1)).await {
+//!             Wake::Timeout | Wake::Sighup => {}
+//!             Wake::Sigterm | Wake::Sigint | Wake::PostmasterDeath => return Ok(()),
+//!         }
+//!     }
+//! }
+//!
+//! # fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! actix::System::new().block_on(async {
+//!     let postmaster = Postmaster::launch(Limits::default(), None)?;
+//!     postmaster.register(BackgroundWorker::new("hello"), main).await?;
+//!     postmaster.shut_down(Shutdown::Smart);
+//!     postmaster.exited().await?;
+//!     Ok(())
+//! })
+//! # }
+//! # run().unwrap();
+//! ```
+//!
+//! # Theory of operation
+//!
+//! Deciding is kept apart from doing. [`supervision::StateMachine`] decides which worker starts,
+//! stops or is forgotten, and when to look again; it has no clock, no task and no I/O. The
+//! [`Postmaster`] actor is a funnel in front of it: every message becomes an input, every action
+//! that comes out is carried out, and one timer waits for the machine's next deadline. Each start of
+//! a worker is an actor that turns messages into the worker's [`Latch`], and a task that runs its
+//! [`Main`], which never sees an actor. However a main ends, that is reported once.
+//!
+//! | its main | is | and then |
+//! |---|---|---|
+//! | returns `Ok` unasked | finished | unregistered, never restarted |
+//! | returns [`WorkerError::Failed`] | failed | restarted after its restart time, or unregistered with [`RestartTime::Never`] |
+//! | panics | crashed | as failed |
+//! | returns [`WorkerError::DatabaseAway`] | not to blame | started again, at once the first time |
+//! | ends after it was asked to stop | stopped | unregistered |
+//!
+//! The library installs no signal handler, no tracing subscriber and no panic hook, and reads no
+//! file and no environment unless it is told to.
+
+mod background_worker;
+pub mod config;
+mod context;
+pub mod database;
+#[cfg(feature = "embedded")]
+pub mod embedded;
+mod latch;
+mod postmaster;
+mod spelling;
+pub mod supervision;
+mod worker;
+pub mod worker_spi;
+
+pub use self::background_worker::{
+    Access, BackgroundWorker, ExitStatus, Incarnation, InvalidWorker, RestartTime, StartTime,
+    WorkerId,
+};
+pub use self::context::{Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
+pub use self::latch::{Latch, Wake};
+pub use self::postmaster::{
+    EndedWorker, NoSystem, Postmaster, PostmasterExit, PostmasterHandle, RequestError, Status,
+    WorkerStatus,
+};
+pub use self::worker::{Sighup, Sigint, Sigquit, Sigterm};

@@ -1,0 +1,59 @@
+//! What the state machine asks for: plain values, carried out by whoever owns it.
+
+use std::time::Duration;
+
+use crate::background_worker::{ExitStatus, Incarnation, WorkerId};
+
+/// What the caller must do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start this incarnation of its worker.
+    Start(Incarnation),
+    /// Pass a signal to a running incarnation.
+    Signal {
+        /// Whom.
+        incarnation: Incarnation,
+        /// What.
+        signal: Signal,
+    },
+    /// End a running incarnation without asking it.
+    Abort(Incarnation),
+    /// Report that an incarnation has ended, and what follows.
+    Exited {
+        /// Which.
+        incarnation: Incarnation,
+        /// How it ended; [`ExitStatus::Stopped`] whatever it said, if it was asked to.
+        exit: ExitStatus,
+        /// What follows.
+        afterwards: Afterwards,
+    },
+    /// Forget a worker: its slot and its name are free.
+    Unregister {
+        /// Whom.
+        worker: WorkerId,
+        /// Why.
+        exit: ExitStatus,
+    },
+    /// Every worker has ended after a shutdown request. Comes once; nothing comes after it.
+    Exit,
+}
+
+/// What follows the end of an incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It starts again, this long after its exit.
+    Restart(Duration),
+    /// It is unregistered.
+    Unregister,
+}
+
+/// What a running worker can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signal {
+    /// Settings may have changed: look at them now.
+    Sighup,
+    /// Begin nothing new, finish what runs, and end.
+    Sigterm,
+    /// Cancel what runs, and end.
+    Sigint,
+}

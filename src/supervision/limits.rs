@@ -1,0 +1,32 @@
+//! The bounds within which the state machine decides.
+
+use std::time::Duration;
+
+/// What the Postmaster's settings bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How many workers can be registered at once (`max_worker_processes`); 1024 by default.
+    pub max_workers: usize,
+    /// How many workers one tick may start; 1 by default, at least 1.
+    pub starts_per_tick: usize,
+    /// How long a worker that was asked to stop may take for what it has begun; 20 s by default.
+    pub shutdown_timeout: Duration,
+}
+
+// === impl Limits ===
+
+impl Limits {
+    /// How long a fast shutdown waits before it becomes immediate. Mirrors
+    /// `SIGKILL_CHILDREN_AFTER_SECS`.
+    pub const FAST_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_workers: 1024,
+            starts_per_tick: 1,
+            shutdown_timeout: Duration::from_secs(20),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Slots with generations: who is registered, found by a handle that outlives its worker safely.
+//!
+//! A slot is reused, a generation never is, so a handle from before says "gone" instead of meaning
+//! somebody else. Nothing here knows what a slot holds.
+
+use crate::background_worker::WorkerId;
+
+/// The slots, and the free ones among them.
+#[derive(Debug)]
+pub(super) struct Registry<T> {
+    slots: Vec<Slot<T>>,
+    free: Vec<usize>,
+    generation: u64,
+}
+
+#[derive(Debug)]
+enum Slot<T> {
+    Free,
+    Taken { generation: u64, entry: T },
+}
+
+// === impl Registry ===
+
+impl<T> Registry<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            generation: 0,
+        }
+    }
+
+    /// How many slots are taken.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Takes a free slot, or a new one.
+    pub(super) fn insert(&mut self, entry: T) -> WorkerId {
+        self.generation += 1;
+        let generation = self.generation;
+        let taken = Slot::Taken { generation, entry };
+        let slot = if let Some(slot) = self.free.pop() {
+            self.slots[slot] = taken;
+            slot
+        } else {
+            self.slots.push(taken);
+            self.slots.len() - 1
+        };
+        WorkerId::new(slot, generation)
+    }
+
+    pub(super) fn get(&self, id: WorkerId) -> Option<&T> {
+        match self.slots.get(id.slot())? {
+            Slot::Taken { generation, entry } if *generation == id.generation() => Some(entry),
+            Slot::Taken { .. } | Slot::Free => None,
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, id: WorkerId) -> Option<&mut T> {
+        match self.slots.get_mut(id.slot())? {
+            Slot::Taken { generation, entry } if *generation == id.generation() => Some(entry),
+            Slot::Taken { .. } | Slot::Free => None,
+        }
+    }
+
+    /// Frees the slot. A handle from before does nothing.
+    pub(super) fn remove(&mut self, id: WorkerId) -> Option<T> {
+        self.get(id)?;
+        self.free.push(id.slot());
+        match std::mem::replace(&mut self.slots[id.slot()], Slot::Free) {
+            Slot::Taken { entry, .. } => Some(entry),
+            Slot::Free => None,
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What the built-in worker needs before its first cycle: made where it is missing, refused where
+//! it is of no use.
+//!
+//! Looks first and makes only what is missing, so that a role without the right to make anything
+//! works where all is there. What exists is never changed.
+
+use thiserror::Error;
+use tokio_postgres::error::SqlState;
+
+use super::statement::{Nulls, Table};
+use crate::context::WorkerError;
+use crate::database::{Connection, DatabaseError};
+
+/// A table that the worker cannot work on.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum UnusableTable {
+    /// The name belongs to a view, a sequence, an index, a partitioned table.
+    #[error("{table} is not an ordinary table")]
+    NotATable {
+        /// Which.
+        table: String,
+    },
+    /// A column is missing or cannot hold what it must.
+    #[error("{table} has the wrong shape: column \"{column}\" must be {expected}, but is {found}")]
+    Column {
+        /// Which table.
+        table: String,
+        /// Which column.
+        column: &'static str,
+        /// The types that will do.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// Nothing keeps the total the only one.
+    #[error("{table} has no unique index on its total; this makes one: {mend}")]
+    NoUniqueIndex {
+        /// Which table.
+        table: String,
+        /// The statement.
+        mend: String,
+    },
+    /// There is more than one total.
+    #[error("{table} has more than one total; this makes them one, and keeps it so: {mend}")]
+    SeveralTotals {
+        /// Which table.
+        table: String,
+        /// The statements.
+        mend: String,
+    },
+    /// Others make and drop the schema or the table faster than it can be looked at.
+    #[error("{table} was made and dropped by others while it was looked at")]
+    Unsettled {
+        /// Which table.
+        table: String,
+    },
+}
+
+/// How often to look again after somebody else made something first.
+const ATTEMPTS_MAX: usize = 10;
+
+/// What there is, in one row: the schema, the kind of the table, the types of its two columns,
+/// whether `value` refuses NULL, and whether a unique index keeps the total the only one.
+const LOOK: &str = "\
+    SELECT n.oid IS NOT NULL, c.relkind::text, \
+    format_type(t.atttypid, NULL), format_type(v.atttypid, NULL), v.attnotnull, \
+    EXISTS (SELECT FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid \
+        AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1 AND i.indkey[0] = t.attnum \
+        AND pg_get_expr(i.indpred, i.indrelid) \
+            IN ('(type = ''total''::text)', '((type)::text = ''total''::text)')) \
+    FROM (VALUES ($1::text, $2::text)) AS wanted (schema, name) \
+    LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = wanted.schema \
+    LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name \
+    LEFT JOIN pg_catalog.pg_attribute AS t \
+        ON t.attrelid = c.oid AND t.attname = 'type' AND NOT t.attisdropped \
+    LEFT JOIN pg_catalog.pg_attribute AS v \
+        ON v.attrelid = c.oid AND v.attname = 'value' AND NOT v.attisdropped";
+
+/// Sees to it that the table can be worked on.
+///
+/// # Errors
+///
+/// If it cannot be made, or what is there is of no use.
+pub(super) async fn initialize(
+    connection: &Connection,
+    table: &Table,
+    initial_total: Option<i64>,
+) -> Result<Nulls, WorkerError> {
+    let nulls = settle(connection, table).await?;
+    if let Some(total) = initial_total {
+        insert_initial_total(connection, table, total).await?;
+    }
+    Ok(nulls)
+}
+
+/// Looks, and makes what is missing, until nothing is.
+async fn settle(connection: &Connection, table: &Table) -> Result<Nulls, WorkerError> {
+    let names: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&table.schema(), &table.name()];
+    for _ in 0..ATTEMPTS_MAX {
+        let rows = connection.query("look for the table", LOOK, &names).await?;
+        let Some(row) = rows.first() else { continue };
+        let has_schema: bool = row.get(0);
+        let kind: Option<String> = row.get(1);
+        let missing = match kind {
+            None if has_schema => ("create the table", table.create_table()),
+            None => ("create the schema", table.create_schema()),
+            Some(kind) => {
+                let nulls = check_shape(table, &kind, row.get(2), row.get(3), row.get(4))?;
+                if !row.get::<_, bool>(5) {
+                    return Err(without_index(connection, table).await?.into());
+                }
+                return Ok(nulls);
+            }
+        };
+        let (doing, sql) = missing;
+        match connection.batch_execute(doing, &sql).await {
+            Ok(()) => {}
+            Err(error) if somebody_was_first(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(UnusableTable::Unsettled {
+        table: table.to_string(),
+    }
+    .into())
+}
+
+fn check_shape(
+    table: &Table,
+    kind: &str,
+    type_type: Option<String>,
+    value_type: Option<String>,
+    value_not_null: Option<bool>,
+) -> Result<Nulls, UnusableTable> {
+    let table = || table.to_string();
+    if kind != "r" {
+        return Err(UnusableTable::NotATable { table: table() });
+    }
+    let column = |column, expected, found: Option<String>| {
+        Err(UnusableTable::Column {
+            table: table(),
+            column,
+            expected,
+            found: found.unwrap_or_else(|| "missing".to_owned()),
+        })
+    };
+    match type_type.as_deref() {
+        Some("text" | "character varying") => {}
+        _ => return column("type", "text", type_type),
+    }
+    match value_type.as_deref() {
+        Some("bigint" | "integer" | "smallint") => {}
+        _ => return column("value", "bigint or integer", value_type),
+    }
+    Ok(match value_not_null {
+        Some(true) => Nulls::Impossible,
+        Some(false) | None => Nulls::Possible,
+    })
+}
+
+/// What is wrong with a table that has no unique index on its total.
+async fn without_index(
+    connection: &Connection,
+    table: &Table,
+) -> Result<UnusableTable, DatabaseError> {
+    let rows = connection
+        .query("count the totals", &table.count_totals(), &[])
+        .await?;
+    let totals: i64 = rows.first().map_or(0, |row| row.get(0));
+    Ok(if totals > 1 {
+        UnusableTable::SeveralTotals {
+            table: table.to_string(),
+            mend: table.merge_totals(),
+        }
+    } else {
+        UnusableTable::NoUniqueIndex {
+            table: table.to_string(),
+            mend: table.create_index(),
+        }
+    })
+}
+
+async fn insert_initial_total(
+    connection: &Connection,
+    table: &Table,
+    total: i64,
+) -> Result<(), DatabaseError> {
+    let doing = "insert the initial total";
+    connection
+        .query(doing, &table.insert_initial_total(), &[&total])
+        .await?;
+    Ok(())
+}
+
+/// Whether somebody else made the same thing at the same time, or is about to.
+fn somebody_was_first(error: &DatabaseError) -> bool {
+    let races = [
+        SqlState::DUPLICATE_SCHEMA,
+        SqlState::DUPLICATE_TABLE,
+        SqlState::DUPLICATE_OBJECT,
+        SqlState::UNIQUE_VIOLATION,
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+    ];
+    let code = error.sqlstate();
+    races.iter().any(|race| Some(race.code()) == code)
+}

@@ -1,0 +1,256 @@
+//! The SQL of the built-in worker: names in, statements out.
+//!
+//! Pure text; nothing here talks to a server. Every name that goes into a statement is quoted here
+//! and nowhere else.
+
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use thiserror::Error;
+
+/// A table of deltas and their total: two names that PostgreSQL takes whole.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Table {
+    schema: String,
+    name: String,
+}
+
+/// Why a name cannot name a schema or a table.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidTable {
+    /// A name is empty.
+    #[error("{what} name is empty")]
+    Empty {
+        /// Of what.
+        what: &'static str,
+    },
+    /// A name has a NUL in it.
+    #[error("{what} name {name:?} must not contain NUL")]
+    Nul {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A name is longer than PostgreSQL would take it: it would cut it, and two names might meet.
+    #[error("{what} name \"{name}\" is {} bytes long: {max} bytes is the limit{reason}", .name.len())]
+    TooLong {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The limit in bytes.
+        max: usize,
+        /// Why it is that, if it is not PostgreSQL's own.
+        reason: &'static str,
+    },
+}
+
+/// Whether the table's `value` column can hold NULL, which our own cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nulls {
+    /// It cannot.
+    Impossible,
+    /// It can: rows with NULL are left alone, and reported.
+    Possible,
+}
+
+/// What follows the table's name in the name of its index, as in PostgreSQL's sample.
+const INDEX_SUFFIX: &str = "_unique_total";
+
+/// What may stand in a comment as it is.
+const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b' ')
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.');
+
+// === impl Table ===
+
+impl Table {
+    /// The longest name that PostgreSQL takes whole, in bytes (`NAMEDATALEN - 1`).
+    pub const SCHEMA_MAX: usize = 63;
+
+    /// The longest name of a table, in bytes: that of its index is this much longer.
+    pub const NAME_MAX: usize = Self::SCHEMA_MAX - INDEX_SUFFIX.len();
+
+    /// Names a table.
+    ///
+    /// # Errors
+    ///
+    /// If a name is empty, too long, or has a NUL in it.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidTable> {
+        Ok(Self {
+            schema: check("schema", schema.into(), Self::SCHEMA_MAX, "")?,
+            name: check(
+                "table",
+                name.into(),
+                Self::NAME_MAX,
+                ", since the name of its index is 13 bytes longer",
+            )?,
+        })
+    }
+
+    /// The schema's name, as it is.
+    #[must_use]
+    pub fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    /// The table's name, as it is.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `schema.table`, quoted for a statement.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
+    }
+
+    /// Folds all deltas into the total, and says what came of it: one row of the new total, the
+    /// number of deltas folded, and the [outcome](FOLDED); with NULLs possible, also whether there
+    /// are any.
+    ///
+    /// One statement, so one transaction, and exact under READ COMMITTED whatever others do:
+    ///
+    /// - The total is locked first, and only if there is a delta. If it is gone, or somebody holds
+    ///   it, nothing is deleted: the deletion is gated on the lock.
+    /// - Without a delta nothing is written, not even a row lock.
+    /// - The update finds the total by its type, not by the place where it was locked: a total
+    ///   that was updated in between has moved.
+    #[must_use]
+    pub fn fold(&self, worker: &str, nulls: Nulls) -> String {
+        let table = self.sql();
+        let worker = utf8_percent_encode(worker, COMMENT);
+        let (usable, report) = match nulls {
+            Nulls::Impossible => ("", String::new()),
+            Nulls::Possible => (
+                " AND value IS NOT NULL",
+                format!(
+                    ", EXISTS (SELECT FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL)"
+                ),
+            ),
+        };
+        format!(
+            "/* bgworker: {worker} */ \
+             WITH pending AS MATERIALIZED (\
+             SELECT EXISTS (SELECT FROM {table} WHERE type = 'delta'{usable}) AS found\
+             ), total AS MATERIALIZED (\
+             SELECT ctid FROM {table} WHERE type = 'total'{usable} \
+             AND (SELECT found FROM pending) FOR UPDATE SKIP LOCKED\
+             ), deleted AS (\
+             DELETE FROM {table} WHERE type = 'delta'{usable} \
+             AND EXISTS (SELECT FROM total) RETURNING value\
+             ), folded AS (\
+             SELECT sum(value) AS sum, count(*) AS rows FROM deleted\
+             ), updated AS (\
+             UPDATE {table} AS t SET value = t.value + folded.sum FROM folded \
+             WHERE t.type = 'total' AND folded.rows > 0 RETURNING t.value::bigint, folded.rows\
+             ) SELECT (SELECT value FROM updated), (SELECT rows FROM updated), CASE \
+             WHEN EXISTS (SELECT FROM updated) THEN '{FOLDED}' \
+             WHEN NOT (SELECT found FROM pending) THEN '{IDLE}' \
+             WHEN EXISTS (SELECT FROM {table} WHERE type = 'total'{usable}) THEN '{SKIPPED}' \
+             ELSE '{NO_TOTAL}' END{report}"
+        )
+    }
+
+    pub(super) fn create_schema(&self) -> String {
+        format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema))
+    }
+
+    /// Makes the table and its index: both or neither, when sent as one message.
+    pub(super) fn create_table(&self) -> String {
+        format!(
+            "CREATE TABLE {table} (type text NOT NULL CHECK (type IN ('total', 'delta')), \
+             value bigint NOT NULL) WITH (fillfactor = 90); {index}",
+            table = self.sql(),
+            index = self.create_index(),
+        )
+    }
+
+    pub(super) fn create_index(&self) -> String {
+        format!(
+            "CREATE UNIQUE INDEX {} ON {} (type) WHERE type = 'total'",
+            quoted(&format!("{}{INDEX_SUFFIX}", self.name)),
+            self.sql(),
+        )
+    }
+
+    /// Makes one total of several, then the index that keeps it the only one.
+    pub(super) fn merge_totals(&self) -> String {
+        format!(
+            "BEGIN; LOCK TABLE {table}; WITH totals AS (DELETE FROM {table} WHERE type = 'total' \
+             RETURNING value) INSERT INTO {table} SELECT 'total', sum(value) FROM totals; {index}; \
+             COMMIT",
+            table = self.sql(),
+            index = self.create_index(),
+        )
+    }
+
+    pub(super) fn count_totals(&self) -> String {
+        let table = self.sql();
+        format!("SELECT count(*) FROM (SELECT FROM {table} WHERE type = 'total' LIMIT 2) AS totals")
+    }
+
+    pub(super) fn insert_initial_total(&self) -> String {
+        format!(
+            "INSERT INTO {} VALUES ('total', $1::bigint) ON CONFLICT DO NOTHING",
+            self.sql()
+        )
+    }
+}
+
+/// The outcome of a fold: deltas were folded.
+pub(super) const FOLDED: &str = "folded";
+/// The outcome of a fold: there was no delta.
+pub(super) const IDLE: &str = "idle";
+/// The outcome of a fold: somebody else holds the total, or has just replaced it.
+pub(super) const SKIPPED: &str = "skipped";
+/// The outcome of a fold: there are deltas and no total.
+pub(super) const NO_TOTAL: &str = "no total";
+
+impl fmt::Display for Table {
+    /// `schema.table`, each in quotes where it must be to be read back, as `quote_identifier` has
+    /// it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |name: &str| {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit()) {
+                name.to_owned()
+            } else {
+                quoted(name)
+            }
+        };
+        write!(f, "{}.{}", shown(&self.schema), shown(&self.name))
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn check(
+    what: &'static str,
+    name: String,
+    max: usize,
+    reason: &'static str,
+) -> Result<String, InvalidTable> {
+    if name.is_empty() {
+        return Err(InvalidTable::Empty { what });
+    }
+    if name.contains('\0') {
+        return Err(InvalidTable::Nul { what, name });
+    }
+    if name.len() > max {
+        return Err(InvalidTable::TooLong {
+            what,
+            name,
+            max,
+            reason,
+        });
+    }
+    Ok(name)
+}
