@@ -34,7 +34,7 @@ pub enum Action {
         /// Why.
         exit: ExitStatus,
     },
-    /// Every worker has ended after a shutdown request. Comes once; nothing comes after it.
+    /// Every worker has ended after a shutdown request. Comes once; nobody is started after it.
     Exit,
 }
 

@@ -80,9 +80,8 @@ impl ShutdownUnderWay {
 
     /// The stronger mode that its deadline leads to, once that has passed.
     pub(super) fn after_deadline(&self, now: Instant) -> Option<Shutdown> {
-        self.deadline
-            .is_some_and(|deadline| deadline <= now)
-            .then(|| self.mode.next())
+        let has_passed = self.deadline.is_some_and(|deadline| deadline <= now);
+        (has_passed && !self.exited).then(|| self.mode.next())
     }
 
     /// When there is something to do next.

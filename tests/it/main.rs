@@ -1,1 +1,5 @@
+//! The specification, as one test binary: every test is named after what it proves.
 
+mod supervision;
+mod supervision_properties;
+mod support;

@@ -1,0 +1,467 @@
+//! Properties of the pure machine, under random histories of inputs.
+//!
+//! The simulation carries out actions as a Postmaster would, jumps from deadline to deadline, and
+//! fails when the machine asks to be called at once for ever.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bgworker::supervision::{
+    Action, Afterwards, Limits, RegisterError, Shutdown, Signal, StateMachine, WorkerState,
+};
+use bgworker::{BackgroundWorker, ExitStatus, Incarnation, RestartTime, StartTime, WorkerId};
+use proptest::prelude::*;
+
+/// One input, chosen at random. Indices are taken modulo what there is.
+#[derive(Clone, Debug)]
+enum Op {
+    Register {
+        name: u8,
+        start_time: StartTime,
+        restart_time: RestartTime,
+    },
+    Terminate(usize),
+    Reached(StartTime),
+    Ready(usize),
+    Exit(usize, ExitStatus),
+    StaleExit(usize, ExitStatus),
+    Sighup,
+    ShutDown(Shutdown),
+    /// Drains so many actions only, as a Postmaster with other things to do.
+    Drain(usize),
+    Tick,
+    Wait(Duration),
+}
+
+const MAX_WORKERS: usize = 12;
+
+fn op() -> impl Strategy<Value = Op> {
+    let level = prop_oneof![
+        Just(StartTime::PostmasterStart),
+        Just(StartTime::ConsistentState),
+        Just(StartTime::RecoveryFinished),
+    ];
+    let restart = prop_oneof![
+        Just(RestartTime::Never),
+        (1..5000_u64).prop_map(|ms| RestartTime::After(Duration::from_millis(ms))),
+    ];
+    let exit = prop_oneof![
+        Just(ExitStatus::Finished),
+        Just(ExitStatus::Failed),
+        Just(ExitStatus::Crashed),
+        Just(ExitStatus::DatabaseAway),
+    ];
+    let mode = prop_oneof![
+        Just(Shutdown::Smart),
+        Just(Shutdown::Fast),
+        Just(Shutdown::Immediate),
+    ];
+    prop_oneof![
+        6 => (any::<u8>(), level.clone(), restart).prop_map(|(name, start_time, restart_time)| {
+            Op::Register { name: name % 16, start_time, restart_time }
+        }),
+        2 => any::<usize>().prop_map(Op::Terminate),
+        2 => level.prop_map(Op::Reached),
+        2 => any::<usize>().prop_map(Op::Ready),
+        5 => (any::<usize>(), exit.clone()).prop_map(|(n, exit)| Op::Exit(n, exit)),
+        1 => (any::<usize>(), exit).prop_map(|(n, exit)| Op::StaleExit(n, exit)),
+        1 => Just(Op::Sighup),
+        1 => mode.prop_map(Op::ShutDown),
+        3 => (0..5_usize).prop_map(Op::Drain),
+        8 => Just(Op::Tick),
+        3 => (0..3000_u64).prop_map(|ms| Op::Wait(Duration::from_millis(ms))),
+    ]
+}
+
+/// The machine, and what an outside observer knows.
+struct Sim {
+    machine: StateMachine,
+    now: Instant,
+    level: StartTime,
+    registered: BTreeMap<WorkerId, BackgroundWorker>,
+    running: BTreeMap<WorkerId, Incarnation>,
+    ended: Vec<Incarnation>,
+    /// Before this, a worker must not start.
+    not_before: BTreeMap<WorkerId, Instant>,
+    told_to_stop: BTreeSet<Incarnation>,
+    last_number: u64,
+    starts_allowed: usize,
+    shutdown: Option<Shutdown>,
+    exits: usize,
+    /// Sighups that an incarnation may still be told, and that it was told.
+    sighups: BTreeMap<Incarnation, (usize, usize)>,
+}
+
+impl Sim {
+    fn new() -> Self {
+        let now = Instant::now();
+        let limits = Limits {
+            max_workers: MAX_WORKERS,
+            ..Limits::default()
+        };
+        Self {
+            machine: StateMachine::new(now, limits),
+            now,
+            level: StartTime::PostmasterStart,
+            registered: BTreeMap::new(),
+            running: BTreeMap::new(),
+            ended: Vec::new(),
+            not_before: BTreeMap::new(),
+            told_to_stop: BTreeSet::new(),
+            last_number: 0,
+            starts_allowed: 0,
+            shutdown: None,
+            exits: 0,
+            sighups: BTreeMap::new(),
+        }
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Register {
+                name,
+                start_time,
+                restart_time,
+            } => {
+                self.register(name, start_time, restart_time);
+            }
+            Op::Terminate(n) => {
+                let Some(&id) = nth(self.registered.keys(), n) else {
+                    return;
+                };
+                self.machine.terminate(self.now, id);
+                if let Some(incarnation) = self.running.get(&id) {
+                    self.told_to_stop.insert(*incarnation);
+                }
+                self.starts_allowed = 0;
+            }
+            Op::Reached(level) => {
+                self.machine.reached(self.now, level);
+                self.level = level;
+                self.starts_allowed = 0;
+            }
+            Op::Ready(n) => {
+                let Some(&incarnation) = nth(self.running.values(), n) else {
+                    return;
+                };
+                self.machine.worker_ready(self.now, incarnation);
+                self.starts_allowed = 0;
+            }
+            Op::Exit(n, exit) => {
+                let Some(&incarnation) = nth(self.running.values(), n) else {
+                    return;
+                };
+                self.exit(incarnation, exit);
+            }
+            Op::StaleExit(n, exit) => {
+                let Some(&incarnation) = nth(self.ended.iter(), n) else {
+                    return;
+                };
+                let before = format!("{:?}", self.machine.counts());
+                self.machine.worker_exited(self.now, incarnation, exit, 0.5);
+                assert_eq!(
+                    before,
+                    format!("{:?}", self.machine.counts()),
+                    "a stale exit"
+                );
+                self.starts_allowed = 0;
+            }
+            Op::Sighup => {
+                self.machine.sighup(self.now);
+                for incarnation in self.running.values() {
+                    self.sighups.entry(*incarnation).or_default().0 += 1;
+                }
+                self.starts_allowed = 0;
+            }
+            Op::ShutDown(mode) => {
+                let before = self.machine.shutdown();
+                self.machine.shut_down(self.now, mode);
+                self.shutdown = self.machine.shutdown();
+                assert!(self.shutdown >= before, "a shutdown goes back");
+                self.starts_allowed = 0;
+            }
+            Op::Drain(n) => self.drain(n),
+            Op::Tick => {
+                self.machine.handle_timeout(self.now);
+                assert!(
+                    self.machine.shutdown() >= self.shutdown,
+                    "a shutdown goes back"
+                );
+                self.shutdown = self.machine.shutdown();
+                self.starts_allowed = Limits::default().starts_per_tick;
+            }
+            Op::Wait(wait) => self.now += wait,
+        }
+    }
+
+    fn register(&mut self, name: u8, start_time: StartTime, restart_time: RestartTime) {
+        let worker = BackgroundWorker::new(format!("w{name}"))
+            .start_time(start_time)
+            .restart_time(restart_time);
+        let is_taken = self.machine.find(&worker.name).is_some();
+        let is_full = self.machine.counts().registered == MAX_WORKERS;
+        self.starts_allowed = 0;
+        match self.machine.register(self.now, worker.clone()) {
+            Ok(id) => {
+                assert!(!is_taken && !is_full && self.shutdown.is_none());
+                let before = self.registered.insert(id, worker);
+                assert_eq!(before, None, "a generation is used again");
+            }
+            Err(RegisterError::Duplicate { .. }) => assert!(is_taken),
+            Err(RegisterError::TooManyWorkers { .. }) => assert!(is_full),
+            Err(RegisterError::ShuttingDown { .. }) => assert!(self.shutdown.is_some()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn exit(&mut self, incarnation: Incarnation, exit: ExitStatus) {
+        self.machine.worker_exited(self.now, incarnation, exit, 0.5);
+        self.running.remove(&incarnation.worker);
+        self.ended.push(incarnation);
+        self.starts_allowed = 0;
+    }
+
+    fn drain(&mut self, most: usize) {
+        for _ in 0..most {
+            let Some(action) = self.machine.poll_action() else {
+                return;
+            };
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        let forgets = matches!(action, Action::Unregister { .. });
+        assert!(self.exits == 0 || forgets, "{action:?} after Exit");
+        match action {
+            Action::Start(incarnation) => self.start(incarnation),
+            Action::Signal {
+                incarnation,
+                signal,
+            } => {
+                let is_running = self.running.get(&incarnation.worker) == Some(&incarnation);
+                // It may have ended since the action was decided; that does no harm.
+                assert!(
+                    is_running || self.ended.contains(&incarnation),
+                    "{action:?}"
+                );
+                if signal == Signal::Sighup {
+                    let (asked, told) = self.sighups.entry(incarnation).or_default();
+                    *told += 1;
+                    assert!(told <= asked, "told of more Sighups than there were");
+                } else {
+                    self.told_to_stop.insert(incarnation);
+                }
+            }
+            Action::Abort(incarnation) => {
+                self.told_to_stop.insert(incarnation);
+            }
+            Action::Exited {
+                incarnation,
+                exit,
+                afterwards,
+            } => {
+                self.check_exit(incarnation, exit, afterwards);
+            }
+            Action::Unregister { worker, .. } => {
+                assert!(!self.running.contains_key(&worker));
+                assert!(
+                    self.registered.remove(&worker).is_some(),
+                    "unregistered twice"
+                );
+                assert_eq!(
+                    self.machine.state(worker),
+                    None,
+                    "an old handle means somebody"
+                );
+                self.not_before.remove(&worker);
+            }
+            Action::Exit => {
+                assert!(self.running.is_empty() && self.shutdown.is_some());
+                self.exits += 1;
+            }
+        }
+    }
+
+    /// Properties 1, 2, 3 and 7: one live incarnation, level and shutdown, restart time, per tick.
+    fn start(&mut self, incarnation: Incarnation) {
+        let id = incarnation.worker;
+        assert!(
+            incarnation.number > self.last_number,
+            "an incarnation is used again"
+        );
+        self.last_number = incarnation.number;
+        assert!(
+            self.running.insert(id, incarnation).is_none(),
+            "two live incarnations"
+        );
+        assert!(self.shutdown.is_none(), "started during a shutdown");
+        let worker = &self.registered[&id];
+        assert!(worker.start_time <= self.level, "started too early");
+        let not_before = self.not_before.remove(&id);
+        assert!(
+            not_before.is_none_or(|at| at <= self.now),
+            "restarted too early"
+        );
+        self.starts_allowed = self
+            .starts_allowed
+            .checked_sub(1)
+            .expect("a start outside a tick");
+        // Order: nobody who could start now was registered before.
+        for (other, worker) in &self.registered {
+            let waits = self.machine.state(*other) == Some(WorkerState::Registered);
+            assert!(
+                !(waits && worker.start_time <= self.level && other < &id),
+                "out of order"
+            );
+        }
+    }
+
+    /// Property 4, and what follows an exit.
+    fn check_exit(&mut self, incarnation: Incarnation, exit: ExitStatus, then: Afterwards) {
+        let id = incarnation.worker;
+        let worker = &self.registered[&id];
+        if self.told_to_stop.contains(&incarnation) {
+            assert_eq!(exit, ExitStatus::Stopped);
+        }
+        match (exit, worker.restart_time, then) {
+            (ExitStatus::Finished | ExitStatus::Stopped, _, Afterwards::Unregister)
+            | (
+                ExitStatus::Failed | ExitStatus::Crashed,
+                RestartTime::Never,
+                Afterwards::Unregister,
+            ) => {}
+            (
+                ExitStatus::Failed | ExitStatus::Crashed,
+                RestartTime::After(interval),
+                Afterwards::Restart(wait),
+            ) => {
+                assert_eq!(wait, interval);
+            }
+            (ExitStatus::DatabaseAway, _, Afterwards::Restart(wait)) => {
+                assert!(wait <= Duration::from_secs(1));
+            }
+            unexpected => panic!("{unexpected:?}"),
+        }
+        if let (Afterwards::Restart(_), Some(WorkerState::BackingOff { until })) =
+            (then, self.machine.state(id))
+        {
+            self.not_before.insert(id, until);
+        }
+    }
+
+    /// Drains and ticks until nothing is due; fails when that takes for ever (property 8).
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            self.drain(usize::MAX);
+            match self.machine.poll_timeout() {
+                Some(at) if at <= self.now => self.apply(Op::Tick),
+                Some(_) | None => return,
+            }
+        }
+        panic!("livelock: {:?}", self.machine);
+    }
+
+    /// Jumps to the next deadline, if there is one.
+    fn step(&mut self) -> bool {
+        self.settle();
+        let Some(at) = self.machine.poll_timeout() else {
+            return false;
+        };
+        self.now = at;
+        true
+    }
+}
+
+fn nth<T>(mut items: impl ExactSizeIterator<Item = T>, n: usize) -> Option<T> {
+    let len = items.len();
+    items.nth(n.checked_rem(len)?)
+}
+
+fn histories() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(op(), 0..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_history_breaks_a_rule(ops in histories()) {
+        let mut sim = Sim::new();
+        for op in ops {
+            sim.apply(op);
+        }
+        sim.settle();
+    }
+
+    #[test]
+    fn everybody_whose_level_is_reached_runs_in_the_end(ops in histories()) {
+        let mut sim = Sim::new();
+        for op in ops {
+            if !matches!(op, Op::ShutDown(_)) {
+                sim.apply(op);
+            }
+        }
+        sim.apply(Op::Reached(StartTime::RecoveryFinished));
+        for _ in 0..1000 {
+            if !sim.step() {
+                break;
+            }
+            // Whoever was asked to stop does.
+            for incarnation in sim.running.clone().into_values() {
+                if sim.told_to_stop.contains(&incarnation) {
+                    sim.exit(incarnation, ExitStatus::Finished);
+                }
+            }
+        }
+        prop_assert_eq!(sim.machine.poll_timeout(), None);
+        let counts = sim.machine.counts();
+        prop_assert_eq!(counts.running, counts.registered);
+        prop_assert_eq!(sim.running.len(), counts.running);
+    }
+
+    #[test]
+    fn from_any_state_a_shutdown_comes_to_its_exit(ops in histories(), aborts in any::<bool>()) {
+        let mut sim = Sim::new();
+        for op in ops {
+            sim.apply(op);
+        }
+        sim.apply(Op::ShutDown(Shutdown::Smart));
+        for _ in 0..100 {
+            sim.settle();
+            if sim.exits == 1 {
+                break;
+            }
+            // All end when asked; or else nobody does until it is aborted.
+            let last = sim.machine.shutdown() == Some(Shutdown::Immediate);
+            if last || !aborts {
+                for incarnation in sim.running.clone().into_values() {
+                    sim.exit(incarnation, ExitStatus::Failed);
+                }
+            } else {
+                prop_assert!(sim.step(), "a deadline is missing");
+            }
+        }
+        prop_assert_eq!(sim.exits, 1);
+        prop_assert_eq!(sim.machine.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_spurious_tick_does_nothing(ops in histories()) {
+        let mut sim = Sim::new();
+        for op in ops {
+            sim.apply(op);
+        }
+        sim.settle();
+        let before = sim.machine.counts();
+        for _ in 0..3 {
+            sim.machine.handle_timeout(sim.now);
+            prop_assert_eq!(sim.machine.poll_action(), None);
+        }
+        prop_assert_eq!(sim.machine.counts(), before);
+    }
+}

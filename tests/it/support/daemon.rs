@@ -1,0 +1,145 @@
+//! The program itself: started, listened to, signalled, and never left behind.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::LONG;
+
+/// A running program. It is killed when it is dropped.
+pub struct Daemon {
+    child: Child,
+    lines: Receiver<String>,
+    /// What it has said so far.
+    pub said: Vec<String>,
+}
+
+/// A command line of the program, with an environment that says nothing about databases.
+pub fn bgworker() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bgworker"));
+    for (variable, _) in std::env::vars_os() {
+        let name = variable.to_string_lossy();
+        if name.starts_with("PG") || name.starts_with("BGWORKER_") || name.ends_with("DATABASE_URL")
+        {
+            command.env_remove(&variable);
+        }
+    }
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Runs a command line to its end: exit code, standard output, standard error.
+pub fn run(command: &mut Command) -> (i32, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap_or(-1),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+impl Daemon {
+    /// Starts a command line, and listens to both of its outputs.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        let outputs: [Box<dyn Read + Send>; 2] = [
+            Box::new(child.stdout.take().unwrap()),
+            Box::new(child.stderr.take().unwrap()),
+        ];
+        for output in outputs {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Self {
+            child,
+            lines,
+            said: Vec::new(),
+        }
+    }
+
+    /// `run` with this configuration file and its log as text.
+    pub fn run(config: &Path) -> Self {
+        Self::start(
+            bgworker()
+                .args(["run", "--log-format", "text", "--config"])
+                .arg(config),
+        )
+    }
+
+    /// Waits for a line with this in it, and returns the line.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.said.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(_) => panic!("it never says {text:?}; it says:\n{}", self.said.join("\n")),
+            }
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Waits for its end: the exit code, and how long that took.
+    #[track_caller]
+    pub fn wait(&mut self) -> (Option<i32>, Duration) {
+        let begin = Instant::now();
+        let status = self.wait_for_end();
+        while let Ok(line) = self.lines.recv_timeout(Duration::from_millis(100)) {
+            self.said.push(line);
+        }
+        (status.code(), begin.elapsed())
+    }
+
+    #[track_caller]
+    fn wait_for_end(&mut self) -> ExitStatus {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                begin.elapsed() < LONG,
+                "it does not end; it says:\n{}",
+                self.said.join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,220 @@
+//! A real server for the tests: one per test process, one database per test.
+//!
+//! `TEST_DATABASE_URL` names a server to use instead; its role must be a superuser. Without it, and
+//! without PostgreSQL's binaries, tests fail and say what to install: none is skipped.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bgworker::database::{ConnInfo, Connection, Database, Deadlines};
+use bgworker::embedded::{Cluster, ClusterSettings};
+use bgworker::supervision::Limits;
+use bgworker::worker_spi::{self, Settings, Table};
+use bgworker::{Access, BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, WorkerId};
+use tokio::sync::watch;
+
+use super::eventually;
+
+/// The server of this process. It is never dropped: its watchdog stops it when the process ends.
+static SERVER: OnceLock<Server> = OnceLock::new();
+
+static DATABASES: AtomicU64 = AtomicU64::new(0);
+
+enum Server {
+    Private(Cluster),
+    Given(String),
+}
+
+/// One test's own database.
+pub struct TestDatabase {
+    conninfo: String,
+    pub database: Database,
+    pub client: Connection,
+}
+
+/// A built-in worker of a test, and the way to change its settings.
+pub struct TestWorker {
+    pub id: WorkerId,
+    pub settings: watch::Sender<Settings>,
+}
+
+impl Server {
+    fn get() -> &'static Self {
+        SERVER.get_or_init(|| {
+            if let Ok(url) = std::env::var("TEST_DATABASE_URL") {
+                return Self::Given(url);
+            }
+            let settings = ClusterSettings::temporary()
+                .option("fsync", "off")
+                .option("max_connections", "200");
+            match Cluster::start(settings) {
+                Ok(cluster) => Self::Private(cluster),
+                Err(error) => panic!("the tests need a PostgreSQL server: {error}"),
+            }
+        })
+    }
+
+    fn conninfo(&self) -> String {
+        match self {
+            Self::Private(cluster) => cluster.conninfo(),
+            Self::Given(url) => url.clone(),
+        }
+    }
+}
+
+/// Reads a connection string, in no environment.
+pub fn database(conninfo: &str) -> Database {
+    let conninfo = ConnInfo::parse(conninfo, |_| None).expect("a connection string");
+    Database::new(conninfo, Deadlines::default()).expect("TLS can be set up")
+}
+
+impl TestDatabase {
+    /// Makes a database for one test.
+    pub async fn new() -> Self {
+        // Starting a server blocks; other tests' threads wait for it here.
+        let server = Server::get().conninfo();
+        let number = DATABASES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bgworker_{}_{number}", std::process::id());
+        let admin = database(&server).connect("tests", None).await.unwrap();
+        admin
+            .batch_execute(
+                "make a database",
+                &format!("DROP DATABASE IF EXISTS {name}"),
+            )
+            .await
+            .unwrap();
+        admin
+            .batch_execute("make a database", &format!("CREATE DATABASE {name}"))
+            .await
+            .unwrap();
+        admin.close().await;
+        Self::at(&with_dbname(&server, &name)).await
+    }
+
+    /// A database that exists.
+    pub async fn at(conninfo: &str) -> Self {
+        let database = database(conninfo);
+        let client = database.connect("tests", None).await.unwrap();
+        Self {
+            conninfo: conninfo.to_owned(),
+            database,
+            client,
+        }
+    }
+
+    /// Its connection string.
+    pub fn conninfo(&self) -> &str {
+        &self.conninfo
+    }
+
+    /// Another connection to it.
+    pub async fn connect(&self) -> Connection {
+        self.database.connect("tests", None).await.unwrap()
+    }
+
+    /// Runs statements.
+    pub async fn execute(&self, sql: &str) {
+        if let Err(error) = self.client.batch_execute("test", sql).await {
+            panic!("{sql}: {error}");
+        }
+    }
+
+    /// The only value of the only row of a query.
+    pub async fn value<T: for<'a> tokio_postgres::types::FromSql<'a>>(&self, sql: &str) -> T {
+        match self.client.query("test", sql, &[]).await {
+            Ok(rows) => rows[0].get(0),
+            Err(error) => panic!("{sql}: {error}"),
+        }
+    }
+
+    /// The rows of a table as `type|value`, sorted.
+    pub async fn rows(&self, table: &Table) -> Vec<String> {
+        let sql = format!(
+            "SELECT coalesce(string_agg(row, ',' ORDER BY row), '') FROM (\
+             SELECT concat_ws('|', type, coalesce(value::text, 'NULL')) AS row FROM {}) AS rows",
+            table.sql()
+        );
+        let rows: String = self.value(&sql).await;
+        rows.split(',')
+            .filter(|row| !row.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The total, plus all deltas: what no fold may change.
+    pub async fn sum(&self, table: &Table) -> i64 {
+        self.value(&format!("SELECT sum(value)::bigint FROM {}", table.sql()))
+            .await
+    }
+
+    /// Waits until a table has exactly these rows.
+    pub async fn wait_for_rows(&self, table: &Table, rows: &[&str]) {
+        eventually(&format!("{table} is {rows:?}"), || async {
+            self.rows(table).await == rows
+        })
+        .await;
+    }
+
+    /// A Postmaster on this database.
+    pub fn postmaster(&self) -> PostmasterHandle {
+        Postmaster::launch(Limits::default(), Some(self.database.clone())).unwrap()
+    }
+
+    /// Registers a built-in worker, and waits until it is ready.
+    pub async fn worker(
+        &self,
+        postmaster: &PostmasterHandle,
+        name: &str,
+        settings: Settings,
+    ) -> TestWorker {
+        let worker = register(postmaster, name, settings).await;
+        eventually(&format!("\"{name}\" is ready"), || async {
+            let status = postmaster.worker(worker.id).await.unwrap();
+            let status = status.unwrap_or_else(|| panic!("\"{name}\" has ended"));
+            status.state == bgworker::supervision::WorkerState::Running
+        })
+        .await;
+        worker
+    }
+}
+
+/// Registers a built-in worker that never restarts after a failure of its own.
+pub async fn register(postmaster: &PostmasterHandle, name: &str, settings: Settings) -> TestWorker {
+    let (sender, receiver) = watch::channel(settings);
+    let worker = BackgroundWorker::new(name)
+        .access(Access::Database)
+        .restart_time(RestartTime::Never);
+    let id = postmaster
+        .register(worker, worker_spi::main(receiver))
+        .await
+        .unwrap();
+    TestWorker {
+        id,
+        settings: sender,
+    }
+}
+
+/// Settings with a naptime so short that a test need not wait.
+pub fn brisk(table: &Table) -> Settings {
+    let mut settings = Settings::new(table.clone());
+    settings.naptime = Duration::from_millis(10);
+    settings
+}
+
+pub fn table(schema: &str, name: &str) -> Table {
+    Table::new(schema, name).unwrap()
+}
+
+fn with_dbname(conninfo: &str, dbname: &str) -> String {
+    if let Some((start, query)) = conninfo.split_once('?') {
+        let (start, _) = start.rsplit_once('/').unwrap_or((start, ""));
+        return format!("{start}/{dbname}?{query}");
+    }
+    if conninfo.contains("://") {
+        let (start, _) = conninfo.rsplit_once('/').unwrap_or((conninfo, ""));
+        return format!("{start}/{dbname}");
+    }
+    // A later keyword overrides an earlier one.
+    format!("{conninfo} dbname={dbname}")
+}

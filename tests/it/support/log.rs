@@ -1,0 +1,86 @@
+//! Captures the log events of one test: those of its thread, where its actors run.
+
+use std::fmt::{Debug, Write as _};
+use std::sync::{Arc, Mutex};
+
+use tracing::field::{Field, Visit};
+use tracing::subscriber::DefaultGuard;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+
+/// The events so far. Capturing ends when it is dropped.
+pub struct Log {
+    lines: Arc<Mutex<Vec<Line>>>,
+    _guard: DefaultGuard,
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    pub level: Level,
+    pub message: String,
+    /// ` key=value` for each other field, in the order of the source.
+    pub fields: String,
+}
+
+struct Capture(Arc<Mutex<Vec<Line>>>);
+
+impl Log {
+    /// Begins to capture, every level.
+    pub fn capture() -> Self {
+        let lines = Arc::default();
+        let capture = Capture(Arc::clone(&lines));
+        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(capture));
+        Self {
+            lines,
+            _guard: guard,
+        }
+    }
+
+    /// The events of this project.
+    pub fn lines(&self) -> Vec<Line> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// The events from this level upwards that have this in their text.
+    pub fn with(&self, level: Level, text: &str) -> Vec<String> {
+        let lines = self.lines();
+        let lines = lines.into_iter().filter(|line| line.level <= level);
+        let messages = lines.map(|line| line.message);
+        messages.filter(|message| message.contains(text)).collect()
+    }
+
+    /// Every event as one text, with its fields.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for line in self.lines() {
+            writeln!(text, "{:<5} {}{}", line.level, line.message, line.fields).unwrap();
+        }
+        text
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Capture {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if !event.metadata().target().starts_with("bgworker") {
+            return;
+        }
+        let mut line = Line {
+            level: *event.metadata().level(),
+            message: String::new(),
+            fields: String::new(),
+        };
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "message" {
+            write!(self.message, "{value:?}").unwrap();
+        } else {
+            write!(self.fields, " {}={value:?}", field.name()).unwrap();
+        }
+    }
+}
