@@ -1,5 +1,6 @@
 //! The specification, as one test binary: every test is named after what it proves.
 
+mod postmaster;
 mod supervision;
 mod supervision_properties;
 mod support;

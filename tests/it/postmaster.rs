@@ -1,0 +1,560 @@
+//! The actors: that what the machine decides really happens, to real tasks, at the right time.
+//!
+//! No test here needs a server. Where time matters the clock is tokio's, stopped: it jumps to the
+//! next timer when everybody waits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bgworker::supervision::{Limits, RegisterError, Shutdown, WorkerState};
+use bgworker::{
+    BackgroundWorker, ExitStatus, Main, NoSystem, Postmaster, PostmasterHandle, RequestError,
+    RestartTime, StartTime, Wake, WorkerContext, WorkerError,
+};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::time::Instant;
+
+use crate::support::scripted::{NAPS, Said, Script, Stage};
+use crate::support::{eventually, postmaster};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn after(interval: Duration) -> RestartTime {
+    RestartTime::After(interval)
+}
+
+async fn all_running(postmaster: &PostmasterHandle, count: usize) {
+    eventually(&format!("{count} workers run"), || async {
+        postmaster.status().await.unwrap().counts.ready == count
+    })
+    .await;
+}
+
+#[test]
+fn without_a_system_there_is_an_error_not_a_panic() {
+    assert_eq!(
+        Postmaster::launch(Limits::default(), None).unwrap_err(),
+        NoSystem
+    );
+}
+
+#[actix::test]
+async fn a4_with_max_workers_2_the_third_is_refused_and_two_run() {
+    let limits = Limits {
+        max_workers: 2,
+        ..Limits::default()
+    };
+    let postmaster = Postmaster::launch(limits, None).unwrap();
+    let stage = Stage::new();
+    for name in ["a", "b"] {
+        let worker = BackgroundWorker::new(name);
+        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+    }
+    let refused = postmaster
+        .register(BackgroundWorker::new("c"), stage.main(NAPS))
+        .await;
+    let Err(RequestError::Refused(RegisterError::TooManyWorkers { name, limit })) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((&*name, limit), ("c", 2));
+    all_running(&postmaster, 2).await;
+}
+
+/// Registers so many workers, and asks for status every millisecond until all run.
+async fn start_many(count: usize) -> (Duration, Duration) {
+    let limits = Limits {
+        max_workers: count,
+        ..Limits::default()
+    };
+    let postmaster = Postmaster::launch(limits, None).unwrap();
+    let stage = Stage::new();
+    for n in 0..count {
+        let worker = BackgroundWorker::new(format!("w{n}")).start_time(StartTime::RecoveryFinished);
+        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+    }
+    let begin = Instant::now();
+    let mut slowest = Duration::ZERO;
+    let mut interval = tokio::time::interval(Duration::from_millis(1));
+    loop {
+        interval.tick().await;
+        let asked = Instant::now();
+        let status = postmaster.status().await.unwrap();
+        slowest = slowest.max(asked.elapsed());
+        if status.counts.ready == count {
+            return (begin.elapsed(), slowest);
+        }
+    }
+}
+
+#[actix::test]
+async fn a10_fifty_workers_all_run_within_a_second_and_status_is_answered_within_50_ms() {
+    let (all, slowest) = start_many(50).await;
+    assert!(all < SECOND, "{all:?}");
+    assert!(slowest < Duration::from_millis(50), "{slowest:?}");
+}
+
+#[actix::test]
+async fn a10_ten_thousand_workers_all_run_within_two_seconds() {
+    let (all, slowest) = start_many(10_000).await;
+    assert!(all < 2 * SECOND, "{all:?}");
+    assert!(slowest < Duration::from_millis(50), "{slowest:?}");
+}
+
+/// Registers so many workers before the first of them can start.
+async fn register_at_once<M: Main>(
+    postmaster: &PostmasterHandle,
+    count: usize,
+    main: impl Fn() -> M,
+) {
+    let registrations: Vec<_> = (0..count)
+        .map(|n| {
+            let (postmaster, main) = (postmaster.clone(), main());
+            let worker = BackgroundWorker::new(format!("w{n}"));
+            actix_rt::spawn(async move { postmaster.register(worker, main).await.unwrap() })
+        })
+        .collect();
+    for registration in registrations {
+        registration.await.unwrap();
+    }
+}
+
+#[actix::test]
+async fn d1_every_other_task_has_its_turn_between_two_starts() {
+    let turns = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&turns);
+    let foreign = actix_rt::spawn(async move {
+        loop {
+            counter.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    let postmaster = postmaster();
+    let (started, mut starts) = unbounded_channel();
+    register_at_once(&postmaster, 50, || {
+        let (turns, started) = (Arc::clone(&turns), started.clone());
+        move |context: WorkerContext| {
+            started.send(turns.load(Ordering::Relaxed)).unwrap();
+            async move {
+                context.latch().stop_requested().await;
+                Ok(())
+            }
+        }
+    })
+    .await;
+    let mut at = Vec::new();
+    for _ in 0..50 {
+        at.push(starts.recv().await.unwrap());
+    }
+    foreign.abort();
+    let between: Vec<_> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(
+        between.iter().all(|turns| (1..=3).contains(turns)),
+        "{between:?}"
+    );
+}
+
+#[actix::test]
+async fn a11_a_sigterm_after_ten_of_fifty_starts_is_the_end_of_starting() {
+    let postmaster = postmaster();
+    let (started, mut starts) = unbounded_channel();
+    register_at_once(&postmaster, 50, || {
+        let (handle, started) = (postmaster.clone(), started.clone());
+        move |context: WorkerContext| {
+            started.send(context.name().to_owned()).unwrap();
+            if context.name() == "w9" {
+                handle.shut_down(Shutdown::Smart);
+            }
+            async move {
+                context.latch().stop_requested().await;
+                Ok(())
+            }
+        }
+    })
+    .await;
+    postmaster.exited().await.unwrap();
+    let mut names = Vec::new();
+    while let Ok(name) = starts.try_recv() {
+        names.push(name);
+    }
+    let expected: Vec<_> = (0..10).map(|n| format!("w{n}")).collect();
+    assert_eq!(names, expected);
+}
+
+#[actix::test]
+async fn a12_a_hundred_times_the_order_is_that_of_registration() {
+    for _ in 0..100 {
+        let postmaster = postmaster();
+        let mut stage = Stage::new();
+        let names: Vec<_> = (0..20).map(|n| format!("w{n}")).collect();
+        for name in &names {
+            let worker = BackgroundWorker::new(name.as_str());
+            postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+        }
+        for name in &names {
+            assert_eq!(stage.started().await.0, *name);
+        }
+        postmaster.shut_down(Shutdown::Smart);
+        postmaster.exited().await.unwrap();
+    }
+}
+
+/// Registers one worker with a script, and returns the Postmaster, its handle and its stage.
+async fn one(
+    script: Script,
+    restart_time: RestartTime,
+) -> (PostmasterHandle, bgworker::WorkerId, Stage) {
+    let postmaster = postmaster();
+    let stage = Stage::new();
+    let worker = BackgroundWorker::new("w").restart_time(restart_time);
+    let id = postmaster
+        .register(worker, stage.main(script))
+        .await
+        .unwrap();
+    (postmaster, id, stage)
+}
+
+#[actix::test]
+async fn a25_a_failing_worker_starts_two_seconds_after_each_failure() {
+    tokio::time::pause();
+    let script = Script::FailAfter(SECOND);
+    let (_postmaster, _, mut stage) = one(script, after(2 * SECOND)).await;
+    let (_, mut last) = stage.started().await;
+    for _ in 0..5 {
+        let (_, at) = stage.started().await;
+        let (ran_and_waited, timer) = (3 * SECOND, Duration::from_millis(3));
+        let between = at - last;
+        assert!(
+            between >= ran_and_waited && between <= ran_and_waited + timer,
+            "{between:?}"
+        );
+        last = at;
+    }
+}
+
+#[actix::test]
+async fn a26_a_worker_that_never_restarts_says_why_and_others_run_on() {
+    tokio::time::pause();
+    let (postmaster, id, mut stage) = one(Script::FailAfter(SECOND), RestartTime::Never).await;
+    let other = BackgroundWorker::new("other");
+    let other = postmaster.register(other, stage.main(NAPS)).await.unwrap();
+    tokio::time::sleep(100 * SECOND).await;
+    assert_eq!(
+        stage.rest().len(),
+        2,
+        "each started once, and nobody was told anything"
+    );
+    assert!(postmaster.worker(id).await.unwrap().is_none());
+    let (workers, ended) = postmaster.workers().await.unwrap();
+    assert_eq!(workers.len(), 1);
+    assert_eq!(
+        (workers[0].id, workers[0].state),
+        (other, WorkerState::Running)
+    );
+    assert_eq!((ended[0].id, ended[0].exit), (id, ExitStatus::Failed));
+    assert_eq!(ended[0].reason.as_deref(), Some("the script says so"));
+}
+
+#[actix::test]
+async fn a27_a_worker_that_returns_is_finished_and_its_name_is_free() {
+    tokio::time::pause();
+    let (postmaster, id, stage) = one(Script::FinishAfter(SECOND), after(SECOND)).await;
+    tokio::time::sleep(100 * SECOND).await;
+    let (_, ended) = postmaster.workers().await.unwrap();
+    assert_eq!(
+        (ended[0].id, ended[0].exit, ended[0].starts),
+        (id, ExitStatus::Finished, 1)
+    );
+    let next = postmaster
+        .register(BackgroundWorker::new("w"), stage.main(NAPS))
+        .await
+        .unwrap();
+    assert_eq!(next.slot(), id.slot());
+}
+
+#[actix::test]
+async fn a28_two_failing_workers_keep_their_own_times() {
+    tokio::time::pause();
+    let postmaster = postmaster();
+    let mut stage = Stage::new();
+    let begin = Instant::now();
+    for (name, seconds) in [("one", 1), ("five", 5)] {
+        let worker = BackgroundWorker::new(name).restart_time(after(Duration::from_secs(seconds)));
+        let main = stage.main(Script::FailAfter(Duration::ZERO));
+        postmaster.register(worker, main).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(10_500)).await;
+    let mut starts = [0, 0];
+    for said in stage.rest() {
+        let Said::Started { name, at } = said else {
+            panic!("{said:?}")
+        };
+        let (index, every) = if &*name == "one" { (0, 1) } else { (1, 5) };
+        let due = begin + Duration::from_secs(every) * starts[index];
+        assert!(
+            at >= due && at < due + Duration::from_millis(100),
+            "{name} at {:?}",
+            at - begin
+        );
+        starts[index] += 1;
+    }
+    assert_eq!(starts, [11, 3]);
+}
+
+#[actix::test]
+async fn a29_a_panic_in_a_main_is_a_crash_with_its_text_and_the_postmaster_lives() {
+    tokio::time::pause();
+    let (postmaster, id, mut stage) = one(Script::PanicAfter(SECOND), after(SECOND)).await;
+    for _ in 0..3 {
+        stage.started().await;
+    }
+    let status = postmaster.worker(id).await.unwrap().unwrap();
+    assert_eq!(
+        status.reason.as_deref(),
+        Some("the script of \"w\" says so")
+    );
+    assert_eq!(status.starts, 3);
+}
+
+#[actix::test]
+async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
+    tokio::time::pause();
+    #[expect(unreachable_code, reason = "the type of the future that is never made")]
+    fn constructor(_: WorkerContext) -> std::future::Ready<Result<(), WorkerError>> {
+        panic!("no future")
+    }
+    let postmaster = postmaster();
+    let worker = BackgroundWorker::new("w").restart_time(RestartTime::Never);
+    let id = postmaster.register(worker, constructor).await.unwrap();
+    eventually("it has ended", || async {
+        postmaster.worker(id).await.unwrap().is_none()
+    })
+    .await;
+    let (_, ended) = postmaster.workers().await.unwrap();
+    assert_eq!(ended[0].exit, ExitStatus::Crashed);
+    assert_eq!(ended[0].reason.as_deref(), Some("no future"));
+}
+
+#[actix::test]
+async fn a_lost_database_brings_even_a_worker_back_that_never_restarts() {
+    tokio::time::pause();
+    let script = Script::LoseDatabaseAfter(SECOND);
+    let (_postmaster, _, mut stage) = one(script, RestartTime::Never).await;
+    let (_, first) = stage.started().await;
+    let (_, second) = stage.started().await;
+    assert!(
+        second - first < SECOND + Duration::from_millis(10),
+        "at once the first time"
+    );
+}
+
+#[actix::test]
+async fn a34_a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
+    tokio::time::pause();
+    let postmaster = postmaster();
+    let mut stage = Stage::new();
+    for name in ["naps", "naps too"] {
+        let worker = BackgroundWorker::new(name);
+        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+    }
+    let worker = BackgroundWorker::new("waits for its restart").restart_time(after(3600 * SECOND));
+    let main = stage.main(Script::FailAfter(Duration::ZERO));
+    postmaster.register(worker, main).await.unwrap();
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(stage.rest().len(), 3);
+    postmaster.sighup();
+    tokio::time::sleep(SECOND).await;
+    let woke: Vec<_> = stage
+        .rest()
+        .into_iter()
+        .map(|said| match said {
+            Said::Woke { name, wake } => (name.to_string(), wake),
+            said @ Said::Started { .. } => panic!("{said:?}"),
+        })
+        .collect();
+    let expected = ["naps", "naps too"].map(|name| (name.to_owned(), Wake::Sighup));
+    assert_eq!(woke, expected);
+}
+
+#[actix::test]
+async fn a37_a_thousand_sighups_wake_a_worker_a_bounded_number_of_times() {
+    let (postmaster, _, mut stage) = one(NAPS, after(SECOND)).await;
+    all_running(&postmaster, 1).await;
+    stage.rest();
+    for _ in 0..1000 {
+        postmaster.sighup();
+    }
+    // Answered after all of them, and after what they led to.
+    postmaster.status().await.unwrap();
+    all_running(&postmaster, 1).await;
+    let woke = stage.rest().len();
+    assert!((1..=3).contains(&woke), "{woke}");
+}
+
+#[actix::test]
+async fn a38_idle_workers_end_at_once_on_sigterm_and_are_told_once() {
+    tokio::time::pause();
+    let postmaster = postmaster();
+    let mut stage = Stage::new();
+    for n in 0..1000 {
+        let worker = BackgroundWorker::new(format!("w{n}"));
+        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+    }
+    all_running(&postmaster, 1000).await;
+    stage.rest();
+    let begin = Instant::now();
+    postmaster.shut_down(Shutdown::Smart);
+    assert_eq!(postmaster.exited().await.unwrap().aborted.len(), 0);
+    assert!(
+        begin.elapsed() < Duration::from_millis(10),
+        "{:?}",
+        begin.elapsed()
+    );
+    let woke = stage.rest();
+    assert_eq!(woke.len(), 1000);
+    let sigterm = |said: &Said| {
+        matches!(
+            said,
+            Said::Woke {
+                wake: Wake::Sigterm,
+                ..
+            }
+        )
+    };
+    assert!(woke.iter().all(sigterm));
+}
+
+#[actix::test]
+async fn a41_a_worker_that_ignores_everything_is_aborted_at_the_deadline_and_named() {
+    tokio::time::pause();
+    let (postmaster, _, mut stage) = one(Script::IgnoreEverything, after(SECOND)).await;
+    let worker = BackgroundWorker::new("polite");
+    postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+    stage.started().await;
+    stage.started().await;
+    let begin = Instant::now();
+    postmaster.shut_down(Shutdown::Smart);
+    let exit = postmaster.exited().await.unwrap();
+    assert_eq!(
+        exit.aborted.iter().map(|name| &**name).collect::<Vec<_>>(),
+        ["w"]
+    );
+    let smart_and_fast = Duration::from_secs(25);
+    let took = begin.elapsed();
+    assert!(
+        took >= smart_and_fast && took < smart_and_fast + SECOND,
+        "{took:?}"
+    );
+}
+
+#[actix::test]
+async fn a48_two_postmasters_in_one_system_are_independent() {
+    let (first, _, _stage) = one(NAPS, after(SECOND)).await;
+    let (second, id, _stage) = one(NAPS, after(SECOND)).await;
+    all_running(&first, 1).await;
+    all_running(&second, 1).await;
+    first.shut_down(Shutdown::Smart);
+    first.exited().await.unwrap();
+    let status = second.worker(id).await.unwrap().unwrap();
+    assert_eq!(status.state, WorkerState::Running);
+}
+
+// The latch.
+
+#[actix::test]
+async fn a_latch_wakes_a_nap_early() {
+    tokio::time::pause();
+    let (postmaster, _, mut stage) = one(NAPS, after(SECOND)).await;
+    stage.started().await;
+    let begin = Instant::now();
+    postmaster.sighup();
+    assert!(matches!(
+        stage.next().await,
+        Said::Woke {
+            wake: Wake::Sighup,
+            ..
+        }
+    ));
+    assert!(begin.elapsed() < SECOND);
+}
+
+#[actix::test]
+async fn a_nap_that_nothing_wakes_lasts_its_time() {
+    tokio::time::pause();
+    let (_postmaster, _, mut stage) = one(Script::NapUntilStopped(7 * SECOND), after(SECOND)).await;
+    let (_, begin) = stage.started().await;
+    assert!(matches!(
+        stage.next().await,
+        Said::Woke {
+            wake: Wake::Timeout,
+            ..
+        }
+    ));
+    let took = begin.elapsed();
+    assert!(took >= 7 * SECOND && took < 8 * SECOND, "{took:?}");
+}
+
+/// Kills the Postmaster that forgets it: the only way to kill one from outside.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("dropped inside the Postmaster");
+    }
+}
+
+fn bomb() -> impl Main {
+    let bomb = Arc::new(Bomb);
+    move |_: WorkerContext| {
+        let _in_use = Arc::clone(&bomb);
+        async { Ok(()) }
+    }
+}
+
+#[actix::test]
+async fn the_death_of_the_postmaster_ends_every_nap_at_once_and_no_request_hangs() {
+    tokio::time::pause();
+    let (postmaster, id, mut stage) = one(NAPS, after(SECOND)).await;
+    stage.started().await;
+    let waiting = postmaster.clone();
+    let waiting = actix_rt::spawn(async move { waiting.exited().await });
+    let begin = Instant::now();
+    postmaster
+        .register(BackgroundWorker::new("bomb"), bomb())
+        .await
+        .unwrap();
+    let woke = stage.next().await;
+    assert!(
+        matches!(
+            woke,
+            Said::Woke {
+                wake: Wake::PostmasterDeath,
+                ..
+            }
+        ),
+        "{woke:?}"
+    );
+    assert!(begin.elapsed() < SECOND);
+    let died = RequestError::PostmasterDied;
+    assert_eq!(waiting.await.unwrap().unwrap_err(), died);
+    assert_eq!(postmaster.exited().await.unwrap_err(), died);
+    assert_eq!(postmaster.status().await.unwrap_err(), died);
+    assert_eq!(postmaster.worker(id).await.unwrap_err(), died);
+    let late = postmaster
+        .register(BackgroundWorker::new("late"), stage.main(NAPS))
+        .await;
+    assert_eq!(late.unwrap_err(), died);
+}
+
+#[actix::test]
+async fn terminate_ends_a_worker_for_good_and_its_handle_says_so() {
+    tokio::time::pause();
+    let (postmaster, id, mut stage) = one(NAPS, after(SECOND)).await;
+    stage.started().await;
+    postmaster.terminate(id).await.unwrap();
+    postmaster.terminate(id).await.unwrap();
+    tokio::time::sleep(100 * SECOND).await;
+    assert!(postmaster.worker(id).await.unwrap().is_none());
+    let (_, ended) = postmaster.workers().await.unwrap();
+    assert_eq!((ended.len(), ended[0].exit), (1, ExitStatus::Stopped));
+}
