@@ -113,6 +113,15 @@ impl TestDatabase {
         self.database.connect("tests", None).await.unwrap()
     }
 
+    /// A connection as any client has it, with the database's own defaults.
+    pub async fn connect_plainly(&self) -> tokio_postgres::Client {
+        let (client, connection) = tokio_postgres::connect(&self.conninfo, tokio_postgres::NoTls)
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
     /// Runs statements.
     pub async fn execute(&self, sql: &str) {
         if let Err(error) = self.client.batch_execute("test", sql).await {

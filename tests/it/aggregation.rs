@@ -1,0 +1,692 @@
+//! The fold against a real server: exact, whatever others do to the table meanwhile.
+
+use std::time::Duration;
+
+use bgworker::supervision::{Shutdown, WorkerState};
+use bgworker::worker_spi::{Settings, Table};
+use bgworker::{PostmasterHandle, WorkerId};
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tracing::Level;
+
+use crate::support::database::{TestDatabase, brisk, register, table};
+use crate::support::log::Log;
+use crate::support::{eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Waits until a worker has done so many more cycles.
+async fn cycles(postmaster: &PostmasterHandle, worker: WorkerId, more: u64) {
+    let done = || async {
+        let status = postmaster.worker(worker).await.unwrap();
+        status.expect("the worker has ended").report.cycles
+    };
+    let goal = done().await + more;
+    eventually(&format!("{more} more cycles"), || async {
+        done().await >= goal
+    })
+    .await;
+}
+
+async fn shut_down(postmaster: &PostmasterHandle) {
+    postmaster.shut_down(Shutdown::Smart);
+    assert!(postmaster.exited().await.unwrap().aborted.is_empty());
+}
+
+#[actix::test]
+async fn a14_a_sighup_folds_what_a_long_naptime_would_leave() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = table("schema4", "counted");
+    let mut settings = Settings::new(counted.clone());
+    settings.naptime = Duration::from_secs(10);
+    db.worker(&postmaster, "w", settings).await;
+    // The first nap is a random part of the naptime: let it begin before the insertion.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    db.execute("INSERT INTO schema4.counted VALUES ('total', 0), ('delta', 1)")
+        .await;
+    postmaster.sighup();
+    within(2 * SECOND, "the delta is folded", || async {
+        db.rows(&counted).await == ["total|1"]
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a15_deltas_are_folded_exactly_and_reported_once() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = table("schema1", "counted");
+    let worker = db
+        .worker(&postmaster, "SPI worker 1", brisk(&counted))
+        .await;
+    db.execute(
+        "INSERT INTO schema1.counted VALUES ('total', 100), ('delta', 5), ('delta', -3), ('delta', 40)",
+    )
+    .await;
+    db.wait_for_rows(&counted, &["total|142"]).await;
+    cycles(&postmaster, worker.id, 5).await;
+    let lines = log.with(Level::INFO, "count in");
+    assert_eq!(lines, ["SPI worker 1: count in schema1.counted is now 142"]);
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    assert_eq!((status.report.rows, status.report.total), (3, Some(142)));
+}
+
+#[actix::test]
+async fn a16_without_a_total_deltas_stay_and_one_warning_says_so() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('delta', 1), ('delta', 2)")
+        .await;
+    eventually("the warning", || async {
+        !log.with(Level::WARN, "no total").is_empty()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(200)).await; // some ten cycles
+    assert_eq!(db.rows(&counted).await, ["delta|1", "delta|2"]);
+    assert_eq!(log.with(Level::WARN, "no total").len(), 1);
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    db.wait_for_rows(&counted, &["total|3"]).await;
+    cycles(&postmaster, worker.id, 2).await;
+    db.execute("DELETE FROM s.t").await;
+    db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    eventually("a warning for the new state", || async {
+        log.with(Level::WARN, "no total").len() == 2
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a17_an_overflow_keeps_the_delta_is_reported_once_and_mends_without_a_restart() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.t (type text NOT NULL, value integer NOT NULL); \
+         CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'; \
+         INSERT INTO s.t VALUES ('total', 2147483640), ('delta', 100)",
+    )
+    .await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    eventually("the failure", || async {
+        !log.with(Level::ERROR, "22003").is_empty()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    // 10, 20, 40 … ms: no hot loop.
+    assert!(
+        (2..=7).contains(&status.report.consecutive_failures),
+        "{status:?}"
+    );
+    assert_eq!(status.starts, 1);
+    assert_eq!(db.rows(&counted).await, ["delta|100", "total|2147483640"]);
+    assert_eq!(log.with(Level::ERROR, "22003").len(), 1);
+    db.execute("ALTER TABLE s.t ALTER value TYPE bigint").await;
+    db.wait_for_rows(&counted, &["total|2147483740"]).await;
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    assert_eq!(status.starts, 1, "the same incarnation goes on");
+}
+
+#[actix::test]
+async fn a17_in_the_projects_own_table_31_bits_are_no_limit() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 2147483640), ('delta', 100)")
+        .await;
+    db.wait_for_rows(&counted, &["total|2147483740"]).await;
+}
+
+#[actix::test]
+async fn a17_after_the_delta_is_deleted_folding_goes_on() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    let most = i64::MAX;
+    db.execute(&format!(
+        "INSERT INTO s.t VALUES ('total', {most}), ('delta', 1)"
+    ))
+    .await;
+    eventually("the failure", || async {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        status
+            .report
+            .last_error
+            .is_some_and(|error| error.contains("22003"))
+    })
+    .await;
+    db.execute("DELETE FROM s.t WHERE type = 'delta'; INSERT INTO s.t VALUES ('delta', -1)")
+        .await;
+    db.wait_for_rows(&counted, &[&format!("total|{}", most - 1)])
+        .await;
+}
+
+#[actix::test]
+async fn a20_only_what_is_missing_is_made_and_rows_that_exist_stay() {
+    let db = TestDatabase::new().await;
+    db.execute("CREATE SCHEMA s").await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 7)").await;
+    shut_down(&postmaster).await;
+    let row = "SELECT xmin::text || ctid::text FROM s.t";
+    let before: String = db.value(row).await;
+    let postmaster = db.postmaster();
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    cycles(&postmaster, worker.id, 3).await;
+    assert_eq!(before, db.value::<String>(row).await);
+}
+
+#[actix::test]
+async fn an_initial_total_is_inserted_once_and_never_over_another() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    for _ in 0..2 {
+        let postmaster = db.postmaster();
+        let mut settings = brisk(&counted);
+        settings.initial_total = Some(40);
+        db.worker(&postmaster, "w", settings).await;
+        db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+        eventually("the delta is folded", || async {
+            db.rows(&counted).await.len() == 1
+        })
+        .await;
+        shut_down(&postmaster).await;
+    }
+    assert_eq!(db.rows(&counted).await, ["total|42"]);
+}
+
+#[actix::test]
+async fn a21_eight_workers_at_once_on_one_new_schema_are_all_ready() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let counted = table("our schema2", "counted rows");
+    let postmaster = db.postmaster();
+    let mut workers = Vec::new();
+    for n in 0..8 {
+        workers.push(register(&postmaster, &format!("w{n}"), brisk(&counted)).await);
+    }
+    eventually("all are ready", || async {
+        postmaster.status().await.unwrap().counts.ready == 8
+    })
+    .await;
+    assert_eq!(log.with(Level::WARN, ""), Vec::<String>::new());
+    let tables: i64 = db
+        .value("SELECT count(*) FROM pg_tables WHERE schemaname = 'our schema2'")
+        .await;
+    assert_eq!(tables, 1);
+}
+
+/// Four workers fold while four clients insert 10,000 ones, one client adds 1 to the total 100
+/// times, and one deletes the total and inserts it again with the value it got back, 100 times.
+async fn nothing_is_lost_under(isolation: &str) {
+    let db = TestDatabase::new().await;
+    let name: String = db.value("SELECT current_database()::text").await;
+    db.execute(&format!(
+        "ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'"
+    ))
+    .await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    db.worker(&postmaster, "w0", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    for n in 1..4 {
+        db.worker(&postmaster, &format!("w{n}"), brisk(&counted))
+            .await;
+    }
+    let mut clients = JoinSet::new();
+    for _ in 0..4 {
+        clients.spawn_local(insert_ones(db.connect_plainly().await, 2_500));
+    }
+    clients.spawn_local(add_to_total(db.connect_plainly().await, 100));
+    clients.spawn_local(replace_total(db.connect_plainly().await, 100));
+    let added: i64 = clients.join_all().await.into_iter().sum();
+    db.wait_for_rows(&counted, &[&format!("total|{added}")])
+        .await;
+    assert!(added >= 10_000 && added <= 10_100, "{added}");
+}
+
+/// Whether a client of such an isolation must do it again. Others' failures are the test's.
+fn again<T>(done: Result<T, tokio_postgres::Error>) -> Option<T> {
+    match done {
+        Ok(done) => Some(done),
+        Err(error) => match error.code().map(SqlState::code) {
+            Some("40001" | "40P01") => None,
+            _ => panic!("{error:?}"),
+        },
+    }
+}
+
+/// Each client returns by how much it changed the sum.
+async fn insert_ones(client: Client, times: i64) -> i64 {
+    let insert = client
+        .prepare("INSERT INTO s.t VALUES ('delta', 1)")
+        .await
+        .unwrap();
+    for _ in 0..times {
+        while again(client.execute(&insert, &[]).await).is_none() {}
+    }
+    times
+}
+
+/// Now and then there is no total to add to: then nothing is added.
+async fn add_to_total(client: Client, times: i64) -> i64 {
+    let mut added = 0;
+    for _ in 0..times {
+        let add = "UPDATE s.t SET value = value + 1 WHERE type = 'total'";
+        let rows = loop {
+            if let Some(rows) = again(client.execute(add, &[]).await) {
+                break rows;
+            }
+        };
+        added += i64::try_from(rows).unwrap();
+    }
+    added
+}
+
+/// Takes the total away and puts it back as it was, in one transaction each time.
+async fn replace_total(client: Client, times: i64) -> i64 {
+    for _ in 0..times {
+        while again(replace_total_once(&client).await).is_none() {
+            client.batch_execute("ROLLBACK").await.unwrap();
+        }
+    }
+    0
+}
+
+async fn replace_total_once(client: &Client) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("BEGIN").await?;
+    let take = "DELETE FROM s.t WHERE type = 'total' RETURNING value";
+    for row in client.query(take, &[]).await? {
+        let total: i64 = row.get(0);
+        let put_back = "INSERT INTO s.t VALUES ('total', $1)";
+        client.execute(put_back, &[&total]).await?;
+    }
+    client.batch_execute("COMMIT").await
+}
+
+#[actix::test]
+async fn a22_nothing_is_lost_where_read_committed_is_the_default() {
+    nothing_is_lost_under("read committed").await;
+}
+
+#[actix::test]
+async fn a22_nothing_is_lost_where_repeatable_read_is_the_default() {
+    nothing_is_lost_under("repeatable read").await;
+}
+
+#[actix::test]
+async fn a22_nothing_is_lost_where_serializable_is_the_default() {
+    nothing_is_lost_under("serializable").await;
+}
+
+#[actix::test]
+async fn d20_a_locked_total_is_left_alone_and_folded_when_it_is_free() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    let client = db.connect().await;
+    client
+        .batch_execute(
+            "hold",
+            "BEGIN; SELECT FROM s.t WHERE type = 'total' FOR UPDATE",
+        )
+        .await
+        .unwrap();
+    db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(db.rows(&counted).await, ["delta|1", "total|0"]);
+    client.batch_execute("let go", "COMMIT").await.unwrap();
+    within(SECOND, "the delta is folded", || async {
+        db.rows(&counted).await == ["total|1"]
+    })
+    .await;
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    assert_eq!(
+        status.report.last_error, None,
+        "a locked total is no failure"
+    );
+}
+
+#[actix::test]
+async fn d17_a_lock_on_a_delta_is_waited_for_shortly_and_tried_again() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    let client = db.connect().await;
+    client
+        .batch_execute(
+            "hold",
+            "BEGIN; LOCK TABLE s.t IN SHARE ROW EXCLUSIVE MODE; INSERT INTO s.t VALUES ('delta', 1)",
+        )
+        .await
+        .unwrap();
+    eventually("it gave up waiting", || async {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        status
+            .report
+            .last_error
+            .is_some_and(|error| error.contains("55P03"))
+    })
+    .await;
+    client.batch_execute("let go", "COMMIT").await.unwrap();
+    db.wait_for_rows(&counted, &["total|1"]).await;
+    assert_eq!(log.with(Level::ERROR, ""), Vec::<String>::new());
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    assert_eq!((status.starts, status.state), (1, WorkerState::Running));
+}
+
+#[actix::test]
+async fn a24_null_cannot_be_in_our_own_table() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    db.worker(&postmaster, "w", brisk(&table("s", "t"))).await;
+    for row in ["('delta', NULL)", "(NULL, 1)", "('other', 1)"] {
+        let sql = format!("INSERT INTO s.t VALUES {row}");
+        let error = db.client.batch_execute("insert", &sql).await.unwrap_err();
+        assert!(
+            matches!(error.sqlstate(), Some("23502" | "23514")),
+            "{row}: {error}"
+        );
+    }
+}
+
+#[actix::test]
+async fn a24_null_in_a_foreign_table_is_left_alone_with_one_warning() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.t (type text, value integer); \
+         CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'; \
+         INSERT INTO s.t VALUES ('total', 1), ('delta', NULL), ('delta', 2), (NULL, 5), ('x', 6)",
+    )
+    .await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    let rows = ["delta|NULL", "total|3", "x|6", "|5"];
+    eventually("the delta with a value is folded", || async {
+        let mut found = db.rows(&counted).await;
+        found.iter_mut().for_each(|row| {
+            if row == "5" {
+                *row = "|5".to_owned();
+            }
+        });
+        found.sort();
+        let mut rows = rows;
+        rows.sort_unstable();
+        found == rows
+    })
+    .await;
+    cycles(&postmaster, worker.id, 3).await;
+    assert_eq!(log.with(Level::WARN, "NULL").len(), 1);
+
+    db.execute("UPDATE s.t SET value = NULL WHERE type = 'total'")
+        .await;
+    db.execute("INSERT INTO s.t VALUES ('delta', 4)").await;
+    eventually("it waits for a total", || async {
+        !log.with(Level::WARN, "no total").is_empty()
+    })
+    .await;
+    assert_eq!(
+        db.value::<i64>("SELECT sum(value) FROM s.t WHERE type = 'delta'")
+            .await,
+        4
+    );
+}
+
+#[actix::test]
+async fn d17_a_changed_column_type_is_prepared_for_again_without_a_restart() {
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.t (type text NOT NULL, value integer NOT NULL); \
+         CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'; \
+         INSERT INTO s.t VALUES ('total', 0)",
+    )
+    .await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    cycles(&postmaster, worker.id, 2).await;
+    db.execute("ALTER TABLE s.t ALTER value TYPE bigint").await;
+    db.execute("INSERT INTO s.t VALUES ('delta', 5000000000)")
+        .await;
+    db.wait_for_rows(&counted, &["total|5000000000"]).await;
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    assert_eq!(status.starts, 1);
+}
+
+#[actix::test]
+async fn a31_a_terminated_backend_is_replaced_at_once_also_with_never() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    let worker = db.worker(&postmaster, "victim", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    for round in 1..=3 {
+        let killed: i64 = db
+            .value(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                 WHERE application_name = 'victim'",
+            )
+            .await;
+        assert_eq!(killed, 1);
+        db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+        within(SECOND, "it folds again", || async {
+            db.rows(&counted).await == [format!("total|{round}")]
+        })
+        .await;
+    }
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    assert_eq!(status.starts, 4);
+    assert!(log.text().contains("57P01"), "{}", log.text());
+}
+
+#[actix::test]
+async fn a35_a_sighup_uses_the_new_naptime() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    let mut settings = Settings::new(counted.clone());
+    settings.naptime = Duration::from_secs(600);
+    let worker = db.worker(&postmaster, "w", settings).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
+        .await;
+    worker
+        .settings
+        .send_modify(|settings| settings.naptime = Duration::from_millis(20));
+    postmaster.sighup();
+    within(SECOND, "the sighup folds", || async {
+        db.rows(&counted).await == ["total|1"]
+    })
+    .await;
+    db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    within(SECOND, "the next nap is short", || async {
+        db.rows(&counted).await == ["total|2"]
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a40_a_sigterm_inside_a_cycle_lets_it_commit_whole() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    let mut settings = Settings::new(counted.clone());
+    settings.naptime = Duration::from_secs(600);
+    db.worker(&postmaster, "w", settings).await;
+    // A fold that lasts: its update waits in a trigger.
+    db.execute(
+        "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'; \
+         CREATE TRIGGER slow BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.slow(); \
+         INSERT INTO s.t VALUES ('total', 0), ('delta', 1), ('delta', 2)",
+    )
+    .await;
+    postmaster.sighup();
+    eventually("the fold is under way", || async {
+        db.value::<bool>(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity \
+             WHERE application_name = 'w' AND wait_event = 'PgSleep')",
+        )
+        .await
+    })
+    .await;
+    shut_down(&postmaster).await;
+    assert_eq!(db.rows(&counted).await, ["total|3"]);
+}
+
+#[actix::test]
+async fn a39_a_sigint_cancels_what_runs_on_the_server_and_keeps_the_deltas() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    let mut settings = Settings::new(counted.clone());
+    settings.naptime = Duration::from_secs(600);
+    db.worker(&postmaster, "w", settings).await;
+    db.execute(
+        "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep(50); RETURN NEW; END'; \
+         CREATE TRIGGER slow BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.slow(); \
+         INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
+    )
+    .await;
+    postmaster.sighup();
+    let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity \
+                  WHERE application_name = 'w' AND wait_event = 'PgSleep')";
+    eventually("the fold is under way", || async {
+        db.value::<bool>(sleeps).await
+    })
+    .await;
+    let begin = tokio::time::Instant::now();
+    postmaster.shut_down(Shutdown::Fast);
+    assert!(postmaster.exited().await.unwrap().aborted.is_empty());
+    assert!(begin.elapsed() < 2 * SECOND, "{:?}", begin.elapsed());
+    assert!(!db.value::<bool>(sleeps).await);
+    assert_eq!(db.rows(&counted).await, ["delta|1", "total|0"]);
+}
+
+#[actix::test]
+async fn a38_ten_idle_workers_end_within_a_second_and_leave_no_connection() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    for n in 0..10 {
+        db.worker(
+            &postmaster,
+            &format!("idle {n}"),
+            Settings::new(table("s", &format!("t{n}"))),
+        )
+        .await;
+    }
+    let begin = tokio::time::Instant::now();
+    shut_down(&postmaster).await;
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+    // A backend is gone a moment after its socket.
+    within(SECOND, "no connection is left", || async {
+        db.value::<i64>(
+            "SELECT count(*) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        .await
+            == 0
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a49_the_server_shows_who_is_who_and_who_naps_is_idle() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    for name in ["SPI worker 1", "*/ drop"] {
+        let mut settings = Settings::new(table("s", "t"));
+        settings.naptime = Duration::from_secs(600);
+        let worker = db.worker(&postmaster, name, settings).await;
+        cycles(&postmaster, worker.id, 0).await;
+    }
+    let shown = "SELECT string_agg(application_name || ': ' || state || ': ' || \
+                 substring(query for 27), ', ' ORDER BY application_name DESC) \
+                 FROM pg_stat_activity WHERE datname = current_database() \
+                 AND pid <> pg_backend_pid()";
+    eventually("both nap", || async {
+        db.value::<String>(shown).await
+            == "SPI worker 1: idle: /* bgworker: SPI worker 1 *, \
+                */ drop: idle: /* bgworker: %2A%2F drop */"
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a50_idle_workers_log_one_line_at_their_start_and_none_per_cycle() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let mut workers = Vec::new();
+    for n in 0..10 {
+        let settings = brisk(&table("s", &format!("t{n}")));
+        workers.push(db.worker(&postmaster, &format!("w{n}"), settings).await);
+    }
+    let after_start = log.with(Level::INFO, "").len();
+    assert_eq!(
+        log.with(Level::INFO, "starting background worker").len(),
+        10
+    );
+    assert_eq!(log.with(Level::INFO, "initialized with").len(), 10);
+    for worker in &workers {
+        cycles(&postmaster, worker.id, 20).await;
+    }
+    assert_eq!(log.with(Level::INFO, "").len(), after_start);
+    assert_eq!(
+        log.lines().len(),
+        log.with(Level::DEBUG, "").len(),
+        "nothing at trace either"
+    );
+}
+
+/// The table after one fold, for names that would break careless SQL.
+async fn fold_with_names(schema: &str, name: &str, worker: &str) {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = Table::new(schema, name).unwrap();
+    db.worker(&postmaster, worker, brisk(&counted)).await;
+    db.execute(&format!(
+        "INSERT INTO {} VALUES ('total', 100), ('delta', 5), ('delta', -3), ('delta', 40)",
+        counted.sql()
+    ))
+    .await;
+    db.wait_for_rows(&counted, &["total|142"]).await;
+}
+
+#[actix::test]
+async fn a19_names_of_any_kind_are_taken_as_they_are() {
+    let longest = "x".repeat(50);
+    for name in [
+        "our schema2",
+        "we\"ird",
+        "o'brien",
+        "Ünï",
+        "select",
+        "\"; drop table x; --",
+        "*/ drop",
+        "a.b",
+        "$1",
+        &longest,
+    ] {
+        fold_with_names(name, name, name).await;
+    }
+}

@@ -1,0 +1,40 @@
+//! What an idle worker costs: nothing that is written.
+
+use bgworker::embedded::{Cluster, ClusterSettings};
+
+use crate::support::database::{TestDatabase, brisk, table};
+use crate::support::eventually;
+use crate::support::log::Log;
+
+#[actix::test]
+async fn a18_an_idle_cycle_writes_no_row_version_no_wal_and_no_line() {
+    let log = Log::capture();
+    // A server of its own, in which nobody else writes.
+    let settings = ClusterSettings::temporary()
+        .option("fsync", "off")
+        .option("autovacuum", "off")
+        .option("wal_level", "minimal")
+        .option("max_wal_senders", "0");
+    let cluster = Cluster::start(settings).unwrap();
+    let db = TestDatabase::at(&cluster.conninfo()).await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
+        .await;
+    db.wait_for_rows(&counted, &["total|1"]).await;
+    let cycles = || async {
+        let status = postmaster.worker(worker.id).await.unwrap();
+        status.unwrap().report.cycles
+    };
+    // One cycle after the fold prunes the page, which is PostgreSQL's own.
+    let folded = cycles().await;
+    eventually("two more cycles", || async { cycles().await >= folded + 2 }).await;
+    let written = "SELECT concat_ws(' ', xmin, ctid, pg_current_wal_insert_lsn()) FROM s.t";
+    let before: String = db.value(written).await;
+    let lines = log.lines().len();
+    let idle = cycles().await;
+    eventually("ten idle cycles", || async { cycles().await >= idle + 10 }).await;
+    assert_eq!(before, db.value::<String>(written).await);
+    assert_eq!(log.lines().len(), lines);
+}

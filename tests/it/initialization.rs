@@ -1,0 +1,192 @@
+//! What the built-in worker makes before its first cycle, and what it refuses to work on.
+
+use bgworker::ExitStatus;
+use bgworker::worker_spi::{InvalidTable, Table};
+
+use crate::support::database::{TestDatabase, brisk, register, table};
+use crate::support::eventually;
+
+/// How a worker on `s.t` ends that cannot start: its reason.
+async fn refusal(db: &TestDatabase) -> String {
+    let postmaster = db.postmaster();
+    let worker = register(&postmaster, "w", brisk(&table("s", "t"))).await;
+    eventually("the worker ends", || async {
+        postmaster.worker(worker.id).await.unwrap().is_none()
+    })
+    .await;
+    let (_, ended) = postmaster.workers().await.unwrap();
+    assert_eq!(ended[0].exit, ExitStatus::Failed);
+    ended[0].reason.as_deref().unwrap().to_owned()
+}
+
+#[actix::test]
+async fn the_table_that_it_makes_is_the_samples_with_bigint_and_room_on_its_pages() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    db.worker(
+        &postmaster,
+        "w",
+        brisk(&table("our schema2", "counted rows")),
+    )
+    .await;
+    let made: String = db
+        .value(
+            "SELECT string_agg(concat_ws(' ', attname, format_type(atttypid, NULL), attnotnull), \
+             ', ' ORDER BY attnum) || '; ' || array_to_string(reloptions, ',') \
+             FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid \
+             WHERE relname = 'counted rows' AND attnum > 0 GROUP BY reloptions",
+        )
+        .await;
+    assert_eq!(made, "type text t, value bigint t; fillfactor=90");
+    let index: String = db
+        .value("SELECT indexdef FROM pg_indexes WHERE tablename = 'counted rows'")
+        .await;
+    assert_eq!(
+        index,
+        "CREATE UNIQUE INDEX \"counted rows_unique_total\" ON \"our schema2\".\"counted rows\" \
+         USING btree (type) WHERE (type = 'total'::text)"
+    );
+}
+
+#[actix::test]
+async fn a20_a_role_that_may_create_nothing_works_when_all_exists() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    db.worker(&postmaster, "owner", brisk(&counted)).await;
+    let role = format!(
+        "{}_role",
+        db.value::<String>("SELECT current_database()::text").await
+    );
+    db.execute(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA s TO {role}; \
+         GRANT SELECT, UPDATE, DELETE ON s.t TO {role}; INSERT INTO s.t VALUES ('total', 0)"
+    ))
+    .await;
+    let restricted = TestDatabase::at(&format!("{} user={role}", db.conninfo())).await;
+    let postmaster = restricted.postmaster();
+    restricted
+        .worker(&postmaster, "restricted", brisk(&counted))
+        .await;
+    db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    db.wait_for_rows(&counted, &["total|1"]).await;
+}
+
+#[actix::test]
+async fn a20_a_table_without_a_unique_index_is_refused_with_the_statement_that_mends_it() {
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.t (type text, value bigint); \
+         INSERT INTO s.t VALUES ('total', 1), ('delta', 2)",
+    )
+    .await;
+    let reason = refusal(&db).await;
+    let (what, mend) = reason.split_once("this makes one: ").expect(&reason);
+    assert!(what.contains("no unique index"), "{reason}");
+    db.execute(mend).await;
+    let postmaster = db.postmaster();
+    db.worker(&postmaster, "w", brisk(&table("s", "t"))).await;
+    db.wait_for_rows(&table("s", "t"), &["total|3"]).await;
+}
+
+#[actix::test]
+async fn a20_several_totals_are_refused_with_the_statements_that_make_them_one() {
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.t (type text, value integer); \
+         INSERT INTO s.t VALUES ('total', 1), ('total', 10), ('delta', 2)",
+    )
+    .await;
+    let reason = refusal(&db).await;
+    let (what, mend) = reason.split_once("keeps it so: ").expect(&reason);
+    assert!(what.contains("more than one total"), "{reason}");
+    db.execute(mend).await;
+    let postmaster = db.postmaster();
+    db.worker(&postmaster, "w", brisk(&table("s", "t"))).await;
+    db.wait_for_rows(&table("s", "t"), &["total|13"]).await;
+}
+
+#[actix::test]
+async fn a20_a_table_of_another_shape_is_refused_naming_what_is_wrong() {
+    for (create, expected) in [
+        (
+            "TABLE s.t (type text)",
+            "\"value\" must be bigint or integer, but is missing",
+        ),
+        (
+            "TABLE s.t (value bigint)",
+            "\"type\" must be text, but is missing",
+        ),
+        (
+            "TABLE s.t (type text, value numeric)",
+            "\"value\" must be bigint or integer, but is numeric",
+        ),
+        (
+            "TABLE s.t (type integer, value bigint)",
+            "\"type\" must be text, but is integer",
+        ),
+        (
+            "VIEW s.t AS SELECT 'delta' AS type, 1 AS value",
+            "not an ordinary table",
+        ),
+    ] {
+        let db = TestDatabase::new().await;
+        db.execute(&format!("CREATE SCHEMA s; CREATE {create}"))
+            .await;
+        let reason = refusal(&db).await;
+        assert!(
+            reason.contains("s.t") && reason.contains(expected),
+            "{create}: {reason}"
+        );
+    }
+}
+
+#[actix::test]
+async fn a20_a_role_that_may_not_create_the_schema_is_told_so_by_the_server() {
+    let db = TestDatabase::new().await;
+    let role = format!(
+        "{}_role",
+        db.value::<String>("SELECT current_database()::text").await
+    );
+    db.execute(&format!("CREATE ROLE {role} LOGIN")).await;
+    let restricted = TestDatabase::at(&format!("{} user={role}", db.conninfo())).await;
+    let reason = refusal(&restricted).await;
+    assert!(
+        reason.contains("create the schema") && reason.contains("42501"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a19_names_that_postgresql_would_cut_are_refused_naming_the_limit() {
+    let error = Table::new("x".repeat(64), "t").unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("64 bytes long: 63 bytes is the limit"),
+        "{error}"
+    );
+    let error = Table::new("s", "x".repeat(51)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("51 bytes long: 50 bytes is the limit"),
+        "{error}"
+    );
+    // 32 letters of two bytes each.
+    assert!(Table::new("ü".repeat(32), "t").is_err());
+    assert!(Table::new("x".repeat(63), "x".repeat(50)).is_ok());
+}
+
+#[test]
+fn a19_an_empty_name_and_one_with_nul_are_refused() {
+    assert_eq!(
+        Table::new("", "t").unwrap_err(),
+        InvalidTable::Empty { what: "schema" }
+    );
+    let error = Table::new("s", "a\0b").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "table name \"a\\0b\" must not contain NUL"
+    );
+}
