@@ -34,6 +34,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long to wait until a server that is being stopped has let go of its directory.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// After so long a server that still accepts connections is not being stopped.
+const STOPPING_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long a server may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -65,6 +68,8 @@ pub struct Cluster {
     data_dir: PathBuf,
     socket_dir: PathBuf,
     watchdog: Child,
+    /// The server's log. It can be read here even when the watchdog has removed it.
+    log: File,
     /// Dropped to stop the server.
     leash: Option<ChildStdin>,
 }
@@ -258,13 +263,17 @@ impl Cluster {
             watchdog.arg("-c").arg(format!("{parameter}={value}"));
         }
         user.assume(&mut watchdog);
+        let log = user.make_log(&data_dir.join("server.log"))?;
+        let log_end = log
+            .try_clone()
+            .map_err(io_error("open the log in", &data_dir))?;
         let mut watchdog = watchdog
             .current_dir("/")
             .process_group(0)
             .stdin(Stdio::piped())
             // The lock lives as long as somebody holds this: the watchdog does, to its end.
             .stdout(Stdio::from(lock))
-            .stderr(Stdio::from(user.make_log(&log_path(&data_dir))?))
+            .stderr(Stdio::from(log_end))
             .spawn()
             .map_err(io_error("start a shell to watch over", &data_dir))?;
         // From here on the watchdog removes them.
@@ -272,6 +281,7 @@ impl Cluster {
         let mut cluster = Self {
             leash: watchdog.stdin.take(),
             watchdog,
+            log,
             data_dir,
             socket_dir: socket_dir.keep(),
         };
@@ -335,19 +345,16 @@ impl Cluster {
             ended = matches!(watchdog.try_wait(), Ok(Some(_)) | Err(_));
             ended || is_ready(&pid_file)
         });
-        let data_dir = self.data_dir.clone();
-        let log = || end_of(&log_path(&data_dir));
-        match (ready, ended) {
-            (true, false) => Ok(()),
-            (true, true) => Err(EmbeddedError::Ended {
-                log: log(),
-                data_dir,
-            }),
-            (false, _) => Err(EmbeddedError::StartDeadline {
-                log: log(),
-                data_dir,
-            }),
+        if ready && !ended {
+            return Ok(());
         }
+        let data_dir = self.data_dir.clone();
+        let log = end_of(&mut self.log);
+        Err(if ended {
+            EmbeddedError::Ended { data_dir, log }
+        } else {
+            EmbeddedError::StartDeadline { data_dir, log }
+        })
     }
 }
 
@@ -372,14 +379,17 @@ fn is_ready(pid_file: &Path) -> bool {
 fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
     let directory = File::open(data_dir).map_err(io_error("open", data_dir))?;
     let mut failure = None;
-    let locked = poll(RELEASE_TIMEOUT, || match directory.try_lock() {
+    let mut try_lock = || match directory.try_lock() {
         Ok(()) => true,
         Err(TryLockError::WouldBlock) => false,
         Err(TryLockError::Error(error)) => {
             failure = Some(error);
             true
         }
-    });
+    };
+    let pid_file = data_dir.join("postmaster.pid");
+    let locked = poll(STOPPING_TIMEOUT, &mut try_lock)
+        || (!is_ready(&pid_file) && poll(RELEASE_TIMEOUT, try_lock));
     match failure {
         Some(error) => Err(io_error("lock", data_dir)(error)),
         None if locked => Ok(directory),
@@ -456,25 +466,19 @@ fn make_temporary_directory(user: ServerUser, parent: &Path) -> Result<TempDir, 
     Ok(directory)
 }
 
-fn log_path(data_dir: &Path) -> PathBuf {
-    data_dir.join("server.log")
-}
-
 /// The last lines of a log, on one line.
-fn end_of(log: &Path) -> String {
+fn end_of(log: &mut File) -> String {
     const MOST: u64 = 2_000;
-    let read = || -> io::Result<String> {
-        let mut file = File::open(log)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
-        let mut text = Vec::new();
-        file.read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    };
-    match read() {
-        Ok(text) => text.lines().map(str::trim).collect::<Vec<_>>().join(" | "),
-        Err(error) => format!("its log could not be read: {error}"),
+    let mut text = Vec::new();
+    let read = log
+        .seek(SeekFrom::End(0))
+        .and_then(|length| log.seek(SeekFrom::Start(length.saturating_sub(MOST))))
+        .and_then(|_| log.read_to_end(&mut text));
+    if let Err(error) = read {
+        return format!("its log could not be read: {error}");
     }
+    let text = String::from_utf8_lossy(&text);
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" | ")
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError {

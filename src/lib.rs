@@ -87,3 +87,8 @@ pub use self::postmaster::{
     WorkerStatus,
 };
 pub use self::worker::{Sighup, Sigint, Sigquit, Sigterm};
+
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

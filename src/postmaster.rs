@@ -6,37 +6,32 @@
 //! `actix::Supervisor` cannot do this work: it restarts the same value at once, knows no interval,
 //! and a panic goes right through it.
 
+mod children;
 mod handle;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message,
-    MessageResult, SpawnHandle, System, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult,
+    SpawnHandle, System, WrapFuture,
 };
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use self::children::Children;
 pub use self::handle::{
     EndedWorker, NoSystem, PostmasterExit, PostmasterHandle, RequestError, Status, WorkerStatus,
 };
-use crate::background_worker::{BackgroundWorker, ExitStatus, Incarnation, StartTime, WorkerId};
-use crate::context::{Main, Progress, WorkerContext};
+use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
+use crate::context::Main;
 use crate::database::{Database, ServerState};
-use crate::latch::Latch;
-use crate::supervision::{
-    Action, Afterwards, Limits, RegisterError, Shutdown, Signal, StateMachine,
-};
-use crate::worker::{Reason, Sighup, Sigint, Sigquit, Sigterm, Worker, WorkerEvent, WorkerReport};
+use crate::supervision::{Action, Limits, RegisterError, Shutdown, StateMachine};
+use crate::worker::{Sighup, Sigint, Sigquit, Sigterm, WorkerEvent, WorkerReport};
 
 /// How many actions one turn performs before everything else on the thread has its own.
 const ACTIONS_PER_TURN: usize = 64;
-
-/// How many ended workers are remembered for status.
-const ENDED_MAX: usize = 100;
 
 /// The supervisor of all workers.
 ///
@@ -46,28 +41,15 @@ const ENDED_MAX: usize = 100;
 #[derive(Debug)]
 pub struct Postmaster {
     machine: StateMachine,
-    /// By slot.
-    children: Vec<Option<Child>>,
-    ended: VecDeque<EndedWorker>,
+    children: Children,
     database: Option<Database>,
     /// Tells the task that watches the server to look at it now.
     suspect: Arc<Notify>,
     server_watch: Option<AbortHandle>,
     wakeup: Option<Wakeup>,
+    /// The names of the workers that had to be aborted during the shutdown.
     aborted: Vec<Arc<str>>,
     exit: watch::Sender<Option<PostmasterExit>>,
-}
-
-/// A registered worker, as the Postmaster needs it to start it.
-struct Child {
-    id: WorkerId,
-    worker: Arc<BackgroundWorker>,
-    main: Arc<dyn Main>,
-    progress: Arc<Progress>,
-    /// How often it was started.
-    starts: u64,
-    running: Option<Addr<Worker>>,
-    reason: Option<Reason>,
 }
 
 /// The one timer.
@@ -135,8 +117,7 @@ impl Postmaster {
         }
         let postmaster = Self {
             machine,
-            children: Vec::new(),
-            ended: VecDeque::new(),
+            children: Children::default(),
             database,
             suspect: Arc::new(Notify::new()),
             server_watch: None,
@@ -166,18 +147,32 @@ impl Postmaster {
 
     fn perform(&mut self, action: Action, ctx: &mut Context<Self>) {
         match action {
-            Action::Start(incarnation) => self.start_worker(incarnation, ctx),
+            Action::Start(incarnation) => {
+                let reports = ctx.address().recipient();
+                self.children
+                    .start(incarnation, self.database.clone(), reports);
+            }
             Action::Signal {
                 incarnation,
                 signal,
-            } => self.signal(incarnation, signal),
-            Action::Abort(incarnation) => self.abort(incarnation),
+            } => self.children.signal(incarnation, signal),
+            Action::Abort(incarnation) => {
+                let name = self.children.abort(incarnation);
+                if self.machine.shutdown().is_some() {
+                    self.aborted.extend(name);
+                }
+            }
             Action::Exited {
                 incarnation,
                 exit,
                 afterwards,
-            } => self.exited(incarnation, exit, afterwards),
-            Action::Unregister { worker, exit } => self.unregister(worker, exit),
+            } => {
+                if exit == ExitStatus::DatabaseAway {
+                    self.suspect.notify_one();
+                }
+                self.children.exited(incarnation, exit, afterwards);
+            }
+            Action::Unregister { worker, exit } => self.children.unregister(worker, exit),
             Action::Exit => {
                 let aborted = std::mem::take(&mut self.aborted);
                 self.exit.send_replace(Some(PostmasterExit { aborted }));
@@ -218,96 +213,6 @@ impl Postmaster {
         self.advance(ctx, StateMachine::handle_timeout);
     }
 
-    fn child(&mut self, id: WorkerId) -> Option<&mut Child> {
-        let child = self.children.get_mut(id.slot())?.as_mut()?;
-        (child.id == id).then_some(child)
-    }
-
-    fn start_worker(&mut self, incarnation: Incarnation, ctx: &mut Context<Self>) {
-        let database = self.database.clone();
-        let Some(child) = self.child(incarnation.worker) else {
-            return;
-        };
-        child.starts += 1;
-        let worker = &child.worker.name;
-        let (slot, generation) = (child.id.slot(), child.id.generation());
-        if child.starts == 1 {
-            info!(%worker, slot, generation, "starting background worker \"{worker}\"");
-        } else {
-            debug!(%worker, slot, generation, "starting background worker \"{worker}\"");
-        }
-        let (context, is_ready) = WorkerContext::new(
-            Arc::clone(&child.worker),
-            incarnation,
-            Latch::default(),
-            database,
-            Arc::clone(&child.progress),
-        );
-        let reports = ctx.address().recipient();
-        let main = Arc::clone(&child.main);
-        child.running = Some(Worker::spawn(main, context, is_ready, reports));
-    }
-
-    fn signal(&mut self, incarnation: Incarnation, signal: Signal) {
-        let Some(running) = self.running(incarnation) else {
-            return;
-        };
-        match signal {
-            Signal::Sighup => running.do_send(Sighup),
-            Signal::Sigterm => running.do_send(Sigterm),
-            Signal::Sigint => running.do_send(Sigint),
-        }
-    }
-
-    fn abort(&mut self, incarnation: Incarnation) {
-        let Some(child) = self.child(incarnation.worker) else {
-            return;
-        };
-        let name = Arc::clone(&child.worker.name);
-        if let Some(running) = &child.running {
-            running.do_send(Sigquit);
-            warn!(worker = %name, "background worker \"{name}\" did not end in time: aborted");
-            self.aborted.push(name);
-        }
-    }
-
-    fn running(&mut self, incarnation: Incarnation) -> Option<&Addr<Worker>> {
-        self.child(incarnation.worker)?.running.as_ref()
-    }
-
-    fn exited(&mut self, incarnation: Incarnation, exit: ExitStatus, afterwards: Afterwards) {
-        if exit == ExitStatus::DatabaseAway {
-            self.suspect.notify_one();
-        }
-        let Some(child) = self.child(incarnation.worker) else {
-            return;
-        };
-        child.running = None;
-        log_exit(child, exit, afterwards);
-    }
-
-    fn unregister(&mut self, id: WorkerId, exit: ExitStatus) {
-        if self.child(id).is_none() {
-            return;
-        }
-        let Some(child) = self.children[id.slot()].take() else {
-            return;
-        };
-        let name = Arc::clone(&child.worker.name);
-        debug!(worker = %name, "unregistering background worker \"{name}\"");
-        if self.ended.len() == ENDED_MAX {
-            self.ended.pop_front();
-        }
-        self.ended.push_back(EndedWorker {
-            id,
-            name,
-            exit,
-            reason: child.reason.map(|reason| reason.text),
-            starts: child.starts,
-            report: child.progress.report(),
-        });
-    }
-
     /// Watches the server until the Postmaster is gone.
     fn watch_server(&mut self, ctx: &mut Context<Self>) {
         let Some(database) = self.database.clone() else {
@@ -322,62 +227,11 @@ impl Postmaster {
         });
         self.server_watch = Some(watch.abort_handle());
     }
-
-    fn worker_status(&self, child: &Child) -> Option<WorkerStatus> {
-        Some(WorkerStatus {
-            id: child.id,
-            worker: Arc::clone(&child.worker),
-            state: self.machine.state(child.id)?,
-            starts: child.starts,
-            reason: child.reason.as_ref().map(|reason| Arc::clone(&reason.text)),
-            report: child.progress.report(),
-        })
-    }
-}
-
-/// Reports the end of an incarnation: what the operator must see at the level where it is seen.
-fn log_exit(child: &Child, exit: ExitStatus, afterwards: Afterwards) {
-    let worker = &child.worker.name;
-    let (slot, generation) = (child.id.slot(), child.id.generation());
-    let reason = child.reason.as_ref().map(|reason| &*reason.text);
-    let sqlstate = child
-        .reason
-        .as_ref()
-        .and_then(|reason| reason.sqlstate.as_deref());
-    let restart_in = match afterwards {
-        Afterwards::Restart(wait) => Some(humantime::format_duration(wait).to_string()),
-        Afterwards::Unregister => None,
-    };
-    let restart_in = restart_in.as_deref();
-    macro_rules! exited {
-        ($level:ident) => {
-            $level!(
-                %worker, slot, generation, %exit, reason, sqlstate, restart_in,
-                "background worker \"{worker}\" exited"
-            )
-        };
-    }
-    match exit {
-        ExitStatus::Crashed => exited!(error),
-        ExitStatus::Failed | ExitStatus::DatabaseAway => exited!(warn),
-        ExitStatus::Finished => exited!(info),
-        ExitStatus::Stopped => exited!(debug),
-    }
 }
 
 /// The time. Only actors ask for it; tokio's clock, so that tests can stop it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-impl std::fmt::Debug for Child {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Child")
-            .field("id", &self.id)
-            .field("worker", &self.worker)
-            .field("starts", &self.starts)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Actor for Postmaster {
@@ -412,19 +266,9 @@ impl Handler<Register> for Postmaster {
         let name = Arc::clone(&worker.name);
         debug!(worker = %name, "registering background worker \"{name}\"");
         let shared = Arc::new(worker.clone());
-        let id = self.advance(ctx, |machine, now| machine.register(now, worker))?;
-        if self.children.len() <= id.slot() {
-            self.children.resize_with(id.slot() + 1, || None);
-        }
-        self.children[id.slot()] = Some(Child {
-            id,
-            worker: shared,
-            main,
-            progress: Arc::new(Progress::default()),
-            starts: 0,
-            running: None,
-            reason: None,
-        });
+        let registered = self.advance(ctx, |machine, now| machine.register(now, worker));
+        let id = registered.inspect_err(|refusal| warn!(worker = %name, "{refusal}"))?;
+        self.children.insert(id, shared, main);
         Ok(id)
     }
 }
@@ -447,12 +291,7 @@ impl Handler<WorkerReport> for Postmaster {
                 self.advance(ctx, |machine, now| machine.worker_ready(now, incarnation));
             }
             WorkerEvent::Exited { exit, reason } => {
-                if let Some(child) = self.child(incarnation.worker) {
-                    if let Some(reason) = &reason {
-                        child.progress.failed(Arc::clone(&reason.text));
-                    }
-                    child.reason = reason;
-                }
+                self.children.set_reason(incarnation, reason);
                 let jitter = fastrand::f64();
                 self.advance(ctx, |machine, now| {
                     machine.worker_exited(now, incarnation, exit, jitter);
@@ -524,9 +363,7 @@ impl Handler<GetWorker> for Postmaster {
     type Result = MessageResult<GetWorker>;
 
     fn handle(&mut self, GetWorker(id): GetWorker, _: &mut Self::Context) -> Self::Result {
-        let child = self.children.get(id.slot()).and_then(Option::as_ref);
-        let child = child.filter(|child| child.id == id);
-        MessageResult(child.and_then(|child| self.worker_status(child)))
+        MessageResult(self.children.status(id, &self.machine))
     }
 }
 
@@ -534,11 +371,6 @@ impl Handler<GetWorkers> for Postmaster {
     type Result = MessageResult<GetWorkers>;
 
     fn handle(&mut self, GetWorkers: GetWorkers, _: &mut Self::Context) -> Self::Result {
-        let children = self.children.iter().flatten();
-        let mut workers: Vec<_> = children
-            .filter_map(|child| self.worker_status(child))
-            .collect();
-        workers.sort_unstable_by_key(|worker| worker.id);
-        MessageResult((workers, self.ended.iter().cloned().collect()))
+        MessageResult(self.children.statuses(&self.machine))
     }
 }

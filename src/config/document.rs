@@ -46,7 +46,7 @@ impl Document {
             .map(|error| Mistake {
                 offset: error.span().map_or(0, |span| span.start),
                 key: String::new(),
-                message: error.message().to_owned(),
+                message: format!("this is not TOML: {}", error.message()),
                 hint: None,
             })
             .collect();
@@ -65,7 +65,10 @@ impl Document {
                         mistakes.push(mistake(span.start, String::new(), error.message()));
                         break;
                     };
-                    mistakes.push(mistake(span.start, key, error.message()));
+                    // What the parser made up where there is no TOML has no place of its own.
+                    let made_up = span.is_empty().then(|| places.get(&key).copied()).flatten();
+                    let offset = made_up.unwrap_or(span.start);
+                    mistakes.push(mistake(offset, key, error.message()));
                 }
             }
         }
@@ -177,9 +180,12 @@ fn mistake(offset: usize, key: String, message: &str) -> Mistake {
         }
         (Some(("invalid", rest)), _) => {
             let found = rest.split([' ', '`', '"']).nth(1).unwrap_or_default();
-            let expected = rest
-                .rsplit_once("expected ")
-                .map_or(rest, |(_, expected)| expected);
+            let expected = match rest.rsplit_once("expected ") {
+                Some((_, "usize")) => "a whole number that is not negative",
+                Some((_, "i64")) => "a whole number",
+                Some((_, expected)) => expected,
+                None => "something else",
+            };
             (
                 format!("expected {expected}, but found a value of type {found}"),
                 None,

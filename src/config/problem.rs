@@ -44,13 +44,40 @@ pub struct Problems(Vec<Problem>);
 #[derive(Debug, Default)]
 pub(super) struct Found(Vec<Problem>);
 
+// === impl Origin ===
+
+impl Origin {
+    fn line(&self) -> Option<usize> {
+        match self {
+            Self::File { line, .. } => Some(*line),
+            Self::Environment(_) | Self::Flag(_) | Self::Default => None,
+        }
+    }
+}
+
 // === impl Found ===
 
 impl Found {
+    /// Adds a mistake, unless it follows from one that is there: a line that cannot be read says
+    /// nothing that could be wrong, and a value that is of no use is not missing.
     pub(super) fn push(&mut self, problem: Problem) {
-        if !self.0.contains(&problem) {
+        let follows = self.0.iter().any(|known| {
+            let same_line =
+                known.origin.line().is_some() && known.origin.line() == problem.origin.line();
+            if known.key.is_empty() {
+                same_line
+            } else {
+                known.key == problem.key
+            }
+        });
+        if !follows {
             self.0.push(problem);
         }
+    }
+
+    /// Whether something is wrong with a key that begins like this.
+    pub(super) fn concerns(&self, prefix: &str) -> bool {
+        self.0.iter().any(|problem| problem.key.starts_with(prefix))
     }
 
     pub(super) fn extend(&mut self, problems: impl IntoIterator<Item = Problem>) {

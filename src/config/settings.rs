@@ -167,6 +167,8 @@ impl Check<'_> {
             None if ConnInfo::is_in_environment(variable) => {
                 (String::new(), Origin::Environment("PG*".to_owned()))
             }
+            // What is set and of no use is reported already.
+            None if self.found.concerns("database.") => return None,
             None => {
                 let message = "no database is given";
                 let hint = "set \"url\" here, or DATABASE_URL, or pass --database URL; or set \
@@ -220,15 +222,10 @@ impl Check<'_> {
     fn limits(&mut self) -> Limits {
         let set = self.layered.document.postmaster.clone();
         let unset = Limits::default();
-        let limits = Limits {
+        let mut limits = Limits {
             max_workers: set.max_workers.unwrap_or(unset.max_workers),
             starts_per_tick: set.starts_per_tick.unwrap_or(unset.starts_per_tick),
-            shutdown_timeout: self.time(
-                "postmaster.shutdown_timeout",
-                set.shutdown_timeout,
-                unset.shutdown_timeout,
-                TIME_MAX,
-            ),
+            ..unset
         };
         self.show("postmaster.max_workers", limits.max_workers.to_string());
         self.show(
@@ -239,6 +236,9 @@ impl Check<'_> {
             let message = "no worker would ever start: it must be at least 1";
             self.refuse("postmaster.starts_per_tick", message, None);
         }
+        let key = "postmaster.shutdown_timeout";
+        limits.shutdown_timeout =
+            self.time(key, set.shutdown_timeout, limits.shutdown_timeout, TIME_MAX);
         limits
     }
 
@@ -298,12 +298,14 @@ impl Check<'_> {
         self.function(&key("function"), document.function.as_deref());
         let schema = self.required(path, "schema", document.schema.as_deref());
         let table = self.required(path, "table", document.table.as_deref());
+        for (key, value) in [("name", &name), ("schema", &schema), ("table", &table)] {
+            if let Some(value) = value {
+                self.show(&format!("{path}.{key}"), shown_text(value));
+            }
+        }
         let unset = worker_spi::Settings::NAPTIME;
         let naptime = self.time(&key("naptime"), document.naptime, unset, TIME_MAX);
         let (name, schema, table) = (name?, schema?, table?);
-        for (key, value) in [("name", &name), ("schema", &schema), ("table", &table)] {
-            self.show(&format!("{path}.{key}"), shown_text(value));
-        }
         let table = match Table::new(schema, table) {
             Ok(table) => table,
             Err(error) => {

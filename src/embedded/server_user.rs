@@ -65,11 +65,12 @@ impl ServerUser {
         fs::canonicalize(path).map_err(io_error("find", path))
     }
 
-    /// Opens a log of this user's for appending.
+    /// Opens a log of this user's, for appending and reading.
     pub(super) fn make_log(self, path: &Path) -> Result<File, EmbeddedError> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
+            .read(true)
             .mode(0o600)
             .open(path)
             .map_err(io_error("open", path))?;

@@ -59,7 +59,7 @@ pub enum RegisterError {
     TooManyWorkers {
         /// The worker that was refused.
         name: Arc<str>,
-        /// [`Limits::max_workers`].
+        /// [`Limits::max_workers`](super::Limits::max_workers).
         limit: usize,
     },
     /// A shutdown was requested.

@@ -111,7 +111,7 @@ impl Table {
     }
 
     /// Folds all deltas into the total, and says what came of it: one row of the new total, the
-    /// number of deltas folded, and the [outcome](FOLDED); with NULLs possible, also whether there
+    /// number of deltas folded, and the outcome; with NULLs possible, also whether there
     /// are any.
     ///
     /// One statement, so one transaction, and exact under READ COMMITTED whatever others do:

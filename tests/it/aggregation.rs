@@ -253,7 +253,7 @@ async fn nothing_is_lost_under(isolation: &str) {
     let added: i64 = clients.join_all().await.into_iter().sum();
     db.wait_for_rows(&counted, &[&format!("total|{added}")])
         .await;
-    assert!(added >= 10_000 && added <= 10_100, "{added}");
+    assert!((10_000..=10_100).contains(&added), "{added}");
 }
 
 /// Whether a client of such an isolation must do it again. Others' failures are the test's.

@@ -1,9 +1,23 @@
 //! The specification, as one test binary: every test is named after what it proves.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that is surprised fails, and real time is what some of them measure"
+)]
+
 mod aggregation;
+mod configuration;
+mod connection;
+mod conninfo;
+mod daemon;
+mod embedded;
+mod events;
 mod idle;
 mod initialization;
 mod postmaster;
 mod supervision;
 mod supervision_properties;
 mod support;
+mod tidy;

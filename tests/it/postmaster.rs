@@ -319,7 +319,6 @@ async fn a29_a_panic_in_a_main_is_a_crash_with_its_text_and_the_postmaster_lives
 #[actix::test]
 async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
     tokio::time::pause();
-    #[expect(unreachable_code, reason = "the type of the future that is never made")]
     fn constructor(_: WorkerContext) -> std::future::Ready<Result<(), WorkerError>> {
         panic!("no future")
     }

@@ -12,15 +12,15 @@ use nix::unistd::Pid;
 use super::LONG;
 
 /// A running program. It is killed when it is dropped.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     lines: Receiver<String>,
     /// What it has said so far.
-    pub said: Vec<String>,
+    pub(crate) said: Vec<String>,
 }
 
 /// A command line of the program, with an environment that says nothing about databases.
-pub fn bgworker() -> Command {
+pub(crate) fn bgworker() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bgworker"));
     for (variable, _) in std::env::vars_os() {
         let name = variable.to_string_lossy();
@@ -34,7 +34,7 @@ pub fn bgworker() -> Command {
 }
 
 /// Runs a command line to its end: exit code, standard output, standard error.
-pub fn run(command: &mut Command) -> (i32, String, String) {
+pub(crate) fn run(command: &mut Command) -> (i32, String, String) {
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (
@@ -46,7 +46,7 @@ pub fn run(command: &mut Command) -> (i32, String, String) {
 
 impl Daemon {
     /// Starts a command line, and listens to both of its outputs.
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -75,7 +75,7 @@ impl Daemon {
     }
 
     /// `run` with this configuration file and its log as text.
-    pub fn run(config: &Path) -> Self {
+    pub(crate) fn run(config: &Path) -> Self {
         Self::start(
             bgworker()
                 .args(["run", "--log-format", "text", "--config"])
@@ -85,7 +85,7 @@ impl Daemon {
 
     /// Waits for a line with this in it, and returns the line.
     #[track_caller]
-    pub fn wait_for(&mut self, text: &str) -> String {
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
         let deadline = Instant::now() + LONG;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -101,17 +101,13 @@ impl Daemon {
         }
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
     /// Waits for its end: the exit code, and how long that took.
     #[track_caller]
-    pub fn wait(&mut self) -> (Option<i32>, Duration) {
+    pub(crate) fn wait(&mut self) -> (Option<i32>, Duration) {
         let begin = Instant::now();
         let status = self.wait_for_end();
         while let Ok(line) = self.lines.recv_timeout(Duration::from_millis(100)) {

@@ -27,16 +27,16 @@ enum Server {
 }
 
 /// One test's own database.
-pub struct TestDatabase {
+pub(crate) struct TestDatabase {
     conninfo: String,
-    pub database: Database,
-    pub client: Connection,
+    pub(crate) database: Database,
+    pub(crate) client: Connection,
 }
 
 /// A built-in worker of a test, and the way to change its settings.
-pub struct TestWorker {
-    pub id: WorkerId,
-    pub settings: watch::Sender<Settings>,
+pub(crate) struct TestWorker {
+    pub(crate) id: WorkerId,
+    pub(crate) settings: watch::Sender<Settings>,
 }
 
 impl Server {
@@ -64,14 +64,14 @@ impl Server {
 }
 
 /// Reads a connection string, in no environment.
-pub fn database(conninfo: &str) -> Database {
+pub(crate) fn database(conninfo: &str) -> Database {
     let conninfo = ConnInfo::parse(conninfo, |_| None).expect("a connection string");
     Database::new(conninfo, Deadlines::default()).expect("TLS can be set up")
 }
 
 impl TestDatabase {
     /// Makes a database for one test.
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         // Starting a server blocks; other tests' threads wait for it here.
         let server = Server::get().conninfo();
         let number = DATABASES.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +93,7 @@ impl TestDatabase {
     }
 
     /// A database that exists.
-    pub async fn at(conninfo: &str) -> Self {
+    pub(crate) async fn at(conninfo: &str) -> Self {
         let database = database(conninfo);
         let client = database.connect("tests", None).await.unwrap();
         Self {
@@ -104,17 +104,17 @@ impl TestDatabase {
     }
 
     /// Its connection string.
-    pub fn conninfo(&self) -> &str {
+    pub(crate) fn conninfo(&self) -> &str {
         &self.conninfo
     }
 
     /// Another connection to it.
-    pub async fn connect(&self) -> Connection {
+    pub(crate) async fn connect(&self) -> Connection {
         self.database.connect("tests", None).await.unwrap()
     }
 
     /// A connection as any client has it, with the database's own defaults.
-    pub async fn connect_plainly(&self) -> tokio_postgres::Client {
+    pub(crate) async fn connect_plainly(&self) -> tokio_postgres::Client {
         let (client, connection) = tokio_postgres::connect(&self.conninfo, tokio_postgres::NoTls)
             .await
             .unwrap();
@@ -123,14 +123,17 @@ impl TestDatabase {
     }
 
     /// Runs statements.
-    pub async fn execute(&self, sql: &str) {
+    pub(crate) async fn execute(&self, sql: &str) {
         if let Err(error) = self.client.batch_execute("test", sql).await {
             panic!("{sql}: {error}");
         }
     }
 
     /// The only value of the only row of a query.
-    pub async fn value<T: for<'a> tokio_postgres::types::FromSql<'a>>(&self, sql: &str) -> T {
+    pub(crate) async fn value<T: for<'a> tokio_postgres::types::FromSql<'a>>(
+        &self,
+        sql: &str,
+    ) -> T {
         match self.client.query("test", sql, &[]).await {
             Ok(rows) => rows[0].get(0),
             Err(error) => panic!("{sql}: {error}"),
@@ -138,7 +141,7 @@ impl TestDatabase {
     }
 
     /// The rows of a table as `type|value`, sorted.
-    pub async fn rows(&self, table: &Table) -> Vec<String> {
+    pub(crate) async fn rows(&self, table: &Table) -> Vec<String> {
         let sql = format!(
             "SELECT coalesce(string_agg(row, ',' ORDER BY row), '') FROM (\
              SELECT concat_ws('|', type, coalesce(value::text, 'NULL')) AS row FROM {}) AS rows",
@@ -152,13 +155,13 @@ impl TestDatabase {
     }
 
     /// The total, plus all deltas: what no fold may change.
-    pub async fn sum(&self, table: &Table) -> i64 {
+    pub(crate) async fn sum(&self, table: &Table) -> i64 {
         self.value(&format!("SELECT sum(value)::bigint FROM {}", table.sql()))
             .await
     }
 
     /// Waits until a table has exactly these rows.
-    pub async fn wait_for_rows(&self, table: &Table, rows: &[&str]) {
+    pub(crate) async fn wait_for_rows(&self, table: &Table, rows: &[&str]) {
         eventually(&format!("{table} is {rows:?}"), || async {
             self.rows(table).await == rows
         })
@@ -166,12 +169,12 @@ impl TestDatabase {
     }
 
     /// A Postmaster on this database.
-    pub fn postmaster(&self) -> PostmasterHandle {
+    pub(crate) fn postmaster(&self) -> PostmasterHandle {
         Postmaster::launch(Limits::default(), Some(self.database.clone())).unwrap()
     }
 
     /// Registers a built-in worker, and waits until it is ready.
-    pub async fn worker(
+    pub(crate) async fn worker(
         &self,
         postmaster: &PostmasterHandle,
         name: &str,
@@ -189,7 +192,11 @@ impl TestDatabase {
 }
 
 /// Registers a built-in worker that never restarts after a failure of its own.
-pub async fn register(postmaster: &PostmasterHandle, name: &str, settings: Settings) -> TestWorker {
+pub(crate) async fn register(
+    postmaster: &PostmasterHandle,
+    name: &str,
+    settings: Settings,
+) -> TestWorker {
     let (sender, receiver) = watch::channel(settings);
     let worker = BackgroundWorker::new(name)
         .access(Access::Database)
@@ -205,13 +212,13 @@ pub async fn register(postmaster: &PostmasterHandle, name: &str, settings: Setti
 }
 
 /// Settings with a naptime so short that a test need not wait.
-pub fn brisk(table: &Table) -> Settings {
+pub(crate) fn brisk(table: &Table) -> Settings {
     let mut settings = Settings::new(table.clone());
     settings.naptime = Duration::from_millis(10);
     settings
 }
 
-pub fn table(schema: &str, name: &str) -> Table {
+pub(crate) fn table(schema: &str, name: &str) -> Table {
     Table::new(schema, name).unwrap()
 }
 

@@ -9,25 +9,25 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 /// The events so far. Capturing ends when it is dropped.
-pub struct Log {
+pub(crate) struct Log {
     lines: Arc<Mutex<Vec<Line>>>,
     _guard: DefaultGuard,
 }
 
 /// One event.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Line {
-    pub level: Level,
-    pub message: String,
+pub(crate) struct Line {
+    pub(crate) level: Level,
+    pub(crate) message: String,
     /// ` key=value` for each other field, in the order of the source.
-    pub fields: String,
+    pub(crate) fields: String,
 }
 
 struct Capture(Arc<Mutex<Vec<Line>>>);
 
 impl Log {
     /// Begins to capture, every level.
-    pub fn capture() -> Self {
+    pub(crate) fn capture() -> Self {
         let lines = Arc::default();
         let capture = Capture(Arc::clone(&lines));
         let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(capture));
@@ -38,12 +38,12 @@ impl Log {
     }
 
     /// The events of this project.
-    pub fn lines(&self) -> Vec<Line> {
+    pub(crate) fn lines(&self) -> Vec<Line> {
         self.lines.lock().unwrap().clone()
     }
 
     /// The events from this level upwards that have this in their text.
-    pub fn with(&self, level: Level, text: &str) -> Vec<String> {
+    pub(crate) fn with(&self, level: Level, text: &str) -> Vec<String> {
         let lines = self.lines();
         let lines = lines.into_iter().filter(|line| line.level <= level);
         let messages = lines.map(|line| line.message);
@@ -51,7 +51,7 @@ impl Log {
     }
 
     /// Every event as one text, with its fields.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         for line in self.lines() {
             writeln!(text, "{:<5} {}{}", line.level, line.message, line.fields).unwrap();

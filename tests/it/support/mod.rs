@@ -1,9 +1,9 @@
 //! The harness: a server per test process, a database per test, scripted workers, captured logs.
 
-pub mod daemon;
-pub mod database;
-pub mod log;
-pub mod scripted;
+pub(crate) mod daemon;
+pub(crate) mod database;
+pub(crate) mod log;
+pub(crate) mod scripted;
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,19 +12,19 @@ use bgworker::supervision::Limits;
 use bgworker::{Postmaster, PostmasterHandle};
 
 /// Longer than anything that is waited for takes, even on a busy machine.
-pub const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
 /// A Postmaster without a database.
-pub fn postmaster() -> PostmasterHandle {
+pub(crate) fn postmaster() -> PostmasterHandle {
     Postmaster::launch(Limits::default(), None).expect("tests run inside a System")
 }
 
 /// Waits until a condition holds, and panics when it has not for a [`LONG`] time.
 #[track_caller]
-pub fn eventually<F, C>(what: &str, condition: C) -> impl Future<Output = ()>
+pub(crate) fn eventually<F, C>(what: &str, condition: C) -> impl Future<Output = ()>
 where
     F: Future<Output = bool>,
     C: FnMut() -> F,
@@ -34,7 +34,11 @@ where
 
 /// Waits until a condition holds, and panics when it has not for this long.
 #[track_caller]
-pub fn within<F, C>(limit: Duration, what: &str, mut condition: C) -> impl Future<Output = ()>
+pub(crate) fn within<F, C>(
+    limit: Duration,
+    what: &str,
+    mut condition: C,
+) -> impl Future<Output = ()>
 where
     F: Future<Output = bool>,
     C: FnMut() -> F,

@@ -11,7 +11,7 @@ use super::LONG;
 
 /// What a scripted worker does once it has said that it started.
 #[derive(Clone, Copy, Debug)]
-pub enum Script {
+pub(crate) enum Script {
     /// Naps for so long at a time, until it is asked to stop.
     NapUntilStopped(Duration),
     /// Returns `Ok` unasked, after this long.
@@ -28,35 +28,35 @@ pub enum Script {
 
 /// What a scripted worker tells.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Said {
+pub(crate) enum Said {
     Started { name: Arc<str>, at: Instant },
     Woke { name: Arc<str>, wake: Wake },
 }
 
 /// Hears what scripted workers tell.
-pub struct Stage {
+pub(crate) struct Stage {
     heard: UnboundedReceiver<Said>,
     told: UnboundedSender<Said>,
 }
 
 /// Naps until it is asked to stop.
-pub const NAPS: Script = Script::NapUntilStopped(Duration::from_secs(3600));
+pub(crate) const NAPS: Script = Script::NapUntilStopped(Duration::from_secs(3600));
 
 impl Stage {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (told, heard) = unbounded_channel();
         Self { heard, told }
     }
 
     /// The main of a worker that follows a script, the same in each incarnation.
-    pub fn main(&self, script: Script) -> impl Main {
+    pub(crate) fn main(&self, script: Script) -> impl Main {
         let told = self.told.clone();
         move |context| follow(context, script, told.clone())
     }
 
     /// The next thing that is told.
     #[track_caller]
-    pub fn next(&mut self) -> impl Future<Output = Said> {
+    pub(crate) fn next(&mut self) -> impl Future<Output = Said> {
         let caller = std::panic::Location::caller();
         async move {
             match tokio::time::timeout(LONG * 1000, self.heard.recv()).await {
@@ -68,7 +68,7 @@ impl Stage {
 
     /// The next start: who, and when.
     #[track_caller]
-    pub fn started(&mut self) -> impl Future<Output = (String, Instant)> {
+    pub(crate) fn started(&mut self) -> impl Future<Output = (String, Instant)> {
         let caller = std::panic::Location::caller();
         async move {
             match self.next().await {
@@ -79,7 +79,7 @@ impl Stage {
     }
 
     /// Whatever has been told and not been heard yet.
-    pub fn rest(&mut self) -> Vec<Said> {
+    pub(crate) fn rest(&mut self) -> Vec<Said> {
         std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
     }
 }

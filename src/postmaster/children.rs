@@ -1,0 +1,237 @@
+//! What the Postmaster keeps of each registered worker: its main, its actor, how it has fared.
+//!
+//! Carries out and reports; decides nothing. Handles from before find nobody here.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use actix::{Addr, Recipient};
+use tracing::{debug, error, info, warn};
+
+use super::handle::{EndedWorker, WorkerStatus};
+use crate::background_worker::{BackgroundWorker, ExitStatus, Incarnation, WorkerId};
+use crate::context::{Main, Progress, WorkerContext};
+use crate::database::Database;
+use crate::latch::Latch;
+use crate::supervision::{Afterwards, Signal, StateMachine};
+use crate::worker::{Reason, Sighup, Sigint, Sigquit, Sigterm, Worker, WorkerReport};
+
+/// How many ended workers are remembered for status.
+const ENDED_MAX: usize = 100;
+
+/// The registered workers, by slot, and the last ones that ended.
+#[derive(Debug, Default)]
+pub(super) struct Children {
+    slots: Vec<Option<Child>>,
+    ended: VecDeque<EndedWorker>,
+}
+
+struct Child {
+    id: WorkerId,
+    worker: Arc<BackgroundWorker>,
+    main: Arc<dyn Main>,
+    progress: Arc<Progress>,
+    /// How often it was started.
+    starts: u64,
+    running: Option<Addr<Worker>>,
+    /// Why its last incarnation ended.
+    reason: Option<Reason>,
+}
+
+// === impl Children ===
+
+impl Children {
+    /// Keeps a worker that has just been registered.
+    pub(super) fn insert(
+        &mut self,
+        id: WorkerId,
+        worker: Arc<BackgroundWorker>,
+        main: Arc<dyn Main>,
+    ) {
+        if self.slots.len() <= id.slot() {
+            self.slots.resize_with(id.slot() + 1, || None);
+        }
+        self.slots[id.slot()] = Some(Child {
+            id,
+            worker,
+            main,
+            progress: Arc::default(),
+            starts: 0,
+            running: None,
+            reason: None,
+        });
+    }
+
+    /// Starts an incarnation: its main in its task, and its actor.
+    pub(super) fn start(
+        &mut self,
+        incarnation: Incarnation,
+        database: Option<Database>,
+        reports: Recipient<WorkerReport>,
+    ) {
+        let Some(child) = self.get_mut(incarnation.worker) else {
+            return;
+        };
+        child.starts += 1;
+        let worker = &child.worker.name;
+        let (slot, generation) = (child.id.slot(), child.id.generation());
+        if child.starts == 1 {
+            info!(%worker, slot, generation, "starting background worker \"{worker}\"");
+        } else {
+            debug!(%worker, slot, generation, "starting background worker \"{worker}\"");
+        }
+        let (context, is_ready) = WorkerContext::new(
+            Arc::clone(&child.worker),
+            incarnation,
+            Latch::default(),
+            database,
+            Arc::clone(&child.progress),
+        );
+        let main = Arc::clone(&child.main);
+        child.running = Some(Worker::spawn(main, context, is_ready, reports));
+    }
+
+    pub(super) fn signal(&mut self, incarnation: Incarnation, signal: Signal) {
+        let child = self.get_mut(incarnation.worker);
+        let Some(running) = child.and_then(|child| child.running.as_ref()) else {
+            return;
+        };
+        match signal {
+            Signal::Sighup => running.do_send(Sighup),
+            Signal::Sigterm => running.do_send(Sigterm),
+            Signal::Sigint => running.do_send(Sigint),
+        }
+    }
+
+    /// Aborts an incarnation, and returns the name of its worker.
+    pub(super) fn abort(&mut self, incarnation: Incarnation) -> Option<Arc<str>> {
+        let child = self.get_mut(incarnation.worker)?;
+        child.running.as_ref()?.do_send(Sigquit);
+        let name = Arc::clone(&child.worker.name);
+        warn!(worker = %name, "aborting background worker \"{name}\"");
+        Some(name)
+    }
+
+    /// Keeps why an incarnation ended, until the machine has said what that means.
+    pub(super) fn set_reason(&mut self, incarnation: Incarnation, reason: Option<Reason>) {
+        if let Some(child) = self.get_mut(incarnation.worker) {
+            if let Some(reason) = &reason {
+                child.progress.failed(Arc::clone(&reason.text));
+            }
+            child.reason = reason;
+        }
+    }
+
+    /// Lets go of an incarnation that has ended, and reports it.
+    pub(super) fn exited(
+        &mut self,
+        incarnation: Incarnation,
+        exit: ExitStatus,
+        afterwards: Afterwards,
+    ) {
+        if let Some(child) = self.get_mut(incarnation.worker) {
+            child.running = None;
+            child.log_exit(exit, afterwards);
+        }
+    }
+
+    /// Forgets a worker, but for its end.
+    pub(super) fn unregister(&mut self, id: WorkerId, exit: ExitStatus) {
+        if self.get(id).is_none() {
+            return;
+        }
+        let Some(child) = self.slots[id.slot()].take() else {
+            return;
+        };
+        let name = Arc::clone(&child.worker.name);
+        debug!(worker = %name, "unregistering background worker \"{name}\"");
+        if self.ended.len() == ENDED_MAX {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(EndedWorker {
+            id,
+            name,
+            exit,
+            reason: child.reason.map(|reason| reason.text),
+            starts: child.starts,
+            report: child.progress.report(),
+        });
+    }
+
+    /// One worker, and where the machine has it.
+    pub(super) fn status(&self, id: WorkerId, machine: &StateMachine) -> Option<WorkerStatus> {
+        let child = self.get(id)?;
+        Some(WorkerStatus {
+            id,
+            worker: Arc::clone(&child.worker),
+            state: machine.state(id)?,
+            starts: child.starts,
+            reason: child.reason.as_ref().map(|reason| Arc::clone(&reason.text)),
+            report: child.progress.report(),
+        })
+    }
+
+    /// All of them in registration order, and the last ones that ended, oldest first.
+    pub(super) fn statuses(&self, machine: &StateMachine) -> (Vec<WorkerStatus>, Vec<EndedWorker>) {
+        let children = self.slots.iter().flatten();
+        let mut workers: Vec<_> = children
+            .filter_map(|child| self.status(child.id, machine))
+            .collect();
+        workers.sort_unstable_by_key(|worker| worker.id);
+        (workers, self.ended.iter().cloned().collect())
+    }
+
+    fn get(&self, id: WorkerId) -> Option<&Child> {
+        let child = self.slots.get(id.slot())?.as_ref();
+        child.filter(|child| child.id == id)
+    }
+
+    fn get_mut(&mut self, id: WorkerId) -> Option<&mut Child> {
+        let child = self.slots.get_mut(id.slot())?.as_mut();
+        child.filter(|child| child.id == id)
+    }
+}
+
+// === impl Child ===
+
+impl Child {
+    /// Reports the end of an incarnation, at the level at which somebody should see it.
+    fn log_exit(&self, exit: ExitStatus, afterwards: Afterwards) {
+        let worker = &self.worker.name;
+        let (slot, generation) = (self.id.slot(), self.id.generation());
+        let reason = self.reason.as_ref();
+        let sqlstate = reason.and_then(|reason| reason.sqlstate.as_deref());
+        let reason = reason.map(|reason| &*reason.text);
+        let restart_in = match afterwards {
+            Afterwards::Restart(wait) => Some(humantime::format_duration(wait).to_string()),
+            Afterwards::Unregister => None,
+        };
+        let restart_in = restart_in.as_deref();
+        // The level of an event is part of its place in the code.
+        macro_rules! exited {
+            ($level:ident) => {
+                $level!(
+                    %worker, slot, generation, %exit, reason, sqlstate, restart_in,
+                    "background worker \"{worker}\" exited"
+                )
+            };
+        }
+        match exit {
+            ExitStatus::Crashed => exited!(error),
+            ExitStatus::Failed | ExitStatus::DatabaseAway => exited!(warn),
+            ExitStatus::Finished => exited!(info),
+            ExitStatus::Stopped => exited!(debug),
+        }
+    }
+}
+
+impl fmt::Debug for Child {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Child")
+            .field("id", &self.id)
+            .field("worker", &self.worker)
+            .field("starts", &self.starts)
+            .finish_non_exhaustive()
+    }
+}

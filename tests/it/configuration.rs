@@ -1,0 +1,397 @@
+//! Configuration: every mistake at once, with its place, and what is in force.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bgworker::config::{self, ConfigFile, Problems, Server, Settings, Sources};
+use bgworker::worker_spi::Table;
+use bgworker::{Access, RestartTime, StartTime};
+
+fn sources(text: &str) -> Sources {
+    Sources {
+        file: Some(ConfigFile {
+            path: PathBuf::from("b.toml"),
+            text: text.to_owned(),
+        }),
+        ..Sources::default()
+    }
+}
+
+fn with(mut sources: Sources, variable: &str, value: &str) -> Sources {
+    sources
+        .environment
+        .push((variable.to_owned(), value.to_owned()));
+    sources
+}
+
+fn read(text: &str) -> Result<Settings, Problems> {
+    config::read(&sources(text))
+}
+
+/// The mistakes of a text, a line each.
+#[track_caller]
+fn mistakes(text: &str) -> Vec<String> {
+    match read(text) {
+        Ok(_) => panic!("it has no mistake:\n{text}"),
+        Err(problems) => problems.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+/// A file with one worker, whose lines these are. The first of them is line 4.
+fn worker(lines: &str) -> String {
+    format!("[database]\nembedded = true\n[[worker]]\n{lines}")
+}
+
+const WHOLE: &str = "name = 'w'\nschema = 's'\ntable = 't'\n";
+
+#[test]
+fn the_seeds_two_workers_are_exactly_the_seeds() {
+    let settings = read(include_str!("../../conf/seed.toml")).unwrap();
+    let workers: Vec<_> = settings
+        .workers
+        .iter()
+        .map(|w| {
+            assert_eq!(w.worker.access, Access::Database);
+            assert_eq!(w.worker.start_time, StartTime::RecoveryFinished);
+            assert_eq!(w.spi.naptime, Duration::from_secs(1));
+            (&*w.worker.name, w.spi.table.clone(), w.worker.restart_time)
+        })
+        .collect();
+    let table = |schema: &str, name: &str| Table::new(schema, name).unwrap();
+    assert_eq!(
+        workers,
+        [
+            (
+                "SPI worker 1",
+                table("schema1", "counted"),
+                RestartTime::Never
+            ),
+            (
+                "SPI worker 2",
+                table("our schema2", "counted rows"),
+                RestartTime::After(Duration::from_secs(2)),
+            ),
+        ]
+    );
+}
+
+#[test]
+fn every_key_stands_in_the_example_and_says_its_default() {
+    let text = include_str!("../../conf/bgworker.toml");
+    let example = read(text).unwrap();
+    assert_eq!(example.server, Server::Embedded { data_dir: None });
+    let bare = read(&worker(WHOLE)).unwrap();
+    assert_eq!(example.limits, bare.limits);
+    assert_eq!(example.deadlines, bare.deadlines);
+    assert_eq!(example.workers[0].spi.naptime, bare.workers[0].spi.naptime);
+    assert_eq!(bare.workers[0].worker.restart_time, RestartTime::DEFAULT);
+    // What stands in a comment is a key as well: with the comments gone, all are known.
+    let mut open = text
+        .replace("# url =", "url =")
+        .replace("embedded = true\n", "embedded = false\n");
+    for key in ["data_dir", "database", "initial_total"] {
+        assert!(open.contains(&format!("# {key} = ")), "{key} is missing");
+        open = open.replace(&format!("# {key} = "), &format!("{key} = "));
+    }
+    read(&open).unwrap();
+    let unknown = mistakes("[database]\nx = 1\n[postmaster]\nx = 1\n[[worker]]\nx = 1").join(" ");
+    for keys in unknown.split("the keys here are ").skip(1) {
+        let keys = keys.split(')').next().unwrap();
+        for key in keys.split(", ") {
+            assert!(
+                open.contains(&format!("\n{key} = ")),
+                "{key} is not in the example"
+            );
+        }
+    }
+}
+
+#[test]
+fn five_different_mistakes_are_all_reported_with_their_lines_and_no_secret() {
+    let text = "\
+[database]
+url = \"postgresql://app:hunter2@db.example/app?sslmod=require\"
+connect_timeout = 10
+
+[postmaster]
+starts_per_tick = 0
+
+[[worker]]
+name = \"one\"
+schema = \"s\"
+table = \"t\"
+naptme = \"1s\"
+
+[[worker]]
+name = \"one\"
+schema = \"s\"
+table = \"t\"
+restart_time = \"0s\"
+";
+    let mistakes = mistakes(text);
+    let expected = [
+        "b.toml:2:1: database.url: invalid connection option \"sslmod\": did you mean \"sslmode\"?",
+        "b.toml:3:19: database.connect_timeout: expected a duration with its unit, such as \"1s\", \
+         \"250ms\" or \"2m\", but found a value of type integer",
+        "b.toml:6:1: postmaster.starts_per_tick: no worker would ever start: it must be at least 1",
+        "b.toml:12:1: worker[0].naptme: unknown key \"naptme\" (did you mean \"naptime\"?)",
+        "b.toml:15:1: worker[1].name: background worker \"one\" is already registered as worker[0]",
+        "b.toml:18:1: worker[1].restart_time: background worker \"one\": invalid restart interval: \
+         it must be more than 0 and at most 86400000s",
+    ];
+    assert_eq!(mistakes, expected);
+    assert!(!mistakes.concat().contains("hunter2"));
+}
+
+#[test]
+fn mistakes_of_the_toml_itself_are_reported_with_the_others() {
+    let mistakes =
+        mistakes("[database]\nembedded = true\nurl == 'x'\n\n[postmaster]\nmax_workers = 'many'\n");
+    assert_eq!(
+        mistakes,
+        [
+            "b.toml:3:6: this is not TOML: extra `=`, expected nothing",
+            "b.toml:6:15: postmaster.max_workers: expected a whole number that is not negative, \
+             but found a value of type string",
+        ]
+    );
+}
+
+#[test]
+fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
+    let long = "x".repeat(51);
+    for (lines, expected) in [
+        (
+            "naptime = '0s'",
+            "4:1: worker[0].naptime: it must be more than 0",
+        ),
+        (
+            "naptime = '5 parsecs'",
+            "4:11: worker[0].naptime: expected a duration with its unit",
+        ),
+        (
+            "start_time = 'postmaster_start'",
+            "4:1: worker[0].start_time: background worker \"w\": cannot request database access if \
+             starting at postmaster start",
+        ),
+        (
+            "start_time = 'consistent_state'",
+            "4:1: worker[0].start_time: worker_spi writes",
+        ),
+        (
+            "start_time = 'recovery_finish'",
+            "4:14: worker[0].start_time: unknown value \"recovery_finish\" \
+             (did you mean \"recovery_finished\"?)",
+        ),
+        (
+            "function = 'worker_spy'",
+            "4:1: worker[0].function: there is no function \"worker_spy\" (did you mean \"worker_spi\"?)",
+        ),
+        (
+            "restart_time = 'sometimes'",
+            "4:16: worker[0].restart_time: expected a duration with its unit, such as \"60s\", or \"never\"",
+        ),
+        (
+            "restart_time = '1001 days'",
+            "4:1: worker[0].restart_time: background worker \"w\": invalid",
+        ),
+        (
+            "initial_total = 'x'",
+            "4:17: worker[0].initial_total: expected a whole number, but found a value of type string",
+        ),
+    ] {
+        let found = mistakes(&worker(&format!("{lines}\n{WHOLE}")));
+        assert_eq!(found.len(), 1, "{lines}: {found:#?}");
+        assert!(
+            found[0].starts_with(&format!("b.toml:{expected}")),
+            "{lines}: {}",
+            found[0]
+        );
+    }
+    for (lines, expected) in [
+        (
+            "schema = 's'\ntable = 't'",
+            "b.toml:3:1: worker[0].name: the worker has no \"name\" (it is required)",
+        ),
+        (
+            &*format!("name = 'w'\nschema = 's'\ntable = '{long}'"),
+            "b.toml:6:1: worker[0].table: table name",
+        ),
+        (
+            "name = ''\nschema = 's'\ntable = 't'",
+            "b.toml:4:1: worker[0].name: background worker \"\": invalid name",
+        ),
+        (
+            "name = 'w'\nschema = \"a\\u0000b\"\ntable = 't'",
+            "b.toml:5:1: worker[0].schema: schema name \"a\\0b\" must not contain NUL",
+        ),
+    ] {
+        let found = mistakes(&worker(lines));
+        assert_eq!(found.len(), 1, "{lines}: {found:#?}");
+        assert!(found[0].starts_with(expected), "{lines}: {}", found[0]);
+    }
+}
+
+#[test]
+fn a_text_where_a_number_belongs_is_not_repeated() {
+    let found = mistakes(
+        "[database]\nconnect_timeout = \"postgres://u:hunter2@h/d\"\nembedded = 'hunter2'",
+    );
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(!found.concat().contains("hunter2"), "{found:#?}");
+}
+
+#[test]
+fn d14_more_workers_than_max_workers_are_refused() {
+    let text = format!(
+        "[database]\nembedded = true\n[postmaster]\nmax_workers = 1\n[[worker]]\n{WHOLE}[[worker]]\n{WHOLE}"
+    );
+    let text = text.replacen("'w'", "'v'", 1);
+    let found = mistakes(&text);
+    assert_eq!(
+        found,
+        [
+            "b.toml:9:1: worker[1]: too many background workers: up to 1 can be registered with the \
+          current settings, and here are 2 (consider increasing \"max_workers\" in [postmaster])"
+        ]
+    );
+}
+
+#[test]
+fn without_any_database_both_ways_out_are_named_and_both_at_once_are_refused() {
+    let found = mistakes("[postmaster]\nmax_workers = 1\n").concat();
+    assert!(found.contains("no database is given"), "{found}");
+    assert!(
+        found.contains("--database URL") && found.contains("embedded = true"),
+        "{found}"
+    );
+    let found = mistakes("[database]\nembedded = true\nurl = 'host=h'\n").concat();
+    assert!(
+        found.starts_with("b.toml:3:1: database.url: both"),
+        "{found}"
+    );
+}
+
+fn target(sources: &Sources) -> String {
+    match config::read(sources).unwrap().server {
+        Server::Given { conninfo, .. } => conninfo.target(None),
+        Server::Embedded { .. } => "embedded".to_owned(),
+    }
+}
+
+#[test]
+fn flag_beats_environment_beats_file_beats_database_url_beats_pg_variables() {
+    let mut all = sources("[database]\nurl = 'host=file'\n");
+    all = with(all, "PGHOST", "pg");
+    all = with(all, "DATABASE_URL", "postgresql://database-url/");
+    all = with(all, "BGWORKER_DATABASE__URL", "postgresql://environment/");
+    all.database = Some("host=flag".to_owned());
+    assert_eq!(target(&all), "the server at flag:5432");
+    all.database = None;
+    assert_eq!(target(&all), "the server at environment:5432");
+    all.environment.pop();
+    assert_eq!(target(&all), "the server at file:5432");
+    all.file = None;
+    assert_eq!(target(&all), "the server at database-url:5432");
+    all.environment.pop();
+    assert_eq!(target(&all), "the server at pg:5432");
+}
+
+#[test]
+fn a_url_from_outside_the_file_turns_the_private_server_off_and_pg_variables_do_not() {
+    let embedded = || sources("[database]\nembedded = true\n");
+    assert_eq!(target(&with(embedded(), "PGHOST", "pg")), "embedded");
+    let given = with(embedded(), "DATABASE_URL", "host=h dbname=d");
+    assert_eq!(target(&given), "database \"d\" at h:5432");
+    let Server::Given {
+        instead_of_embedded,
+        ..
+    } = config::read(&given).unwrap().server
+    else {
+        panic!("a server is given");
+    };
+    assert!(instead_of_embedded);
+}
+
+#[test]
+fn a_variable_is_checked_under_its_own_name_and_others_are_ignored() {
+    let file = || sources("[database]\nembedded = true\n");
+    let settings = config::read(&with(file(), "BGWORKER_POSTMASTER__MAX_WORKERS", "7")).unwrap();
+    assert_eq!(settings.limits.max_workers, 7);
+    let settings = config::read(&with(file(), "BGWORKER_DATABASE__CONNECT_TIMEOUT", "3s")).unwrap();
+    assert_eq!(settings.deadlines.connect, Duration::from_secs(3));
+    for (variable, value) in [
+        ("BGWORKER_CONFIG", "x"),
+        ("BGWORKER_WORKER__NAME", "x"),
+        ("BGWORKER_OTHER__NAME", "x"),
+    ] {
+        config::read(&with(file(), variable, value)).unwrap();
+    }
+    for (variable, value, expected) in [
+        (
+            "BGWORKER_POSTMASTER__MAX_WORKERS",
+            "hunter2",
+            "BGWORKER_POSTMASTER__MAX_WORKERS: postmaster.max_workers: expected a whole number that is not \
+             negative, but found a value of type string",
+        ),
+        (
+            "BGWORKER_DATABASE__URLL",
+            "hunter2",
+            "BGWORKER_DATABASE__URLL: database.urll: unknown key \"urll\" (did you mean \"url\"?)",
+        ),
+        (
+            "BGWORKER_DATABASE__STATEMENT_TIMEOUT",
+            "0s",
+            "BGWORKER_DATABASE__STATEMENT_TIMEOUT: database.statement_timeout: it must be more than",
+        ),
+    ] {
+        let problems = config::read(&with(file(), variable, value))
+            .unwrap_err()
+            .to_string();
+        assert!(problems.starts_with(expected), "{problems}");
+        assert!(!problems.contains("hunter2"), "{problems}");
+    }
+}
+
+#[test]
+fn what_is_in_force_is_shown_with_its_origin_and_without_the_password() {
+    let file = sources(
+        "[database]\nurl = 'postgresql://u:hunter2@h/d'\n[[worker]]\nname = 'w'\nschema = 's'\ntable = 't'\n",
+    );
+    let sources = with(file, "BGWORKER_POSTMASTER__MAX_WORKERS", "7");
+    let settings = config::read(&sources).unwrap();
+    let shown: Vec<_> = settings
+        .shown
+        .iter()
+        .map(|s| format!("{} = {}  # {}", s.key, s.value, s.origin))
+        .collect();
+    for line in [
+        "postmaster.max_workers = 7  # BGWORKER_POSTMASTER__MAX_WORKERS",
+        "postmaster.starts_per_tick = 1  # default",
+        "worker[0].name = \"w\"  # b.toml:4:1",
+        "worker[0].restart_time = \"1m\"  # default",
+    ] {
+        assert!(shown.contains(&line.to_owned()), "{line}: {shown:#?}");
+    }
+    let everything = format!("{shown:?}{settings:?}{sources:?}");
+    assert!(!everything.contains("hunter2"), "{everything}");
+    let url = &settings.shown[0];
+    assert_eq!(
+        (&*url.key, &*url.value),
+        ("database.url", "'database \"d\" at h:5432'")
+    );
+}
+
+#[test]
+fn any_text_at_all_is_read_without_a_panic() {
+    use proptest::prelude::*;
+    proptest!(|(text in "[\\[\\]a-z.=\"'# \n{},0-9-]{0,80}")| {
+        let _ = read(&text);
+        let _ = read(&worker(&text));
+    });
+}
+
+#[test]
+fn the_example_of_the_repository_is_where_the_program_looks() {
+    assert!(Path::new("./conf/bgworker.toml").exists());
+}

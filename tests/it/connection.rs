@@ -1,0 +1,269 @@
+//! Connections against real servers and against peers that are none.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use bgworker::WorkerError;
+use bgworker::database::{ConnInfo, Database, Deadlines, ServerState};
+use bgworker::embedded::{Cluster, ClusterSettings};
+
+use crate::support::database::{TestDatabase, database};
+
+fn impatient(conninfo: &str) -> Database {
+    let conninfo = ConnInfo::parse(conninfo, |_| None).unwrap();
+    let deadlines = Deadlines {
+        connect: Duration::from_millis(300),
+        statement: Duration::from_millis(300),
+    };
+    Database::new(conninfo, deadlines).unwrap()
+}
+
+#[actix::test]
+async fn a_server_that_accepts_and_says_nothing_is_given_up_within_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let begin = Instant::now();
+    let database = impatient(&format!("host=127.0.0.1 port={port} user=u dbname=d"));
+    let error = database.connect("test", None).await.unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert_eq!(
+        error.to_string(),
+        format!("could not connect to database \"d\" at 127.0.0.1:{port} within 300ms")
+    );
+    assert!(error.is_away());
+}
+
+#[actix::test]
+async fn a_peer_that_is_no_server_is_an_error_that_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    });
+    let conninfo = format!("host=127.0.0.1 port={port} user=u password=hunter2 sslmode=disable");
+    let error = impatient(&conninfo)
+        .connect("test", None)
+        .await
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&format!(
+            "could not connect to the server at 127.0.0.1:{port}"
+        )),
+        "{text}"
+    );
+    assert!(!text.contains("hunter2"));
+}
+
+#[actix::test]
+async fn a_refused_connection_and_a_name_that_does_not_resolve_are_the_database_being_away() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    for (conninfo, cause) in [
+        (format!("host=127.0.0.1 port={port}"), "refused"),
+        ("host=no-such-host.invalid".to_owned(), "lookup"),
+        ("host=/no/such/directory".to_owned(), "No such file"),
+    ] {
+        let error = database(&conninfo).connect("test", None).await.unwrap_err();
+        assert!(error.is_away(), "{error}");
+        assert!(error.to_string().contains(cause), "{error}");
+        assert!(matches!(
+            WorkerError::from(error),
+            WorkerError::DatabaseAway(_)
+        ));
+        assert_eq!(
+            database(&conninfo).server_state().await.0,
+            ServerState::Away
+        );
+    }
+}
+
+#[actix::test]
+async fn a_database_that_does_not_exist_is_the_workers_failure_and_the_server_is_there() {
+    let db = TestDatabase::new().await;
+    let error = db
+        .database
+        .connect("test", Some("nowhere"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.sqlstate(), Some("3D000"));
+    assert!(!error.is_away());
+    assert!(
+        error
+            .to_string()
+            .contains("FATAL: database \"nowhere\" does not exist"),
+        "{error}"
+    );
+    let nowhere = database(&format!("{} dbname=nowhere", db.conninfo()));
+    assert_eq!(nowhere.server_state().await.0, ServerState::Primary);
+}
+
+#[actix::test]
+async fn every_session_is_read_committed_and_has_its_timeouts() {
+    let db = TestDatabase::new().await;
+    let name: String = db.value("SELECT current_database()::text").await;
+    db.execute(&format!(
+        "ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"
+    ))
+    .await;
+    let conninfo = format!("{} options='-c work_mem=1234kB'", db.conninfo());
+    let connection = database(&conninfo).connect("me", None).await.unwrap();
+    for (parameter, value) in [
+        ("default_transaction_isolation", "read committed"),
+        ("statement_timeout", "1min"),
+        ("lock_timeout", "100ms"),
+        ("client_connection_check_interval", "5s"),
+        ("jit", "off"),
+        ("application_name", "me"),
+        ("work_mem", "1234kB"),
+    ] {
+        let rows = connection
+            .query("show", &format!("SHOW {parameter}"), &[])
+            .await
+            .unwrap();
+        assert_eq!(rows[0].get::<_, String>(0), value, "{parameter}");
+    }
+    let named = format!("{} application_name=ours", db.conninfo());
+    let connection = database(&named).connect("me", None).await.unwrap();
+    let rows = connection
+        .query("show", "SHOW application_name", &[])
+        .await
+        .unwrap();
+    assert_eq!(rows[0].get::<_, String>(0), "ours");
+}
+
+#[actix::test]
+async fn a_statement_that_takes_too_long_is_ended_by_the_server() {
+    let db = TestDatabase::new().await;
+    let connection = impatient(db.conninfo())
+        .connect("test", None)
+        .await
+        .unwrap();
+    let error = connection
+        .query("sleep", "SELECT pg_sleep(60)", &[])
+        .await
+        .unwrap_err();
+    assert_eq!(error.sqlstate(), Some("57014"));
+    assert!(!error.is_away());
+}
+
+#[actix::test]
+async fn a_statement_that_the_server_does_not_end_is_cancelled_and_its_connection_given_up() {
+    let db = TestDatabase::new().await;
+    let connection = impatient(db.conninfo())
+        .connect("slow", None)
+        .await
+        .unwrap();
+    connection
+        .batch_execute("set", "SET statement_timeout = 0")
+        .await
+        .unwrap();
+    let begin = Instant::now();
+    let error = connection
+        .query("sleep", "SELECT pg_sleep(60)", &[])
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_string(), "sleep: no answer within 1s 300ms");
+    assert!(error.is_away() && begin.elapsed() < Duration::from_secs(5));
+    let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'slow' \
+                  AND state = 'active')";
+    assert!(
+        !db.value::<bool>(sleeps).await,
+        "it was cancelled on the server"
+    );
+    let again = connection
+        .query("again", "SELECT 1", &[])
+        .await
+        .unwrap_err();
+    assert!(
+        again.to_string().contains("connection to server was lost"),
+        "{again}"
+    );
+}
+
+#[actix::test]
+async fn a_lost_connection_says_what_ended_it() {
+    let db = TestDatabase::new().await;
+    let connection = db.database.connect("victim", None).await.unwrap();
+    db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'victim'",
+    )
+    .await;
+    crate::support::eventually("the loss is noticed", || async {
+        let Err(error) = connection.query("ask", "SELECT 1", &[]).await else {
+            return false;
+        };
+        assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("terminating connection due to administrator command")
+        );
+        error.is_away()
+    })
+    .await;
+}
+
+#[actix::test]
+async fn sslmode_require_encrypts_and_refuses_a_server_without_tls() {
+    let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    // Certificates must belong to the server's user: the server reads them as files of its own.
+    let directory = tempfile::tempdir().unwrap();
+    let (cert_file, key_file) = (
+        directory.path().join("c.pem"),
+        directory.path().join("k.pem"),
+    );
+    std::fs::write(&cert_file, key.cert.pem()).unwrap();
+    std::fs::write(&key_file, key.signing_key.serialize_pem()).unwrap();
+    give_to_the_server(directory.path(), &[&cert_file, &key_file]);
+    let port = free_port();
+    let plain = ClusterSettings::temporary()
+        .option("fsync", "off")
+        .option("listen_addresses", "127.0.0.1")
+        .option("port", port.to_string());
+    let encrypted = plain
+        .clone()
+        .option("ssl", "on")
+        .option("ssl_cert_file", cert_file.to_str().unwrap())
+        .option("ssl_key_file", key_file.to_str().unwrap());
+    let is_encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let tcp = |sslmode: &str| {
+        let conninfo = format!("host=127.0.0.1 port={port} user=postgres sslmode={sslmode}");
+        database(&conninfo)
+    };
+    let cluster = Cluster::start(encrypted).unwrap();
+    for (sslmode, expected) in [("require", true), ("prefer", true), ("disable", false)] {
+        let connection = tcp(sslmode).connect("test", None).await.unwrap();
+        let rows = connection.query("ask", is_encrypted, &[]).await.unwrap();
+        assert_eq!(rows[0].get::<_, bool>(0), expected, "{sslmode}");
+    }
+    cluster.stop().unwrap();
+    let _cluster = Cluster::start(plain).unwrap();
+    let error = tcp("require").connect("test", None).await.unwrap_err();
+    assert!(
+        error.to_string().contains("server does not support TLS"),
+        "{error}"
+    );
+    tcp("prefer").connect("test", None).await.unwrap();
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Makes files readable for the server alone, whoever it runs as.
+fn give_to_the_server(directory: &std::path::Path, files: &[&std::path::Path]) {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    let user = nix::unistd::User::from_name("postgres").unwrap();
+    for file in files {
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        if let (true, Some(user)) = (nix::unistd::Uid::effective().is_root(), &user) {
+            chown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        }
+    }
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+}

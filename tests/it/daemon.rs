@@ -1,0 +1,408 @@
+//! The program: what it does with a configuration, with signals, and when it is killed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::embedded::{processes_with, reachable_directory};
+use crate::support::daemon::{Daemon, bgworker, run};
+use crate::support::database::{TestDatabase, table};
+use crate::support::{eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A configuration file, in a directory of its own.
+struct Config {
+    directory: TempDir,
+    path: PathBuf,
+}
+
+impl Config {
+    fn new(text: &str) -> Self {
+        let directory = reachable_directory();
+        let path = directory.path().join("bgworker.toml");
+        let config = Self { directory, path };
+        config.write(text);
+        config
+    }
+
+    /// One on a server that runs, with workers of this naptime.
+    fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> Self {
+        Self::new(&given(db, naptime, schemas))
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(&self.path, text).unwrap();
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+}
+
+fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> String {
+    let url = db.conninfo().replace('"', "\\\"");
+    let mut text = format!("[database]\nurl = \"{url}\"\n");
+    for schema in schemas {
+        text.push_str(&format!(
+            "[[worker]]\nname = \"{schema}\"\nschema = \"{schema}\"\ntable = \"t\"\nnaptime = \"{naptime}\"\n"
+        ));
+    }
+    text
+}
+
+/// The seed's configuration, on a private server in a directory of the test's.
+fn seed() -> (Config, String) {
+    let config = Config::new("");
+    let data_dir = format!("embedded = true\ndata_dir = {:?}", config.data_dir());
+    let text = include_str!("../../conf/seed.toml").replace("embedded = true", &data_dir);
+    config.write(&text);
+    (config, text)
+}
+
+/// The connection string in the line that the program prints.
+fn conninfo(psql: &str) -> String {
+    let mut words = psql
+        .split_whitespace()
+        .skip_while(|word| *word != "-h")
+        .skip(1);
+    format!(
+        "host='{}' user=postgres dbname=postgres",
+        words.next().unwrap()
+    )
+}
+
+#[actix::test]
+async fn the_seed_runs_on_a_private_server_and_a_ctrl_c_leaves_nothing_behind() {
+    let (config, _) = seed();
+    let mut daemon = Daemon::run(&config.path);
+    let psql = daemon.wait_for("join in with: ");
+    daemon.wait_for("SPI worker 2 initialized with our schema2.counted rows");
+    let starts: Vec<_> = daemon
+        .said
+        .iter()
+        .filter(|l| l.contains("starting background"))
+        .collect();
+    assert!(starts[0].contains("SPI worker 1") && starts[1].contains("SPI worker 2"));
+    let db = TestDatabase::at(&conninfo(&psql)).await;
+    let counted = table("schema1", "counted");
+    db.execute("INSERT INTO schema1.counted VALUES ('total', 0), ('delta', 1)")
+        .await;
+    within(SECOND + SECOND / 5, "it is folded", || async {
+        db.rows(&counted).await == ["total|1"]
+    })
+    .await;
+    daemon.wait_for("SPI worker 1: count in schema1.counted is now 1");
+    drop(db);
+    daemon.signal(Signal::SIGINT);
+    let (code, took) = daemon.wait();
+    assert_eq!(code, Some(0), "{:?}", daemon.said);
+    assert!(took < 10 * SECOND, "{took:?}");
+    assert_eq!(processes_with(&config.data_dir()), Vec::<String>::new());
+    let socket_dir = PathBuf::from(conninfo(&psql).split('\'').nth(1).unwrap());
+    assert!(!socket_dir.exists());
+    assert!(
+        config.data_dir().join("PG_VERSION").exists(),
+        "what was folded is kept"
+    );
+}
+
+#[actix::test]
+async fn killed_it_leaves_no_server_behind_and_the_next_one_goes_on_with_the_same_data() {
+    let (config, _) = seed();
+    let mut daemon = Daemon::run(&config.path);
+    let psql = daemon.wait_for("join in with: ");
+    daemon.wait_for("SPI worker 1 initialized");
+    let db = TestDatabase::at(&conninfo(&psql)).await;
+    db.execute("INSERT INTO schema1.counted VALUES ('total', 40), ('delta', 1)")
+        .await;
+    drop(db);
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    // At once: it has to wait for the watchdog of the one before.
+    let mut daemon = Daemon::run(&config.path);
+    let psql = daemon.wait_for("join in with: ");
+    let db = TestDatabase::at(&conninfo(&psql)).await;
+    db.execute("INSERT INTO schema1.counted VALUES ('delta', 1)")
+        .await;
+    db.wait_for_rows(&table("schema1", "counted"), &["total|42"])
+        .await;
+    drop(db);
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    eventually("the server has stopped", || async {
+        processes_with(&config.data_dir()).is_empty()
+    })
+    .await;
+}
+
+#[test]
+fn a_second_instance_on_the_same_directory_is_told_who_has_it() {
+    let (config, _) = seed();
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for("SPI worker 1 initialized");
+    let mut second = Daemon::run(&config.path);
+    second.wait_for("is in use by another server");
+    assert_eq!(second.wait().0, Some(1));
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().0, Some(0));
+}
+
+#[test]
+fn a_signal_while_the_private_server_is_being_made_stops_cleanly() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let (config, _) = seed();
+        let mut daemon = Daemon::run(&config.path);
+        daemon.wait_for("starting a private server");
+        daemon.signal(signal);
+        assert_eq!(daemon.wait().0, Some(0), "{:?}", daemon.said);
+        assert_eq!(processes_with(&config.data_dir()), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_demo_shows_the_totals_moving_and_leaves_nothing_behind() {
+    let mut daemon = Daemon::start(bgworker().arg("demo"));
+    let psql = daemon.wait_for("join in with: psql");
+    let first = daemon.wait_for("totals:");
+    let total = |line: &str| -> Vec<u64> {
+        let totals = line.split_once("totals:").unwrap().1;
+        totals
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect()
+    };
+    daemon.wait_for("totals:");
+    let third = daemon.wait_for("totals:");
+    let (first, third) = (total(&first), total(&third));
+    assert_eq!(third.len(), 2, "{third:?}");
+    assert!(
+        third[0] > first[0] && third[1] > first[1],
+        "{first:?} {third:?}"
+    );
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.wait().0, Some(0), "{:?}", daemon.said);
+    let socket_dir = PathBuf::from(conninfo(&psql).split('\'').nth(1).unwrap());
+    assert!(!socket_dir.exists());
+    assert_eq!(processes_with(&socket_dir), Vec::<String>::new());
+}
+
+#[actix::test]
+async fn a23_killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let config = Config::given(&db, "1ms", &["s"]);
+    let mut first = Daemon::run(&config.path);
+    first.wait_for("initialized");
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    drop(first);
+    let (stop, stopped) = std::sync::mpsc::channel();
+    let conninfo = db.conninfo().to_owned();
+    // On a thread of its own: this one waits for the program, and for nothing else meanwhile.
+    let inserter = std::thread::spawn(move || {
+        actix::System::new().block_on(insert_until(&conninfo, &stopped))
+    });
+    let mut folds = 0;
+    for _ in 0..50 {
+        let mut daemon = Daemon::run(&config.path);
+        daemon.wait_for("initialized");
+        std::thread::sleep(Duration::from_millis(fastrand::u64(0..40)));
+        daemon.signal(Signal::SIGKILL);
+        daemon.wait();
+        folds += daemon
+            .said
+            .iter()
+            .filter(|line| line.contains("is now"))
+            .count();
+    }
+    assert!(
+        folds > 50,
+        "it was not killed while it folded: {folds} folds"
+    );
+    stop.send(()).unwrap();
+    let inserted = inserter.join().unwrap();
+    assert_eq!(db.sum(&counted).await, inserted);
+    let mut last = Daemon::run(&config.path);
+    db.wait_for_rows(&counted, &[&format!("total|{inserted}")])
+        .await;
+    last.signal(Signal::SIGTERM);
+    assert_eq!(last.wait().0, Some(0));
+}
+
+/// Inserts deltas until it is told to stop, and returns their sum.
+async fn insert_until(conninfo: &str, stopped: &std::sync::mpsc::Receiver<()>) -> i64 {
+    let db = TestDatabase::at(conninfo).await;
+    let mut inserted = 0;
+    while stopped.try_recv().is_err() {
+        db.execute("INSERT INTO s.t SELECT 'delta', n FROM generate_series(1, 3) AS n")
+            .await;
+        inserted += 1 + 2 + 3;
+    }
+    inserted
+}
+
+#[actix::test]
+async fn a35_a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "600s", &["s"]);
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for("initialized");
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    let counted = table("s", "t");
+
+    config.write("[database]\nurl = 1\n[postmaster]\nstarts_per_tick = 0\n");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for("received SIGHUP, reloading configuration files");
+    daemon.wait_for("bgworker.toml:2:7: database.url: expected a string");
+    daemon.wait_for("bgworker.toml:4:1: postmaster.starts_per_tick");
+    daemon.wait_for("nothing was changed");
+
+    config.write(&given(&db, "20ms", &["s", "s2"]).replace("table = \"t\"", "table = \"t2\""));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for("parameter \"naptime\" changed to \"20ms\"");
+    daemon.wait_for("worker \"s\" cannot be changed without restarting");
+    daemon.wait_for("worker \"s2\" cannot be added without restarting");
+    db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    within(SECOND, "it folds at its new naptime", || async {
+        db.rows(&counted).await == ["total|1"]
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a43_a_sigterm_before_the_worker_is_ready_is_a_clean_stop() {
+    // A server that accepts and says nothing.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let config = Config::new(&format!(
+        "[database]\nurl = \"host=127.0.0.1 port={port}\"\n[[worker]]\nname = 'w'\nschema = 's'\ntable = 't'\n"
+    ));
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for("using the server at");
+    daemon.signal(Signal::SIGTERM);
+    let (code, took) = daemon.wait();
+    assert_eq!(code, Some(0));
+    assert!(took < 10 * SECOND, "{took:?}");
+}
+
+#[actix::test]
+async fn each_signal_says_what_it_asks_for() {
+    let db = TestDatabase::new().await;
+    for (signal, said, code) in [
+        (Signal::SIGTERM, "received smart shutdown request", 0),
+        (Signal::SIGINT, "received fast shutdown request", 0),
+        (Signal::SIGQUIT, "received immediate shutdown request", 3),
+    ] {
+        let config = Config::given(&db, "1s", &["s"]);
+        let mut daemon = Daemon::run(&config.path);
+        daemon.wait_for("initialized");
+        daemon.signal(signal);
+        daemon.wait_for(said);
+        assert_eq!(daemon.wait().0, Some(code));
+    }
+}
+
+#[test]
+fn check_reports_every_mistake_and_exits_with_78_and_nothing_on_standard_output() {
+    let config = Config::new("[database]\nurll = 'hunter2'\nembedded = 1\n[[worker]]\nname = 5\n");
+    let (code, out, err) = run(bgworker().args(["check", "--config"]).arg(&config.path));
+    assert_eq!((code, &*out), (78, ""));
+    let lines: Vec<_> = err
+        .lines()
+        .map(|line| line.rsplit_once(".toml:").unwrap().1)
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"));
+    assert!(!err.contains("hunter2"));
+}
+
+#[test]
+fn check_of_the_examples_is_silent_and_print_shows_what_is_in_force() {
+    for file in ["conf/bgworker.toml", "conf/seed.toml"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let (code, out, err) = run(bgworker().args(["check", "--config"]).arg(file));
+        assert_eq!((code, &*out, &*err), (0, "", ""));
+    }
+    let mut print = bgworker();
+    print.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let (code, out, _) = run(print.args(["check", "--print", "--config", "conf/seed.toml"]));
+    assert_eq!(code, 0);
+    insta::assert_snapshot!(out);
+}
+
+#[test]
+fn run_on_a_broken_configuration_starts_nothing_and_exits_with_78() {
+    let config = Config::new("[database]\nembedded = true\nx = 1\n");
+    let (code, out, err) = run(bgworker().args(["--config"]).arg(&config.path));
+    assert_eq!((code, &*out), (78, ""));
+    assert!(err.contains(":3:1: database.x: unknown key"), "{err}");
+    assert!(!err.contains("private server"), "{err}");
+}
+
+#[test]
+fn without_a_configuration_file_every_place_is_named() {
+    let directory = reachable_directory();
+    let mut command = bgworker();
+    command
+        .current_dir(directory.path())
+        .env("XDG_CONFIG_HOME", "/nowhere");
+    let (code, _, err) = run(command.arg("check"));
+    assert_eq!(code, 78);
+    for place in [
+        "./bgworker.toml",
+        "./conf/bgworker.toml",
+        "/nowhere/bgworker/bgworker.toml",
+        "/etc/bgworker/bgworker.toml",
+    ] {
+        assert!(err.contains(place), "{err}");
+    }
+}
+
+#[test]
+fn the_configuration_file_is_found_where_it_is_looked_for() {
+    let directory = reachable_directory();
+    let good = "[database]\nembedded = true\n";
+    fs::create_dir_all(directory.path().join("conf")).unwrap();
+    fs::write(directory.path().join("conf/bgworker.toml"), good).unwrap();
+    fs::write(directory.path().join("other.toml"), "x = 1").unwrap();
+    let check = |variable: Option<&str>| {
+        let mut command = bgworker();
+        command.current_dir(directory.path()).arg("check");
+        if let Some(file) = variable {
+            command.env("BGWORKER_CONFIG", file);
+        }
+        run(&mut command).0
+    };
+    assert_eq!(check(None), 0);
+    assert_eq!(check(Some("other.toml")), 78);
+    fs::write(directory.path().join("bgworker.toml"), "x = 1").unwrap();
+    assert_eq!(check(None), 78, "the first that exists is taken");
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_help_and_version_with_0() {
+    assert_eq!(run(bgworker().arg("--frobnicate")).0, 2);
+    assert_eq!(run(bgworker().arg("frobnicate")).0, 2);
+    let (code, out, _) = run(bgworker().arg("--version"));
+    assert_eq!(
+        (code, &*out),
+        (0, concat!("bgworker ", env!("CARGO_PKG_VERSION"), "\n"))
+    );
+    let (code, out, _) = run(bgworker().arg("--help"));
+    assert_eq!(code, 0);
+    insta::assert_snapshot!(out);
+}
+
+#[actix::test]
+async fn the_log_is_json_where_nobody_looks_on() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "1s", &["s"]);
+    let mut daemon = Daemon::start(bgworker().arg("--config").arg(&config.path));
+    let line = daemon.wait_for("initialized with");
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["message"], "s initialized with s.t");
+    assert_eq!(line["worker"], "s");
+    assert_eq!(line["level"], "INFO");
+}

@@ -1,0 +1,118 @@
+//! The private server: made, kept, stopped, and never left behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bgworker::embedded::{Binaries, BinariesError, Cluster, ClusterSettings, EmbeddedError};
+
+use crate::support::database::TestDatabase;
+
+/// A directory that the server's user can reach, whoever we are.
+pub(crate) fn reachable_directory() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let open = fs::Permissions::from_mode(0o755);
+    tempfile::Builder::new()
+        .permissions(open)
+        .tempdir_in("/tmp")
+        .unwrap()
+}
+
+fn kept(data_dir: &Path) -> ClusterSettings {
+    ClusterSettings::kept(data_dir).option("fsync", "off")
+}
+
+/// The processes that have a path in their command line.
+pub(crate) fn processes_with(path: &Path) -> Vec<String> {
+    let path = path.to_str().unwrap();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let commands = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let commands = commands.map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "));
+    commands.filter(|command| command.contains(path)).collect()
+}
+
+#[actix::test]
+async fn what_is_kept_is_there_after_a_stop_and_nothing_runs_or_listens_meanwhile() {
+    let directory = reachable_directory();
+    let data_dir = directory.path().join("data");
+    let cluster = Cluster::start(kept(&data_dir)).unwrap();
+    let socket_dir = cluster.socket_dir().to_owned();
+    let db = TestDatabase::at(&cluster.conninfo()).await;
+    db.execute("CREATE TABLE t AS SELECT 42 AS value").await;
+    drop(db);
+    cluster.stop().unwrap();
+    assert!(!socket_dir.exists());
+    assert_eq!(processes_with(&data_dir), Vec::<String>::new());
+    let cluster = Cluster::start(kept(&data_dir)).unwrap();
+    let db = TestDatabase::at(&cluster.conninfo()).await;
+    assert_eq!(db.value::<i32>("SELECT value FROM t").await, 42);
+}
+
+#[actix::test]
+async fn a_temporary_cluster_leaves_nothing() {
+    let cluster = Cluster::start(ClusterSettings::temporary().option("fsync", "off")).unwrap();
+    let (data_dir, socket_dir) = (
+        cluster.data_dir().to_owned(),
+        cluster.socket_dir().to_owned(),
+    );
+    assert!(data_dir.exists() && socket_dir.exists());
+    drop(cluster);
+    assert!(!data_dir.parent().unwrap().exists() && !socket_dir.exists());
+}
+
+#[test]
+fn the_path_of_the_socket_is_short_enough_for_every_system() {
+    let cluster = Cluster::start(ClusterSettings::temporary().option("fsync", "off")).unwrap();
+    let socket = cluster.socket_dir().join(".s.PGSQL.5432");
+    assert!(socket.exists());
+    assert!(socket.as_os_str().len() <= 107, "{}", socket.display());
+}
+
+#[test]
+fn a_directory_with_something_else_in_it_is_left_alone() {
+    let directory = reachable_directory();
+    let file = directory.path().join("precious");
+    fs::write(&file, "").unwrap();
+    let error = Cluster::start(kept(directory.path())).unwrap_err();
+    assert!(
+        matches!(error, EmbeddedError::NotACluster { .. }),
+        "{error}"
+    );
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_cluster_of_another_version_is_refused_naming_both() {
+    let directory = reachable_directory();
+    fs::write(directory.path().join("PG_VERSION"), "9\n").unwrap();
+    let error = Cluster::start(kept(directory.path()))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("made by PostgreSQL 9, but this machine has only version"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_server_that_ends_at_its_start_says_why() {
+    let settings = ClusterSettings::temporary().option("shared_buffers", "much");
+    let error = Cluster::start(settings).unwrap_err();
+    assert!(matches!(error, EmbeddedError::Ended { .. }), "{error}");
+    assert!(error.to_string().contains("shared_buffers"), "{error}");
+}
+
+#[test]
+fn without_binaries_every_place_is_named_and_how_to_install_them() {
+    let places = [PathBuf::from("/no/such/bin"), PathBuf::from("/nor/this")];
+    let error = Binaries::find_in(&places, None).unwrap_err();
+    assert!(matches!(error, BinariesError::NotFound { .. }));
+    let text = error.to_string();
+    for part in [
+        "/no/such/bin, /nor/this",
+        "apt-get install -y postgresql",
+        "dnf install -y postgresql-server",
+        "brew install postgresql",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}

@@ -1,0 +1,237 @@
+//! Rules about the code that no compiler knows: who may use whom, and what must not be named.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each room of the house, and the rooms that it may use. No other edges, no cycles.
+const MAY_USE: [(&str, &[&str]); 11] = [
+    (
+        "postmaster",
+        &[
+            "supervision",
+            "worker",
+            "context",
+            "latch",
+            "background_worker",
+            "database",
+        ],
+    ),
+    ("worker", &["context", "latch", "background_worker"]),
+    (
+        "worker_spi",
+        &["context", "latch", "database", "background_worker"],
+    ),
+    ("context", &["latch", "database", "background_worker"]),
+    // Of supervision its limits alone, of database where and how long: see the next list.
+    (
+        "config",
+        &[
+            "background_worker",
+            "worker_spi",
+            "database",
+            "supervision",
+            "spelling",
+        ],
+    ),
+    ("database", &["background_worker", "spelling"]),
+    ("supervision", &["background_worker"]),
+    ("background_worker", &[]),
+    ("latch", &[]),
+    ("embedded", &[]),
+    ("spelling", &[]),
+];
+
+/// What a room may use of another, where that is not all of it.
+const ONLY: [(&str, &str, &[&str]); 2] = [
+    ("config", "supervision", &["Limits"]),
+    (
+        "config",
+        "database",
+        &["ConnInfo", "ConnInfoError", "Deadlines"],
+    ),
+];
+
+/// Words that must not stand in the code of a room.
+const NEVER: [(&str, &[&str]); 6] = [
+    (
+        "supervision",
+        &[
+            "actix",
+            "tokio",
+            "async ",
+            ".await",
+            "Instant::now",
+            "SystemTime",
+            "spawn(",
+        ],
+    ),
+    (
+        "background_worker",
+        &[
+            "actix",
+            "tokio",
+            "async ",
+            ".await",
+            "Instant::now",
+            "SystemTime",
+            "spawn(",
+        ],
+    ),
+    ("context", &["actix"]),
+    ("latch", &["actix"]),
+    ("worker_spi", &["actix"]),
+    ("database", &["actix"]),
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_below(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// The code of each room, without its comments.
+fn rooms() -> BTreeMap<String, String> {
+    let src = root().join("src");
+    let mut files = Vec::new();
+    files_below(&src, &mut files);
+    let mut rooms = BTreeMap::<_, String>::new();
+    for file in files {
+        let path = file.strip_prefix(&src).unwrap();
+        let first = path
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_str()
+            .unwrap();
+        let room = first.trim_end_matches(".rs").to_owned();
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.lines().map(|line| line.split("//").next().unwrap());
+        let room = rooms.entry(room).or_default();
+        for line in code {
+            room.push_str(line);
+            room.push('\n');
+        }
+    }
+    rooms.remove("bin");
+    rooms.remove("lib");
+    rooms
+}
+
+/// The paths below `crate::` that a text names, one for each name in braces.
+fn uses(code: &str) -> BTreeSet<String> {
+    let mut uses = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        let end = rest
+            .find([';', '(', ' ', '>', ',', ')'])
+            .unwrap_or(rest.len());
+        let path = &rest[..end];
+        match rest.split_once('{') {
+            Some((start, rest)) if start.ends_with("::") && !start.contains([';', '\n']) => {
+                let names = rest.split('}').next().unwrap();
+                for name in names
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|name| !name.is_empty())
+                {
+                    uses.insert(format!("{start}{name}"));
+                }
+            }
+            _ => {
+                uses.insert(path.to_owned());
+            }
+        }
+    }
+    uses
+}
+
+#[test]
+fn every_room_uses_only_those_it_may_use() {
+    let rooms = rooms();
+    let known: BTreeSet<_> = MAY_USE.iter().map(|(room, _)| (*room).to_owned()).collect();
+    assert_eq!(rooms.keys().cloned().collect::<BTreeSet<_>>(), known);
+    for (room, may_use) in MAY_USE {
+        for path in uses(&rooms[room]) {
+            let mut parts = path.split("::");
+            let used = parts.next().unwrap();
+            assert!(
+                used == room || may_use.contains(&used),
+                "{room} may not use {used}: crate::{path}"
+            );
+            let item = parts.next().unwrap_or_default();
+            let only = ONLY
+                .iter()
+                .find(|(user, of, _)| *user == room && *of == used);
+            if let Some((_, _, items)) = only {
+                assert!(
+                    items.contains(&item),
+                    "{room} may use only {items:?}: crate::{path}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn no_room_uses_one_that_uses_it() {
+    let edges: BTreeMap<_, _> = MAY_USE.into_iter().collect();
+    for (room, _) in MAY_USE {
+        let mut reached = BTreeSet::new();
+        let mut open = edges[room].to_vec();
+        while let Some(next) = open.pop() {
+            assert_ne!(next, room, "a cycle through {room}");
+            if reached.insert(next) {
+                open.extend(edges[next]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_decides_names_no_runtime_and_no_clock() {
+    let rooms = rooms();
+    for (room, words) in NEVER {
+        for word in words {
+            assert!(!rooms[room].contains(word), "{room} must not name {word:?}");
+        }
+    }
+    for (room, code) in &rooms {
+        for word in ["System::current()", "prelude::*", "Running::Continue"] {
+            assert!(!code.contains(word), "{room} must not name {word:?}");
+        }
+    }
+}
+
+#[test]
+fn every_file_says_in_its_first_line_what_it_is_for() {
+    let mut files = Vec::new();
+    files_below(&root().join("src"), &mut files);
+    files_below(&root().join("tests"), &mut files);
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let first = text.lines().next().unwrap_or_default();
+        assert!(first.starts_with("//! "), "{}", file.display());
+    }
+}
+
+#[test]
+fn ci_runs_the_very_test_command_of_the_readme() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let ci = fs::read_to_string(root().join(".ci/run")).unwrap();
+    let is_test = |line: &&str| line.contains("apt-get") && line.ends_with("cargo test");
+    let command = readme
+        .lines()
+        .find(is_test)
+        .expect("README has a test command");
+    assert!(ci.lines().any(|line| line == command), "{command}");
+}
