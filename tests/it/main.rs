@@ -17,6 +17,7 @@ mod events;
 mod idle;
 mod initialization;
 mod postmaster;
+mod server_state;
 mod supervision;
 mod supervision_properties;
 mod support;

@@ -1,0 +1,120 @@
+//! Workers wait until the server has come as far as their start time asks.
+
+use std::fs;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use bgworker::database::ServerState;
+use bgworker::embedded::{Cluster, ClusterSettings};
+use bgworker::supervision::{Limits, Shutdown};
+use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, StartTime};
+use tracing::Level;
+
+use crate::embedded::reachable_directory;
+use crate::support::database::{TestDatabase, database};
+use crate::support::log::Log;
+use crate::support::scripted::{NAPS, Stage};
+use crate::support::{eventually, within};
+
+const LEVELS: [StartTime; 3] = [
+    StartTime::RecoveryFinished,
+    StartTime::ConsistentState,
+    StartTime::PostmasterStart,
+];
+
+/// A Postmaster with one scripted worker of each level, the latest first.
+async fn one_of_each_level(conninfo: &str) -> (PostmasterHandle, Stage) {
+    let postmaster = Postmaster::launch(Limits::default(), Some(database(conninfo))).unwrap();
+    let stage = Stage::new();
+    for level in LEVELS {
+        let worker = BackgroundWorker::new(level.to_string()).start_time(level);
+        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+    }
+    (postmaster, stage)
+}
+
+async fn running(postmaster: &PostmasterHandle) -> usize {
+    postmaster.status().await.unwrap().counts.running
+}
+
+#[actix::test]
+async fn without_a_server_only_postmaster_start_runs_and_the_rest_follows_when_it_comes() {
+    let log = Log::capture();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let conninfo = format!("host=127.0.0.1 port={port} user=postgres");
+    let (postmaster, mut stage) = one_of_each_level(&conninfo).await;
+    assert_eq!(stage.started().await.0, "postmaster start");
+    eventually("the server is found away", || async {
+        !log.with(Level::WARN, "server is away").is_empty()
+    })
+    .await;
+    assert_eq!(running(&postmaster).await, 1);
+
+    let settings = ClusterSettings::temporary()
+        .option("fsync", "off")
+        .option("listen_addresses", "127.0.0.1")
+        .option("port", port.to_string());
+    let starting = tokio::task::spawn_blocking(|| Cluster::start(settings).unwrap());
+    let _cluster = starting.await.unwrap();
+    within(Duration::from_secs(2), "all run", || async {
+        running(&postmaster).await == 3
+    })
+    .await;
+    assert_eq!(stage.started().await.0, "recovery finished");
+    assert_eq!(stage.started().await.0, "consistent state");
+    assert_eq!(
+        log.with(Level::WARN, "server is").len(),
+        1,
+        "one line for each change"
+    );
+    assert_eq!(log.with(Level::INFO, "server is primary").len(), 1);
+}
+
+#[actix::test]
+async fn a13_on_a_standby_consistent_state_runs_and_the_rest_follows_its_promotion() {
+    let directory = reachable_directory();
+    let data_dir = directory.path().join("data");
+    let settings = ClusterSettings::kept(&data_dir).option("fsync", "off");
+    Cluster::start(settings.clone()).unwrap().stop().unwrap();
+    // A cluster with this file comes up as a hot standby, and waits for its primary's WAL.
+    fs::write(data_dir.join("standby.signal"), "").unwrap();
+    let cluster = Cluster::start(settings).unwrap();
+    assert_eq!(
+        database(&cluster.conninfo()).server_state().await.0,
+        ServerState::Standby
+    );
+    let (postmaster, mut stage) = one_of_each_level(&cluster.conninfo()).await;
+    let mut started = [stage.started().await.0, stage.started().await.0];
+    started.sort();
+    assert_eq!(started, ["consistent state", "postmaster start"]);
+    tokio::time::sleep(Duration::from_millis(1500)).await; // a second look at the server
+    assert_eq!(running(&postmaster).await, 2);
+    assert_eq!(
+        postmaster.status().await.unwrap().reached,
+        StartTime::ConsistentState
+    );
+    let db = TestDatabase::at(&cluster.conninfo()).await;
+    assert!(db.value::<bool>("SELECT pg_promote()").await);
+    within(Duration::from_secs(2), "all run", || async {
+        running(&postmaster).await == 3
+    })
+    .await;
+    assert_eq!(stage.started().await.0, "recovery finished");
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+}
+
+#[actix::test]
+async fn while_the_server_is_primary_nobody_asks_it() {
+    let db = TestDatabase::new().await;
+    let (postmaster, _stage) = one_of_each_level(db.conninfo()).await;
+    eventually("all run", || async { running(&postmaster).await == 3 }).await;
+    let sessions = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()";
+    // The counter is written when a session ends, a moment after its socket is closed.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before: i64 = db.value(sessions).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await; // more than two intervals
+    assert_eq!(db.value::<i64>(sessions).await, before);
+}
