@@ -48,6 +48,7 @@ mod action;
 mod limits;
 mod registry;
 mod restart;
+mod roster;
 mod shutdown;
 mod state_machine;
 mod status;

@@ -1,13 +1,13 @@
 //! The state machine: its inputs, its actions, and the rules between them.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Afterwards, Signal};
 use super::limits::Limits;
-use super::registry::Registry;
 use super::restart;
+use super::roster::{Phase, Place, Roster};
 use super::shutdown::{Shutdown, ShutdownUnderWay};
 use super::status::{Counts, RegisterError, WorkerState};
 use super::sweep::Sweep;
@@ -22,18 +22,7 @@ pub struct StateMachine {
     limits: Limits,
     /// How far the server has come.
     reached: StartTime,
-    registry: Registry<RegisteredWorker>,
-    names: HashMap<Arc<str>, WorkerId>,
-    /// Workers that wait for their level and their turn, in registration order, by start time.
-    pending: [BTreeSet<WorkerId>; 3],
-    /// Workers that wait out their restart time, by its end.
-    waiting: BTreeSet<(Instant, WorkerId)>,
-    /// Workers with a live incarnation.
-    running: BTreeSet<WorkerId>,
-    /// Those of them that said they are ready.
-    ready: usize,
-    /// Single workers that were asked to stop, by the moment at which patience ends.
-    stopping: BTreeSet<(Instant, WorkerId)>,
+    roster: Roster,
     /// What an input decided, in order. Bounded by that input, not by the number of workers.
     actions: VecDeque<Action>,
     /// The Sighup under way.
@@ -49,31 +38,6 @@ pub struct StateMachine {
     now: Instant,
 }
 
-#[derive(Debug)]
-struct RegisteredWorker {
-    worker: BackgroundWorker,
-    state: State,
-    /// How often in a row it lost its database without having been ready.
-    away: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum State {
-    Pending,
-    Waiting { until: Instant },
-    Running { number: u64, phase: Phase },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Starting,
-    Ready,
-    /// Asked to stop on its own, not by a shutdown.
-    Stopping {
-        until: Instant,
-    },
-}
-
 // === impl StateMachine ===
 
 impl StateMachine {
@@ -86,13 +50,7 @@ impl StateMachine {
         Self {
             limits,
             reached: StartTime::PostmasterStart,
-            registry: Registry::new(),
-            names: HashMap::new(),
-            pending: Default::default(),
-            waiting: BTreeSet::new(),
-            running: BTreeSet::new(),
-            ready: 0,
-            stopping: BTreeSet::new(),
+            roster: Roster::new(),
             actions: VecDeque::new(),
             reload: None,
             reload_again: false,
@@ -123,22 +81,14 @@ impl StateMachine {
         if self.shutdown.is_some() {
             return Err(RegisterError::ShuttingDown { name });
         }
-        if self.names.contains_key(&name) {
+        if self.roster.find(&name).is_some() {
             return Err(RegisterError::Duplicate { name });
         }
         let limit = self.limits.max_workers;
-        if self.registry.len() >= limit {
+        if self.roster.len() >= limit {
             return Err(RegisterError::TooManyWorkers { name, limit });
         }
-        let start_time = worker.start_time;
-        let id = self.registry.insert(RegisteredWorker {
-            worker,
-            state: State::Pending,
-            away: 0,
-        });
-        self.names.insert(name, id);
-        self.pending[start_time as usize].insert(id);
-        Ok(id)
+        Ok(self.roster.insert(worker))
     }
 
     /// Stops a worker for good. Stopping one that is stopping or gone is a no-op.
@@ -147,24 +97,23 @@ impl StateMachine {
     /// [`Limits::shutdown_timeout`] is aborted.
     pub fn terminate(&mut self, now: Instant, id: WorkerId) {
         self.enter(now);
-        let until = now + self.limits.shutdown_timeout;
-        let Some(registered) = self.registry.get_mut(id) else {
-            return;
-        };
-        match registered.state {
-            State::Pending | State::Waiting { .. } => self.unregister(id, ExitStatus::Stopped),
-            State::Running { number, phase } => {
-                if matches!(phase, Phase::Stopping { .. }) {
-                    return;
-                }
+        match self.roster.place(id) {
+            Some(Place::Pending | Place::Waiting { .. }) => {
+                self.unregister(id, ExitStatus::Stopped);
+            }
+            Some(Place::Running {
+                number,
+                phase: Phase::Starting | Phase::Ready,
+            }) => {
+                let until = self.now + self.limits.shutdown_timeout;
                 let phase = Phase::Stopping { until };
-                self.set_running(id, number, phase);
-                self.stopping.insert((until, id));
+                self.roster.put(id, Place::Running { number, phase });
                 self.actions.push_back(Action::Signal {
                     incarnation: Incarnation { worker: id, number },
                     signal: Signal::Sigterm,
                 });
             }
+            Some(Place::Running { .. }) | None => {}
         }
     }
 
@@ -177,12 +126,11 @@ impl StateMachine {
     /// Says that an incarnation is ready for its work, which is more than being started.
     pub fn worker_ready(&mut self, now: Instant, incarnation: Incarnation) {
         self.enter(now);
-        if self.phase(incarnation) != Some(Phase::Starting) {
-            return;
-        }
-        self.set_running(incarnation.worker, incarnation.number, Phase::Ready);
-        if let Some(registered) = self.registry.get_mut(incarnation.worker) {
-            registered.away = 0;
+        let Incarnation { worker, number } = incarnation;
+        if self.roster.phase(incarnation) == Some(Phase::Starting) {
+            let phase = Phase::Ready;
+            self.roster.put(worker, Place::Running { number, phase });
+            self.roster.forget_away(worker);
         }
     }
 
@@ -198,13 +146,14 @@ impl StateMachine {
         jitter: f64,
     ) {
         self.enter(now);
-        let Some(phase) = self.phase(incarnation) else {
+        let Some(phase) = self.roster.phase(incarnation) else {
             return;
         };
         let id = incarnation.worker;
-        self.running.remove(&id);
-        self.leave_phase(id, phase);
-        let told_to_stop = self.shutdown.is_some() || matches!(phase, Phase::Stopping { .. });
+        let told_to_stop = match phase {
+            Phase::Starting | Phase::Ready => self.shutdown.is_some(),
+            Phase::Stopping { .. } | Phase::Aborted => true,
+        };
         let exit = if told_to_stop {
             ExitStatus::Stopped
         } else {
@@ -217,8 +166,12 @@ impl StateMachine {
             afterwards: restart.map_or(Afterwards::Unregister, Afterwards::Restart),
         });
         match restart {
-            Some(wait) => self.back_off(id, wait),
             None => self.unregister(id, exit),
+            Some(Duration::ZERO) => self.roster.put(id, Place::Pending),
+            Some(wait) => {
+                let until = self.now + wait;
+                self.roster.put(id, Place::Waiting { until });
+            }
         }
     }
 
@@ -263,20 +216,15 @@ impl StateMachine {
             return;
         }
         for _ in 0..Self::DUE_PER_TICK {
-            let Some(&(until, id)) = self.waiting.first().filter(|(until, _)| *until <= now) else {
-                break;
-            };
-            self.waiting.remove(&(until, id));
-            self.make_pending(id);
+            match self.roster.first_waiting() {
+                Some((until, id)) if until <= now => self.roster.put(id, Place::Pending),
+                Some(_) | None => break,
+            }
         }
         for _ in 0..Self::DUE_PER_TICK {
-            let Some(&(until, id)) = self.stopping.first().filter(|(until, _)| *until <= now)
-            else {
-                break;
-            };
-            self.stopping.remove(&(until, id));
-            if let Some(incarnation) = self.incarnation(id) {
-                self.actions.push_back(Action::Abort(incarnation));
+            match self.roster.first_stopping() {
+                Some((until, id)) if until <= now => self.abort(id),
+                Some(_) | None => break,
             }
         }
     }
@@ -304,14 +252,13 @@ impl StateMachine {
             return Some(self.now);
         }
         if let Some(current) = &self.shutdown {
-            return current.timeout(self.now, !self.running.is_empty());
+            return current.timeout(self.now, !self.roster.running().is_empty());
         }
         if self.reload.is_some() || self.next_to_start().is_some() {
             return Some(self.now);
         }
-        let waiting = self.waiting.first().map(|(until, _)| *until);
-        let stopping = self.stopping.first().map(|(until, _)| *until);
-        waiting.into_iter().chain(stopping).min()
+        let due = [self.roster.first_waiting(), self.roster.first_stopping()];
+        due.into_iter().flatten().map(|(until, _)| until).min()
     }
 
     // Queries.
@@ -319,40 +266,31 @@ impl StateMachine {
     /// Where a worker is; `None` if the handle is from before: it was unregistered.
     #[must_use]
     pub fn state(&self, id: WorkerId) -> Option<WorkerState> {
-        let registered = self.registry.get(id)?;
-        Some(match registered.state {
-            State::Pending => WorkerState::Registered,
-            State::Waiting { until } => WorkerState::BackingOff { until },
-            State::Running { .. } if self.shutdown.is_some() => WorkerState::Stopping,
-            State::Running { phase, .. } => match phase {
-                Phase::Starting => WorkerState::Starting,
-                Phase::Ready => WorkerState::Running,
-                Phase::Stopping { .. } => WorkerState::Stopping,
-            },
+        let state = self.roster.state(id)?;
+        let is_running = self.roster.incarnation(id).is_some();
+        Some(if is_running && self.shutdown.is_some() {
+            WorkerState::Stopping
+        } else {
+            state
         })
     }
 
     /// A worker as it was registered; `None` if the handle is from before.
     #[must_use]
     pub fn worker(&self, id: WorkerId) -> Option<&BackgroundWorker> {
-        self.registry.get(id).map(|registered| &registered.worker)
+        self.roster.worker(id)
     }
 
     /// The worker registered under this name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<WorkerId> {
-        self.names.get(name).copied()
+        self.roster.find(name)
     }
 
     /// How many workers are where.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        Counts {
-            registered: self.registry.len(),
-            running: self.running.len(),
-            ready: self.ready,
-            backing_off: self.waiting.len(),
-        }
+        self.roster.counts()
     }
 
     /// How far the server has come.
@@ -378,10 +316,7 @@ impl StateMachine {
     /// The worker that a tick would start. Mirrors the search of `maybe_start_bgworkers`, but the
     /// first registered comes first.
     fn next_to_start(&self) -> Option<WorkerId> {
-        self.pending[..=self.reached as usize]
-            .iter()
-            .filter_map(|level| level.first().copied())
-            .min()
+        self.roster.first_pending(self.reached)
     }
 
     fn poll_start(&mut self) -> Option<Action> {
@@ -389,9 +324,8 @@ impl StateMachine {
         let id = self.next_to_start()?;
         let number = self.next_incarnation;
         self.next_incarnation += 1;
-        self.remove_from_pending(id);
-        self.running.insert(id);
-        self.set_running(id, number, Phase::Starting);
+        let phase = Phase::Starting;
+        self.roster.put(id, Place::Running { number, phase });
         Some(Action::Start(Incarnation { worker: id, number }))
     }
 
@@ -399,12 +333,12 @@ impl StateMachine {
         loop {
             let sweep = self.reload.as_mut()?;
             let started_before = sweep.started_before;
-            let Some(id) = sweep.next(&self.running) else {
+            let Some(id) = sweep.next(self.roster.running()) else {
                 self.reload = std::mem::take(&mut self.reload_again)
                     .then(|| Sweep::new(self.next_incarnation));
                 continue;
             };
-            match self.incarnation(id) {
+            match self.roster.incarnation(id) {
                 Some(incarnation) if incarnation.number < started_before => {
                     return Some(Action::Signal {
                         incarnation,
@@ -420,8 +354,8 @@ impl StateMachine {
         let current = self.shutdown.as_mut()?;
         let mode = current.mode();
         if let Some(sweep) = &mut current.sweep {
-            if let Some(id) = sweep.next(&self.running) {
-                let incarnation = self.incarnation(id)?;
+            if let Some(id) = sweep.next(self.roster.running()) {
+                let incarnation = self.roster.incarnation(id)?;
                 return Some(match mode {
                     Shutdown::Smart => Action::Signal {
                         incarnation,
@@ -436,7 +370,7 @@ impl StateMachine {
             }
             current.sweep = None;
         }
-        if self.running.is_empty() && !current.exited {
+        if self.roster.running().is_empty() && !current.exited {
             current.exited = true;
             return Some(Action::Exit);
         }
@@ -452,91 +386,34 @@ impl StateMachine {
 
     /// How long after its exit a worker starts again; `None` if it is unregistered instead.
     fn restart_in(&mut self, id: WorkerId, exit: ExitStatus, jitter: f64) -> Option<Duration> {
-        let registered = self.registry.get_mut(id)?;
         match exit {
             ExitStatus::Finished | ExitStatus::Stopped => None,
             ExitStatus::Failed | ExitStatus::Crashed => {
-                registered.away = 0;
-                restart::after_failure(registered.worker.restart_time)
+                self.roster.forget_away(id);
+                restart::after_failure(self.roster.worker(id)?.restart_time)
             }
             ExitStatus::DatabaseAway => {
-                registered.away = registered.away.saturating_add(1);
-                Some(restart::while_away(registered.away, jitter))
+                let times = self.roster.count_away(id);
+                Some(restart::while_away(times, jitter))
             }
-        }
-    }
-
-    fn back_off(&mut self, id: WorkerId, wait: Duration) {
-        if wait.is_zero() {
-            self.make_pending(id);
-        } else if let Some(registered) = self.registry.get_mut(id) {
-            let until = self.now + wait;
-            registered.state = State::Waiting { until };
-            self.waiting.insert((until, id));
-        }
-    }
-
-    fn make_pending(&mut self, id: WorkerId) {
-        if let Some(registered) = self.registry.get_mut(id) {
-            registered.state = State::Pending;
-            self.pending[registered.worker.start_time as usize].insert(id);
-        }
-    }
-
-    fn remove_from_pending(&mut self, id: WorkerId) {
-        if let Some(registered) = self.registry.get(id) {
-            self.pending[registered.worker.start_time as usize].remove(&id);
         }
     }
 
     fn unregister(&mut self, id: WorkerId, exit: ExitStatus) {
-        self.remove_from_pending(id);
-        let Some(registered) = self.registry.remove(id) else {
+        if self.roster.remove(id) {
+            self.actions
+                .push_back(Action::Unregister { worker: id, exit });
+        }
+    }
+
+    /// Loses patience with a worker that was asked to stop. It is asked no more after this.
+    fn abort(&mut self, id: WorkerId) {
+        let Some(incarnation) = self.roster.incarnation(id) else {
             return;
         };
-        if let State::Waiting { until } = registered.state {
-            self.waiting.remove(&(until, id));
-        }
-        self.names.remove(&registered.worker.name);
-        self.actions
-            .push_back(Action::Unregister { worker: id, exit });
-    }
-
-    /// The live incarnation of a worker.
-    fn incarnation(&self, id: WorkerId) -> Option<Incarnation> {
-        match self.registry.get(id)?.state {
-            State::Running { number, .. } => Some(Incarnation { worker: id, number }),
-            State::Pending | State::Waiting { .. } => None,
-        }
-    }
-
-    /// The phase of an incarnation; `None` if it does not run (any more).
-    fn phase(&self, incarnation: Incarnation) -> Option<Phase> {
-        match self.registry.get(incarnation.worker)?.state {
-            State::Running { number, phase } if number == incarnation.number => Some(phase),
-            State::Running { .. } | State::Pending | State::Waiting { .. } => None,
-        }
-    }
-
-    fn set_running(&mut self, id: WorkerId, number: u64, phase: Phase) {
-        if let Some(registered) = self.registry.get_mut(id) {
-            let before = std::mem::replace(&mut registered.state, State::Running { number, phase });
-            if let State::Running { phase, .. } = before {
-                self.leave_phase(id, phase);
-            }
-        }
-        if phase == Phase::Ready {
-            self.ready += 1;
-        }
-    }
-
-    fn leave_phase(&mut self, id: WorkerId, phase: Phase) {
-        match phase {
-            Phase::Starting => {}
-            Phase::Ready => self.ready -= 1,
-            Phase::Stopping { until } => {
-                self.stopping.remove(&(until, id));
-            }
-        }
+        let phase = Phase::Aborted;
+        let number = incarnation.number;
+        self.roster.put(id, Place::Running { number, phase });
+        self.actions.push_back(Action::Abort(incarnation));
     }
 }
