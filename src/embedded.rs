@@ -9,20 +9,23 @@
 //! Everything here blocks the calling thread: starting takes seconds the first time.
 
 mod binaries;
+mod data_directory;
+mod error;
 mod server_user;
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use thiserror::Error;
 
 pub use self::binaries::{Binaries, BinariesError};
+pub use self::error::EmbeddedError;
+use self::error::io_error;
 use self::server_user::ServerUser;
 
 /// The name of the superuser and of the database, as in PostgreSQL's sample.
@@ -30,12 +33,6 @@ const POSTGRES: &str = "postgres";
 
 /// How long a server may take until it accepts connections, crash recovery included.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// How long to wait until a server that is being stopped has let go of its directory.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// After so long a server that still accepts connections is not being stopped.
-const STOPPING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a server may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -87,88 +84,6 @@ enum DataDir {
     Kept(PathBuf),
     /// Made for this run, removed with it.
     Temporary,
-}
-
-/// Why there is no private server.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum EmbeddedError {
-    /// There are no binaries to make it from.
-    #[error(transparent)]
-    Binaries(#[from] BinariesError),
-    /// We are root, whom PostgreSQL refuses, and there is nobody to be instead.
-    #[error(
-        "PostgreSQL cannot run as root, and this machine has no user \"postgres\" to run it as: \
-         this makes one: useradd --system --user-group postgres"
-    )]
-    NoServerUser,
-    /// A file or a process could not be had.
-    #[error("could not {doing} \"{}\": {source}", .path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// Another process serves the data directory.
-    #[error(
-        "data directory \"{}\" is in use by another server: stop it, or choose another data_dir",
-        .data_dir.display()
-    )]
-    InUse {
-        /// The directory.
-        data_dir: PathBuf,
-    },
-    /// The data directory has something in it that is not a cluster.
-    #[error(
-        "data directory \"{}\" exists but is not a PostgreSQL cluster: empty it, or choose another data_dir",
-        .data_dir.display()
-    )]
-    NotACluster {
-        /// The directory.
-        data_dir: PathBuf,
-    },
-    /// `initdb` failed.
-    #[error("initdb could not make a cluster in \"{}\": {output}", .data_dir.display())]
-    Initdb {
-        /// The directory.
-        data_dir: PathBuf,
-        /// What it said.
-        output: String,
-    },
-    /// The server ended before it accepted connections.
-    #[error("the server in \"{}\" ended before it accepted connections: {log}", .data_dir.display())]
-    Ended {
-        /// Its directory.
-        data_dir: PathBuf,
-        /// The end of its log.
-        log: String,
-    },
-    /// The server did not accept connections in time.
-    #[error(
-        "the server in \"{}\" did not accept connections within {}: {log}",
-        .data_dir.display(),
-        humantime::format_duration(START_TIMEOUT)
-    )]
-    StartDeadline {
-        /// Its directory.
-        data_dir: PathBuf,
-        /// The end of its log.
-        log: String,
-    },
-    /// The server did not stop in time; its watchdog goes on trying.
-    #[error(
-        "the server in \"{}\" did not stop within {}",
-        .data_dir.display(),
-        humantime::format_duration(STOP_TIMEOUT)
-    )]
-    StopDeadline {
-        /// Its directory.
-        data_dir: PathBuf,
-    },
 }
 
 // === impl ClusterSettings ===
@@ -232,11 +147,11 @@ impl Cluster {
                 (data_dir, Some(parent))
             }
         };
-        let lock = lock(&data_dir)?;
-        let version = fs::read_to_string(data_dir.join("PG_VERSION")).ok();
-        let binaries = Binaries::find(version.as_deref().map(str::trim))?;
+        let lock = data_directory::lock(&data_dir)?;
+        let version = data_directory::version(&data_dir);
+        let binaries = Binaries::find(version.as_deref())?;
         if version.is_none() {
-            initdb(&binaries, user, &data_dir)?;
+            data_directory::initdb(&data_dir, &lock, &binaries, user)?;
         }
         let socket_dir = make_temporary_directory(user, &runtime_directory())?;
         let (signal, remove) = match &temporary {
@@ -338,12 +253,13 @@ impl Cluster {
     }
 
     fn wait_until_ready(&mut self) -> Result<(), EmbeddedError> {
-        let pid_file = self.data_dir.join("postmaster.pid");
         let mut ended = false;
-        let watchdog = &mut self.watchdog;
+        let (watchdog, data_dir, socket_dir) =
+            (&mut self.watchdog, &self.data_dir, &self.socket_dir);
         let ready = poll(START_TIMEOUT, || {
             ended = matches!(watchdog.try_wait(), Ok(Some(_)) | Err(_));
-            ended || is_ready(&pid_file)
+            // The socket tells this server from one that left its pid file behind.
+            ended || data_directory::is_served(data_dir, Some(socket_dir))
         });
         if ready && !ended {
             return Ok(());
@@ -364,77 +280,6 @@ impl Drop for Cluster {
             tracing::error!("{error}");
         }
     }
-}
-
-/// Whether the server says that it accepts connections: the eighth line of its pid file, which
-/// `pg_ctl` reads too.
-fn is_ready(pid_file: &Path) -> bool {
-    fs::read_to_string(pid_file).is_ok_and(|text| {
-        let status = text.lines().nth(7).map(str::trim);
-        matches!(status, Some("ready" | "standby"))
-    })
-}
-
-/// Takes the lock on a data directory, which the watchdog of an earlier run may still hold.
-fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
-    let directory = File::open(data_dir).map_err(io_error("open", data_dir))?;
-    let mut failure = None;
-    let mut try_lock = || match directory.try_lock() {
-        Ok(()) => true,
-        Err(TryLockError::WouldBlock) => false,
-        Err(TryLockError::Error(error)) => {
-            failure = Some(error);
-            true
-        }
-    };
-    let pid_file = data_dir.join("postmaster.pid");
-    let locked = poll(STOPPING_TIMEOUT, &mut try_lock)
-        || (!is_ready(&pid_file) && poll(RELEASE_TIMEOUT, try_lock));
-    match failure {
-        Some(error) => Err(io_error("lock", data_dir)(error)),
-        None if locked => Ok(directory),
-        None => Err(EmbeddedError::InUse {
-            data_dir: data_dir.to_owned(),
-        }),
-    }
-}
-
-fn initdb(binaries: &Binaries, user: ServerUser, data_dir: &Path) -> Result<(), EmbeddedError> {
-    let is_empty = fs::read_dir(data_dir)
-        .map_err(io_error("read", data_dir))?
-        .next()
-        .is_none();
-    if !is_empty {
-        return Err(EmbeddedError::NotACluster {
-            data_dir: data_dir.to_owned(),
-        });
-    }
-    let mut initdb = Command::new(binaries.program("initdb"));
-    initdb
-        .args([
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--no-locale",
-            "--no-instructions",
-        ])
-        .arg(format!("--username={POSTGRES}"))
-        .arg("--pgdata")
-        .arg(data_dir)
-        .current_dir("/")
-        // A Ctrl-C at the terminal is for us to handle.
-        .process_group(0)
-        .stdin(Stdio::null());
-    user.assume(&mut initdb);
-    let output = initdb
-        .output()
-        .map_err(io_error("run initdb for", data_dir))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(EmbeddedError::Initdb {
-        data_dir: data_dir.to_owned(),
-        output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
 }
 
 /// A directory with a short path, for a socket, where the server's user may remove what is its own.
@@ -481,15 +326,6 @@ fn end_of(log: &mut File) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" | ")
 }
 
-fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError {
-    let path = path.to_owned();
-    move |source| EmbeddedError::Io {
-        doing,
-        path,
-        source,
-    }
-}
-
 /// Looks at a condition until it holds or the time is up, and says whether it held.
 #[expect(
     clippy::disallowed_methods,
@@ -506,12 +342,4 @@ fn poll(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
         }
         std::thread::sleep(POLL_INTERVAL);
     }
-}
-
-/// Makes a directory, with its parents, that only its owner can enter.
-fn make_private_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
 }

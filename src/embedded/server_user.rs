@@ -1,14 +1,15 @@
 //! Whom the server runs as: ourselves, or, where we are root, an unprivileged user.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{OpenOptionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::{Uid, User};
 
-use super::{EmbeddedError, POSTGRES, io_error, make_private_directory};
+use super::POSTGRES;
+use super::error::{EmbeddedError, io_error};
 
 /// Who runs the server and owns its files.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +60,11 @@ impl ServerUser {
     /// Makes a directory of this user's, if there is none, and returns its absolute path.
     pub(super) fn make_directory(self, path: &Path) -> Result<PathBuf, EmbeddedError> {
         if !path.exists() {
-            make_private_directory(path).map_err(io_error("make the directory", path))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(io_error("make the directory", path))?;
             self.own(path)?;
         }
         fs::canonicalize(path).map_err(io_error("find", path))

@@ -54,12 +54,12 @@ impl Shutdown {
 // === impl ShutdownUnderWay ===
 
 impl ShutdownUnderWay {
-    pub(super) fn new(now: Instant, mode: Shutdown, limits: &Limits, sweep: Sweep) -> Self {
+    pub(super) fn new(now: Instant, mode: Shutdown, limits: &Limits) -> Self {
         Self {
             mode,
             since: now,
             deadline: mode.patience(limits).map(|patience| now + patience),
-            sweep: Some(sweep),
+            sweep: Some(Sweep::default()),
             exited: false,
         }
     }

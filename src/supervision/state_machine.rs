@@ -185,7 +185,7 @@ impl StateMachine {
         if self.reload.is_some() {
             self.reload_again = true;
         } else {
-            self.reload = Some(Sweep::new(self.next_incarnation));
+            self.reload = Some(Sweep::default());
         }
     }
 
@@ -331,22 +331,13 @@ impl StateMachine {
 
     fn poll_reload(&mut self) -> Option<Action> {
         loop {
-            let sweep = self.reload.as_mut()?;
-            let started_before = sweep.started_before;
-            let Some(id) = sweep.next(self.roster.running()) else {
-                self.reload = std::mem::take(&mut self.reload_again)
-                    .then(|| Sweep::new(self.next_incarnation));
-                continue;
-            };
-            match self.roster.incarnation(id) {
-                Some(incarnation) if incarnation.number < started_before => {
-                    return Some(Action::Signal {
-                        incarnation,
-                        signal: Signal::Sighup,
-                    });
-                }
-                Some(_) | None => {}
+            if let Some(id) = self.reload.as_mut()?.next(self.roster.running()) {
+                return Some(Action::Signal {
+                    incarnation: self.roster.incarnation(id)?,
+                    signal: Signal::Sighup,
+                });
             }
+            self.reload = std::mem::take(&mut self.reload_again).then(Sweep::default);
         }
     }
 
@@ -380,8 +371,7 @@ impl StateMachine {
     fn set_shutdown(&mut self, mode: Shutdown) {
         self.reload = None;
         self.reload_again = false;
-        let sweep = Sweep::new(self.next_incarnation);
-        self.shutdown = Some(ShutdownUnderWay::new(self.now, mode, &self.limits, sweep));
+        self.shutdown = Some(ShutdownUnderWay::new(self.now, mode, &self.limits));
     }
 
     /// How long after its exit a worker starts again; `None` if it is unregistered instead.

@@ -1,0 +1,104 @@
+//! A data directory: who holds it, which version made it, whether a server serves it.
+
+use std::fs::{self, File, TryLockError};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::binaries::Binaries;
+use super::error::{EmbeddedError, io_error};
+use super::server_user::ServerUser;
+use super::{POSTGRES, poll};
+
+/// How long to wait until a server that is being stopped has let go of its directory.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// After so long a server that still accepts connections is not being stopped.
+const STOPPING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Takes the lock on a data directory, which the watchdog of an earlier run may still hold.
+pub(super) fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
+    let directory = File::open(data_dir).map_err(io_error("open", data_dir))?;
+    let mut failure = None;
+    let mut try_lock = || match directory.try_lock() {
+        Ok(()) => true,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(error)) => {
+            failure = Some(error);
+            true
+        }
+    };
+    let locked = poll(STOPPING_TIMEOUT, &mut try_lock)
+        || (!is_served(data_dir, None) && poll(RELEASE_TIMEOUT, try_lock));
+    match failure {
+        Some(error) => Err(io_error("lock", data_dir)(error)),
+        None if locked => Ok(directory),
+        None => Err(EmbeddedError::InUse {
+            data_dir: data_dir.to_owned(),
+        }),
+    }
+}
+
+/// The major version of PostgreSQL that made it; `None` if it is not a cluster.
+pub(super) fn version(data_dir: &Path) -> Option<String> {
+    let version = fs::read_to_string(data_dir.join("PG_VERSION")).ok()?;
+    Some(version.trim().to_owned())
+}
+
+/// Whether a server accepts connections to it; if `socket_dir` is given, whether one there does.
+///
+/// That stands in the fifth and the eighth line of the server's pid file, which `pg_ctl` reads too.
+pub(super) fn is_served(data_dir: &Path, socket_dir: Option<&Path>) -> bool {
+    fs::read_to_string(data_dir.join("postmaster.pid")).is_ok_and(|text| {
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        let is_there = socket_dir.is_none_or(|dir| lines.get(4).map(Path::new) == Some(dir));
+        is_there && matches!(lines.get(7), Some(&("ready" | "standby")))
+    })
+}
+
+/// Makes a cluster in an empty directory.
+pub(super) fn initdb(
+    data_dir: &Path,
+    lock: &File,
+    binaries: &Binaries,
+    user: ServerUser,
+) -> Result<(), EmbeddedError> {
+    let mut entries = fs::read_dir(data_dir).map_err(io_error("read", data_dir))?;
+    if entries.next().is_some() {
+        return Err(EmbeddedError::NotACluster {
+            data_dir: data_dir.to_owned(),
+        });
+    }
+    // If we are killed meanwhile, initdb goes on, and must not be taken for done.
+    let lock = lock.try_clone().map_err(io_error("lock", data_dir))?;
+    let mut initdb = Command::new(binaries.program("initdb"));
+    initdb
+        .args([
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-instructions",
+        ])
+        .arg(format!("--username={POSTGRES}"))
+        .arg("--pgdata")
+        .arg(data_dir)
+        .current_dir("/")
+        // A Ctrl-C at the terminal is for us to handle.
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(lock))
+        .stderr(Stdio::piped());
+    user.assume(&mut initdb);
+    let output = initdb
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .map_err(io_error("run initdb for", data_dir))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(EmbeddedError::Initdb {
+        data_dir: data_dir.to_owned(),
+        output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}

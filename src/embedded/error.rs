@@ -1,0 +1,104 @@
+//! Why there is no private server: what was tried, on what, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::binaries::BinariesError;
+use super::{START_TIMEOUT, STOP_TIMEOUT};
+
+/// Why there is no private server.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EmbeddedError {
+    /// There are no binaries to make it from.
+    #[error(transparent)]
+    Binaries(#[from] BinariesError),
+    /// We are root, whom PostgreSQL refuses, and there is nobody to be instead.
+    #[error(
+        "PostgreSQL cannot run as root, and this machine has no user \"postgres\" to run it as: \
+         this makes one: useradd --system --user-group postgres"
+    )]
+    NoServerUser,
+    /// A file or a process could not be had.
+    #[error("could not {doing} \"{}\": {source}", .path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process serves the data directory.
+    #[error(
+        "data directory \"{}\" is in use by another server: stop it, or choose another data_dir",
+        .data_dir.display()
+    )]
+    InUse {
+        /// The directory.
+        data_dir: PathBuf,
+    },
+    /// The data directory has something in it that is not a cluster.
+    #[error(
+        "data directory \"{}\" exists but is not a PostgreSQL cluster: empty it, or choose another data_dir",
+        .data_dir.display()
+    )]
+    NotACluster {
+        /// The directory.
+        data_dir: PathBuf,
+    },
+    /// `initdb` failed.
+    #[error("initdb could not make a cluster in \"{}\": {output}", .data_dir.display())]
+    Initdb {
+        /// The directory.
+        data_dir: PathBuf,
+        /// What it said.
+        output: String,
+    },
+    /// The server ended before it accepted connections.
+    #[error("the server in \"{}\" ended before it accepted connections: {log}", .data_dir.display())]
+    Ended {
+        /// Its directory.
+        data_dir: PathBuf,
+        /// The end of its log.
+        log: String,
+    },
+    /// The server did not accept connections in time.
+    #[error(
+        "the server in \"{}\" did not accept connections within {}: {log}",
+        .data_dir.display(),
+        humantime::format_duration(START_TIMEOUT)
+    )]
+    StartDeadline {
+        /// Its directory.
+        data_dir: PathBuf,
+        /// The end of its log.
+        log: String,
+    },
+    /// The server did not stop in time; its watchdog goes on trying.
+    #[error(
+        "the server in \"{}\" did not stop within {}",
+        .data_dir.display(),
+        humantime::format_duration(STOP_TIMEOUT)
+    )]
+    StopDeadline {
+        /// Its directory.
+        data_dir: PathBuf,
+    },
+}
+
+/// Says what was tried on what, when the system refuses.
+pub(super) fn io_error(
+    doing: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> EmbeddedError {
+    let path = path.to_owned();
+    move |source| EmbeddedError::Io {
+        doing,
+        path,
+        source,
+    }
+}
