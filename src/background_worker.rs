@@ -35,6 +35,8 @@ pub struct BackgroundWorker {
     pub start_time: StartTime,
     /// When it starts again after it failed.
     pub restart_time: RestartTime,
+    /// How often it may do so; unless set, without end.
+    pub restart_limit: Option<RestartLimit>,
 }
 
 /// How far the server must have come before a worker starts, and how far it has come.
@@ -59,8 +61,33 @@ pub enum StartTime {
 pub enum RestartTime {
     /// This long after each failure: more than zero, at most [`MAX`](Self::MAX).
     After(Duration),
+    /// After a wait that grows with every failure in a row.
+    Backoff(Backoff),
     /// A failure is the end of it (`BGW_NEVER_RESTART`).
     Never,
+}
+
+/// A wait that doubles with every failure in a row, less up to a quarter at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// The first wait: more than zero.
+    pub initial: Duration,
+    /// The longest wait: at least the first, at most [`RestartTime::MAX`].
+    pub max: Duration,
+    /// A worker that ran for so long before it failed begins with the first wait again: more than
+    /// zero, at most [`RestartTime::MAX`].
+    pub healthy_after: Duration,
+}
+
+/// How often a worker may be restarted after failures, before it is stopped for good.
+///
+/// A database that went away is no failure, and never counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestartLimit {
+    /// So many restarts: at least 1.
+    pub restarts: u32,
+    /// Within any stretch of time of this length: more than zero, at most [`RestartTime::MAX`].
+    pub within: Duration,
 }
 
 /// What a worker shares with the others.
@@ -149,6 +176,24 @@ pub enum InvalidWorker {
         /// The worker that was refused.
         name: Arc<str>,
     },
+    /// A backoff would shrink.
+    #[error(
+        "background worker \"{name}\": invalid restart interval: its first wait is longer than its longest"
+    )]
+    Backoff {
+        /// The worker that was refused.
+        name: Arc<str>,
+    },
+    /// The limit on restarts allows none, or looks back too far.
+    #[error(
+        "background worker \"{name}\": invalid restart limit: it must allow at least 1 restart, within \
+         more than 0 and at most {}s",
+        RestartTime::MAX.as_secs()
+    )]
+    RestartLimit {
+        /// The worker that was refused.
+        name: Arc<str>,
+    },
 }
 
 // === impl BackgroundWorker ===
@@ -165,6 +210,7 @@ impl BackgroundWorker {
             access: Access::None,
             start_time: StartTime::RecoveryFinished,
             restart_time: RestartTime::DEFAULT,
+            restart_limit: None,
         }
     }
 
@@ -189,6 +235,13 @@ impl BackgroundWorker {
         self
     }
 
+    /// Sets how often it may start again after failures; without end unless set.
+    #[must_use]
+    pub fn restart_limit(mut self, restart_limit: RestartLimit) -> Self {
+        self.restart_limit = Some(restart_limit);
+        self
+    }
+
     /// Whether this worker may be registered. Mirrors `SanityCheckBackgroundWorker`.
     ///
     /// # Errors
@@ -202,13 +255,33 @@ impl BackgroundWorker {
         if self.access == Access::Database && self.start_time == StartTime::PostmasterStart {
             return Err(InvalidWorker::DatabaseAtPostmasterStart { name: name() });
         }
+        if !self
+            .restart_time
+            .waits()
+            .into_iter()
+            .all(is_restart_interval)
+        {
+            return Err(InvalidWorker::RestartTime { name: name() });
+        }
         match self.restart_time {
-            RestartTime::After(interval) if interval.is_zero() || interval > RestartTime::MAX => {
-                Err(InvalidWorker::RestartTime { name: name() })
+            RestartTime::Backoff(Backoff { initial, max, .. }) if initial > max => {
+                return Err(InvalidWorker::Backoff { name: name() });
             }
-            RestartTime::After(_) | RestartTime::Never => Ok(()),
+            RestartTime::Backoff(_) | RestartTime::After(_) | RestartTime::Never => {}
+        }
+        match self.restart_limit {
+            Some(RestartLimit { restarts, within })
+                if restarts == 0 || !is_restart_interval(within) =>
+            {
+                Err(InvalidWorker::RestartLimit { name: name() })
+            }
+            Some(_) | None => Ok(()),
         }
     }
+}
+
+fn is_restart_interval(interval: Duration) -> bool {
+    !interval.is_zero() && interval <= RestartTime::MAX
 }
 
 // === impl RestartTime ===
@@ -222,6 +295,19 @@ impl RestartTime {
     /// PostgreSQL means to refuse more than a day but compares seconds with milliseconds. The
     /// bound that it really enforces is kept, since configurations may rely on it.
     pub const MAX: Duration = Duration::from_secs(86_400_000);
+
+    /// Every time in it.
+    fn waits(self) -> Vec<Duration> {
+        match self {
+            Self::After(interval) => vec![interval],
+            Self::Backoff(Backoff {
+                initial,
+                max,
+                healthy_after,
+            }) => vec![initial, max, healthy_after],
+            Self::Never => Vec::new(),
+        }
+    }
 }
 
 // === impl WorkerId ===

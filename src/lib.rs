@@ -77,8 +77,8 @@ mod worker;
 pub mod worker_spi;
 
 pub use self::background_worker::{
-    Access, BackgroundWorker, ExitStatus, Incarnation, InvalidWorker, RestartTime, StartTime,
-    WorkerId,
+    Access, BackgroundWorker, Backoff, ExitStatus, Incarnation, InvalidWorker, RestartLimit,
+    RestartTime, StartTime, WorkerId,
 };
 pub use self::context::{Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
 pub use self::latch::{Latch, Wake};

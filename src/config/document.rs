@@ -61,7 +61,7 @@ impl Document {
                 }
                 Err(error) => {
                     let span = error.span().unwrap_or(0..0);
-                    let Some(key) = cut(root.get_mut(), "", &span) else {
+                    let Some(key) = cut(root.get_mut(), &span) else {
                         mistakes.push(mistake(span.start, String::new(), error.message()));
                         break;
                     };
@@ -122,31 +122,54 @@ fn note_places(table: &DeTable<'_>, path: &str, places: &mut BTreeMap<String, us
     }
 }
 
-/// Cuts the innermost entry that holds the span out of a table, and returns its path.
-fn cut(table: &mut DeTable<'_>, path: &str, span: &Range<usize>) -> Option<String> {
-    let mut found = None;
-    for (key, value) in table.iter_mut() {
-        let inner = joined(path, key.get_ref());
-        if let Some(inner) = cut_inside(value, &inner, span) {
-            return Some(inner);
-        }
-        if holds(&key.span(), span) || holds(&value.span(), span) {
-            found = Some((key.clone(), inner));
+/// Cuts the setting that holds the span out of its section, or out of the document where it is in
+/// none, and returns the path of the innermost entry that does.
+fn cut(root: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
+    for (section, value) in root.iter_mut() {
+        let path = section.get_ref().as_ref();
+        let found = match value.get_mut() {
+            DeValue::Table(table) => cut_entry(table, path, span),
+            DeValue::Array(tables) => {
+                tables
+                    .iter_mut()
+                    .enumerate()
+                    .find_map(|(index, table)| match table.get_mut() {
+                        DeValue::Table(table) => {
+                            cut_entry(table, &format!("{path}[{index}]"), span)
+                        }
+                        _ => None,
+                    })
+            }
+            _ => None,
+        };
+        if found.is_some() {
+            return found;
         }
     }
-    let (key, path) = found?;
-    table.remove(&key)?;
-    Some(path)
+    cut_entry(root, "", span)
 }
 
-fn cut_inside(value: &mut Spanned<DeValue<'_>>, path: &str, span: &Range<usize>) -> Option<String> {
-    match value.get_mut() {
-        DeValue::Table(table) => cut(table, path, span),
-        DeValue::Array(items) => items
-            .iter_mut()
-            .enumerate()
-            .find_map(|(index, item)| cut_inside(item, &format!("{path}[{index}]"), span)),
-        _ => None,
+fn cut_entry(table: &mut DeTable<'_>, path: &str, span: &Range<usize>) -> Option<String> {
+    let holds = |(key, value): &(&Spanned<_>, &Spanned<_>)| {
+        holds(&key.span(), span) || holds(&value.span(), span)
+    };
+    let (key, value) = table.iter().find(holds)?;
+    let innermost = innermost(value, joined(path, key.get_ref()), span);
+    let key = key.clone();
+    table.remove(&key)?;
+    Some(innermost)
+}
+
+/// The path of the innermost entry in a value that holds the span.
+fn innermost(value: &Spanned<DeValue<'_>>, path: String, span: &Range<usize>) -> String {
+    let inner = value.get_ref().as_table().and_then(|table| {
+        table
+            .iter()
+            .find(|(key, value)| holds(&key.span(), span) || holds(&value.span(), span))
+    });
+    match inner {
+        Some((key, value)) => innermost(value, joined(&path, key.get_ref()), span),
+        None => path,
     }
 }
 
@@ -181,7 +204,7 @@ fn mistake(offset: usize, key: String, message: &str) -> Mistake {
         (Some(("invalid", rest)), _) => {
             let found = rest.split([' ', '`', '"']).nth(1).unwrap_or_default();
             let expected = match rest.rsplit_once("expected ") {
-                Some((_, "usize")) => "a whole number that is not negative",
+                Some((_, "usize" | "u32")) => "a whole number that is not negative",
                 Some((_, "i64")) => "a whole number",
                 Some((_, expected)) => expected,
                 None => "something else",

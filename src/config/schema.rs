@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -46,6 +47,7 @@ pub(super) struct Worker {
     pub(super) naptime: Option<Span>,
     pub(super) start_time: Option<StartTime>,
     pub(super) restart_time: Option<RestartTime>,
+    pub(super) max_restarts: Option<MaxRestarts>,
     pub(super) database: Option<String>,
     pub(super) initial_total: Option<i64>,
 }
@@ -65,14 +67,30 @@ pub(super) enum StartTime {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RestartTime {
     After(Duration),
+    Backoff(Backoff),
     Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Backoff {
+    pub(super) initial: Span,
+    pub(super) max: Span,
+    pub(super) healthy_after: Span,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MaxRestarts {
+    pub(super) restarts: u32,
+    pub(super) within: Span,
 }
 
 /// What a [`Span`] expects.
 const SPAN: &str = r#"a duration with its unit, such as "1s", "250ms" or "2m""#;
 
 /// What a [`RestartTime`] expects.
-const RESTART_TIME: &str = r#"a duration with its unit, such as "60s", or "never""#;
+const RESTART_TIME: &str = r#"a duration with its unit, such as "60s", or "never", or { initial = "1s", max = "60s", healthy_after = "60s" }"#;
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -84,12 +102,31 @@ impl<'de> Deserialize<'de> for Span {
 
 impl<'de> Deserialize<'de> for RestartTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Text(RESTART_TIME, |text| {
-            if text == "never" {
-                return Some(Self::Never);
-            }
-            humantime::parse_duration(text).ok().map(Self::After)
-        }))
+        deserializer.deserialize_any(TextOrTable)
+    }
+}
+
+/// Visits a [`RestartTime`]: a text, or the table of a backoff.
+struct TextOrTable;
+
+impl<'de> Visitor<'de> for TextOrTable {
+    type Value = RestartTime;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(RESTART_TIME)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<RestartTime, E> {
+        if text == "never" {
+            return Ok(RestartTime::Never);
+        }
+        let interval = humantime::parse_duration(text);
+        let interval = interval.map_err(|_| E::custom(format_args!("expected {RESTART_TIME}")))?;
+        Ok(RestartTime::After(interval))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<RestartTime, A::Error> {
+        Backoff::deserialize(MapAccessDeserializer::new(table)).map(RestartTime::Backoff)
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::problem::{Found, Origin, Problem};
 use super::schema;
 use super::sources::{Layered, Sources};
-use crate::background_worker::{Access, BackgroundWorker, InvalidWorker, RestartTime, StartTime};
+use crate::background_worker::{
+    Access, BackgroundWorker, Backoff, InvalidWorker, RestartLimit, RestartTime, StartTime,
+};
 use crate::database::{ConnInfo, ConnInfoError, Deadlines};
 use crate::spelling;
 use crate::supervision::Limits;
@@ -316,15 +318,17 @@ impl Check<'_> {
                 return None;
             }
         };
-        let worker = BackgroundWorker::new(name)
+        let mut worker = BackgroundWorker::new(name)
             .access(Access::Database)
             .start_time(self.start_time(&key("start_time"), document.start_time))
             .restart_time(self.restart_time(&key("restart_time"), document.restart_time));
+        worker.restart_limit = self.restart_limit(&key("max_restarts"), document.max_restarts);
         if let Err(error) = worker.check() {
             let wrong = match error {
                 InvalidWorker::Name { .. } => "name",
                 InvalidWorker::DatabaseAtPostmasterStart { .. } => "start_time",
-                InvalidWorker::RestartTime { .. } => "restart_time",
+                InvalidWorker::RestartTime { .. } | InvalidWorker::Backoff { .. } => "restart_time",
+                InvalidWorker::RestartLimit { .. } => "max_restarts",
             };
             self.refuse(&key(wrong), error, None);
         } else if worker.start_time != StartTime::RecoveryFinished {
@@ -390,15 +394,49 @@ impl Check<'_> {
     fn restart_time(&mut self, key: &str, set: Option<schema::RestartTime>) -> RestartTime {
         let restart_time = match set {
             Some(schema::RestartTime::After(interval)) => RestartTime::After(interval),
+            Some(schema::RestartTime::Backoff(schema::Backoff {
+                initial: schema::Span(initial),
+                max: schema::Span(max),
+                healthy_after: schema::Span(healthy_after),
+            })) => RestartTime::Backoff(Backoff {
+                initial,
+                max,
+                healthy_after,
+            }),
             Some(schema::RestartTime::Never) => RestartTime::Never,
             None => RestartTime::DEFAULT,
         };
         let value = match restart_time {
             RestartTime::After(interval) => shown_time(interval),
+            RestartTime::Backoff(Backoff {
+                initial,
+                max,
+                healthy_after,
+            }) => format!(
+                "{{ initial = {}, max = {}, healthy_after = {} }}",
+                shown_time(initial),
+                shown_time(max),
+                shown_time(healthy_after)
+            ),
             RestartTime::Never => shown_text("never"),
         };
         self.show(key, value);
         restart_time
+    }
+
+    fn restart_limit(
+        &mut self,
+        key: &str,
+        set: Option<schema::MaxRestarts>,
+    ) -> Option<RestartLimit> {
+        let schema::MaxRestarts { restarts, within } = set?;
+        let schema::Span(within) = within;
+        let value = shown_time(within);
+        self.show(
+            key,
+            format!("{{ restarts = {restarts}, within = {value} }}"),
+        );
+        Some(RestartLimit { restarts, within })
     }
 }
 

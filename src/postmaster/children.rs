@@ -10,7 +10,7 @@ use actix::{Addr, Recipient};
 use tracing::{debug, error, info, warn};
 
 use super::handle::{EndedWorker, WorkerStatus};
-use crate::background_worker::{BackgroundWorker, ExitStatus, Incarnation, WorkerId};
+use crate::background_worker::{BackgroundWorker, ExitStatus, Incarnation, RestartLimit, WorkerId};
 use crate::context::{Main, Progress, WorkerContext};
 use crate::database::Database;
 use crate::latch::Latch;
@@ -37,6 +37,8 @@ struct Child {
     running: Option<Addr<Worker>>,
     /// Why its last incarnation ended.
     reason: Option<Reason>,
+    /// It failed more often than its limit allows.
+    gave_up: bool,
 }
 
 // === impl Children ===
@@ -60,6 +62,7 @@ impl Children {
             starts: 0,
             running: None,
             reason: None,
+            gave_up: false,
         });
     }
 
@@ -132,6 +135,7 @@ impl Children {
     ) {
         if let Some(child) = self.get_mut(incarnation.worker) {
             child.running = None;
+            child.gave_up = afterwards == Afterwards::GiveUp;
             child.log_exit(exit, afterwards);
         }
     }
@@ -153,6 +157,7 @@ impl Children {
             id,
             name,
             exit,
+            gave_up: child.gave_up,
             reason: child.reason.map(|reason| reason.text),
             starts: child.starts,
             report: child.progress.report(),
@@ -205,7 +210,7 @@ impl Child {
         let reason = reason.map(|reason| &*reason.text);
         let restart_in = match afterwards {
             Afterwards::Restart(wait) => Some(humantime::format_duration(wait).to_string()),
-            Afterwards::Unregister => None,
+            Afterwards::Unregister | Afterwards::GiveUp => None,
         };
         let restart_in = restart_in.as_deref();
         // The level of an event is part of its place in the code.
@@ -222,6 +227,15 @@ impl Child {
             ExitStatus::Failed | ExitStatus::DatabaseAway => exited!(warn),
             ExitStatus::Finished => exited!(info),
             ExitStatus::Stopped => exited!(debug),
+        }
+        if let (Afterwards::GiveUp, Some(limit)) = (afterwards, self.worker.restart_limit) {
+            let RestartLimit { restarts, within } = limit;
+            let within = humantime::format_duration(within);
+            error!(
+                %worker, slot, generation, restarts, %within,
+                "background worker \"{worker}\" is stopped for good: it was restarted {restarts} \
+                 times within {within}"
+            );
         }
     }
 }

@@ -85,6 +85,8 @@ pub struct EndedWorker {
     pub name: Arc<str>,
     /// How it ended.
     pub exit: ExitStatus,
+    /// Whether it was stopped for good because it failed more often than its limit allows.
+    pub gave_up: bool,
     /// Why, if it did not finish.
     pub reason: Option<Arc<str>>,
     /// How often it was started.

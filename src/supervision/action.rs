@@ -45,6 +45,8 @@ pub enum Afterwards {
     Restart(Duration),
     /// It is unregistered.
     Unregister,
+    /// It is unregistered, since it was restarted as often as its limit allows.
+    GiveUp,
 }
 
 /// What a running worker can be told.

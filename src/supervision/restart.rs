@@ -1,8 +1,9 @@
-//! When a worker that ended may start again: arithmetic on durations, nothing else.
+//! When a worker that ended may start again: arithmetic on its past, nothing else.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-use crate::background_worker::RestartTime;
+use crate::background_worker::{BackgroundWorker, Backoff, RestartLimit, RestartTime};
 
 /// The longest wait between two attempts of a worker whose database is away.
 const AWAY_MAX: Duration = Duration::from_secs(1);
@@ -10,45 +11,195 @@ const AWAY_MAX: Duration = Duration::from_secs(1);
 /// The shortest wait after the immediate first attempt.
 const AWAY_INITIAL: Duration = Duration::from_millis(100);
 
-/// How long after a failure the worker starts again; `None` if it never does.
-pub(super) fn after_failure(restart_time: RestartTime) -> Option<Duration> {
-    match restart_time {
-        RestartTime::After(interval) => Some(interval),
-        RestartTime::Never => None,
+/// Jitter takes away at most this part of a wait, so that a fleet does not knock in step.
+const JITTER: f64 = 0.25;
+
+/// What a worker's past says about its next start. Kept across its incarnations.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// How often in a row it lost its database without having been ready.
+    away: u32,
+    /// How often in a row it failed without having been healthy for long enough.
+    failures: u32,
+    /// When its last incarnation started.
+    started: Option<Instant>,
+    /// When it was restarted after failures, as far as its limit looks back.
+    restarts: VecDeque<Instant>,
+}
+
+/// What follows a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It starts again after this wait.
+    Restart(Duration),
+    /// It is never restarted.
+    Never,
+    /// It was restarted too often already.
+    GiveUp,
+}
+
+// === impl History ===
+
+impl History {
+    pub(super) fn started(&mut self, now: Instant) {
+        self.started = Some(now);
+    }
+
+    pub(super) fn ready(&mut self) {
+        self.away = 0;
+    }
+
+    /// The worker failed: when does it start again?
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        worker: &BackgroundWorker,
+        jitter: f64,
+    ) -> Verdict {
+        self.away = 0;
+        let wait = match worker.restart_time {
+            RestartTime::Never => return Verdict::Never,
+            RestartTime::After(interval) => interval,
+            RestartTime::Backoff(backoff) => self.back_off(now, backoff, jitter),
+        };
+        match worker.restart_limit {
+            Some(limit) if !self.may_restart(now, limit) => Verdict::GiveUp,
+            Some(_) | None => Verdict::Restart(wait),
+        }
+    }
+
+    /// The worker lost its database: how long does it wait?
+    ///
+    /// At once the first time, since most losses are one closed connection; then 100 ms, doubling
+    /// to 1 s. It is not the worker's fault, so no failure is counted.
+    pub(super) fn lost_database(&mut self, jitter: f64) -> Duration {
+        let wait = match self.away {
+            0 => Duration::ZERO,
+            times => jittered(doubled(AWAY_INITIAL, times - 1, AWAY_MAX), jitter),
+        };
+        self.away = self.away.saturating_add(1);
+        wait
+    }
+
+    fn back_off(&mut self, now: Instant, backoff: Backoff, jitter: f64) -> Duration {
+        let ran = self.started.map(|started| now.duration_since(started));
+        if ran.is_some_and(|ran| ran >= backoff.healthy_after) {
+            self.failures = 0;
+        }
+        let wait = doubled(backoff.initial, self.failures, backoff.max);
+        self.failures = self.failures.saturating_add(1);
+        jittered(wait, jitter)
+    }
+
+    /// Whether the limit allows one more restart; if so, it is counted.
+    fn may_restart(&mut self, now: Instant, limit: RestartLimit) -> bool {
+        let is_past = |at: &Instant| now.duration_since(*at) >= limit.within;
+        while self.restarts.front().is_some_and(is_past) {
+            self.restarts.pop_front();
+        }
+        let may_restart = self.restarts.len() < limit.restarts as usize;
+        if may_restart {
+            self.restarts.push_back(now);
+        }
+        may_restart
     }
 }
 
-/// How long a worker waits that lost its database for the `times`-th time in a row, counted from
-/// 1, without having been ready in between.
-///
-/// At once the first time: most losses are one closed connection. Then 100 ms, doubling to 1 s.
-/// `jitter`, from 0 to 1, takes away up to a quarter of it, so that a fleet does not knock in step.
-pub(super) fn while_away(times: u32, jitter: f64) -> Duration {
-    let Some(doublings) = times.checked_sub(2) else {
-        return Duration::ZERO;
-    };
-    let wait = AWAY_INITIAL
-        .saturating_mul(1 << doublings.min(10))
-        .min(AWAY_MAX);
-    wait.mul_f64(1.0 - 0.25 * jitter.clamp(0.0, 1.0))
+/// `initial`, doubled so many times, at most `max`.
+fn doubled(initial: Duration, times: u32, max: Duration) -> Duration {
+    let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
+    initial.saturating_mul(factor).min(max)
+}
+
+fn jittered(wait: Duration, jitter: f64) -> Duration {
+    wait.mul_f64(1.0 - JITTER * jitter.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_lost_database_is_tried_at_once_then_after_a_wait_that_doubles_to_a_second() {
-        let waits: Vec<u128> = (1..=7)
-            .map(|times| while_away(times, 0.0).as_millis())
-            .collect();
-        assert_eq!(waits, [0, 100, 200, 400, 800, 1000, 1000]);
-        assert_eq!(while_away(u32::MAX, 0.0), AWAY_MAX);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn backing_off() -> BackgroundWorker {
+        BackgroundWorker::new("w").restart_time(RestartTime::Backoff(Backoff {
+            initial: SECOND,
+            max: 10 * SECOND,
+            healthy_after: 60 * SECOND,
+        }))
     }
 
     #[test]
-    fn jitter_shortens_a_wait_by_at_most_a_quarter() {
-        assert_eq!(while_away(3, 1.0), Duration::from_millis(150));
-        assert_eq!(while_away(3, 7.0), Duration::from_millis(150));
+    fn a_lost_database_is_tried_at_once_then_after_a_wait_that_doubles_to_a_second() {
+        let mut history = History::default();
+        let waits: Vec<u128> = (0..7)
+            .map(|_| history.lost_database(0.0).as_millis())
+            .collect();
+        assert_eq!(waits, [0, 100, 200, 400, 800, 1000, 1000]);
+        history.ready();
+        assert_eq!(history.lost_database(0.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn jitter_takes_at_most_a_quarter_of_a_wait() {
+        assert_eq!(jittered(SECOND, 0.0), SECOND);
+        assert_eq!(jittered(SECOND, 1.0), SECOND * 3 / 4);
+        assert_eq!(jittered(SECOND, 7.0), SECOND * 3 / 4);
+    }
+
+    #[test]
+    fn a_backoff_doubles_to_its_max_and_begins_again_after_a_healthy_time() {
+        let (mut history, mut now) = (History::default(), Instant::now());
+        let worker = backing_off();
+        let mut fail_after = |ran: Duration| {
+            history.started(now);
+            now += ran;
+            history.failed(now, &worker, 0.0)
+        };
+        let waits: Vec<_> = (0..6).map(|_| fail_after(SECOND)).collect();
+        assert_eq!(
+            waits,
+            [1, 2, 4, 8, 10, 10].map(|n| Verdict::Restart(n * SECOND))
+        );
+        let almost = 60 * SECOND - Duration::from_nanos(1);
+        assert_eq!(fail_after(almost), Verdict::Restart(10 * SECOND));
+        assert_eq!(fail_after(60 * SECOND), Verdict::Restart(SECOND));
+        assert_eq!(fail_after(SECOND), Verdict::Restart(2 * SECOND));
+    }
+
+    #[test]
+    fn a_fixed_interval_has_no_jitter() {
+        let worker = BackgroundWorker::new("w").restart_time(RestartTime::After(SECOND));
+        let verdict = History::default().failed(Instant::now(), &worker, 1.0);
+        assert_eq!(verdict, Verdict::Restart(SECOND));
+    }
+
+    #[test]
+    fn a_limit_allows_so_many_restarts_within_its_window_and_no_more() {
+        let (mut history, begin) = (History::default(), Instant::now());
+        let worker = BackgroundWorker::new("w")
+            .restart_time(RestartTime::After(SECOND))
+            .restart_limit(RestartLimit {
+                restarts: 2,
+                within: 10 * SECOND,
+            });
+        let mut fail_at = |seconds| history.failed(begin + seconds * SECOND, &worker, 0.0);
+        assert_eq!(fail_at(0), Verdict::Restart(SECOND));
+        assert_eq!(fail_at(5), Verdict::Restart(SECOND));
+        assert_eq!(fail_at(10), Verdict::Restart(SECOND), "the first is past");
+        assert_eq!(fail_at(14), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn no_number_of_failures_overflows() {
+        let mut history = History {
+            failures: u32::MAX,
+            away: u32::MAX,
+            ..History::default()
+        };
+        let verdict = history.failed(Instant::now(), &backing_off(), 0.0);
+        assert_eq!(verdict, Verdict::Restart(10 * SECOND));
+        history.away = u32::MAX;
+        assert_eq!(history.lost_database(0.0), AWAY_MAX);
     }
 }

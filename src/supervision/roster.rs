@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::registry::Registry;
+use super::restart::History;
 use super::status::{Counts, WorkerState};
 use crate::background_worker::{BackgroundWorker, Incarnation, StartTime, WorkerId};
 
@@ -31,8 +32,7 @@ pub(super) struct Roster {
 struct Entry {
     worker: BackgroundWorker,
     place: Place,
-    /// How often in a row it lost its database without having been ready.
-    away: u32,
+    history: History,
 }
 
 /// Where a worker is.
@@ -81,7 +81,7 @@ impl Roster {
         let id = self.registry.insert(Entry {
             worker,
             place,
-            away: 0,
+            history: History::default(),
         });
         self.names.insert(name, id);
         self.index(id, place, start_time);
@@ -109,19 +109,15 @@ impl Roster {
         true
     }
 
-    /// Counts one more loss of a worker's database, and returns how many there are in a row.
-    pub(super) fn count_away(&mut self, id: WorkerId) -> u32 {
-        self.registry.get_mut(id).map_or(0, |entry| {
-            entry.away = entry.away.saturating_add(1);
-            entry.away
-        })
-    }
-
-    /// Forgets the losses of a worker's database.
-    pub(super) fn forget_away(&mut self, id: WorkerId) {
-        if let Some(entry) = self.registry.get_mut(id) {
-            entry.away = 0;
-        }
+    /// A worker and its past, to be judged and added to.
+    pub(super) fn history_mut(
+        &mut self,
+        id: WorkerId,
+    ) -> Option<(&BackgroundWorker, &mut History)> {
+        let Entry {
+            worker, history, ..
+        } = self.registry.get_mut(id)?;
+        Some((worker, history))
     }
 
     pub(super) fn worker(&self, id: WorkerId) -> Option<&BackgroundWorker> {

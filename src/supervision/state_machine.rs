@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::action::{Action, Afterwards, Signal};
 use super::limits::Limits;
-use super::restart;
+use super::restart::Verdict;
 use super::roster::{Phase, Place, Roster};
 use super::shutdown::{Shutdown, ShutdownUnderWay};
 use super::status::{Counts, RegisterError, WorkerState};
@@ -130,7 +130,9 @@ impl StateMachine {
         if self.roster.phase(incarnation) == Some(Phase::Starting) {
             let phase = Phase::Ready;
             self.roster.put(worker, Place::Running { number, phase });
-            self.roster.forget_away(worker);
+            if let Some((_, history)) = self.roster.history_mut(worker) {
+                history.ready();
+            }
         }
     }
 
@@ -159,16 +161,16 @@ impl StateMachine {
         } else {
             exit
         };
-        let restart = self.restart_in(id, exit, jitter);
+        let afterwards = self.judge(id, exit, jitter);
         self.actions.push_back(Action::Exited {
             incarnation,
             exit,
-            afterwards: restart.map_or(Afterwards::Unregister, Afterwards::Restart),
+            afterwards,
         });
-        match restart {
-            None => self.unregister(id, exit),
-            Some(Duration::ZERO) => self.roster.put(id, Place::Pending),
-            Some(wait) => {
+        match afterwards {
+            Afterwards::Unregister | Afterwards::GiveUp => self.unregister(id, exit),
+            Afterwards::Restart(Duration::ZERO) => self.roster.put(id, Place::Pending),
+            Afterwards::Restart(wait) => {
                 let until = self.now + wait;
                 self.roster.put(id, Place::Waiting { until });
             }
@@ -326,6 +328,9 @@ impl StateMachine {
         self.next_incarnation += 1;
         let phase = Phase::Starting;
         self.roster.put(id, Place::Running { number, phase });
+        if let Some((_, history)) = self.roster.history_mut(id) {
+            history.started(self.now);
+        }
         Some(Action::Start(Incarnation { worker: id, number }))
     }
 
@@ -374,18 +379,21 @@ impl StateMachine {
         self.shutdown = Some(ShutdownUnderWay::new(self.now, mode, &self.limits));
     }
 
-    /// How long after its exit a worker starts again; `None` if it is unregistered instead.
-    fn restart_in(&mut self, id: WorkerId, exit: ExitStatus, jitter: f64) -> Option<Duration> {
+    /// What follows from the end of an incarnation, as its worker's past has it.
+    fn judge(&mut self, id: WorkerId, exit: ExitStatus, jitter: f64) -> Afterwards {
+        let Some((worker, history)) = self.roster.history_mut(id) else {
+            return Afterwards::Unregister;
+        };
         match exit {
-            ExitStatus::Finished | ExitStatus::Stopped => None,
+            ExitStatus::Finished | ExitStatus::Stopped => Afterwards::Unregister,
             ExitStatus::Failed | ExitStatus::Crashed => {
-                self.roster.forget_away(id);
-                restart::after_failure(self.roster.worker(id)?.restart_time)
+                match history.failed(self.now, worker, jitter) {
+                    Verdict::Restart(wait) => Afterwards::Restart(wait),
+                    Verdict::Never => Afterwards::Unregister,
+                    Verdict::GiveUp => Afterwards::GiveUp,
+                }
             }
-            ExitStatus::DatabaseAway => {
-                let times = self.roster.count_away(id);
-                Some(restart::while_away(times, jitter))
-            }
+            ExitStatus::DatabaseAway => Afterwards::Restart(history.lost_database(jitter)),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bgworker::config::{self, ConfigFile, Problems, Server, Settings, Sources};
 use bgworker::worker_spi::Table;
-use bgworker::{Access, RestartTime, StartTime};
+use bgworker::{Access, Backoff, RestartLimit, RestartTime, StartTime};
 
 fn sources(text: &str) -> Sources {
     Sources {
@@ -89,7 +89,7 @@ fn every_key_stands_in_the_example_and_says_its_default() {
     let mut open = text
         .replace("# url =", "url =")
         .replace("embedded = true\n", "embedded = false\n");
-    for key in ["data_dir", "database", "initial_total"] {
+    for key in ["data_dir", "database", "initial_total", "max_restarts"] {
         assert!(open.contains(&format!("# {key} = ")), "{key} is missing");
         open = open.replace(&format!("# {key} = "), &format!("{key} = "));
     }
@@ -184,6 +184,23 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
              (did you mean \"recovery_finished\"?)",
         ),
         (
+            "restart_time = { initial = '9s', max = '2s', healthy_after = '1s' }",
+            "4:1: worker[0].restart_time: background worker \"w\": invalid restart interval: its first \
+             wait is longer than its longest",
+        ),
+        (
+            "restart_time = { initial = '1s', max = '2s' }",
+            "4:16: worker[0].restart_time: missing field `healthy_after`",
+        ),
+        (
+            "restart_time = { initial = '1s', max = '2s', healthy_after = 3 }",
+            "4:62: worker[0].restart_time.healthy_after: expected a duration with its unit",
+        ),
+        (
+            "max_restarts = { restarts = 0, within = '1s' }",
+            "4:1: worker[0].max_restarts: background worker \"w\": invalid restart limit",
+        ),
+        (
             "function = 'worker_spy'",
             "4:1: worker[0].function: there is no function \"worker_spy\" (did you mean \"worker_spi\"?)",
         ),
@@ -230,6 +247,29 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
         assert_eq!(found.len(), 1, "{lines}: {found:#?}");
         assert!(found[0].starts_with(expected), "{lines}: {}", found[0]);
     }
+}
+
+#[test]
+fn a_restart_time_may_be_a_backoff_and_restarts_may_be_limited() {
+    let lines = "restart_time = { initial = '1s', max = '1m', healthy_after = '2m' }\n\
+                 max_restarts = { restarts = 5, within = '10m' }\n";
+    let settings = read(&worker(&format!("{lines}{WHOLE}"))).unwrap();
+    let worker = &settings.workers[0].worker;
+    assert_eq!(
+        worker.restart_time,
+        RestartTime::Backoff(Backoff {
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+            healthy_after: Duration::from_secs(120),
+        })
+    );
+    assert_eq!(
+        worker.restart_limit,
+        Some(RestartLimit {
+            restarts: 5,
+            within: Duration::from_secs(600),
+        })
+    );
 }
 
 #[test]

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use bgworker::supervision::{Limits, RegisterError, Shutdown, WorkerState};
 use bgworker::{
-    BackgroundWorker, ExitStatus, Main, NoSystem, Postmaster, PostmasterHandle, RequestError,
-    RestartTime, StartTime, Wake, WorkerContext, WorkerError,
+    BackgroundWorker, Backoff, ExitStatus, Main, NoSystem, Postmaster, PostmasterHandle,
+    RequestError, RestartLimit, RestartTime, StartTime, Wake, WorkerContext, WorkerError,
 };
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::Instant;
+use tracing::Level;
 
+use crate::support::log::Log;
 use crate::support::scripted::{NAPS, Said, Script, Stage};
 use crate::support::{eventually, postmaster};
 
@@ -230,6 +232,44 @@ async fn a25_a_failing_worker_starts_two_seconds_after_each_failure() {
         );
         last = at;
     }
+}
+
+#[actix::test]
+async fn a_backoff_doubles_and_a_limit_ends_it_with_one_loud_line() {
+    tokio::time::pause();
+    let log = Log::capture();
+    let postmaster = postmaster();
+    let mut stage = Stage::new();
+    let worker = BackgroundWorker::new("w")
+        .restart_time(RestartTime::Backoff(Backoff {
+            initial: SECOND,
+            max: 4 * SECOND,
+            healthy_after: 60 * SECOND,
+        }))
+        .restart_limit(RestartLimit {
+            restarts: 5,
+            within: 3600 * SECOND,
+        });
+    let main = stage.main(Script::FailAfter(Duration::ZERO));
+    postmaster.register(worker, main).await.unwrap();
+    let (_, mut last) = stage.started().await;
+    for wait in [1, 2, 4, 4, 4] {
+        let (_, at) = stage.started().await;
+        let (waited, most) = (at - last, wait * SECOND);
+        assert!(waited <= most + Duration::from_millis(10), "{waited:?}");
+        assert!(waited >= most * 3 / 4, "{waited:?}");
+        last = at;
+    }
+    tokio::time::sleep(3600 * SECOND).await;
+    assert_eq!(stage.rest().len(), 0);
+    let (_, ended) = postmaster.workers().await.unwrap();
+    assert!(ended[0].gave_up);
+    assert_eq!((ended[0].exit, ended[0].starts), (ExitStatus::Failed, 6));
+    let loud = log.with(Level::ERROR, "");
+    assert_eq!(
+        loud,
+        ["background worker \"w\" is stopped for good: it was restarted 5 times within 1h"]
+    );
 }
 
 #[actix::test]
