@@ -9,6 +9,8 @@
 mod children;
 mod handle;
 
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +20,7 @@ use actix::{
 };
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::children::Children;
 pub use self::handle::{
@@ -38,11 +40,13 @@ const ACTIONS_PER_TURN: usize = 64;
 /// Mirrors PostgreSQL's postmaster: it starts workers one per tick according to their start time,
 /// passes `Sighup` and `Sigterm` on, and applies restart times. It runs on the thread that started
 /// it, and so do its workers.
-#[derive(Debug)]
 pub struct Postmaster {
     machine: StateMachine,
     children: Children,
     database: Option<Database>,
+    /// What the server is, as far as it was seen.
+    server: ServerState,
+    on_reset: Option<ResetHook>,
     /// Tells the task that watches the server to look at it now.
     suspect: Arc<Notify>,
     server_watch: Option<AbortHandle>,
@@ -89,6 +93,14 @@ pub(crate) struct GetWorker(pub(crate) WorkerId);
 #[rtype(result = "(Vec<WorkerStatus>, Vec<EndedWorker>)")]
 pub(crate) struct GetWorkers;
 
+/// Sets what runs between the last stop and the first start of a reset.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct OnReset(pub(crate) ResetHook);
+
+/// What an embedder runs to make anew what its workers share.
+pub(crate) type ResetHook = Box<dyn FnMut() + Send>;
+
 /// How far the server has come. Sent by the task that watches it, on every change.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -119,6 +131,8 @@ impl Postmaster {
             machine,
             children: Children::default(),
             database,
+            server: ServerState::Away,
+            on_reset: None,
             suspect: Arc::new(Notify::new()),
             server_watch: None,
             wakeup: None,
@@ -173,6 +187,16 @@ impl Postmaster {
                 self.children.exited(incarnation, exit, afterwards);
             }
             Action::Unregister { worker, exit } => self.children.unregister(worker, exit),
+            Action::Parked { workers } => {
+                let server = self.server;
+                info!(workers, %server, "server is {server}: {workers} background workers parked");
+            }
+            Action::Unparked { workers } => {
+                let server = self.server;
+                info!(workers, %server, "server is {server}: {workers} background workers come back");
+            }
+            Action::Reset => warn!("terminating any other active background workers"),
+            Action::ResetShared => self.reset_shared(),
             Action::Exit => {
                 let aborted = std::mem::take(&mut self.aborted);
                 self.exit.send_replace(Some(PostmasterExit { aborted }));
@@ -208,6 +232,16 @@ impl Postmaster {
         });
     }
 
+    /// Lets the embedder make anew what its workers share. A panic of theirs is not ours.
+    fn reset_shared(&mut self) {
+        let Some(on_reset) = &mut self.on_reset else {
+            return;
+        };
+        if catch_unwind(AssertUnwindSafe(on_reset)).is_err() {
+            error!("the hook that follows a reset panicked");
+        }
+    }
+
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.wakeup = None;
         self.advance(ctx, StateMachine::handle_timeout);
@@ -232,6 +266,14 @@ impl Postmaster {
 /// The time. Only actors ask for it; tokio's clock, so that tests can stop it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+impl fmt::Debug for Postmaster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postmaster")
+            .field("machine", &self.machine)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Actor for Postmaster {
@@ -281,6 +323,14 @@ impl Handler<Terminate> for Postmaster {
     }
 }
 
+impl Handler<OnReset> for Postmaster {
+    type Result = ();
+
+    fn handle(&mut self, OnReset(hook): OnReset, _: &mut Self::Context) {
+        self.on_reset = Some(hook);
+    }
+}
+
 impl Handler<WorkerReport> for Postmaster {
     type Result = ();
 
@@ -305,6 +355,7 @@ impl Handler<ServerReached> for Postmaster {
     type Result = ();
 
     fn handle(&mut self, ServerReached(state): ServerReached, ctx: &mut Self::Context) {
+        self.server = state;
         self.advance(ctx, |machine, now| machine.reached(now, state.reached()));
     }
 }

@@ -22,16 +22,21 @@
 //! ```text
 //!             register                 Start                   worker_ready
 //!  (nothing) ──────────► Registered ──────────► Starting ─────────────────────► Running
-//!                          ▲    ▲                   │  worker_exited               │
-//!              the time    │    │  database away    ├──────────────────────────────┘
-//!              has come    │    └───────────────────┤
+//!                                                 ▲ │  worker_exited                │
+//!                                           Start │ ├───────────────────────────────┘
+//!                         Parked ─────────────────┘ │
+//!                           ▲ ▲                     │
+//!    the time has come ─────┘ └── database away ────┤
 //!                       BackingOff ◄────────────────┤ failed, crashed
 //!                                                   │
-//!                                                   └──► unregistered: finished, stopped,
-//!                                                        or failed with RestartTime::Never
+//!                                                   └──► unregistered: finished, stopped, or
+//!                                                        failed for the last time
 //! ```
 //!
-//! A running worker that was asked to stop is `Stopping`; whatever it then says, it was stopped.
+//! A running worker that was asked to stop is `Stopping`; whatever it then says, it was stopped. If
+//! that was for its own sake, it is unregistered. If it was *parked*, since the server fell below
+//! its level, or stopped for a *reset*, since another worker that shares something crashed, it comes
+//! back, one per tick, as soon as it may.
 //!
 //! [`register`]: StateMachine::register
 //! [`terminate`]: StateMachine::terminate
@@ -45,6 +50,7 @@
 //! [`handle_timeout`]: StateMachine::handle_timeout
 
 mod action;
+mod classes;
 mod limits;
 mod registry;
 mod restart;

@@ -9,7 +9,7 @@ use actix::{Addr, MailboxError};
 use thiserror::Error;
 use tokio::sync::watch;
 
-use super::{GetStatus, GetWorker, GetWorkers, Postmaster, Register, Terminate};
+use super::{GetStatus, GetWorker, GetWorkers, OnReset, Postmaster, Register, Terminate};
 use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
 use crate::context::{Main, Report};
 use crate::supervision::{Counts, RegisterError, Shutdown, WorkerState};
@@ -130,6 +130,18 @@ impl PostmasterHandle {
     /// If the Postmaster is gone.
     pub async fn terminate(&self, worker: WorkerId) -> Result<(), RequestError> {
         Ok(self.postmaster.send(Terminate(worker)).await?)
+    }
+
+    /// Sets what runs during a reset, after the last worker with access has stopped and before the
+    /// first starts again: the place to make anew what a panic may have left broken.
+    ///
+    /// It runs on the Postmaster's thread and must not block. A panic in it is logged.
+    ///
+    /// # Errors
+    ///
+    /// If the Postmaster is gone.
+    pub async fn on_reset(&self, hook: impl FnMut() + Send + 'static) -> Result<(), RequestError> {
+        Ok(self.postmaster.send(OnReset(Box::new(hook))).await?)
     }
 
     /// Counts and level, at a cost that does not depend on the number of workers.

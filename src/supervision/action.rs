@@ -34,6 +34,21 @@ pub enum Action {
         /// Why.
         exit: ExitStatus,
     },
+    /// Report that the server fell below the level of so many workers that ran: they are stopped
+    /// without prejudice, and come back when it rises.
+    Parked {
+        /// How many.
+        workers: usize,
+    },
+    /// Report that the server has come far enough again for so many parked workers.
+    Unparked {
+        /// How many.
+        workers: usize,
+    },
+    /// Report that a crash is followed by a reset: every other worker with access is stopped.
+    Reset,
+    /// Make anew what workers with access share: all of them have stopped, and none starts before.
+    ResetShared,
     /// Every worker has ended after a shutdown request. Comes once; nobody is started after it.
     Exit,
 }

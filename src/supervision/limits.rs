@@ -19,6 +19,9 @@ impl Limits {
     /// How long a fast shutdown waits before it becomes immediate. Mirrors
     /// `SIGKILL_CHILDREN_AFTER_SECS`.
     pub const FAST_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// How long a worker may take to stop for a reset, before it is aborted.
+    pub const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 }
 
 impl Default for Limits {

@@ -21,15 +21,17 @@ enum Slot<T> {
 
 // === impl Registry ===
 
-impl<T> Registry<T> {
-    pub(super) fn new() -> Self {
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             generation: 0,
         }
     }
+}
 
+impl<T> Registry<T> {
     /// How many slots are taken.
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()

@@ -116,7 +116,10 @@ fn jittered(wait: Duration, jitter: f64) -> Duration {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "any moment will do to begin with")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "any moment will do to begin with"
+)]
 mod tests {
     use super::*;
 

@@ -7,24 +7,29 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::classes::{Class, Classes};
 use super::registry::Registry;
 use super::restart::History;
-use super::status::{Counts, WorkerState};
-use crate::background_worker::{BackgroundWorker, Incarnation, StartTime, WorkerId};
+use super::status::Counts;
+use crate::background_worker::{BackgroundWorker, Incarnation, WorkerId};
 
 /// The registered workers. Every operation costs O(log n).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Roster {
     registry: Registry<Entry>,
     names: HashMap<Arc<str>, WorkerId>,
-    /// By start time, in registration order.
-    pending: [BTreeSet<WorkerId>; 3],
-    /// By the end of their waits.
+    /// Those that wait for their level and their turn.
+    pub(super) pending: Classes,
+    /// Those of them that ran before.
+    pub(super) pending_again: Classes,
+    /// Those that run and were not asked to stop on their own.
+    pub(super) active: Classes,
+    /// Those that run and were.
+    pub(super) ending: Classes,
+    /// Those that wait out their restart time, by its end.
     waiting: BTreeSet<(Instant, WorkerId)>,
-    /// In registration order.
-    running: BTreeSet<WorkerId>,
-    /// By the end of patience with them.
-    stopping: BTreeSet<(Instant, WorkerId)>,
+    /// Those that are to be aborted, by when.
+    abort_at: BTreeSet<(Instant, WorkerId)>,
     ready: usize,
 }
 
@@ -39,7 +44,10 @@ struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// It waits for its level and its turn.
-    Pending,
+    Pending {
+        /// It ran before.
+        again: bool,
+    },
     /// It waits out its restart time.
     Waiting { until: Instant },
     /// It has a live incarnation, of this number.
@@ -51,40 +59,29 @@ pub(super) enum Place {
 pub(super) enum Phase {
     Starting,
     Ready,
-    /// Asked to stop on its own, not by a shutdown.
-    Stopping {
-        until: Instant,
+    /// Asked to stop, on its own and not by a shutdown.
+    Ending {
+        /// When it is to be aborted; `None` once it has been.
+        abort_at: Option<Instant>,
+        /// It starts again when it may: nothing is held against it.
+        comes_back: bool,
     },
-    /// Aborted, since it did not stop in time.
-    Aborted,
 }
 
 // === impl Roster ===
 
 impl Roster {
-    pub(super) fn new() -> Self {
-        Self {
-            registry: Registry::new(),
-            names: HashMap::new(),
-            pending: Default::default(),
-            waiting: BTreeSet::new(),
-            running: BTreeSet::new(),
-            stopping: BTreeSet::new(),
-            ready: 0,
-        }
-    }
-
     /// Adds a worker, which is pending. Its name must not be taken.
     pub(super) fn insert(&mut self, worker: BackgroundWorker) -> WorkerId {
-        let (name, start_time) = (Arc::clone(&worker.name), worker.start_time);
-        let place = Place::Pending;
+        let (name, class) = (Arc::clone(&worker.name), Class::of(&worker));
+        let place = Place::Pending { again: false };
         let id = self.registry.insert(Entry {
             worker,
             place,
             history: History::default(),
         });
         self.names.insert(name, id);
-        self.index(id, place, start_time);
+        self.index(id, place, class);
         id
     }
 
@@ -93,10 +90,10 @@ impl Roster {
         let Some(entry) = self.registry.get_mut(id) else {
             return;
         };
-        let start_time = entry.worker.start_time;
+        let class = Class::of(&entry.worker);
         let before = std::mem::replace(&mut entry.place, place);
-        self.unindex(id, before, start_time);
-        self.index(id, place, start_time);
+        self.unindex(id, before, class);
+        self.index(id, place, class);
     }
 
     /// Removes a worker, and says whether it was there.
@@ -104,7 +101,7 @@ impl Roster {
         let Some(Entry { worker, place, .. }) = self.registry.remove(id) else {
             return false;
         };
-        self.unindex(id, place, worker.start_time);
+        self.unindex(id, place, Class::of(&worker));
         self.names.remove(&worker.name);
         true
     }
@@ -132,7 +129,7 @@ impl Roster {
     pub(super) fn phase(&self, incarnation: Incarnation) -> Option<Phase> {
         match self.place(incarnation.worker)? {
             Place::Running { number, phase } if number == incarnation.number => Some(phase),
-            Place::Running { .. } | Place::Pending | Place::Waiting { .. } => None,
+            Place::Running { .. } | Place::Pending { .. } | Place::Waiting { .. } => None,
         }
     }
 
@@ -140,21 +137,8 @@ impl Roster {
     pub(super) fn incarnation(&self, id: WorkerId) -> Option<Incarnation> {
         match self.place(id)? {
             Place::Running { number, .. } => Some(Incarnation { worker: id, number }),
-            Place::Pending | Place::Waiting { .. } => None,
+            Place::Pending { .. } | Place::Waiting { .. } => None,
         }
-    }
-
-    /// Where a worker is, as others are told.
-    pub(super) fn state(&self, id: WorkerId) -> Option<WorkerState> {
-        Some(match self.place(id)? {
-            Place::Pending => WorkerState::Registered,
-            Place::Waiting { until } => WorkerState::BackingOff { until },
-            Place::Running { phase, .. } => match phase {
-                Phase::Starting => WorkerState::Starting,
-                Phase::Ready => WorkerState::Running,
-                Phase::Stopping { .. } | Phase::Aborted => WorkerState::Stopping,
-            },
-        })
     }
 
     pub(super) fn find(&self, name: &str) -> Option<WorkerId> {
@@ -165,77 +149,79 @@ impl Roster {
         self.registry.len()
     }
 
-    /// The pending worker of these levels that was registered first.
-    pub(super) fn first_pending(&self, reached: StartTime) -> Option<WorkerId> {
-        self.pending[..=reached as usize]
-            .iter()
-            .filter_map(|level| level.first().copied())
-            .min()
-    }
-
     /// The waiting worker whose wait ends first.
     pub(super) fn first_waiting(&self) -> Option<(Instant, WorkerId)> {
         self.waiting.first().copied()
     }
 
-    /// The stopping worker with whom patience ends first.
-    pub(super) fn first_stopping(&self) -> Option<(Instant, WorkerId)> {
-        self.stopping.first().copied()
+    /// The worker that is to be aborted first.
+    pub(super) fn first_to_abort(&self) -> Option<(Instant, WorkerId)> {
+        self.abort_at.first().copied()
     }
 
-    /// Those with a live incarnation.
-    pub(super) fn running(&self) -> &BTreeSet<WorkerId> {
-        &self.running
+    /// The next running worker in registration order after this one.
+    pub(super) fn running_after(&self, id: Option<WorkerId>) -> Option<WorkerId> {
+        let next = [self.active.after(id), self.ending.after(id)];
+        next.into_iter().flatten().min()
     }
 
     pub(super) fn counts(&self) -> Counts {
         Counts {
             registered: self.registry.len(),
-            running: self.running.len(),
+            running: self.active.count(|_| true) + self.ending.count(|_| true),
             ready: self.ready,
             backing_off: self.waiting.len(),
+            parked: 0,
         }
     }
 
-    fn index(&mut self, id: WorkerId, place: Place, start_time: StartTime) {
+    fn index(&mut self, id: WorkerId, place: Place, class: Class) {
         match place {
-            Place::Pending => {
-                self.pending[start_time as usize].insert(id);
+            Place::Pending { again } => {
+                self.pending.insert(class, id);
+                if again {
+                    self.pending_again.insert(class, id);
+                }
             }
             Place::Waiting { until } => {
                 self.waiting.insert((until, id));
             }
-            Place::Running { phase, .. } => {
-                self.running.insert(id);
-                match phase {
-                    Phase::Starting | Phase::Aborted => {}
-                    Phase::Ready => self.ready += 1,
-                    Phase::Stopping { until } => {
-                        self.stopping.insert((until, id));
-                    }
+            Place::Running { phase, .. } => match phase {
+                Phase::Starting => self.active.insert(class, id),
+                Phase::Ready => {
+                    self.active.insert(class, id);
+                    self.ready += 1;
                 }
-            }
+                Phase::Ending { abort_at, .. } => {
+                    self.ending.insert(class, id);
+                    self.abort_at.extend(abort_at.map(|at| (at, id)));
+                }
+            },
         }
     }
 
-    fn unindex(&mut self, id: WorkerId, place: Place, start_time: StartTime) {
+    fn unindex(&mut self, id: WorkerId, place: Place, class: Class) {
         match place {
-            Place::Pending => {
-                self.pending[start_time as usize].remove(&id);
+            Place::Pending { .. } => {
+                self.pending.remove(class, id);
+                self.pending_again.remove(class, id);
             }
             Place::Waiting { until } => {
                 self.waiting.remove(&(until, id));
             }
-            Place::Running { phase, .. } => {
-                self.running.remove(&id);
-                match phase {
-                    Phase::Starting | Phase::Aborted => {}
-                    Phase::Ready => self.ready -= 1,
-                    Phase::Stopping { until } => {
-                        self.stopping.remove(&(until, id));
+            Place::Running { phase, .. } => match phase {
+                Phase::Starting => self.active.remove(class, id),
+                Phase::Ready => {
+                    self.active.remove(class, id);
+                    self.ready -= 1;
+                }
+                Phase::Ending { abort_at, .. } => {
+                    self.ending.remove(class, id);
+                    if let Some(at) = abort_at {
+                        self.abort_at.remove(&(at, id));
                     }
                 }
-            }
+            },
         }
     }
 }

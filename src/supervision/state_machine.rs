@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Afterwards, Signal};
+use super::classes::Class;
 use super::limits::Limits;
 use super::restart::Verdict;
 use super::roster::{Phase, Place, Roster};
@@ -29,6 +30,8 @@ pub struct StateMachine {
     reload: Option<Sweep>,
     /// Another Sighup came before the first was through.
     reload_again: bool,
+    /// A crash is being followed by a reset.
+    resetting: bool,
     shutdown: Option<ShutdownUnderWay>,
     /// How many workers this tick may still start.
     starts_left: usize,
@@ -36,6 +39,13 @@ pub struct StateMachine {
     next_incarnation: u64,
     /// The latest time that was passed in.
     now: Instant,
+}
+
+/// What a reset has to do.
+#[derive(Clone, Copy, Debug)]
+enum ResetStep {
+    Stop(WorkerId),
+    Finish,
 }
 
 // === impl StateMachine ===
@@ -50,10 +60,11 @@ impl StateMachine {
         Self {
             limits,
             reached: StartTime::PostmasterStart,
-            roster: Roster::new(),
+            roster: Roster::default(),
             actions: VecDeque::new(),
             reload: None,
             reload_again: false,
+            resetting: false,
             shutdown: None,
             starts_left: 0,
             next_incarnation: 1,
@@ -98,29 +109,48 @@ impl StateMachine {
     pub fn terminate(&mut self, now: Instant, id: WorkerId) {
         self.enter(now);
         match self.roster.place(id) {
-            Some(Place::Pending | Place::Waiting { .. }) => {
+            None => {}
+            Some(Place::Pending { .. } | Place::Waiting { .. }) => {
                 self.unregister(id, ExitStatus::Stopped);
             }
-            Some(Place::Running {
-                number,
-                phase: Phase::Starting | Phase::Ready,
-            }) => {
-                let until = self.now + self.limits.shutdown_timeout;
-                let phase = Phase::Stopping { until };
-                self.roster.put(id, Place::Running { number, phase });
-                self.actions.push_back(Action::Signal {
-                    incarnation: Incarnation { worker: id, number },
-                    signal: Signal::Sigterm,
-                });
-            }
-            Some(Place::Running { .. }) | None => {}
+            Some(Place::Running { number, phase }) => match phase {
+                Phase::Starting | Phase::Ready => {
+                    let signal = self.ask_to_end(id, number, self.limits.shutdown_timeout, false);
+                    self.actions.push_back(signal);
+                }
+                // It was asked already: but now for good.
+                Phase::Ending { abort_at, .. } => {
+                    let phase = Phase::Ending {
+                        abort_at,
+                        comes_back: false,
+                    };
+                    self.roster.put(id, Place::Running { number, phase });
+                }
+            },
         }
     }
 
-    /// Says how far the server has come. Workers that it falls short of are not started.
+    /// Says how far the server has come.
+    ///
+    /// Workers that it falls short of are not started. Where it falls, those of them that run are
+    /// parked: stopped without prejudice, and started again when it has risen. A worker in its
+    /// restart time keeps that time.
     pub fn reached(&mut self, now: Instant, level: StartTime) {
         self.enter(now);
-        self.reached = level;
+        let before = std::mem::replace(&mut self.reached, level);
+        if self.shutdown.is_some() {
+            return;
+        }
+        if level < before {
+            let falls_short = |class: Class| class.start_time > level && class.start_time <= before;
+            let workers = self.roster.active.count(falls_short)
+                + self.roster.pending_again.count(falls_short);
+            self.report(workers, Action::Parked { workers });
+        } else {
+            let suffices = |class: Class| class.start_time > before && class.start_time <= level;
+            let workers = self.roster.pending_again.count(suffices);
+            self.report(workers, Action::Unparked { workers });
+        }
     }
 
     /// Says that an incarnation is ready for its work, which is more than being started.
@@ -152,24 +182,33 @@ impl StateMachine {
             return;
         };
         let id = incarnation.worker;
-        let told_to_stop = match phase {
-            Phase::Starting | Phase::Ready => self.shutdown.is_some(),
-            Phase::Stopping { .. } | Phase::Aborted => true,
+        let (exit, afterwards) = match phase {
+            Phase::Ending {
+                comes_back: true, ..
+            } if self.shutdown.is_none() => {
+                (ExitStatus::Stopped, Afterwards::Restart(Duration::ZERO))
+            }
+            Phase::Starting | Phase::Ready if self.shutdown.is_none() => {
+                (exit, self.judge(id, exit, jitter))
+            }
+            // Whoever was asked to stop has stopped, whatever it says.
+            Phase::Starting | Phase::Ready | Phase::Ending { .. } => {
+                (ExitStatus::Stopped, Afterwards::Unregister)
+            }
         };
-        let exit = if told_to_stop {
-            ExitStatus::Stopped
-        } else {
-            exit
-        };
-        let afterwards = self.judge(id, exit, jitter);
         self.actions.push_back(Action::Exited {
             incarnation,
             exit,
             afterwards,
         });
+        if exit == ExitStatus::Crashed {
+            self.reset_after_crash(id);
+        }
         match afterwards {
             Afterwards::Unregister | Afterwards::GiveUp => self.unregister(id, exit),
-            Afterwards::Restart(Duration::ZERO) => self.roster.put(id, Place::Pending),
+            Afterwards::Restart(Duration::ZERO) => {
+                self.roster.put(id, Place::Pending { again: true });
+            }
             Afterwards::Restart(wait) => {
                 let until = self.now + wait;
                 self.roster.put(id, Place::Waiting { until });
@@ -219,12 +258,14 @@ impl StateMachine {
         }
         for _ in 0..Self::DUE_PER_TICK {
             match self.roster.first_waiting() {
-                Some((until, id)) if until <= now => self.roster.put(id, Place::Pending),
+                Some((until, id)) if until <= now => {
+                    self.roster.put(id, Place::Pending { again: true });
+                }
                 Some(_) | None => break,
             }
         }
         for _ in 0..Self::DUE_PER_TICK {
-            match self.roster.first_stopping() {
+            match self.roster.first_to_abort() {
                 Some((until, id)) if until <= now => self.abort(id),
                 Some(_) | None => break,
             }
@@ -241,7 +282,10 @@ impl StateMachine {
         if self.shutdown.is_some() {
             return self.poll_shutdown();
         }
-        self.poll_reload().or_else(|| self.poll_start())
+        self.poll_park()
+            .or_else(|| self.poll_reset())
+            .or_else(|| self.poll_reload())
+            .or_else(|| self.poll_start())
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout) next, or `None`: not until something
@@ -254,12 +298,16 @@ impl StateMachine {
             return Some(self.now);
         }
         if let Some(current) = &self.shutdown {
-            return current.timeout(self.now, !self.roster.running().is_empty());
+            return current.timeout(self.now, self.roster.running_after(None).is_some());
         }
-        if self.reload.is_some() || self.next_to_start().is_some() {
+        let at_once = self.next_to_park().is_some()
+            || self.next_of_reset().is_some()
+            || self.reload.is_some()
+            || self.next_to_start().is_some();
+        if at_once {
             return Some(self.now);
         }
-        let due = [self.roster.first_waiting(), self.roster.first_stopping()];
+        let due = [self.roster.first_waiting(), self.roster.first_to_abort()];
         due.into_iter().flatten().map(|(until, _)| until).min()
     }
 
@@ -268,12 +316,16 @@ impl StateMachine {
     /// Where a worker is; `None` if the handle is from before: it was unregistered.
     #[must_use]
     pub fn state(&self, id: WorkerId) -> Option<WorkerState> {
-        let state = self.roster.state(id)?;
-        let is_running = self.roster.incarnation(id).is_some();
-        Some(if is_running && self.shutdown.is_some() {
-            WorkerState::Stopping
-        } else {
-            state
+        Some(match self.roster.place(id)? {
+            Place::Pending { again: false } => WorkerState::Registered,
+            Place::Pending { again: true } => WorkerState::Parked,
+            Place::Waiting { until } => WorkerState::BackingOff { until },
+            Place::Running { .. } if self.shutdown.is_some() => WorkerState::Stopping,
+            Place::Running { phase, .. } => match phase {
+                Phase::Starting => WorkerState::Starting,
+                Phase::Ready => WorkerState::Running,
+                Phase::Ending { .. } => WorkerState::Stopping,
+            },
         })
     }
 
@@ -292,7 +344,11 @@ impl StateMachine {
     /// How many workers are where.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        self.roster.counts()
+        let falls_short = |class: Class| class.start_time > self.reached;
+        Counts {
+            parked: self.roster.pending_again.count(falls_short),
+            ..self.roster.counts()
+        }
     }
 
     /// How far the server has come.
@@ -317,8 +373,49 @@ impl StateMachine {
 
     /// The worker that a tick would start. Mirrors the search of `maybe_start_bgworkers`, but the
     /// first registered comes first.
+    ///
+    /// During a reset nobody starts who shares.
     fn next_to_start(&self) -> Option<WorkerId> {
-        self.roster.first_pending(self.reached)
+        let may_start =
+            |class: Class| class.start_time <= self.reached && !(self.resetting && class.shares());
+        self.roster.pending.first(may_start)
+    }
+
+    /// A worker that runs although its level is not reached any more.
+    fn next_to_park(&self) -> Option<WorkerId> {
+        let falls_short = |class: Class| class.start_time > self.reached;
+        self.roster.active.first(falls_short)
+    }
+
+    /// What a reset has to do next, if there is one: stop a worker that shares, or, when none runs
+    /// any more, come to its end.
+    fn next_of_reset(&self) -> Option<ResetStep> {
+        if !self.resetting {
+            return None;
+        }
+        match self.roster.active.first(Class::shares) {
+            Some(id) => Some(ResetStep::Stop(id)),
+            None if self.roster.ending.first(Class::shares).is_none() => Some(ResetStep::Finish),
+            None => None,
+        }
+    }
+
+    fn poll_park(&mut self) -> Option<Action> {
+        let Incarnation { worker, number } = self.roster.incarnation(self.next_to_park()?)?;
+        Some(self.ask_to_end(worker, number, self.limits.shutdown_timeout, true))
+    }
+
+    fn poll_reset(&mut self) -> Option<Action> {
+        match self.next_of_reset()? {
+            ResetStep::Stop(id) => {
+                let Incarnation { worker, number } = self.roster.incarnation(id)?;
+                Some(self.ask_to_end(worker, number, Limits::RESET_TIMEOUT, true))
+            }
+            ResetStep::Finish => {
+                self.resetting = false;
+                Some(Action::ResetShared)
+            }
+        }
     }
 
     fn poll_start(&mut self) -> Option<Action> {
@@ -336,9 +433,9 @@ impl StateMachine {
 
     fn poll_reload(&mut self) -> Option<Action> {
         loop {
-            if let Some(id) = self.reload.as_mut()?.next(self.roster.running()) {
+            if let Some(incarnation) = self.reload.as_mut()?.next(&self.roster) {
                 return Some(Action::Signal {
-                    incarnation: self.roster.incarnation(id)?,
+                    incarnation,
                     signal: Signal::Sighup,
                 });
             }
@@ -350,8 +447,7 @@ impl StateMachine {
         let current = self.shutdown.as_mut()?;
         let mode = current.mode();
         if let Some(sweep) = &mut current.sweep {
-            if let Some(id) = sweep.next(self.roster.running()) {
-                let incarnation = self.roster.incarnation(id)?;
+            if let Some(incarnation) = sweep.next(&self.roster) {
                 return Some(match mode {
                     Shutdown::Smart => Action::Signal {
                         incarnation,
@@ -366,7 +462,7 @@ impl StateMachine {
             }
             current.sweep = None;
         }
-        if self.roster.running().is_empty() && !current.exited {
+        if self.roster.running_after(None).is_none() && !current.exited {
             current.exited = true;
             return Some(Action::Exit);
         }
@@ -376,6 +472,7 @@ impl StateMachine {
     fn set_shutdown(&mut self, mode: Shutdown) {
         self.reload = None;
         self.reload_again = false;
+        self.resetting = false;
         self.shutdown = Some(ShutdownUnderWay::new(self.now, mode, &self.limits));
     }
 
@@ -404,14 +501,59 @@ impl StateMachine {
         }
     }
 
-    /// Loses patience with a worker that was asked to stop. It is asked no more after this.
+    /// Follows a crash by a reset, if the worker shared anything and no reset is under way.
+    /// Mirrors `HandleChildCrash`.
+    fn reset_after_crash(&mut self, id: WorkerId) {
+        let shares = |worker| Class::of(worker).shares();
+        if !self.resetting && self.roster.worker(id).is_some_and(shares) {
+            self.resetting = true;
+            self.actions.push_back(Action::Reset);
+        }
+    }
+
+    /// Asks a running worker to end, on its own. It is aborted if it has not by then.
+    fn ask_to_end(
+        &mut self,
+        id: WorkerId,
+        number: u64,
+        patience: Duration,
+        comes_back: bool,
+    ) -> Action {
+        let phase = Phase::Ending {
+            abort_at: Some(self.now + patience),
+            comes_back,
+        };
+        self.roster.put(id, Place::Running { number, phase });
+        Action::Signal {
+            incarnation: Incarnation { worker: id, number },
+            signal: Signal::Sigterm,
+        }
+    }
+
+    /// Loses patience with a worker that was asked to end.
     fn abort(&mut self, id: WorkerId) {
-        let Some(incarnation) = self.roster.incarnation(id) else {
+        let Some(Place::Running { number, phase }) = self.roster.place(id) else {
             return;
         };
-        let phase = Phase::Aborted;
-        let number = incarnation.number;
+        let phase = Phase::Ending {
+            abort_at: None,
+            comes_back: matches!(
+                phase,
+                Phase::Ending {
+                    comes_back: true,
+                    ..
+                }
+            ),
+        };
         self.roster.put(id, Place::Running { number, phase });
+        let incarnation = Incarnation { worker: id, number };
         self.actions.push_back(Action::Abort(incarnation));
+    }
+
+    /// Reports what concerns so many workers, if it concerns any.
+    fn report(&mut self, workers: usize, report: Action) {
+        if workers > 0 {
+            self.actions.push_back(report);
+        }
     }
 }

@@ -10,8 +10,10 @@ use crate::background_worker::InvalidWorker;
 /// Where a registered worker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerState {
-    /// It waits for the server to come far enough, or for its turn.
+    /// It waits for the server to come far enough, or for its turn, and has not run yet.
     Registered,
+    /// It ran, and waits for the server to come far enough again, or for its turn.
+    Parked,
     /// It was started and has not said that it is ready.
     Starting,
     /// It runs, and said that it is ready.
@@ -36,6 +38,8 @@ pub struct Counts {
     pub ready: usize,
     /// Those that wait out their restart time.
     pub backing_off: usize,
+    /// Those that ran, and wait for the server to come far enough again.
+    pub parked: usize,
 }
 
 /// Why a worker was not registered.

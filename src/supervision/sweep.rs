@@ -3,10 +3,8 @@
 //! A sweep visits each of them once, in registration order. It holds a place in the order, not a
 //! list. Nobody starts while one is under way, so it visits those who ran when it was asked for.
 
-use std::collections::BTreeSet;
-use std::ops::Bound;
-
-use crate::background_worker::WorkerId;
+use super::roster::Roster;
+use crate::background_worker::{Incarnation, WorkerId};
 
 /// One pass over the running workers, under way.
 #[derive(Debug, Default)]
@@ -18,11 +16,9 @@ pub(super) struct Sweep {
 // === impl Sweep ===
 
 impl Sweep {
-    /// The next running worker in the order, or `None` when the pass is through.
-    pub(super) fn next(&mut self, running: &BTreeSet<WorkerId>) -> Option<WorkerId> {
-        let from = self.after.map_or(Bound::Unbounded, Bound::Excluded);
-        let next = running.range((from, Bound::Unbounded)).next().copied()?;
-        self.after = Some(next);
-        Some(next)
+    /// The next running incarnation in the order, or `None` when the pass is through.
+    pub(super) fn next(&mut self, roster: &Roster) -> Option<Incarnation> {
+        self.after = Some(roster.running_after(self.after)?);
+        roster.incarnation(self.after?)
     }
 }

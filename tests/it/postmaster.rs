@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bgworker::supervision::{Limits, RegisterError, Shutdown, WorkerState};
 use bgworker::{
-    BackgroundWorker, Backoff, ExitStatus, Main, NoSystem, Postmaster, PostmasterHandle,
+    Access, BackgroundWorker, Backoff, ExitStatus, Main, NoSystem, Postmaster, PostmasterHandle,
     RequestError, RestartLimit, RestartTime, StartTime, Wake, WorkerContext, WorkerError,
 };
 use tokio::sync::mpsc::unbounded_channel;
@@ -372,6 +372,65 @@ async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
     let (_, ended) = postmaster.workers().await.unwrap();
     assert_eq!(ended[0].exit, ExitStatus::Crashed);
     assert_eq!(ended[0].reason.as_deref(), Some("no future"));
+}
+
+#[actix::test]
+async fn a33_a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
+    tokio::time::pause();
+    let log = Log::capture();
+    let postmaster = postmaster();
+    let mut stage = Stage::new();
+    for (name, access) in [
+        ("alone", Access::None),
+        ("shares", Access::Shared),
+        ("has a database", Access::Database),
+    ] {
+        let worker = BackgroundWorker::new(name)
+            .access(access)
+            .restart_time(RestartTime::Never);
+        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+    }
+    all_running(&postmaster, 3).await;
+    stage.rest();
+    let (hook, mut hooked) = unbounded_channel();
+    let begin = Instant::now();
+    postmaster
+        .on_reset(move || {
+            hook.send(begin.elapsed()).unwrap();
+            panic!("a hook of somebody's");
+        })
+        .await
+        .unwrap();
+    let crashing = BackgroundWorker::new("crashing")
+        .access(Access::Shared)
+        .restart_time(after(10 * SECOND));
+    let main = stage.main(Script::PanicAfter(SECOND));
+    postmaster.register(crashing, main).await.unwrap();
+    assert_eq!(stage.started().await.0, "crashing");
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let Said::Woke { name, wake } = stage.next().await else {
+            panic!("nobody starts before all have stopped");
+        };
+        assert_eq!(wake, Wake::Sigterm);
+        told.push(name.to_string());
+    }
+    assert_eq!(told, ["shares", "has a database"]);
+    assert_eq!(stage.started().await.0, "shares");
+    assert_eq!(stage.started().await.0, "has a database");
+    assert!(hooked.recv().await.unwrap() >= SECOND);
+    let (name, at) = stage.started().await;
+    assert_eq!(name, "crashing", "at its own restart time");
+    assert!(at - begin >= 11 * SECOND);
+    assert_eq!(
+        log.with(
+            Level::WARN,
+            "terminating any other active background workers"
+        )
+        .len(),
+        1
+    );
+    assert_eq!(log.with(Level::ERROR, "hook").len(), 1);
 }
 
 #[actix::test]

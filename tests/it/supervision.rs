@@ -646,3 +646,180 @@ fn a_shutdown_escalates_at_its_deadlines_and_by_repetition_and_never_back() {
     assert_eq!(machine.machine.shutdown(), Some(Shutdown::Immediate));
     assert!(matches!(machine.actions()[..], [Action::Abort(_)]));
 }
+
+// Parking.
+
+/// What these actions signal, and to whom.
+fn signalled(actions: &[Action]) -> Vec<(Incarnation, Signal)> {
+    let signal = |action: &Action| match action {
+        Action::Signal {
+            incarnation,
+            signal,
+        } => Some((*incarnation, *signal)),
+        _ => None,
+    };
+    actions.iter().filter_map(signal).collect()
+}
+
+/// Three workers of the last level and one of the first, all running; those of the last level.
+fn fleet() -> (Machine, Vec<Incarnation>) {
+    let mut machine = Machine::new(Limits::default());
+    let early = BackgroundWorker::new("early").start_time(StartTime::PostmasterStart);
+    machine.register_worker(early).unwrap();
+    for name in ["a", "b", "c"] {
+        let worker = BackgroundWorker::new(name)
+            .restart_time(RestartTime::Never)
+            .access(Access::Database);
+        machine.register_worker(worker).unwrap();
+    }
+    let late = machine.ticks().split_off(1);
+    (machine, late)
+}
+
+#[test]
+fn d7_a_level_that_falls_parks_those_above_it_and_they_come_back_in_order() {
+    let (mut machine, late) = fleet();
+    machine
+        .machine
+        .reached(machine.now, StartTime::ConsistentState);
+    let actions = machine.actions();
+    assert_eq!(actions[0], Action::Parked { workers: 3 });
+    let told: Vec<_> = late.iter().map(|i| (*i, Signal::Sigterm)).collect();
+    assert_eq!(signalled(&actions), told);
+    for incarnation in &late {
+        let back = Afterwards::Restart(Duration::ZERO);
+        let actions = machine.exit(*incarnation, ExitStatus::DatabaseAway);
+        assert_eq!(actions, [exited(*incarnation, ExitStatus::Stopped, back)]);
+        let state = machine.machine.state(incarnation.worker);
+        assert_eq!(state, Some(WorkerState::Parked));
+    }
+    assert_eq!(machine.machine.counts().parked, 3);
+    assert_eq!(machine.ticks(), []);
+    machine
+        .machine
+        .reached(machine.now, StartTime::RecoveryFinished);
+    assert_eq!(machine.actions(), [Action::Unparked { workers: 3 }]);
+    let started = machine.ticks();
+    assert_eq!(machine.names(&started), ["a", "b", "c"]);
+}
+
+#[test]
+fn a_fall_and_a_rise_within_one_turn_restart_nobody() {
+    let (mut machine, _) = fleet();
+    machine
+        .machine
+        .reached(machine.now, StartTime::PostmasterStart);
+    machine
+        .machine
+        .reached(machine.now, StartTime::RecoveryFinished);
+    assert_eq!(signalled(&machine.actions()), []);
+    assert_eq!(machine.ticks(), []);
+}
+
+#[test]
+fn a_parked_worker_keeps_its_restart_time_and_one_that_does_not_stop_is_aborted() {
+    let (mut machine, late) = fleet();
+    let failing = BackgroundWorker::new("failing").restart_time(RestartTime::After(9 * SECOND));
+    machine.register_worker(failing).unwrap();
+    let failing = machine.ticks()[0];
+    machine.exit(failing, ExitStatus::Failed);
+    machine
+        .machine
+        .reached(machine.now, StartTime::PostmasterStart);
+    machine.actions();
+    machine.exit(late[0], ExitStatus::Stopped);
+    machine.exit(late[1], ExitStatus::Stopped);
+    machine
+        .machine
+        .reached(machine.now, StartTime::RecoveryFinished);
+    machine.now += 8 * SECOND;
+    assert_eq!(machine.ticks().len(), 2, "not the failing one");
+    machine.now += SECOND;
+    let started = machine.ticks();
+    assert_eq!(machine.names(&started), ["failing"]);
+    machine.now += 11 * SECOND;
+    machine.machine.handle_timeout(machine.now);
+    assert_eq!(machine.actions(), [Action::Abort(late[2])]);
+    machine.exit(late[2], ExitStatus::Failed);
+    let started = machine.ticks();
+    assert_eq!(machine.names(&started), ["c"]);
+}
+
+#[test]
+fn a_worker_that_is_terminated_while_it_is_being_parked_does_not_come_back() {
+    let (mut machine, late) = fleet();
+    machine
+        .machine
+        .reached(machine.now, StartTime::PostmasterStart);
+    machine.actions();
+    machine.machine.terminate(machine.now, late[0].worker);
+    let actions = machine.exit(late[0], ExitStatus::Finished);
+    assert_eq!(
+        actions[0],
+        exited(late[0], ExitStatus::Stopped, Afterwards::Unregister)
+    );
+}
+
+// Reset.
+
+#[test]
+fn a33_a_crash_stops_every_other_sharer_once_then_makes_anew_then_starts_them_again() {
+    let (mut machine, late) = fleet();
+    let crash = ExitStatus::Crashed;
+    let actions = machine.exit(late[1], crash);
+    assert_eq!(
+        actions[..3],
+        [
+            exited(late[1], crash, Afterwards::Unregister),
+            Action::Reset,
+            Action::Unregister {
+                worker: late[1].worker,
+                exit: crash
+            },
+        ]
+    );
+    let told = [(late[0], Signal::Sigterm), (late[2], Signal::Sigterm)];
+    assert_eq!(signalled(&actions), told, "and not the one without access");
+    assert_eq!(
+        machine.exit(late[0], ExitStatus::Crashed).len(),
+        1,
+        "no second reset"
+    );
+    assert_eq!(machine.ticks(), [], "nobody starts before all have stopped");
+    let actions = machine.exit(late[2], ExitStatus::Finished);
+    assert_eq!(actions.last(), Some(&Action::ResetShared));
+    let started = machine.ticks();
+    assert_eq!(
+        machine.names(&started),
+        ["a", "c"],
+        "never is no hindrance to a bystander"
+    );
+}
+
+#[test]
+fn a_crash_without_access_resets_nobody() {
+    let (mut machine, _) = fleet();
+    machine.register("alone");
+    let alone = machine.ticks()[0];
+    let actions = machine.exit(alone, ExitStatus::Crashed);
+    let restart = Afterwards::Restart(Duration::from_secs(60));
+    assert_eq!(actions, [exited(alone, ExitStatus::Crashed, restart)]);
+}
+
+#[test]
+fn during_a_reset_others_start_and_sharers_wait_and_the_deaf_are_aborted_after_5_seconds() {
+    let (mut machine, late) = fleet();
+    machine.exit(late[0], ExitStatus::Crashed);
+    machine.register("without access");
+    let sharer = BackgroundWorker::new("sharer").access(Access::Shared);
+    machine.register_worker(sharer).unwrap();
+    let started = machine.ticks();
+    assert_eq!(machine.names(&started), ["without access"]);
+    machine.exit(late[1], ExitStatus::Stopped);
+    machine.now += Limits::RESET_TIMEOUT;
+    machine.machine.handle_timeout(machine.now);
+    assert_eq!(machine.actions(), [Action::Abort(late[2])]);
+    machine.exit(late[2], ExitStatus::Failed);
+    let started = machine.ticks();
+    assert_eq!(machine.names(&started), ["b", "c", "sharer"]);
+}

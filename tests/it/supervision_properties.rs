@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use bgworker::supervision::{
     Action, Afterwards, Limits, RegisterError, Shutdown, Signal, StateMachine, WorkerState,
 };
-use bgworker::{BackgroundWorker, ExitStatus, Incarnation, RestartTime, StartTime, WorkerId};
+use bgworker::{
+    Access, BackgroundWorker, ExitStatus, Incarnation, RestartTime, StartTime, WorkerId,
+};
 use proptest::prelude::*;
 
 /// One input, chosen at random. Indices are taken modulo what there is.
@@ -17,6 +19,7 @@ use proptest::prelude::*;
 enum Op {
     Register {
         name: u8,
+        access: Access,
         start_time: StartTime,
         restart_time: RestartTime,
     },
@@ -41,6 +44,11 @@ fn op() -> impl Strategy<Value = Op> {
         Just(StartTime::ConsistentState),
         Just(StartTime::RecoveryFinished),
     ];
+    let access = prop_oneof![
+        Just(Access::None),
+        Just(Access::Shared),
+        Just(Access::Database),
+    ];
     let restart = prop_oneof![
         Just(RestartTime::Never),
         (1..5000_u64).prop_map(|ms| RestartTime::After(Duration::from_millis(ms))),
@@ -57,9 +65,11 @@ fn op() -> impl Strategy<Value = Op> {
         Just(Shutdown::Immediate),
     ];
     prop_oneof![
-        6 => (any::<u8>(), level.clone(), restart).prop_map(|(name, start_time, restart_time)| {
-            Op::Register { name: name % 16, start_time, restart_time }
-        }),
+        6 => (any::<u8>(), access, level.clone(), restart).prop_map(
+            |(name, access, start_time, restart_time)| {
+                Op::Register { name: name % 16, access, start_time, restart_time }
+            },
+        ),
         2 => any::<usize>().prop_map(Op::Terminate),
         2 => level.prop_map(Op::Reached),
         2 => any::<usize>().prop_map(Op::Ready),
@@ -84,6 +94,10 @@ struct Sim {
     /// Before this, a worker must not start.
     not_before: BTreeMap<WorkerId, Instant>,
     told_to_stop: BTreeSet<Incarnation>,
+    /// Those of them that were terminated, or ended during a shutdown.
+    for_good: BTreeSet<Incarnation>,
+    /// Between a crash and the end of the reset that follows it.
+    resetting: bool,
     last_number: u64,
     starts_allowed: usize,
     shutdown: Option<Shutdown>,
@@ -108,6 +122,8 @@ impl Sim {
             ended: Vec::new(),
             not_before: BTreeMap::new(),
             told_to_stop: BTreeSet::new(),
+            for_good: BTreeSet::new(),
+            resetting: false,
             last_number: 0,
             starts_allowed: 0,
             shutdown: None,
@@ -120,10 +136,15 @@ impl Sim {
         match op {
             Op::Register {
                 name,
+                access,
                 start_time,
                 restart_time,
             } => {
-                self.register(name, start_time, restart_time);
+                let worker = BackgroundWorker::new(format!("w{name}"))
+                    .access(access)
+                    .start_time(start_time)
+                    .restart_time(restart_time);
+                self.register(worker);
             }
             Op::Terminate(n) => {
                 let Some(&id) = nth(self.registered.keys(), n) else {
@@ -132,6 +153,7 @@ impl Sim {
                 self.machine.terminate(self.now, id);
                 if let Some(incarnation) = self.running.get(&id) {
                     self.told_to_stop.insert(*incarnation);
+                    self.for_good.insert(*incarnation);
                 }
                 self.starts_allowed = 0;
             }
@@ -178,6 +200,7 @@ impl Sim {
                 self.machine.shut_down(self.now, mode);
                 self.shutdown = self.machine.shutdown();
                 assert!(self.shutdown >= before, "a shutdown goes back");
+                self.resetting = false;
                 self.starts_allowed = 0;
             }
             Op::Drain(n) => self.drain(n),
@@ -194,10 +217,7 @@ impl Sim {
         }
     }
 
-    fn register(&mut self, name: u8, start_time: StartTime, restart_time: RestartTime) {
-        let worker = BackgroundWorker::new(format!("w{name}"))
-            .start_time(start_time)
-            .restart_time(restart_time);
+    fn register(&mut self, worker: BackgroundWorker) {
         let is_taken = self.machine.find(&worker.name).is_some();
         let is_full = self.machine.counts().registered == MAX_WORKERS;
         self.starts_allowed = 0;
@@ -210,11 +230,15 @@ impl Sim {
             Err(RegisterError::Duplicate { .. }) => assert!(is_taken),
             Err(RegisterError::TooManyWorkers { .. }) => assert!(is_full),
             Err(RegisterError::ShuttingDown { .. }) => assert!(self.shutdown.is_some()),
+            Err(RegisterError::Invalid(_)) => assert!(worker.check().is_err()),
             Err(error) => panic!("{error}"),
         }
     }
 
     fn exit(&mut self, incarnation: Incarnation, exit: ExitStatus) {
+        if self.shutdown.is_some() {
+            self.for_good.insert(incarnation);
+        }
         self.machine.worker_exited(self.now, incarnation, exit, 0.5);
         self.running.remove(&incarnation.worker);
         self.ended.push(incarnation);
@@ -250,7 +274,9 @@ impl Sim {
                     *told += 1;
                     assert!(told <= asked, "told of more Sighups than there were");
                 } else {
-                    self.told_to_stop.insert(incarnation);
+                    let is_new = self.told_to_stop.insert(incarnation);
+                    let again = self.shutdown.is_some() || self.for_good.contains(&incarnation);
+                    assert!(is_new || again, "told twice");
                 }
             }
             Action::Abort(incarnation) => {
@@ -276,6 +302,21 @@ impl Sim {
                 );
                 self.not_before.remove(&worker);
             }
+            Action::Parked { workers } | Action::Unparked { workers } => assert!(workers > 0),
+            Action::Reset => {
+                assert!(!self.resetting, "two resets at once");
+                // A shutdown that came since is the end of it.
+                self.resetting = self.shutdown.is_none();
+            }
+            Action::ResetShared => {
+                assert!(self.resetting);
+                let mut running = self.running.keys().map(|id| &self.registered[id]);
+                assert!(
+                    running.all(|worker| worker.access == Access::None),
+                    "a sharer runs"
+                );
+                self.resetting = false;
+            }
             Action::Exit => {
                 assert!(self.running.is_empty() && self.shutdown.is_some());
                 self.exits += 1;
@@ -298,6 +339,11 @@ impl Sim {
         assert!(self.shutdown.is_none(), "started during a shutdown");
         let worker = &self.registered[&id];
         assert!(worker.start_time <= self.level, "started too early");
+        let shares = worker.access != Access::None;
+        assert!(
+            !(self.resetting && shares),
+            "a sharer started during a reset"
+        );
         let not_before = self.not_before.remove(&id);
         assert!(
             not_before.is_none_or(|at| at <= self.now),
@@ -309,9 +355,11 @@ impl Sim {
             .expect("a start outside a tick");
         // Order: nobody who could start now was registered before.
         for (other, worker) in &self.registered {
-            let waits = self.machine.state(*other) == Some(WorkerState::Registered);
+            let state = self.machine.state(*other);
+            let waits = matches!(state, Some(WorkerState::Registered | WorkerState::Parked));
+            let held = self.resetting && worker.access != Access::None;
             assert!(
-                !(waits && worker.start_time <= self.level && other < &id),
+                !(waits && !held && worker.start_time <= self.level && other < &id),
                 "out of order"
             );
         }
@@ -324,8 +372,15 @@ impl Sim {
         if self.told_to_stop.contains(&incarnation) {
             assert_eq!(exit, ExitStatus::Stopped);
         }
+        let stopped_for_good = self.for_good.contains(&incarnation);
         match (exit, worker.restart_time, then) {
-            (ExitStatus::Finished | ExitStatus::Stopped, _, Afterwards::Unregister)
+            (ExitStatus::Stopped, _, Afterwards::Restart(Duration::ZERO)) => {
+                assert!(!stopped_for_good, "it was not to come back");
+            }
+            (ExitStatus::Stopped, _, Afterwards::Unregister) => {
+                assert!(stopped_for_good, "it was to come back");
+            }
+            (ExitStatus::Finished, _, Afterwards::Unregister)
             | (
                 ExitStatus::Failed | ExitStatus::Crashed,
                 RestartTime::Never,
