@@ -83,8 +83,8 @@ pub use self::background_worker::{
 pub use self::context::{Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
 pub use self::latch::{Latch, Wake};
 pub use self::postmaster::{
-    EndedWorker, NoSystem, Postmaster, PostmasterExit, PostmasterHandle, RequestError, Status,
-    WorkerStatus,
+    EndedWorker, Event, EventKind, NoSystem, Postmaster, PostmasterExit, PostmasterHandle,
+    RequestError, Status, WaitError, WorkerHandle, WorkerStatus,
 };
 pub use self::worker::{Sighup, Sigint, Sigquit, Sigterm};
 

@@ -7,24 +7,28 @@
 //! and a panic goes right through it.
 
 mod children;
+mod event;
 mod handle;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult,
     SpawnHandle, System, WrapFuture,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, error, info, warn};
 
 use self::children::Children;
+use self::event::Milestone;
+pub use self::event::{Event, EventKind, WaitError};
 pub use self::handle::{
-    EndedWorker, NoSystem, PostmasterExit, PostmasterHandle, RequestError, Status, WorkerStatus,
+    EndedWorker, NoSystem, PostmasterExit, PostmasterHandle, RequestError, Status, WorkerHandle,
+    WorkerStatus,
 };
 use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
 use crate::context::Main;
@@ -67,11 +71,31 @@ enum Wakeup {
 
 /// Registers a worker. See [`PostmasterHandle::register`].
 #[derive(Message)]
-#[rtype(result = "Result<WorkerId, RegisterError>")]
+#[rtype(result = "Result<Registered, RegisterError>")]
 pub(crate) struct Register {
     pub(crate) worker: BackgroundWorker,
     pub(crate) main: Arc<dyn Main>,
 }
+
+/// A worker that was registered, and where its end will be found.
+pub(crate) struct Registered {
+    pub(crate) id: WorkerId,
+    pub(crate) end: Arc<OnceLock<EndedWorker>>,
+}
+
+/// Asks to be told when a worker has come so far, or that it will not.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Wait {
+    pub(crate) worker: WorkerId,
+    pub(crate) milestone: Milestone,
+    pub(crate) waiter: oneshot::Sender<Result<(), WaitError>>,
+}
+
+/// Asks for all that happens from now on.
+#[derive(Debug, Message)]
+#[rtype(result = "broadcast::Receiver<Event>")]
+pub(crate) struct Subscribe;
 
 /// Stops a worker for good. See [`PostmasterHandle::terminate`].
 #[derive(Debug, Message)]
@@ -129,7 +153,7 @@ impl Postmaster {
         }
         let postmaster = Self {
             machine,
-            children: Children::default(),
+            children: Children::new(),
             database,
             server: ServerState::Away,
             on_reset: None,
@@ -232,6 +256,11 @@ impl Postmaster {
         });
     }
 
+    fn shut_down(&mut self, ctx: &mut Context<Self>, mode: Shutdown) {
+        self.children.release_waiters();
+        self.advance(ctx, |machine, now| machine.shut_down(now, mode));
+    }
+
     /// Lets the embedder make anew what its workers share. A panic of theirs is not ours.
     fn reset_shared(&mut self) {
         let Some(on_reset) = &mut self.on_reset else {
@@ -298,7 +327,7 @@ impl Drop for Postmaster {
 }
 
 impl Handler<Register> for Postmaster {
-    type Result = Result<WorkerId, RegisterError>;
+    type Result = Result<Registered, RegisterError>;
 
     fn handle(
         &mut self,
@@ -310,8 +339,29 @@ impl Handler<Register> for Postmaster {
         let shared = Arc::new(worker.clone());
         let registered = self.advance(ctx, |machine, now| machine.register(now, worker));
         let id = registered.inspect_err(|refusal| warn!(worker = %name, "{refusal}"))?;
-        self.children.insert(id, shared, main);
-        Ok(id)
+        let end = self.children.insert(id, shared, main);
+        Ok(Registered { id, end })
+    }
+}
+
+impl Handler<Wait> for Postmaster {
+    type Result = ();
+
+    fn handle(&mut self, wait: Wait, _: &mut Self::Context) {
+        let Wait {
+            worker,
+            milestone,
+            waiter,
+        } = wait;
+        self.children.wait(worker, milestone, waiter, &self.machine);
+    }
+}
+
+impl Handler<Subscribe> for Postmaster {
+    type Result = MessageResult<Subscribe>;
+
+    fn handle(&mut self, Subscribe: Subscribe, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.children.subscribe())
     }
 }
 
@@ -338,6 +388,7 @@ impl Handler<WorkerReport> for Postmaster {
         let WorkerReport { incarnation, event } = report;
         match event {
             WorkerEvent::Ready => {
+                self.children.ready(incarnation);
                 self.advance(ctx, |machine, now| machine.worker_ready(now, incarnation));
             }
             WorkerEvent::Exited { exit, reason } => {
@@ -373,7 +424,7 @@ impl Handler<Sigterm> for Postmaster {
 
     fn handle(&mut self, Sigterm: Sigterm, ctx: &mut Self::Context) {
         info!("received smart shutdown request");
-        self.advance(ctx, |machine, now| machine.shut_down(now, Shutdown::Smart));
+        self.shut_down(ctx, Shutdown::Smart);
     }
 }
 
@@ -383,7 +434,7 @@ impl Handler<Sigint> for Postmaster {
     fn handle(&mut self, Sigint: Sigint, ctx: &mut Self::Context) {
         info!("received fast shutdown request");
         info!("aborting any active transactions");
-        self.advance(ctx, |machine, now| machine.shut_down(now, Shutdown::Fast));
+        self.shut_down(ctx, Shutdown::Fast);
     }
 }
 
@@ -392,9 +443,7 @@ impl Handler<Sigquit> for Postmaster {
 
     fn handle(&mut self, Sigquit: Sigquit, ctx: &mut Self::Context) {
         info!("received immediate shutdown request");
-        self.advance(ctx, |machine, now| {
-            machine.shut_down(now, Shutdown::Immediate);
-        });
+        self.shut_down(ctx, Shutdown::Immediate);
     }
 }
 

@@ -4,27 +4,33 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use actix::{Addr, Recipient};
+use tokio::sync::{broadcast, oneshot};
 use tracing::{debug, error, info, warn};
 
+use super::event::{Event, EventKind, Milestone, WaitError, Waiters};
 use super::handle::{EndedWorker, WorkerStatus};
 use crate::background_worker::{BackgroundWorker, ExitStatus, Incarnation, RestartLimit, WorkerId};
 use crate::context::{Main, Progress, WorkerContext};
 use crate::database::Database;
 use crate::latch::Latch;
-use crate::supervision::{Afterwards, Signal, StateMachine};
+use crate::supervision::{Afterwards, Signal, StateMachine, WorkerState};
 use crate::worker::{Reason, Sighup, Sigint, Sigquit, Sigterm, Worker, WorkerReport};
 
 /// How many ended workers are remembered for status.
 const ENDED_MAX: usize = 100;
 
+/// How many events a subscriber may lag behind before it misses some.
+const EVENTS_MAX: usize = 1024;
+
 /// The registered workers, by slot, and the last ones that ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Children {
     slots: Vec<Option<Child>>,
     ended: VecDeque<EndedWorker>,
+    events: broadcast::Sender<Event>,
 }
 
 struct Child {
@@ -39,18 +45,36 @@ struct Child {
     reason: Option<Reason>,
     /// It failed more often than its limit allows.
     gave_up: bool,
+    waiters: Waiters,
+    /// Its end, which its handles keep.
+    end: Arc<OnceLock<EndedWorker>>,
 }
 
 // === impl Children ===
 
 impl Children {
-    /// Keeps a worker that has just been registered.
+    pub(super) fn new() -> Self {
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        Self {
+            slots: Vec::new(),
+            ended: VecDeque::new(),
+            events,
+        }
+    }
+
+    /// What happens from now on.
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Keeps a worker that has just been registered, and returns where its end will be found.
     pub(super) fn insert(
         &mut self,
         id: WorkerId,
         worker: Arc<BackgroundWorker>,
         main: Arc<dyn Main>,
-    ) {
+    ) -> Arc<OnceLock<EndedWorker>> {
+        let end = Arc::default();
         if self.slots.len() <= id.slot() {
             self.slots.resize_with(id.slot() + 1, || None);
         }
@@ -63,7 +87,11 @@ impl Children {
             running: None,
             reason: None,
             gave_up: false,
+            waiters: Waiters::default(),
+            end: Arc::clone(&end),
         });
+        self.tell(id, EventKind::Registered);
+        end
     }
 
     /// Starts an incarnation: its main in its task, and its actor.
@@ -93,6 +121,54 @@ impl Children {
         );
         let main = Arc::clone(&child.main);
         child.running = Some(Worker::spawn(main, context, is_ready, reports));
+        child.waiters.reached(Milestone::Started);
+        self.tell(incarnation.worker, EventKind::Started(incarnation));
+    }
+
+    /// An incarnation said that it is ready.
+    pub(super) fn ready(&mut self, incarnation: Incarnation) {
+        if let Some(child) = self.get_mut(incarnation.worker) {
+            child.waiters.reached(Milestone::Ready);
+        }
+        self.tell(incarnation.worker, EventKind::Ready(incarnation));
+    }
+
+    /// Lets somebody wait until a worker has come so far.
+    pub(super) fn wait(
+        &mut self,
+        id: WorkerId,
+        milestone: Milestone,
+        waiter: oneshot::Sender<Result<(), WaitError>>,
+        machine: &StateMachine,
+    ) {
+        let ended = self.ended.iter().find(|ended| ended.id == id);
+        let ended = ended.map_or(ExitStatus::Stopped, |ended| ended.exit);
+        let state = machine.state(id);
+        let mut waiters = Waiters::default();
+        let waiters = match self.get_mut(id) {
+            Some(child) => &mut child.waiters,
+            None => &mut waiters,
+        };
+        waiters.push(milestone, waiter);
+        match state {
+            None => {
+                waiters.give_up(WaitError::Ended(ended));
+                waiters.reached(Milestone::Unregistered);
+            }
+            Some(WorkerState::Running) => waiters.reached(Milestone::Ready),
+            Some(WorkerState::Starting) => waiters.reached(Milestone::Started),
+            Some(_) => {}
+        }
+        if machine.shutdown().is_some() {
+            waiters.give_up(WaitError::ShuttingDown);
+        }
+    }
+
+    /// Releases everybody who waits for a worker to start or to be ready.
+    pub(super) fn release_waiters(&mut self) {
+        for child in self.slots.iter_mut().flatten() {
+            child.waiters.give_up(WaitError::ShuttingDown);
+        }
     }
 
     pub(super) fn signal(&mut self, incarnation: Incarnation, signal: Signal) {
@@ -137,6 +213,18 @@ impl Children {
             child.running = None;
             child.gave_up = afterwards == Afterwards::GiveUp;
             child.log_exit(exit, afterwards);
+            let reason = child.reason.as_ref().map(|reason| Arc::clone(&reason.text));
+            let restart_in = match afterwards {
+                Afterwards::Restart(wait) => Some(wait),
+                Afterwards::Unregister | Afterwards::GiveUp => None,
+            };
+            let kind = EventKind::Exited {
+                incarnation,
+                exit,
+                reason,
+                restart_in,
+            };
+            self.tell(incarnation.worker, kind);
         }
     }
 
@@ -145,15 +233,13 @@ impl Children {
         if self.get(id).is_none() {
             return;
         }
-        let Some(child) = self.slots[id.slot()].take() else {
+        self.tell(id, EventKind::Unregistered(exit));
+        let Some(mut child) = self.slots[id.slot()].take() else {
             return;
         };
         let name = Arc::clone(&child.worker.name);
         debug!(worker = %name, "unregistering background worker \"{name}\"");
-        if self.ended.len() == ENDED_MAX {
-            self.ended.pop_front();
-        }
-        self.ended.push_back(EndedWorker {
+        let ended = EndedWorker {
             id,
             name,
             exit,
@@ -161,7 +247,15 @@ impl Children {
             reason: child.reason.map(|reason| reason.text),
             starts: child.starts,
             report: child.progress.report(),
-        });
+        };
+        // Nobody else sets it.
+        let _ = child.end.set(ended.clone());
+        child.waiters.give_up(WaitError::Ended(exit));
+        child.waiters.reached(Milestone::Unregistered);
+        if self.ended.len() == ENDED_MAX {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(ended);
     }
 
     /// One worker, and where the machine has it.
@@ -185,6 +279,17 @@ impl Children {
             .collect();
         workers.sort_unstable_by_key(|worker| worker.id);
         (workers, self.ended.iter().cloned().collect())
+    }
+
+    /// Tells the subscribers. Where there are none, that is nothing.
+    fn tell(&self, worker: WorkerId, kind: EventKind) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        if let Some(child) = self.get(worker) {
+            let name = Arc::clone(&child.worker.name);
+            let _ = self.events.send(Event { worker, name, kind });
+        }
     }
 
     fn get(&self, id: WorkerId) -> Option<&Child> {

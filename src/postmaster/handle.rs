@@ -3,13 +3,17 @@
 //! Nothing here decides or keeps state; every method is one message. A Postmaster that is gone is
 //! an error value, never a wait without end.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use actix::{Addr, MailboxError};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, oneshot, watch};
 
-use super::{GetStatus, GetWorker, GetWorkers, OnReset, Postmaster, Register, Terminate};
+use super::event::{Event, Milestone, WaitError};
+use super::{
+    GetStatus, GetWorker, GetWorkers, OnReset, Postmaster, Register, Registered, Subscribe,
+    Terminate, Wait,
+};
 use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
 use crate::context::{Main, Report};
 use crate::supervision::{Counts, RegisterError, Shutdown, WorkerState};
@@ -20,6 +24,16 @@ use crate::worker::{Sighup, Sigint, Sigquit, Sigterm};
 pub struct PostmasterHandle {
     postmaster: Addr<Postmaster>,
     exited: watch::Receiver<Option<PostmasterExit>>,
+}
+
+/// A registered worker, and what became of it. Clones are the same worker.
+///
+/// Mirrors `BackgroundWorkerHandle`. It outlives the worker: nobody else is ever meant by it.
+#[derive(Clone, Debug)]
+pub struct WorkerHandle {
+    id: WorkerId,
+    end: Arc<OnceLock<EndedWorker>>,
+    postmaster: Addr<Postmaster>,
 }
 
 /// There is no actix System on this thread.
@@ -118,9 +132,24 @@ impl PostmasterHandle {
         &self,
         worker: BackgroundWorker,
         main: impl Main,
-    ) -> Result<WorkerId, RequestError> {
+    ) -> Result<WorkerHandle, RequestError> {
         let main = Arc::new(main);
-        Ok(self.postmaster.send(Register { worker, main }).await??)
+        let Registered { id, end } = self.postmaster.send(Register { worker, main }).await??;
+        Ok(WorkerHandle {
+            id,
+            end,
+            postmaster: self.postmaster.clone(),
+        })
+    }
+
+    /// All that happens to workers from now on. A subscriber that lags 1,024 events behind misses
+    /// the oldest, and is told how many; the stream ends with the Postmaster.
+    ///
+    /// # Errors
+    ///
+    /// If the Postmaster is gone.
+    pub async fn subscribe(&self) -> Result<broadcast::Receiver<Event>, RequestError> {
+        Ok(self.postmaster.send(Subscribe).await?)
     }
 
     /// Asks a worker to stop for good. A handle from before does nothing.
@@ -198,6 +227,72 @@ impl PostmasterHandle {
         exit.ok()
             .and_then(|exit| exit.clone())
             .ok_or(RequestError::PostmasterDied)
+    }
+}
+
+// === impl WorkerHandle ===
+
+impl WorkerHandle {
+    /// Its slot and generation.
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        self.id
+    }
+
+    /// How it ended, once it was unregistered.
+    #[must_use]
+    pub fn ended(&self) -> Option<&EndedWorker> {
+        self.end.get()
+    }
+
+    /// Waits until it has been started. Mirrors `WaitForBackgroundWorkerStartup`.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended, or the Postmaster is shutting down or gone, before it was.
+    pub async fn started(&self) -> Result<(), WaitError> {
+        self.wait(Milestone::Started).await
+    }
+
+    /// Waits until it has said that it is ready.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended, or the Postmaster is shutting down or gone, before it did.
+    pub async fn ready(&self) -> Result<(), WaitError> {
+        self.wait(Milestone::Ready).await
+    }
+
+    /// Waits until it was unregistered. Mirrors `WaitForBackgroundWorkerShutdown`, which also
+    /// returns where a worker is only about to be restarted.
+    ///
+    /// # Errors
+    ///
+    /// If the Postmaster is gone before it was.
+    pub async fn stopped(&self) -> Result<EndedWorker, WaitError> {
+        if let Some(ended) = self.ended() {
+            return Ok(ended.clone());
+        }
+        self.wait(Milestone::Unregistered).await?;
+        self.ended().cloned().ok_or(WaitError::PostmasterDied)
+    }
+
+    /// Asks it to stop for good; [`stopped`](Self::stopped) waits for it. Mirrors
+    /// `TerminateBackgroundWorker`. One that has stopped, or was asked before, is not asked again.
+    pub fn terminate(&self) {
+        self.postmaster.do_send(Terminate(self.id));
+    }
+
+    async fn wait(&self, milestone: Milestone) -> Result<(), WaitError> {
+        let (waiter, answer) = oneshot::channel();
+        let wait = Wait {
+            worker: self.id,
+            milestone,
+            waiter,
+        };
+        let died = WaitError::PostmasterDied;
+        self.postmaster.send(wait).await.map_err(|_| died)?;
+        answer.await.unwrap_or(Err(died))
     }
 }
 

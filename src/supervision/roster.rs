@@ -149,6 +149,12 @@ impl Roster {
         self.registry.len()
     }
 
+    /// A worker without a live incarnation.
+    pub(super) fn first_unstarted(&self) -> Option<WorkerId> {
+        let waiting = || self.waiting.first().map(|(_, id)| *id);
+        self.pending.first(|_| true).or_else(waiting)
+    }
+
     /// The waiting worker whose wait ends first.
     pub(super) fn first_waiting(&self) -> Option<(Instant, WorkerId)> {
         self.waiting.first().copied()

@@ -85,8 +85,13 @@ impl ShutdownUnderWay {
     }
 
     /// When there is something to do next.
-    pub(super) fn timeout(&self, now: Instant, anybody_runs: bool) -> Option<Instant> {
-        if self.sweep.is_some() || !(anybody_runs || self.exited) {
+    pub(super) fn timeout(
+        &self,
+        now: Instant,
+        anybody_runs: bool,
+        anybody_waits: bool,
+    ) -> Option<Instant> {
+        if self.sweep.is_some() || anybody_waits || !(anybody_runs || self.exited) {
             return Some(now);
         }
         self.deadline.filter(|_| anybody_runs)

@@ -298,7 +298,9 @@ impl StateMachine {
             return Some(self.now);
         }
         if let Some(current) = &self.shutdown {
-            return current.timeout(self.now, self.roster.running_after(None).is_some());
+            let anybody_runs = self.roster.running_after(None).is_some();
+            let anybody_waits = self.roster.first_unstarted().is_some();
+            return current.timeout(self.now, anybody_runs, anybody_waits);
         }
         let at_once = self.next_to_park().is_some()
             || self.next_of_reset().is_some()
@@ -462,6 +464,12 @@ impl StateMachine {
             }
             current.sweep = None;
         }
+        // Mirrors ForgetUnstartedBackgroundWorkers.
+        if let Some(id) = self.roster.first_unstarted() {
+            self.unregister(id, ExitStatus::Stopped);
+            return self.actions.pop_front();
+        }
+        let current = self.shutdown.as_mut()?;
         if self.roster.running_after(None).is_none() && !current.exited {
             current.exited = true;
             return Some(Action::Exit);

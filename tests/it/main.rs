@@ -12,6 +12,7 @@ mod configuration;
 mod connection;
 mod conninfo;
 mod daemon;
+mod dynamic;
 mod embedded;
 mod events;
 mod idle;

@@ -212,7 +212,8 @@ async fn one(
     let id = postmaster
         .register(worker, stage.main(script))
         .await
-        .unwrap();
+        .unwrap()
+        .id();
     (postmaster, id, stage)
 }
 
@@ -277,7 +278,11 @@ async fn a26_a_worker_that_never_restarts_says_why_and_others_run_on() {
     tokio::time::pause();
     let (postmaster, id, mut stage) = one(Script::FailAfter(SECOND), RestartTime::Never).await;
     let other = BackgroundWorker::new("other");
-    let other = postmaster.register(other, stage.main(NAPS)).await.unwrap();
+    let other = postmaster
+        .register(other, stage.main(NAPS))
+        .await
+        .unwrap()
+        .id();
     tokio::time::sleep(100 * SECOND).await;
     assert_eq!(
         stage.rest().len(),
@@ -308,7 +313,8 @@ async fn a27_a_worker_that_returns_is_finished_and_its_name_is_free() {
     let next = postmaster
         .register(BackgroundWorker::new("w"), stage.main(NAPS))
         .await
-        .unwrap();
+        .unwrap()
+        .id();
     assert_eq!(next.slot(), id.slot());
 }
 
@@ -364,7 +370,7 @@ async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
     }
     let postmaster = postmaster();
     let worker = BackgroundWorker::new("w").restart_time(RestartTime::Never);
-    let id = postmaster.register(worker, constructor).await.unwrap();
+    let id = postmaster.register(worker, constructor).await.unwrap().id();
     eventually("it has ended", || async {
         postmaster.worker(id).await.unwrap().is_none()
     })

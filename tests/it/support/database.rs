@@ -204,7 +204,8 @@ pub(crate) async fn register(
     let id = postmaster
         .register(worker, worker_spi::main(receiver))
         .await
-        .unwrap();
+        .unwrap()
+        .id();
     TestWorker {
         id,
         settings: sender,
