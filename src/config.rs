@@ -3,12 +3,14 @@
 //! Nothing here reads a file or the environment by itself, or connects to anything: the texts come
 //! in, the settings go out. What is secret is neither shown nor repeated in a problem.
 
+mod difference;
 mod document;
 mod problem;
 mod schema;
 mod settings;
 mod sources;
 
+pub use self::difference::{Change, difference};
 pub use self::problem::{Origin, Problem, Problems};
 pub use self::settings::{Server, Setting, Settings, WorkerSettings};
 pub use self::sources::{ConfigFile, Sources};

@@ -30,7 +30,9 @@ pub use self::handle::{
     EndedWorker, NoSystem, PostmasterExit, PostmasterHandle, RequestError, Status, WorkerHandle,
     WorkerStatus,
 };
-use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
+use crate::background_worker::{
+    BackgroundWorker, ExitStatus, InvalidWorker, RestartLimit, RestartTime, StartTime, WorkerId,
+};
 use crate::context::Main;
 use crate::database::{Database, ServerState};
 use crate::supervision::{Action, Limits, RegisterError, Shutdown, StateMachine};
@@ -101,6 +103,20 @@ pub(crate) struct Subscribe;
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Terminate(pub(crate) WorkerId);
+
+/// Sets other limits. See [`PostmasterHandle::set_limits`].
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct SetLimits(pub(crate) Limits);
+
+/// Sets other rules for a worker's restarts. See [`WorkerHandle::set_restart`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), InvalidWorker>")]
+pub(crate) struct SetRestart {
+    pub(crate) worker: WorkerId,
+    pub(crate) restart_time: RestartTime,
+    pub(crate) restart_limit: Option<RestartLimit>,
+}
 
 /// Asks for counts and level.
 #[derive(Debug, Message)]
@@ -341,6 +357,29 @@ impl Handler<Register> for Postmaster {
         let id = registered.inspect_err(|refusal| warn!(worker = %name, "{refusal}"))?;
         let end = self.children.insert(id, shared, main);
         Ok(Registered { id, end })
+    }
+}
+
+impl Handler<SetLimits> for Postmaster {
+    type Result = ();
+
+    fn handle(&mut self, SetLimits(limits): SetLimits, ctx: &mut Self::Context) {
+        self.advance(ctx, |machine, now| machine.set_limits(now, limits));
+    }
+}
+
+impl Handler<SetRestart> for Postmaster {
+    type Result = Result<(), InvalidWorker>;
+
+    fn handle(&mut self, set: SetRestart, ctx: &mut Self::Context) -> Self::Result {
+        let SetRestart {
+            worker,
+            restart_time,
+            restart_limit,
+        } = set;
+        self.advance(ctx, |machine, now| {
+            machine.set_restart(now, worker, restart_time, restart_limit)
+        })
     }
 }
 

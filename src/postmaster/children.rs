@@ -263,7 +263,7 @@ impl Children {
         let child = self.get(id)?;
         Some(WorkerStatus {
             id,
-            worker: Arc::clone(&child.worker),
+            worker: machine.worker(id)?.clone(),
             state: machine.state(id)?,
             starts: child.starts,
             reason: child.reason.as_ref().map(|reason| Arc::clone(&reason.text)),

@@ -11,12 +11,14 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use super::event::{Event, Milestone, WaitError};
 use super::{
-    GetStatus, GetWorker, GetWorkers, OnReset, Postmaster, Register, Registered, Subscribe,
-    Terminate, Wait,
+    GetStatus, GetWorker, GetWorkers, OnReset, Postmaster, Register, Registered, SetLimits,
+    SetRestart, Subscribe, Terminate, Wait,
 };
-use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
+use crate::background_worker::{
+    BackgroundWorker, ExitStatus, RestartLimit, RestartTime, StartTime, WorkerId,
+};
 use crate::context::{Main, Report};
-use crate::supervision::{Counts, RegisterError, Shutdown, WorkerState};
+use crate::supervision::{Counts, Limits, RegisterError, Shutdown, WorkerState};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm};
 
 /// A running Postmaster. Clones are the same Postmaster, and can be sent to other threads.
@@ -78,8 +80,8 @@ pub struct Status {
 pub struct WorkerStatus {
     /// Its handle.
     pub id: WorkerId,
-    /// The worker as it was registered.
-    pub worker: Arc<BackgroundWorker>,
+    /// The worker as it is registered.
+    pub worker: BackgroundWorker,
     /// Where it is.
     pub state: WorkerState,
     /// How often it was started.
@@ -140,6 +142,11 @@ impl PostmasterHandle {
             end,
             postmaster: self.postmaster.clone(),
         })
+    }
+
+    /// Sets other limits. What is registered stays, even where it is too many now.
+    pub fn set_limits(&self, limits: Limits) {
+        self.postmaster.do_send(SetLimits(limits));
     }
 
     /// All that happens to workers from now on. A subscriber that lags 1,024 events behind misses
@@ -281,6 +288,25 @@ impl WorkerHandle {
     /// `TerminateBackgroundWorker`. One that has stopped, or was asked before, is not asked again.
     pub fn terminate(&self) {
         self.postmaster.do_send(Terminate(self.id));
+    }
+
+    /// Sets other rules for its restarts, from its next failure on.
+    ///
+    /// # Errors
+    ///
+    /// If the Postmaster refuses them, or is gone.
+    pub async fn set_restart(
+        &self,
+        restart_time: RestartTime,
+        restart_limit: Option<RestartLimit>,
+    ) -> Result<(), RequestError> {
+        let set = SetRestart {
+            worker: self.id,
+            restart_time,
+            restart_limit,
+        };
+        let set = self.postmaster.send(set).await?;
+        Ok(set.map_err(RegisterError::from)?)
     }
 
     async fn wait(&self, milestone: Milestone) -> Result<(), WaitError> {

@@ -11,7 +11,9 @@ use super::classes::{Class, Classes};
 use super::registry::Registry;
 use super::restart::History;
 use super::status::Counts;
-use crate::background_worker::{BackgroundWorker, Incarnation, WorkerId};
+use crate::background_worker::{
+    BackgroundWorker, Incarnation, InvalidWorker, RestartLimit, RestartTime, WorkerId,
+};
 
 /// The registered workers. Every operation costs O(log n).
 #[derive(Debug, Default)]
@@ -104,6 +106,23 @@ impl Roster {
         self.unindex(id, place, Class::of(&worker));
         self.names.remove(&worker.name);
         true
+    }
+
+    /// Sets other rules for a worker's restarts. No place depends on them.
+    pub(super) fn set_restart(
+        &mut self,
+        id: WorkerId,
+        restart_time: RestartTime,
+        restart_limit: Option<RestartLimit>,
+    ) -> Result<(), InvalidWorker> {
+        let Some(entry) = self.registry.get_mut(id) else {
+            return Ok(());
+        };
+        let mut worker = entry.worker.clone().restart_time(restart_time);
+        worker.restart_limit = restart_limit;
+        worker.check()?;
+        entry.worker = worker;
+        Ok(())
     }
 
     /// A worker and its past, to be judged and added to.

@@ -12,7 +12,10 @@ use super::roster::{Phase, Place, Roster};
 use super::shutdown::{Shutdown, ShutdownUnderWay};
 use super::status::{Counts, RegisterError, WorkerState};
 use super::sweep::Sweep;
-use crate::background_worker::{BackgroundWorker, ExitStatus, Incarnation, StartTime, WorkerId};
+use crate::background_worker::{
+    BackgroundWorker, ExitStatus, Incarnation, InvalidWorker, RestartLimit, RestartTime, StartTime,
+    WorkerId,
+};
 
 /// Decides which worker starts, stops, is signalled or forgotten, and when to look again.
 ///
@@ -214,6 +217,28 @@ impl StateMachine {
                 self.roster.put(id, Place::Waiting { until });
             }
         }
+    }
+
+    /// Sets other limits. What is registered stays, even where it is too many now.
+    pub fn set_limits(&mut self, now: Instant, limits: Limits) {
+        self.enter(now);
+        self.limits = limits;
+    }
+
+    /// Sets other rules for the restarts of a worker, from its next failure on.
+    ///
+    /// # Errors
+    ///
+    /// If they are refused; nothing has changed then.
+    pub fn set_restart(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        restart_time: RestartTime,
+        restart_limit: Option<RestartLimit>,
+    ) -> Result<(), InvalidWorker> {
+        self.enter(now);
+        self.roster.set_restart(id, restart_time, restart_limit)
     }
 
     /// Tells every running worker, once, to look at its settings. Several requests that overlap

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bgworker::config::{self, ConfigFile, Problems, Server, Settings, Sources};
+use bgworker::config::{self, Change, ConfigFile, Problems, Server, Settings, Sources};
 use bgworker::worker_spi::Table;
 use bgworker::{Access, Backoff, RestartLimit, RestartTime, StartTime};
 
@@ -429,6 +429,65 @@ fn any_text_at_all_is_read_without_a_panic() {
         let _ = read(&text);
         let _ = read(&worker(&text));
     });
+}
+
+/// The difference of two files with one worker each, whose other lines these are.
+fn differences(old: &str, new: &str) -> Vec<Change> {
+    let read = |lines| read(&worker(&format!("{lines}\n{WHOLE}"))).unwrap();
+    config::difference(&read(old), &read(new))
+}
+
+#[test]
+fn d10_the_difference_of_settings_says_what_a_reload_has_to_do() {
+    assert_eq!(
+        differences("", "naptime = '1s'"),
+        [],
+        "a default that is written down"
+    );
+    for (key, value) in [
+        ("naptime", "'2s'"),
+        ("restart_time", "'never'"),
+        ("max_restarts", "{ restarts = 1, within = '1s' }"),
+    ] {
+        let changes = differences("", &format!("{key} = {value}"));
+        let [Change::InPlace { keys, .. }] = &changes[..] else {
+            panic!("{changes:?}");
+        };
+        assert_eq!(keys, &[key]);
+    }
+    for (key, value) in [("database", "'other'"), ("initial_total", "0")] {
+        let changes = differences("", &format!("{key} = {value}\nnaptime = '2s'"));
+        let [Change::Replaced { keys, .. }] = &changes[..] else {
+            panic!("{changes:?}");
+        };
+        assert_eq!(keys, &[key]);
+    }
+    let file = |text: &str| read(text).unwrap();
+    let old = file(&worker(WHOLE));
+    let renamed = file(&worker(&WHOLE.replace("'w'", "'v'")));
+    let changes = config::difference(&old, &renamed);
+    let [Change::Removed(gone), Change::Added(new)] = &changes[..] else {
+        panic!("{changes:?}");
+    };
+    assert_eq!((&**gone, &*new.worker.name), ("w", "v"));
+    let moved = WHOLE.replace("'s'", "'s2'").replace("'t'", "'t2'");
+    let changes = config::difference(&old, &file(&worker(&moved)));
+    let [Change::Replaced { keys, .. }] = &changes[..] else {
+        panic!("{changes:?}");
+    };
+    assert_eq!(keys, &["schema", "table"]);
+    let elsewhere = file(&worker(WHOLE).replace("embedded = true", "url = 'host=h'"));
+    let parameter = "database";
+    assert_eq!(
+        config::difference(&old, &elsewhere),
+        [Change::NeedsRestart { parameter }]
+    );
+    let bounded = format!("[postmaster]\nmax_workers = 3\n{}", worker(WHOLE));
+    let changes = config::difference(&old, &file(&bounded));
+    let [Change::Limits { limits, keys }] = &changes[..] else {
+        panic!("{changes:?}");
+    };
+    assert_eq!((limits.max_workers, &keys[..]), (3, &["max_workers"][..]));
 }
 
 #[test]

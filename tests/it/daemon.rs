@@ -260,16 +260,50 @@ async fn a35_a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
     daemon.wait_for("bgworker.toml:4:1: postmaster.starts_per_tick");
     daemon.wait_for("nothing was changed");
 
-    config.write(&given(&db, "20ms", &["s", "s2"]).replace("table = \"t\"", "table = \"t2\""));
+    config.write(&given(&db, "20ms", &["s"]));
     daemon.signal(Signal::SIGHUP);
-    daemon.wait_for("parameter \"naptime\" changed to \"20ms\"");
-    daemon.wait_for("worker \"s\" cannot be changed without restarting");
-    daemon.wait_for("worker \"s2\" cannot be added without restarting");
+    daemon.wait_for("parameters of worker \"s\" changed: naptime");
     db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
     within(SECOND, "it folds at its new naptime", || async {
         db.rows(&counted).await == ["total|1"]
     })
     .await;
+}
+
+#[actix::test]
+async fn a36_each_change_of_the_file_takes_its_effect_in_one_line() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "20ms", &["stays", "goes", "moves"]);
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for_all(&["stays initialized", "goes initialized", "moves initialized"]);
+    let moved = given(&db, "20ms", &["stays", "moves", "comes"])
+        .replace("schema = \"moves\"", "schema = \"elsewhere\"")
+        .replace(
+            "name = \"stays\"",
+            "name = \"stays\"\nrestart_time = \"7s\"",
+        );
+    let limits = "connect_timeout = \"9s\"\n[postmaster]\nmax_workers = 9\n[[worker]]\n";
+    config.write(&moved.replacen("[[worker]]\n", limits, 1));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_all(&[
+        "parameter \"database\" cannot be changed without restarting",
+        "parameters of the postmaster changed: max_workers",
+        "worker \"goes\" removed",
+        "parameters of worker \"stays\" changed: restart_time",
+        "worker \"moves\" replaced, since it has another schema",
+        "worker \"comes\" added",
+        "moves initialized with elsewhere.t",
+        "comes initialized with comes.t",
+    ]);
+    let workers = "SELECT string_agg(DISTINCT application_name, ',' ORDER BY application_name) \
+                   FROM pg_stat_activity WHERE datname = current_database() \
+                   AND pid <> pg_backend_pid()";
+    eventually("the old ones are gone", || async {
+        db.value::<String>(workers).await == "comes,moves,stays"
+    })
+    .await;
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().0, Some(0));
 }
 
 #[actix::test]

@@ -9,7 +9,7 @@ use bgworker::config::{ConfigFile, Settings, Sources};
 use bgworker::database::{Connection, Database, Deadlines};
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
-use bgworker::{Postmaster, PostmasterHandle, worker_spi};
+use bgworker::{Postmaster, PostmasterHandle};
 use tracing::error;
 
 use crate::exit::Exit;
@@ -61,12 +61,8 @@ async fn show(
         database: Some(cluster.conninfo()),
     })?;
     let database = Database::new(private_server::conninfo(cluster), Deadlines::default())?;
-    let in_force = InForce::new(settings.clone());
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database.clone()))?;
-    for (worker, spi) in in_force.workers() {
-        let main = worker_spi::main(spi);
-        postmaster.register(worker.worker.clone(), main).await?;
-    }
+    let _in_force = InForce::register(settings.clone(), postmaster.clone()).await?;
     say(&format!("join in with: {}", cluster.psql()));
     say("Ctrl-C ends the demo");
     let client = database.connect("bgworker demo", None).await?;

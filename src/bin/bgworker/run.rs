@@ -4,7 +4,7 @@ use actix::System;
 use bgworker::config::{Server, Settings};
 use bgworker::database::{ConnInfo, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
-use bgworker::{Postmaster, PostmasterHandle, worker_spi};
+use bgworker::{Postmaster, PostmasterHandle};
 use tracing::{error, info};
 
 use crate::Configuration;
@@ -87,9 +87,8 @@ async fn supervise(
     conninfo: ConnInfo,
     mut signals: Signals,
 ) -> Exit {
-    let mut in_force = InForce::new(settings.clone());
-    let postmaster = match launch(settings, conninfo, &in_force).await {
-        Ok(postmaster) => postmaster,
+    let (postmaster, mut in_force) = match launch(settings, conninfo).await {
+        Ok(launched) => launched,
         Err(error) => {
             error!("{error}");
             return Exit::Failed;
@@ -108,7 +107,7 @@ async fn supervise(
                 }
             },
             request = signals.next() => match request {
-                Request::Reload => reload(configuration, &mut in_force, &postmaster),
+                Request::Reload => reload(configuration, &mut in_force).await,
                 Request::ShutDown(mode) => postmaster.shut_down(mode),
             },
         }
@@ -118,23 +117,21 @@ async fn supervise(
 async fn launch(
     settings: Settings,
     conninfo: ConnInfo,
-    in_force: &InForce,
-) -> Result<PostmasterHandle, Box<dyn std::error::Error>> {
-    let database = Database::new(conninfo, settings.deadlines)?;
-    let postmaster = Postmaster::launch(settings.limits, Some(database))?;
-    for (worker, settings) in in_force.workers() {
-        let main = worker_spi::main(settings);
-        postmaster.register(worker.worker.clone(), main).await?;
-    }
-    Ok(postmaster)
+) -> Result<(PostmasterHandle, InForce), Box<dyn std::error::Error>> {
+    let database = Database::new(conninfo, settings.deadlines.clone())?;
+    let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
+    let in_force = InForce::register(settings, postmaster.clone()).await?;
+    Ok((postmaster, in_force))
 }
 
-fn reload(configuration: &Configuration, in_force: &mut InForce, postmaster: &PostmasterHandle) {
+/// Reads the configuration again, and applies it whole or not at all.
+async fn reload(configuration: &Configuration, in_force: &mut InForce) {
     info!("received SIGHUP, reloading configuration files");
     match configuration::read(configuration) {
         Ok(settings) => {
-            in_force.apply(settings);
-            postmaster.sighup();
+            if let Err(error) = in_force.reload(settings).await {
+                error!("{error}");
+            }
         }
         Err(error) => {
             log_configuration_error(&error);

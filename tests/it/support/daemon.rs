@@ -101,6 +101,16 @@ impl Daemon {
         }
     }
 
+    /// Waits for lines with these in them, in any order.
+    #[track_caller]
+    pub(crate) fn wait_for_all(&mut self, texts: &[&str]) {
+        let mut open = texts.to_vec();
+        while !open.is_empty() {
+            let line = self.wait_for("");
+            open.retain(|text| !line.contains(text));
+        }
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
