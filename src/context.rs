@@ -177,10 +177,24 @@ impl WorkerContext {
 
     /// Naps for `naptime` at most, and says why it ended.
     pub async fn nap(&self, naptime: Duration) -> Wake {
-        self.progress.write(|report| report.napping = true);
-        let wake = self.latch.wait(naptime).await;
-        self.progress.write(|report| report.napping = false);
-        wake
+        let _nap = Nap::begin(&self.progress);
+        self.latch.wait(naptime).await
+    }
+}
+
+/// A nap under way. However it ends, that is noted.
+struct Nap<'p>(&'p Progress);
+
+impl<'p> Nap<'p> {
+    fn begin(progress: &'p Progress) -> Self {
+        progress.write(|report| report.napping = true);
+        Self(progress)
+    }
+}
+
+impl Drop for Nap<'_> {
+    fn drop(&mut self) {
+        self.0.write(|report| report.napping = false);
     }
 }
 

@@ -12,11 +12,11 @@ mod tls;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::connection::Connection;
+pub use self::connection::{CancelToken, Connection};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
 pub use self::server_state::ServerState;
-pub use self::tls::{SslMode, TlsError};
+pub use self::tls::TlsError;
 
 /// A server, and the deadlines within which it must answer. Clones are the same.
 #[derive(Clone, Debug)]

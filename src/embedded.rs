@@ -37,6 +37,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a server may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What a server says that finds another one at work in its directory.
+const LOCK_FILE_EXISTS: &str = "lock file \"postmaster.pid\" already exists";
+
 /// How often a condition is looked at that cannot be waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -45,15 +48,25 @@ const SOCKET_PATH_MAX: usize = 107;
 
 /// What the watchdog runs: `$1` postgres, `$2` its data directory, `$3` its socket directory,
 /// `$4` the signal that stops it, `$5` what to remove in the end; then postgres's arguments.
+///
+/// No signal of others ends it, and the server sets handlers of its own. A server that does not
+/// stop at its signal is told to quit after 50 seconds.
 const WATCHDOG: &str = r#"
+trap '' HUP INT QUIT TERM
 postgres=$1 data=$2 socket=$3 signal=$4 remove=$5; shift 5
 exec 3<&0
 "$postgres" -D "$data" -k "$socket" "$@" </dev/null 3<&- >&2 &
 server=$!
-( read -r _ <&3; kill -"$signal" $server ) >/dev/null 2>&1 &
+(
+    read -r _ <&3
+    kill -"$signal" $server
+    seconds=0
+    while [ $seconds -lt 50 ]; do sleep 1; seconds=$((seconds + 1)); done
+    kill -QUIT $server
+) >/dev/null 2>&1 &
 guard=$!
 wait $server; status=$?
-kill $guard 2>/dev/null
+kill -KILL $guard 2>/dev/null
 rm -rf "$socket"
 if [ -n "$remove" ]; then rm -rf "$remove"; fi
 exit $status
@@ -67,6 +80,8 @@ pub struct Cluster {
     watchdog: Child,
     /// The server's log. It can be read here even when the watchdog has removed it.
     log: File,
+    /// Where the log of this run begins.
+    log_begin: u64,
     /// Dropped to stop the server.
     leash: Option<ChildStdin>,
 }
@@ -148,6 +163,7 @@ impl Cluster {
             }
         };
         let lock = data_directory::lock(&data_dir)?;
+        data_directory::clear_if_unfinished(&data_dir)?;
         let version = data_directory::version(&data_dir);
         let binaries = Binaries::find(version.as_deref())?;
         if version.is_none() {
@@ -178,7 +194,7 @@ impl Cluster {
             watchdog.arg("-c").arg(format!("{parameter}={value}"));
         }
         user.assume(&mut watchdog);
-        let log = user.make_log(&data_dir.join("server.log"))?;
+        let log = user.open_log(&data_dir.join("server.log"))?;
         let log_end = log
             .try_clone()
             .map_err(io_error("open the log in", &data_dir))?;
@@ -193,7 +209,9 @@ impl Cluster {
             .map_err(io_error("start a shell to watch over", &data_dir))?;
         // From here on the watchdog removes them.
         temporary.map(TempDir::keep);
+        let log_begin = log.metadata().map_or(0, |log| log.len());
         let mut cluster = Self {
+            log_begin,
             leash: watchdog.stdin.take(),
             watchdog,
             log,
@@ -239,8 +257,22 @@ impl Cluster {
         self.release()
     }
 
+    /// Why the server has ended by itself, if it has.
+    pub fn ended(&mut self) -> Option<EmbeddedError> {
+        match self.watchdog.try_wait() {
+            Ok(None) => None,
+            Ok(Some(_)) | Err(_) => Some(EmbeddedError::Ended {
+                data_dir: self.data_dir.clone(),
+                log: self.end_of_log(),
+            }),
+        }
+    }
+
     fn release(&mut self) -> Result<(), EmbeddedError> {
-        drop(self.leash.take());
+        if self.leash.take().is_none() {
+            // It was tried before: once is enough.
+            return Ok(());
+        }
         let watchdog = &mut self.watchdog;
         // A child that cannot be waited for is not there any more.
         let stopped = poll(STOP_TIMEOUT, || !matches!(watchdog.try_wait(), Ok(None)));
@@ -265,12 +297,32 @@ impl Cluster {
             return Ok(());
         }
         let data_dir = self.data_dir.clone();
-        let log = end_of(&mut self.log);
-        Err(if ended {
+        let log = self.end_of_log();
+        Err(if log.contains(LOCK_FILE_EXISTS) {
+            EmbeddedError::InUse { data_dir }
+        } else if ended {
             EmbeddedError::Ended { data_dir, log }
         } else {
             EmbeddedError::StartDeadline { data_dir, log }
         })
+    }
+
+    /// The last lines of this run's log, on one line.
+    fn end_of_log(&mut self) -> String {
+        const MOST: u64 = 2_000;
+        let mut text = Vec::new();
+        let begin = self.log_begin;
+        let read = self
+            .log
+            .seek(SeekFrom::End(0))
+            .map(|length| length.saturating_sub(MOST).max(begin))
+            .and_then(|from| self.log.seek(SeekFrom::Start(from)))
+            .and_then(|_| self.log.read_to_end(&mut text));
+        if let Err(error) = read {
+            return format!("its log could not be read: {error}");
+        }
+        let text = String::from_utf8_lossy(&text);
+        text.lines().map(str::trim).collect::<Vec<_>>().join(" | ")
     }
 }
 
@@ -309,21 +361,6 @@ fn make_temporary_directory(user: ServerUser, parent: &Path) -> Result<TempDir, 
         .map_err(io_error("make a directory in", parent))?;
     user.own(directory.path())?;
     Ok(directory)
-}
-
-/// The last lines of a log, on one line.
-fn end_of(log: &mut File) -> String {
-    const MOST: u64 = 2_000;
-    let mut text = Vec::new();
-    let read = log
-        .seek(SeekFrom::End(0))
-        .and_then(|length| log.seek(SeekFrom::Start(length.saturating_sub(MOST))))
-        .and_then(|_| log.read_to_end(&mut text));
-    if let Err(error) = read {
-        return format!("its log could not be read: {error}");
-    }
-    let text = String::from_utf8_lossy(&text);
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" | ")
 }
 
 /// Looks at a condition until it holds or the time is up, and says whether it held.

@@ -238,6 +238,7 @@ impl Postmaster {
             Action::Reset => warn!("terminating any other active background workers"),
             Action::ResetShared => self.reset_shared(),
             Action::Exit => {
+                self.stop_watching();
                 let aborted = std::mem::take(&mut self.aborted);
                 self.exit.send_replace(Some(PostmasterExit { aborted }));
             }
@@ -292,17 +293,27 @@ impl Postmaster {
         self.advance(ctx, StateMachine::handle_timeout);
     }
 
-    /// Watches the server until the Postmaster is gone.
+    fn stop_watching(&mut self) {
+        if let Some(watch) = self.server_watch.take() {
+            watch.abort();
+        }
+    }
+
+    /// Watches the server until the Postmaster exits or is gone.
     fn watch_server(&mut self, ctx: &mut Context<Self>) {
         let Some(database) = self.database.clone() else {
             return;
         };
         let suspect = Arc::clone(&self.suspect);
-        let postmaster = ctx.address();
+        // Not an address that keeps it alive: nobody would be left to stop the watch.
+        let postmaster = ctx.address().downgrade();
         let watch = actix_rt::spawn(async move {
-            database
-                .watch_server_state(&suspect, |state| postmaster.do_send(ServerReached(state)))
-                .await;
+            let changed = |state| {
+                if let Some(postmaster) = postmaster.upgrade() {
+                    postmaster.do_send(ServerReached(state));
+                }
+            };
+            database.watch_server_state(&suspect, changed).await;
         });
         self.server_watch = Some(watch.abort_handle());
     }
@@ -336,9 +347,7 @@ impl Actor for Postmaster {
 impl Drop for Postmaster {
     /// Its workers notice by themselves: their addresses go with it.
     fn drop(&mut self) {
-        if let Some(watch) = &self.server_watch {
-            watch.abort();
-        }
+        self.stop_watching();
     }
 }
 

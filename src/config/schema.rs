@@ -52,6 +52,36 @@ pub(super) struct Worker {
     pub(super) initial_total: Option<i64>,
 }
 
+impl Document {
+    /// What is set here, and elsewhere what is set below. Workers are those below, unless there are
+    /// any here.
+    pub(super) fn over(self, below: Self) -> Self {
+        let worker = if self.worker.is_empty() {
+            below.worker
+        } else {
+            self.worker
+        };
+        Self {
+            database: Database {
+                url: self.database.url.or(below.database.url),
+                embedded: self.database.embedded.or(below.database.embedded),
+                data_dir: self.database.data_dir.or(below.database.data_dir),
+                connect_timeout: (self.database.connect_timeout).or(below.database.connect_timeout),
+                statement_timeout: (self.database.statement_timeout)
+                    .or(below.database.statement_timeout),
+            },
+            postmaster: Postmaster {
+                max_workers: self.postmaster.max_workers.or(below.postmaster.max_workers),
+                starts_per_tick: (self.postmaster.starts_per_tick)
+                    .or(below.postmaster.starts_per_tick),
+                shutdown_timeout: (self.postmaster.shutdown_timeout)
+                    .or(below.postmaster.shutdown_timeout),
+            },
+            worker,
+        }
+    }
+}
+
 /// A length of time with its unit: "1s", "250ms", "2m". Never a bare number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);

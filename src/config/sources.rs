@@ -64,15 +64,16 @@ impl Sources {
         let mut found = Found::default();
         let mut layered = Layered::default();
         let mut layers = Config::builder();
-        let mut well_formed = true;
         if let Some(file) = &self.file {
             let (document, read) = Document::read(&file.text);
-            // With a mistake in it only its well-formed part can be checked further.
-            well_formed = document.mistakes.is_empty();
-            layered.document = read;
+            if document.mistakes.is_empty() {
+                layers = layers.add_source(File::from_str(&file.text, FileFormat::Toml));
+            } else {
+                // Only what is well-formed in it can be checked further.
+                layered.document = read;
+            }
             layered.file = Some((file.path.clone(), document));
             found.extend(layered.mistakes());
-            layers = layers.add_source(File::from_str(&file.text, FileFormat::Toml));
         }
         for (variable, value) in &self.environment {
             let Some(key) = key_of(variable) else {
@@ -94,16 +95,17 @@ impl Sources {
             layers = layers.add_source(File::from_str(&text, FileFormat::Toml));
             layered.has_database_flag = true;
         }
-        if well_formed {
-            match layers.build().and_then(Config::try_deserialize) {
-                Ok(document) => layered.document = document,
-                Err(error) => found.push(Problem {
-                    origin: Origin::Default,
-                    key: String::new(),
-                    message: error.to_string(),
-                    hint: None,
-                }),
+        match layers.build().and_then(Config::try_deserialize) {
+            Ok(document) => {
+                let document: schema::Document = document;
+                layered.document = document.over(std::mem::take(&mut layered.document));
             }
+            Err(error) => found.push(Problem {
+                origin: Origin::Default,
+                key: String::new(),
+                message: error.to_string(),
+                hint: None,
+            }),
         }
         (layered, found)
     }

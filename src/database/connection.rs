@@ -6,12 +6,13 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, CancelToken, Client, Row, Statement};
+use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 use tracing::debug;
 
 use super::error::Cause;
@@ -23,19 +24,37 @@ const STATEMENT_SLACK: Duration = Duration::from_secs(1);
 /// How long a cancelled statement, or a connection that ends, may take to say so.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Longer than anybody waits: times beyond it would overflow the clock.
+const FAR: Duration = Duration::from_secs(86_400_000);
+
 /// What waits for a lock gives up after this time, and comes back: nobody stands in line behind
 /// a client that holds a row.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A connection to the server. Dropping it ends the session.
+/// A connection to the server. Dropping it closes it; what still runs is left for the server to end.
 pub struct Connection {
-    client: Client,
-    cancel: CancelToken,
+    /// Taken by `close` alone.
+    session: Option<Session>,
+    cancel: tokio_postgres::CancelToken,
     tls: tls::Connector,
     statement_deadline: Duration,
-    driver: AbortHandle,
+    /// A statement was sent and not answered.
+    is_waiting: AtomicBool,
     /// How the connection ended, once it has.
     end: watch::Receiver<Option<End>>,
+}
+
+/// The way to cancel what runs on a connection.
+#[derive(Clone)]
+pub struct CancelToken {
+    token: tokio_postgres::CancelToken,
+    tls: tls::Connector,
+}
+
+/// The two ends of a connection.
+struct Session {
+    client: Client,
+    driver: AbortHandle,
 }
 
 /// What ended a connection.
@@ -61,38 +80,56 @@ impl Database {
         application_name: &str,
         dbname: Option<&str>,
     ) -> Result<Connection, DatabaseError> {
-        let after = self.deadlines().connect;
-        let target = || self.conninfo().target(dbname);
-        let mut config = self.conninfo().client_config(application_name, dbname);
+        let configs = self.conninfo().client_configs(application_name, dbname);
+        // A host that is silent is not to use up the time of the next one.
+        let hosts = u32::try_from(configs.len()).unwrap_or(u32::MAX);
+        let share = self.deadlines().connect / hosts.max(1);
+        let mut errors = Vec::new();
+        for (target, config) in configs {
+            match self.connect_to_host(target, config, share).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) if error.is_away() => errors.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match <[DatabaseError; 1]>::try_from(errors) {
+            Ok([error]) => Err(error),
+            Err(errors) => Err(DatabaseError::EveryHost(errors)),
+        }
+    }
+
+    async fn connect_to_host(
+        &self,
+        target: String,
+        mut config: tokio_postgres::Config,
+        after: Duration,
+    ) -> Result<Connection, DatabaseError> {
         config.connect_timeout(after);
         config.options(self.session_options());
         let tls = self.0.tls.clone();
         let connecting = config.connect(tls.0.clone());
-        let (client, connection) = tokio::time::timeout(after, connecting)
-            .await
-            .map_err(|_| DatabaseError::ConnectDeadline {
-                target: target(),
-                after,
-            })?
-            .map_err(|error| DatabaseError::Connect {
-                target: target(),
-                error,
-            })?;
+        let (client, connection) = match tokio::time::timeout(after, connecting).await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => return Err(DatabaseError::Connect { target, error }),
+            Err(_) => return Err(DatabaseError::ConnectDeadline { target, after }),
+        };
         let (ended, end) = watch::channel(None);
         let driver = tokio::spawn(drive(connection, ended)).abort_handle();
         Ok(Connection {
-            driver,
             cancel: client.cancel_token(),
-            client,
+            session: Some(Session { client, driver }),
+            is_waiting: AtomicBool::new(false),
             tls,
-            statement_deadline: self.deadlines().statement + STATEMENT_SLACK,
+            statement_deadline: self.deadlines().statement.min(FAR) + STATEMENT_SLACK,
             end,
         })
     }
 
     /// What every session of ours sets. Ours come last, so that they win.
     fn session_options(&self) -> String {
+        // A server takes 31 bits of milliseconds, and 0 for no timeout at all.
         let statement_timeout = self.deadlines().statement.as_millis();
+        let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
         let lock_timeout = LOCK_TIMEOUT.as_millis();
         let ours = format!(
             "-c default_transaction_isolation=read\\ committed \
@@ -143,7 +180,7 @@ async fn drive<S, T>(
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let closed = self.client.is_closed();
+        let closed = self.client().is_closed();
         f.debug_struct("Connection")
             .field("closed", &closed)
             .finish_non_exhaustive()
@@ -161,7 +198,8 @@ impl Connection {
         doing: &'static str,
         sql: &str,
     ) -> Result<Statement, DatabaseError> {
-        self.within_deadline(doing, self.client.prepare(sql)).await
+        self.within_deadline(doing, self.client().prepare(sql))
+            .await
     }
 
     /// Runs a prepared statement, and returns its rows.
@@ -174,7 +212,7 @@ impl Connection {
         doing: &'static str,
         statement: &Statement,
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.within_deadline(doing, self.client.query(statement, &[]))
+        self.within_deadline(doing, self.client().query(statement, &[]))
             .await
     }
 
@@ -189,7 +227,7 @@ impl Connection {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.within_deadline(doing, self.client.query(sql, parameters))
+        self.within_deadline(doing, self.client().query(sql, parameters))
             .await
     }
 
@@ -199,7 +237,7 @@ impl Connection {
     ///
     /// If the server refuses one of them, does not answer in time, or is lost.
     pub async fn batch_execute(&self, doing: &'static str, sql: &str) -> Result<(), DatabaseError> {
-        self.within_deadline(doing, self.client.batch_execute(sql))
+        self.within_deadline(doing, self.client().batch_execute(sql))
             .await
     }
 
@@ -214,22 +252,31 @@ impl Connection {
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
-    /// Asks the server to cancel what runs on this connection. The connection is of no use
-    /// afterwards.
-    pub async fn cancel(&self) {
-        let cancelling = self.cancel.cancel_query(self.tls.0.clone());
-        match tokio::time::timeout(GRACE, cancelling).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(error = %Cause(&error), "could not cancel a statement"),
-            Err(_) => debug!("could not cancel a statement within its deadline"),
+    /// The way to cancel what runs on this connection, while something does.
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        CancelToken {
+            token: self.cancel.clone(),
+            tls: self.tls.clone(),
         }
     }
 
     /// Ends the session, and waits until the connection is closed.
-    pub async fn close(self) {
-        let Self { client, end, .. } = self;
+    pub async fn close(mut self) {
+        let Some(Session { client, driver }) = self.session.take() else {
+            return;
+        };
         drop(client);
-        wait_for_end(end).await;
+        wait_for_end(self.end.clone()).await;
+        // By now it is closed, or it has had its time.
+        driver.abort();
+    }
+
+    fn client(&self) -> &Client {
+        let session = self.session.as_ref();
+        &session
+            .expect("only close takes it, and nothing follows that")
+            .client
     }
 
     /// Waits for an answer, but not for ever, and finds the cause where there is none.
@@ -240,14 +287,21 @@ impl Connection {
     ) -> Result<R, DatabaseError> {
         let mut answer = std::pin::pin!(answer);
         let after = self.statement_deadline;
-        let error = match tokio::time::timeout(after, &mut answer).await {
+        self.is_waiting.store(true, Ordering::Relaxed);
+        let answered = tokio::time::timeout(after, &mut answer).await;
+        if answered.is_ok() {
+            self.is_waiting.store(false, Ordering::Relaxed);
+        }
+        let error = match answered {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => error,
             Err(_) => {
-                self.cancel().await;
+                self.cancel_token().cancel().await;
                 // Whatever comes now, it is too late; but it may still end cleanly.
                 let _ = tokio::time::timeout(GRACE, answer).await;
-                self.driver.abort();
+                if let Some(session) = &self.session {
+                    session.driver.abort();
+                }
                 return Err(DatabaseError::StatementDeadline { doing, after });
             }
         };
@@ -260,6 +314,34 @@ impl Connection {
             });
         }
         Err(DatabaseError::Statement { doing, error })
+    }
+}
+
+// === impl CancelToken ===
+
+impl CancelToken {
+    /// Asks the server to cancel what runs. The connection is of no use afterwards.
+    pub async fn cancel(&self) {
+        let cancelling = self.token.cancel_query(self.tls.0.clone());
+        match tokio::time::timeout(GRACE, cancelling).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(error = %Cause(&error), "could not cancel a statement"),
+            Err(_) => debug!("could not cancel a statement within its deadline"),
+        }
+    }
+}
+
+impl fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelToken").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let (Some(session), true) = (&self.session, self.is_waiting.load(Ordering::Relaxed)) {
+            session.driver.abort();
+        }
     }
 }
 

@@ -139,6 +139,12 @@ impl ConnInfo {
                 expected: format!("{} ports do not match {servers} hosts", ports.len()),
             });
         }
+        if !hosts.is_empty() && !hostaddrs.is_empty() && hosts.len() != hostaddrs.len() {
+            return Err(ConnInfoError::InvalidValue {
+                keyword: "hostaddr",
+                expected: format!("{} addresses do not match {servers} hosts", hostaddrs.len()),
+            });
+        }
         let sslmode = match value("sslmode") {
             None => SslMode::default(),
             Some(word) => SslMode::from_word(&word).ok_or_else(|| ConnInfoError::InvalidValue {
@@ -172,8 +178,7 @@ impl ConnInfo {
             servers.extend(self.hostaddrs.iter().map(ToString::to_string));
         }
         for (index, server) in servers.iter_mut().enumerate() {
-            let port = self.ports.get(index).or_else(|| self.ports.first());
-            *server = format!("{server}:{}", port.unwrap_or(&DEFAULT_PORT));
+            *server = format!("{server}:{}", self.port(index));
         }
         let servers = servers.join(",");
         match dbname.or(self.dbname.as_deref()) {
@@ -182,8 +187,34 @@ impl ConnInfo {
         }
     }
 
-    /// The settings as the client library takes them.
-    pub(super) fn client_config(
+    /// The settings as the client library takes them, and what to call the server: host by host.
+    pub(super) fn client_configs(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+    ) -> Vec<(String, tokio_postgres::Config)> {
+        let hosts = self.hosts.len().max(self.hostaddrs.len());
+        let configs = (0..hosts).map(|index| {
+            let one = Self {
+                hosts: self.hosts.get(index).cloned().into_iter().collect(),
+                hostaddrs: self.hostaddrs.get(index).copied().into_iter().collect(),
+                ports: vec![self.port(index)],
+                ..self.clone()
+            };
+            (
+                one.target(dbname),
+                one.client_config(application_name, dbname),
+            )
+        });
+        configs.collect()
+    }
+
+    fn port(&self, index: usize) -> u16 {
+        let port = self.ports.get(index).or_else(|| self.ports.first());
+        *port.unwrap_or(&DEFAULT_PORT)
+    }
+
+    fn client_config(
         &self,
         application_name: &str,
         dbname: Option<&str>,
@@ -193,6 +224,10 @@ impl ConnInfo {
             config.host(host);
         }
         for hostaddr in &self.hostaddrs {
+            if self.hosts.is_empty() {
+                // TLS asks for a name, if only to send it.
+                config.host(hostaddr.to_string());
+            }
             config.hostaddr(*hostaddr);
         }
         for port in &self.ports {
@@ -210,8 +245,8 @@ impl ConnInfo {
         config.application_name(self.application_name.as_deref().unwrap_or(application_name));
         // The client library has no name to hand to TLS on a Unix socket; libpq ignores the mode
         // there too.
-        let only_sockets = !self.hosts.is_empty() && self.hosts.iter().all(|host| is_socket(host));
-        let sslmode = if only_sockets {
+        let is_socket = self.hosts.iter().any(|host| host.starts_with('/'));
+        let sslmode = if is_socket {
             SslMode::Disable
         } else {
             self.sslmode
@@ -237,10 +272,6 @@ fn default_host(port: u16) -> String {
         })
         .unwrap_or("localhost")
         .to_owned()
-}
-
-fn is_socket(host: &str) -> bool {
-    host.starts_with('/') || host.starts_with('@')
 }
 
 fn parse_each<T: std::str::FromStr>(

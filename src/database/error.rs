@@ -31,6 +31,12 @@ pub enum DatabaseError {
         /// The deadline.
         after: Duration,
     },
+    /// None of several hosts could be connected to.
+    #[error("{}", Each(.0))]
+    EveryHost(
+        /// Why, host by host.
+        Vec<Self>,
+    ),
     /// The server refused a statement.
     #[error("{doing}: {}", Cause(.error))]
     Statement {
@@ -59,6 +65,9 @@ pub enum DatabaseError {
     },
 }
 
+/// Errors in a row.
+struct Each<'e>(&'e [DatabaseError]);
+
 /// An error of tokio-postgres with its whole cause.
 pub(super) struct Cause<'e>(pub(super) &'e tokio_postgres::Error);
 
@@ -72,6 +81,7 @@ impl DatabaseError {
             Self::Connect { error, .. } | Self::Statement { error, .. } => {
                 error.code().map(SqlState::code)
             }
+            Self::EveryHost(errors) => errors.iter().rev().find_map(Self::sqlstate),
             Self::Lost { sqlstate, .. } => sqlstate.as_deref(),
             Self::ConnectDeadline { .. } | Self::StatementDeadline { .. } => None,
         }
@@ -87,6 +97,7 @@ impl DatabaseError {
             Self::ConnectDeadline { .. } | Self::StatementDeadline { .. } | Self::Lost { .. } => {
                 true
             }
+            Self::EveryHost(errors) => errors.iter().all(Self::is_away),
             Self::Connect { error, .. } | Self::Statement { error, .. } => match error.code() {
                 Some(code) => is_away_code(code),
                 None => error.is_closed() || is_io(error),
@@ -107,10 +118,25 @@ fn is_away_code(code: &SqlState) -> bool {
         .contains(&code)
 }
 
+/// Whether the way to the server failed, at whatever depth of the cause: a socket that closes during
+/// the TLS handshake is an error of TLS on top.
 fn is_io(error: &tokio_postgres::Error) -> bool {
-    error
-        .source()
-        .is_some_and(|source| source.downcast_ref::<io::Error>().is_some())
+    std::iter::successors(error.source(), |&cause| cause.source()).any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some() || cause.to_string().contains("unexpected EOF")
+    })
+}
+
+// === impl Each ===
+
+impl fmt::Display for Each<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for error in self.0 {
+            write!(f, "{separator}{error}")?;
+            separator = "; ";
+        }
+        Ok(())
+    }
 }
 
 // === impl Cause ===

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 /// Whether a connection is encrypted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SslMode {
+pub(super) enum SslMode {
     /// Never.
     Disable,
     /// If the server offers it. libpq's default.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -43,7 +43,9 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
 /// The major version of PostgreSQL that made it; `None` if it is not a cluster.
 pub(super) fn version(data_dir: &Path) -> Option<String> {
     let version = fs::read_to_string(data_dir.join("PG_VERSION")).ok()?;
-    Some(version.trim().to_owned())
+    let version = version.trim();
+    let is_version = version.chars().all(|c| c.is_ascii_digit() || c == '.');
+    is_version.then(|| version.to_owned())
 }
 
 /// Whether a server accepts connections to it; if `socket_dir` is given, whether one there does.
@@ -55,6 +57,32 @@ pub(super) fn is_served(data_dir: &Path, socket_dir: Option<&Path>) -> bool {
         let is_there = socket_dir.is_none_or(|dir| lines.get(4).map(Path::new) == Some(dir));
         is_there && matches!(lines.get(7), Some(&("ready" | "standby")))
     })
+}
+
+/// Clears away what an initdb has left behind that was interrupted, by a power failure say.
+pub(super) fn clear_if_unfinished(data_dir: &Path) -> Result<(), EmbeddedError> {
+    let unfinished = unfinished(data_dir);
+    if !unfinished.exists() {
+        return Ok(());
+    }
+    let entries = fs::read_dir(data_dir).map_err(io_error("read", data_dir))?;
+    for entry in entries {
+        let path = entry.map_err(io_error("read", data_dir))?.path();
+        let removed = if path.is_dir() && !path.is_symlink() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.map_err(io_error("remove", &path))?;
+    }
+    fs::remove_file(&unfinished).map_err(io_error("remove", &unfinished))
+}
+
+/// The file that stands beside a data directory while initdb is at work in it.
+fn unfinished(data_dir: &Path) -> PathBuf {
+    let mut path = data_dir.as_os_str().to_owned();
+    path.push(".initdb");
+    PathBuf::from(path)
 }
 
 /// Makes a cluster in an empty directory.
@@ -70,6 +98,8 @@ pub(super) fn initdb(
             data_dir: data_dir.to_owned(),
         });
     }
+    let unfinished = unfinished(data_dir);
+    File::create(&unfinished).map_err(io_error("make", &unfinished))?;
     // If we are killed meanwhile, initdb goes on, and must not be taken for done.
     let lock = lock.try_clone().map_err(io_error("lock", data_dir))?;
     let mut initdb = Command::new(binaries.program("initdb"));
@@ -95,7 +125,7 @@ pub(super) fn initdb(
         .and_then(std::process::Child::wait_with_output)
         .map_err(io_error("run initdb for", data_dir))?;
     if output.status.success() {
-        return Ok(());
+        return fs::remove_file(&unfinished).map_err(io_error("remove", &unfinished));
     }
     Err(EmbeddedError::Initdb {
         data_dir: data_dir.to_owned(),

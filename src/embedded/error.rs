@@ -58,8 +58,8 @@ pub enum EmbeddedError {
         /// What it said.
         output: String,
     },
-    /// The server ended before it accepted connections.
-    #[error("the server in \"{}\" ended before it accepted connections: {log}", .data_dir.display())]
+    /// The server ended by itself.
+    #[error("the private server in \"{}\" has ended by itself: {log}", .data_dir.display())]
     Ended {
         /// Its directory.
         data_dir: PathBuf,

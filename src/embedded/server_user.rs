@@ -1,11 +1,12 @@
 //! Whom the server runs as: ourselves, or, where we are root, an unprivileged user.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown, fchown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::fcntl::OFlag;
 use nix::unistd::{Uid, User};
 
 use super::POSTGRES;
@@ -57,29 +58,37 @@ impl ServerUser {
         }
     }
 
-    /// Makes a directory of this user's, if there is none, and returns its absolute path.
+    /// Makes a directory of this user's that only it can enter, or takes one that is empty, and
+    /// returns its absolute path.
     pub(super) fn make_directory(self, path: &Path) -> Result<PathBuf, EmbeddedError> {
-        if !path.exists() {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path)
-                .map_err(io_error("make the directory", path))?;
-            self.own(path)?;
+        // What lies above is for everybody to pass: this user is not we.
+        fs::create_dir_all(path).map_err(io_error("make the directory", path))?;
+        let path = fs::canonicalize(path).map_err(io_error("find", path))?;
+        let mut entries = fs::read_dir(&path).map_err(io_error("read", &path))?;
+        if entries.next().is_none() {
+            let private = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(&path, private).map_err(io_error("close to others", &path))?;
+            self.own(&path)?;
         }
-        fs::canonicalize(path).map_err(io_error("find", path))
+        Ok(path)
     }
 
     /// Opens a log of this user's, for appending and reading.
-    pub(super) fn make_log(self, path: &Path) -> Result<File, EmbeddedError> {
+    ///
+    /// Its directory belongs to that user, who must not be able to make us open, or give away, a
+    /// file of ours: links are not followed, and what is given away is what was opened.
+    pub(super) fn open_log(self, path: &Path) -> Result<File, EmbeddedError> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .read(true)
             .mode(0o600)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
             .open(path)
             .map_err(io_error("open", path))?;
-        self.own(path)?;
+        if let Self::Other { uid, gid } = self {
+            fchown(&log, Some(uid), Some(gid)).map_err(io_error("change the owner of", path))?;
+        }
         Ok(log)
     }
 }

@@ -63,7 +63,7 @@ pub(super) enum Phase {
     Ready,
     /// Asked to stop, on its own and not by a shutdown.
     Ending {
-        /// When it is to be aborted; `None` once it has been.
+        /// When it is to be aborted; `None` once it has been, or if it never is.
         abort_at: Option<Instant>,
         /// It starts again when it may: nothing is held against it.
         comes_back: bool,

@@ -58,7 +58,10 @@ impl ShutdownUnderWay {
         Self {
             mode,
             since: now,
-            deadline: mode.patience(limits).map(|patience| now + patience),
+            // A patience beyond all time is none that ends.
+            deadline: mode
+                .patience(limits)
+                .and_then(|patience| now.checked_add(patience)),
             sweep: Some(Sweep::default()),
             exited: false,
         }

@@ -553,7 +553,7 @@ impl StateMachine {
         comes_back: bool,
     ) -> Action {
         let phase = Phase::Ending {
-            abort_at: Some(self.now + patience),
+            abort_at: self.now.checked_add(patience),
             comes_back,
         };
         self.roster.put(id, Place::Running { number, phase });

@@ -6,9 +6,9 @@
 
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 
-use super::statement::{Nulls, Table};
-use crate::context::WorkerError;
+use super::statement::Table;
 use crate::database::{Connection, DatabaseError};
 
 /// A table that the worker cannot work on.
@@ -49,16 +49,19 @@ pub enum UnusableTable {
         /// The statements.
         mend: String,
     },
-    /// Others make and drop the schema or the table faster than it can be looked at.
-    #[error("{table} was made and dropped by others while it was looked at")]
-    Unsettled {
-        /// Which table.
-        table: String,
-    },
 }
 
-/// How often to look again after somebody else made something first.
-const ATTEMPTS_MAX: usize = 10;
+/// What keeps a worker from its first cycle.
+#[derive(Debug, Error)]
+pub(super) enum InitializeError {
+    #[error(transparent)]
+    Unusable(#[from] UnusableTable),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+/// How often to look again at once after somebody else made something first.
+const ATTEMPTS_MAX: usize = 5;
 
 /// What there is, in one row: the schema, the kind of the table, the types of its two columns,
 /// whether `value` refuses NULL, and whether a unique index keeps the total the only one.
@@ -77,7 +80,7 @@ const LOOK: &str = "\
     LEFT JOIN pg_catalog.pg_attribute AS v \
         ON v.attrelid = c.oid AND v.attname = 'value' AND NOT v.attisdropped";
 
-/// Sees to it that the table can be worked on.
+/// Sees to it that the table can be worked on, and says whether its values may be NULL.
 ///
 /// # Errors
 ///
@@ -86,44 +89,48 @@ pub(super) async fn initialize(
     connection: &Connection,
     table: &Table,
     initial_total: Option<i64>,
-) -> Result<Nulls, WorkerError> {
-    let nulls = settle(connection, table).await?;
+) -> Result<bool, InitializeError> {
+    let mut attempts = 1..=ATTEMPTS_MAX;
+    let may_be_null = loop {
+        match look_and_make(connection, table).await {
+            Ok(Some(may_be_null)) => break may_be_null,
+            Ok(None) => {}
+            Err(InitializeError::Database(error))
+                if somebody_was_first(&error) && attempts.next().is_some() => {}
+            Err(error) => return Err(error),
+        }
+    };
     if let Some(total) = initial_total {
         insert_initial_total(connection, table, total).await?;
     }
-    Ok(nulls)
+    Ok(may_be_null)
 }
 
-/// Looks, and makes what is missing, until nothing is.
-async fn settle(connection: &Connection, table: &Table) -> Result<Nulls, WorkerError> {
-    let names: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&table.schema(), &table.name()];
-    for _ in 0..ATTEMPTS_MAX {
-        let rows = connection.query("look for the table", LOOK, &names).await?;
-        let Some(row) = rows.first() else { continue };
-        let has_schema: bool = row.get(0);
-        let kind: Option<String> = row.get(1);
-        let missing = match kind {
-            None if has_schema => ("create the table", table.create_table()),
-            None => ("create the schema", table.create_schema()),
-            Some(kind) => {
-                let nulls = check_shape(table, &kind, row.get(2), row.get(3), row.get(4))?;
-                if !row.get::<_, bool>(5) {
-                    return Err(without_index(connection, table).await?.into());
-                }
-                return Ok(nulls);
+/// Looks, and makes one thing that is missing. `None` if there was one: look again.
+async fn look_and_make(
+    connection: &Connection,
+    table: &Table,
+) -> Result<Option<bool>, InitializeError> {
+    let names: [&(dyn ToSql + Sync); 2] = [&table.schema(), &table.name()];
+    let rows = connection.query("look for the table", LOOK, &names).await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let has_schema: bool = row.get(0);
+    let kind: Option<String> = row.get(1);
+    let (doing, sql) = match kind {
+        None if has_schema => ("create the table", table.create_table()),
+        None => ("create the schema", table.create_schema()),
+        Some(kind) => {
+            let may_be_null = check_shape(table, &kind, row.get(2), row.get(3), row.get(4))?;
+            if !row.get::<_, bool>(5) {
+                return Err(without_index(connection, table).await?.into());
             }
-        };
-        let (doing, sql) = missing;
-        match connection.batch_execute(doing, &sql).await {
-            Ok(()) => {}
-            Err(error) if somebody_was_first(&error) => {}
-            Err(error) => return Err(error.into()),
+            return Ok(Some(may_be_null));
         }
-    }
-    Err(UnusableTable::Unsettled {
-        table: table.to_string(),
-    }
-    .into())
+    };
+    connection.batch_execute(doing, &sql).await?;
+    Ok(None)
 }
 
 fn check_shape(
@@ -132,7 +139,7 @@ fn check_shape(
     type_type: Option<String>,
     value_type: Option<String>,
     value_not_null: Option<bool>,
-) -> Result<Nulls, UnusableTable> {
+) -> Result<bool, UnusableTable> {
     let table = || table.to_string();
     if kind != "r" {
         return Err(UnusableTable::NotATable { table: table() });
@@ -153,10 +160,7 @@ fn check_shape(
         Some("bigint" | "integer" | "smallint") => {}
         _ => return column("value", "bigint or integer", value_type),
     }
-    Ok(match value_not_null {
-        Some(true) => Nulls::Impossible,
-        Some(false) | None => Nulls::Possible,
-    })
+    Ok(value_not_null != Some(true))
 }
 
 /// What is wrong with a table that has no unique index on its total.
@@ -193,15 +197,13 @@ async fn insert_initial_total(
     Ok(())
 }
 
-/// Whether somebody else made the same thing at the same time, or is about to.
+/// Whether somebody else made the same thing at the same time.
 fn somebody_was_first(error: &DatabaseError) -> bool {
     let races = [
         SqlState::DUPLICATE_SCHEMA,
         SqlState::DUPLICATE_TABLE,
         SqlState::DUPLICATE_OBJECT,
         SqlState::UNIQUE_VIOLATION,
-        SqlState::LOCK_NOT_AVAILABLE,
-        SqlState::T_R_DEADLOCK_DETECTED,
     ];
     let code = error.sqlstate();
     races.iter().any(|race| Some(race.code()) == code)

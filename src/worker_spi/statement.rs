@@ -47,15 +47,6 @@ pub enum InvalidTable {
     },
 }
 
-/// Whether the table's `value` column can hold NULL, which our own cannot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nulls {
-    /// It cannot.
-    Impossible,
-    /// It can: rows with NULL are left alone, and reported.
-    Possible,
-}
-
 /// What follows the table's name in the name of its index, as in PostgreSQL's sample.
 const INDEX_SUFFIX: &str = "_unique_total";
 
@@ -111,8 +102,7 @@ impl Table {
     }
 
     /// Folds all deltas into the total, and says what came of it: one row of the new total, the
-    /// number of deltas folded, and the outcome; with NULLs possible, also whether there
-    /// are any.
+    /// number of deltas folded, the outcome, and whether there are rows with NULL.
     ///
     /// One statement, so one transaction, and exact under READ COMMITTED whatever others do:
     ///
@@ -121,28 +111,30 @@ impl Table {
     /// - Without a delta nothing is written, not even a row lock.
     /// - The update finds the total by its type, not by the place where it was locked: a total
     ///   that was updated in between has moved.
-    #[must_use]
-    pub fn fold(&self, worker: &str, nulls: Nulls) -> String {
+    /// - If deltas were deleted and the total was not updated, which a trigger can bring about, the
+    ///   division by zero at the end undoes it all.
+    /// - Rows with NULL, which our own tables cannot have, are left alone.
+    ///
+    /// `may_be_null` says whether to look for such rows at all.
+    pub(super) fn fold(&self, worker: &str, may_be_null: bool) -> String {
         let table = self.sql();
         let worker = utf8_percent_encode(worker, COMMENT);
-        let (usable, report) = match nulls {
-            Nulls::Impossible => ("", String::new()),
-            Nulls::Possible => (
-                " AND value IS NOT NULL",
-                format!(
-                    ", EXISTS (SELECT FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL)"
-                ),
-            ),
+        let has_nulls = if may_be_null {
+            format!(
+                "EXISTS (SELECT FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL)"
+            )
+        } else {
+            "false".to_owned()
         };
         format!(
             "/* bgworker: {worker} */ \
              WITH pending AS MATERIALIZED (\
-             SELECT EXISTS (SELECT FROM {table} WHERE type = 'delta'{usable}) AS found\
+             SELECT EXISTS (SELECT FROM {table} WHERE type = 'delta' AND value IS NOT NULL) AS found\
              ), total AS MATERIALIZED (\
-             SELECT ctid FROM {table} WHERE type = 'total'{usable} \
+             SELECT ctid FROM {table} WHERE type = 'total' AND value IS NOT NULL \
              AND (SELECT found FROM pending) FOR UPDATE SKIP LOCKED\
              ), deleted AS (\
-             DELETE FROM {table} WHERE type = 'delta'{usable} \
+             DELETE FROM {table} WHERE type = 'delta' AND value IS NOT NULL \
              AND EXISTS (SELECT FROM total) RETURNING value\
              ), folded AS (\
              SELECT sum(value) AS sum, count(*) AS rows FROM deleted\
@@ -151,9 +143,10 @@ impl Table {
              WHERE t.type = 'total' AND folded.rows > 0 RETURNING t.value::bigint, folded.rows\
              ) SELECT (SELECT value FROM updated), (SELECT rows FROM updated), CASE \
              WHEN EXISTS (SELECT FROM updated) THEN '{FOLDED}' \
+             WHEN (SELECT rows FROM folded) > 0 THEN (1 / (SELECT count(*) FROM updated))::text \
              WHEN NOT (SELECT found FROM pending) THEN '{IDLE}' \
-             WHEN EXISTS (SELECT FROM {table} WHERE type = 'total'{usable}) THEN '{SKIPPED}' \
-             ELSE '{NO_TOTAL}' END{report}"
+             WHEN EXISTS (SELECT FROM {table} WHERE type = 'total' AND value IS NOT NULL) \
+             THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END, {has_nulls}"
         )
     }
 
@@ -183,7 +176,7 @@ impl Table {
     pub(super) fn merge_totals(&self) -> String {
         format!(
             "BEGIN; LOCK TABLE {table}; WITH totals AS (DELETE FROM {table} WHERE type = 'total' \
-             RETURNING value) INSERT INTO {table} SELECT 'total', sum(value) FROM totals; {index}; \
+             RETURNING value) INSERT INTO {table} (type, value) SELECT 'total', sum(value) FROM totals; {index}; \
              COMMIT",
             table = self.sql(),
             index = self.create_index(),
@@ -197,12 +190,14 @@ impl Table {
 
     pub(super) fn insert_initial_total(&self) -> String {
         format!(
-            "INSERT INTO {} VALUES ('total', $1::bigint) ON CONFLICT DO NOTHING",
+            "INSERT INTO {} (type, value) VALUES ('total', $1::bigint) ON CONFLICT DO NOTHING",
             self.sql()
         )
     }
 }
 
+/// The SQLSTATE with which a fold undoes itself.
+pub(super) const UNDONE: &str = "22012";
 /// The outcome of a fold: deltas were folded.
 pub(super) const FOLDED: &str = "folded";
 /// The outcome of a fold: there was no delta.
@@ -213,8 +208,7 @@ pub(super) const SKIPPED: &str = "skipped";
 pub(super) const NO_TOTAL: &str = "no total";
 
 impl fmt::Display for Table {
-    /// `schema.table`, each in quotes where it must be to be read back, as `quote_identifier` has
-    /// it.
+    /// `schema.table`, each in quotes unless it is plain: lower-case letters, digits, underscores.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |name: &str| {
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';

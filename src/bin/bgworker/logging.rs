@@ -22,14 +22,24 @@ pub(crate) fn init(format: Option<LogFormat>, level: &str) {
     } else {
         LogFormat::Json
     });
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let wanted = Some(&*wanted).filter(|wanted| !wanted.is_empty());
+    let filter = wanted.map(EnvFilter::try_new).transpose();
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(match &filter {
+            Ok(Some(filter)) => filter.clone(),
+            Ok(None) | Err(_) => EnvFilter::new(level),
+        })
         .with_writer(io::stderr)
+        // Where nobody reads the log any more, the workers are not to suffer for it.
+        .log_internal_errors(false)
         .with_ansi(is_terminal);
     match format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    if let Err(error) = filter {
+        tracing::warn!("RUST_LOG is not understood, and \"{level}\" is used instead: {error}");
     }
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
 }

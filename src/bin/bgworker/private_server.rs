@@ -1,6 +1,8 @@
 //! A private server around the workers: started before them, stopped after them, and never left
 //! behind because somebody lost patience.
 
+use std::time::Duration;
+
 use bgworker::database::ConnInfo;
 use bgworker::embedded::{Cluster, ClusterSettings, EmbeddedError};
 use thiserror::Error;
@@ -35,6 +37,21 @@ pub(crate) async fn start(
                 stop(cluster).await;
             }
             Err(StartError::Stopped)
+        }
+    }
+}
+
+/// Waits until it has ended by itself; for ever where there is none.
+pub(crate) async fn ended(cluster: Option<&mut Cluster>) -> EmbeddedError {
+    let Some(cluster) = cluster else {
+        return std::future::pending().await;
+    };
+    // The end of a child can only be asked for.
+    let mut interval = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        interval.tick().await;
+        if let Some(error) = cluster.ended() {
+            return error;
         }
     }
 }

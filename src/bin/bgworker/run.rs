@@ -4,6 +4,7 @@ use actix::System;
 use bgworker::config::{Server, Settings};
 use bgworker::database::{ConnInfo, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
+use bgworker::supervision::Shutdown;
 use bgworker::{Postmaster, PostmasterHandle};
 use tracing::{error, info};
 
@@ -38,7 +39,7 @@ pub(crate) fn run(configuration: &Configuration) -> Exit {
 
 /// Sees to a server, then to the workers, then to the server again.
 async fn serve(configuration: &Configuration, settings: Settings, mut signals: Signals) -> Exit {
-    let (conninfo, cluster) = match server(&settings.server, &mut signals).await {
+    let (conninfo, mut cluster) = match server(&settings.server, &mut signals).await {
         Ok(server) => server,
         Err(StartError::Stopped) => return Exit::Clean,
         Err(error) => {
@@ -46,7 +47,7 @@ async fn serve(configuration: &Configuration, settings: Settings, mut signals: S
             return Exit::Failed;
         }
     };
-    let exit = supervise(configuration, settings, conninfo, signals).await;
+    let exit = supervise(configuration, settings, conninfo, cluster.as_mut(), signals).await;
     if let Some(cluster) = cluster {
         private_server::stop(cluster).await;
     }
@@ -85,6 +86,7 @@ async fn supervise(
     configuration: &Configuration,
     settings: Settings,
     conninfo: ConnInfo,
+    cluster: Option<&mut Cluster>,
     mut signals: Signals,
 ) -> Exit {
     let (postmaster, mut in_force) = match launch(settings, conninfo).await {
@@ -96,9 +98,12 @@ async fn supervise(
     };
     let exited = postmaster.exited();
     let mut exited = std::pin::pin!(exited);
+    let mut server_ended = std::pin::pin!(private_server::ended(cluster));
+    let mut has_server = true;
     loop {
         tokio::select! {
             exit = &mut exited => return match exit {
+                Ok(_) if !has_server => Exit::Failed,
                 Ok(exit) if exit.aborted.is_empty() => Exit::Clean,
                 Ok(_) => Exit::Aborted,
                 Err(error) => {
@@ -106,6 +111,11 @@ async fn supervise(
                     Exit::Failed
                 }
             },
+            error = &mut server_ended, if has_server => {
+                error!("{error}");
+                has_server = false;
+                postmaster.shut_down(Shutdown::Fast);
+            }
             request = signals.next() => match request {
                 Request::Reload => reload(configuration, &mut in_force).await,
                 Request::ShutDown(mode) => postmaster.shut_down(mode),

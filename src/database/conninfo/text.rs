@@ -27,11 +27,12 @@ pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, ConnInfoError> 
 /// `[user[:password]@][host[:port],…][/dbname][?keyword=value&…]`
 fn parse_url(rest: &str) -> Result<Vec<(String, String)>, ConnInfoError> {
     let mut settings = Vec::new();
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (credentials, rest) = match rest.split_once('@') {
-        Some((credentials, rest)) => (Some(credentials), rest),
-        None => (None, rest),
+    // Credentials end at the first "@", unless the path begins before it: they may hold a "?".
+    let (credentials, rest) = match rest.find(['@', '/']) {
+        Some(end) if rest[end..].starts_with('@') => (Some(&rest[..end]), &rest[end + 1..]),
+        Some(_) | None => (None, rest),
     };
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (servers, dbname) = rest.split_once('/').unwrap_or((rest, ""));
     if let Some(credentials) = credentials {
         let (user, password) = match credentials.split_once(':') {

@@ -1,0 +1,282 @@
+//! One worker at work: a cycle, a nap, and what it says of them.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_postgres::{Row, Statement};
+use tracing::{debug, error, info, warn};
+
+use super::Settings;
+use super::initialize::{InitializeError, initialize};
+use super::remedy::{Patience, Remedy};
+use super::statement;
+use crate::context::{WorkerContext, WorkerError};
+use crate::database::{Connection, DatabaseError};
+use crate::latch::Wake;
+
+/// After so many retries in a row, somebody should know.
+const RETRIES_UNTIL_WARNING: u32 = 8;
+
+/// How long a cancelled cycle may take to say so.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A worker with its connection.
+pub(super) struct Folder {
+    context: WorkerContext,
+    settings: watch::Receiver<Settings>,
+    connection: Connection,
+    /// The fold, once the table can be worked on; gone when it is out of date.
+    statement: Option<Statement>,
+    /// It said that it is initialized.
+    initialized: bool,
+    patience: Patience,
+    /// What was reported last: the same again is not.
+    reported: Condition,
+    /// Rows with NULL were reported, and are still there.
+    nulls_reported: bool,
+}
+
+/// What a cycle found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Folded { rows: u64, total: i64 },
+    Idle,
+    Skipped,
+    NoTotal,
+}
+
+/// What somebody has to be told, once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Condition {
+    Well,
+    NoTotal,
+    Crowded,
+    Failing { sqlstate: String },
+}
+
+// === impl Folder ===
+
+impl Folder {
+    pub(super) fn new(
+        context: WorkerContext,
+        settings: watch::Receiver<Settings>,
+        connection: Connection,
+    ) -> Self {
+        Self {
+            context,
+            settings,
+            connection,
+            statement: None,
+            initialized: false,
+            patience: Patience::default(),
+            reported: Condition::Well,
+            nulls_reported: false,
+        }
+    }
+
+    /// Cycles and naps until it is asked to stop, or cannot go on; then closes its connection.
+    pub(super) async fn work(mut self) -> Result<(), WorkerError> {
+        let end = self.cycle_and_nap().await;
+        self.connection.close().await;
+        end
+    }
+
+    async fn cycle_and_nap(&mut self) -> Result<(), WorkerError> {
+        // Thousands that started together are not to march in step.
+        let mut part_of_nap = fastrand::f64();
+        loop {
+            let Some(cycle) = self.cycle_unless_cancelled().await else {
+                return Ok(());
+            };
+            let nap = match cycle {
+                Ok(outcome) => {
+                    let nap = self.found(outcome);
+                    nap.mul_f64(std::mem::replace(&mut part_of_nap, 1.0))
+                }
+                Err(InitializeError::Database(error)) => self.failed(error).await?,
+                Err(InitializeError::Unusable(table)) => return Err(table.into()),
+            };
+            match self.context.nap(nap).await {
+                Wake::Timeout => {}
+                Wake::Sighup => debug!(worker = self.context.name(), "got sighup!"),
+                Wake::Sigterm | Wake::Sigint | Wake::PostmasterDeath => return Ok(()),
+            }
+        }
+    }
+
+    /// One cycle. `None` if it was cancelled, because the worker is to end.
+    async fn cycle_unless_cancelled(&mut self) -> Option<Result<Outcome, InitializeError>> {
+        let latch = self.context.latch().clone();
+        let cancel = self.connection.cancel_token();
+        let mut cycle = pin!(self.cycle());
+        tokio::select! {
+            biased;
+            outcome = &mut cycle => Some(outcome),
+            () = latch.cancel_requested() => {
+                cancel.cancel().await;
+                // It may have committed before the cancellation arrived; both is well.
+                let _ = tokio::time::timeout(CANCEL_TIMEOUT, cycle).await;
+                None
+            }
+        }
+    }
+
+    /// One transaction, after the preparations that it needs.
+    async fn cycle(&mut self) -> Result<Outcome, InitializeError> {
+        let statement = match &self.statement {
+            Some(statement) => statement,
+            None => &*self
+                .statement
+                .insert(prepare(&self.context, &self.settings, &self.connection).await?),
+        };
+        if !self.initialized {
+            self.initialized = true;
+            let table = self.settings.borrow().table.clone();
+            let (worker, schema, name) = (self.context.name(), table.schema(), table.name());
+            info!(
+                worker,
+                schema,
+                table = name,
+                "{worker} initialized with {schema}.{name}"
+            );
+            self.context.ready();
+        }
+        let rows = self.connection.query_prepared("fold", statement).await?;
+        Ok(self.read(rows.first()))
+    }
+
+    fn read(&mut self, row: Option<&Row>) -> Outcome {
+        let Some(row) = row else {
+            return Outcome::Skipped;
+        };
+        let nulls = row.get(3);
+        if nulls && !self.nulls_reported {
+            let worker = self.context.name();
+            let table = &self.settings.borrow().table;
+            warn!(
+                worker,
+                "{worker}: {table} has rows whose value is NULL: they are left alone"
+            );
+        }
+        self.nulls_reported = nulls;
+        let folded: (Option<i64>, Option<i64>) = (row.get(0), row.get(1));
+        match (row.get(2), folded) {
+            (statement::FOLDED, (Some(total), Some(rows))) => Outcome::Folded {
+                rows: rows.unsigned_abs(),
+                total,
+            },
+            (statement::IDLE, _) => Outcome::Idle,
+            (statement::NO_TOTAL, _) => Outcome::NoTotal,
+            _ => Outcome::Skipped,
+        }
+    }
+
+    /// What follows from what a cycle found: how long to nap.
+    fn found(&mut self, outcome: Outcome) -> Duration {
+        let naptime = self.settings.borrow().naptime;
+        match outcome {
+            Outcome::Skipped => return self.retry("others hold its total"),
+            Outcome::NoTotal => {
+                if self.is_news(Condition::NoTotal) {
+                    let worker = self.context.name();
+                    let table = &self.settings.borrow().table;
+                    warn!(
+                        worker,
+                        "{worker}: {table} has deltas but no total: they wait until one is inserted"
+                    );
+                }
+            }
+            Outcome::Idle => self.succeeded(),
+            Outcome::Folded { rows, total } => {
+                self.succeeded();
+                self.context.progress().folded(rows, total);
+                let worker = self.context.name();
+                let table = &self.settings.borrow().table;
+                info!(
+                    worker,
+                    rows, total, "{worker}: count in {table} is now {total}"
+                );
+            }
+        }
+        self.patience = Patience::default();
+        naptime
+    }
+
+    /// What follows from a cycle that failed: how long to nap, or the worker's end.
+    async fn failed(&mut self, error: DatabaseError) -> Result<Duration, WorkerError> {
+        match Remedy::find(&error, &self.connection).await {
+            Remedy::Again => {
+                // What is prepared may be what is out of date.
+                self.statement = self.statement.take().filter(|_| !is_out_of_date(&error));
+                self.context.progress().failed(error.to_string());
+                Ok(self.retry(&error.to_string()))
+            }
+            Remedy::BackOff => {
+                let sqlstate = error.sqlstate().unwrap_or_default().to_owned();
+                self.context.progress().failed(error.to_string());
+                if self.is_news(Condition::Failing { sqlstate }) {
+                    let worker = self.context.name();
+                    let sqlstate = error.sqlstate();
+                    let why = match sqlstate {
+                        Some(statement::UNDONE) => "something suppresses the update of the total",
+                        Some(_) | None => "the deltas are kept",
+                    };
+                    error!(worker, sqlstate, "{worker}: {error}: {why}");
+                }
+                let naptime = self.settings.borrow().naptime;
+                Ok(self.patience.back_off(naptime))
+            }
+            Remedy::Away => Err(WorkerError::DatabaseAway(Box::new(error))),
+            Remedy::Exit => Err(error.into()),
+        }
+    }
+
+    fn retry(&mut self, why: &str) -> Duration {
+        let naptime = self.settings.borrow().naptime;
+        let wait = self.patience.retry(naptime);
+        let is_due = self.patience.retries() == RETRIES_UNTIL_WARNING;
+        if is_due && self.is_news(Condition::Crowded) {
+            let worker = self.context.name();
+            let table = &self.settings.borrow().table;
+            warn!(
+                worker,
+                "{worker}: the deltas of {table} wait, after {RETRIES_UNTIL_WARNING} attempts: {why}"
+            );
+        }
+        wait
+    }
+
+    fn succeeded(&mut self) {
+        self.context.progress().succeeded();
+        self.reported = Condition::Well;
+    }
+
+    /// Remembers a condition, and says whether it was another one before.
+    fn is_news(&mut self, condition: Condition) -> bool {
+        let is_news = self.reported != condition;
+        self.reported = condition;
+        is_news
+    }
+}
+
+/// Sees to the table, and prepares the fold of it.
+async fn prepare(
+    context: &WorkerContext,
+    settings: &watch::Receiver<Settings>,
+    connection: &Connection,
+) -> Result<Statement, InitializeError> {
+    let Settings {
+        table,
+        initial_total,
+        ..
+    } = settings.borrow().clone();
+    let may_be_null = initialize(connection, &table, initial_total).await?;
+    let sql = table.fold(context.name(), may_be_null);
+    Ok(connection.prepare("prepare the fold", &sql).await?)
+}
+
+/// Whether the server has forgotten what was prepared, or cannot use it any more.
+fn is_out_of_date(error: &DatabaseError) -> bool {
+    matches!(error.sqlstate(), Some("26000" | "0A000"))
+}
