@@ -39,7 +39,8 @@ use crate::supervision::{Action, Limits, RegisterError, Shutdown, StateMachine};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm, WorkerEvent, WorkerReport};
 
 /// How many actions one turn performs before everything else on the thread has its own.
-const ACTIONS_PER_TURN: usize = 64;
+/// At least as many as one tick may start.
+const ACTIONS_PER_TURN: usize = 128;
 
 /// The supervisor of all workers.
 ///

@@ -37,7 +37,7 @@ pub enum Change {
     },
     /// A parameter that cannot be changed while the process runs.
     NeedsRestart {
-        /// Its section.
+        /// Its key.
         parameter: &'static str,
     },
 }
@@ -49,10 +49,19 @@ pub enum Change {
 #[must_use]
 pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
     let mut changes = Vec::new();
-    if old.server != new.server || old.deadlines != new.deadlines {
-        let parameter = "database";
-        changes.push(Change::NeedsRestart { parameter });
-    }
+    let needs_restart = those_that_differ([
+        ("database.url", old.server == new.server),
+        (
+            "database.connect_timeout",
+            old.deadlines.connect == new.deadlines.connect,
+        ),
+        (
+            "database.statement_timeout",
+            old.deadlines.statement == new.deadlines.statement,
+        ),
+    ]);
+    let needs_restart = needs_restart.into_iter();
+    changes.extend(needs_restart.map(|parameter| Change::NeedsRestart { parameter }));
     let keys = limits_that_differ(&old.limits, &new.limits);
     if !keys.is_empty() {
         let limits = new.limits.clone();

@@ -234,8 +234,9 @@ impl Check<'_> {
             "postmaster.starts_per_tick",
             limits.starts_per_tick.to_string(),
         );
-        if limits.starts_per_tick == 0 {
-            let message = "no worker would ever start: it must be at least 1";
+        let most = Limits::STARTS_PER_TICK_MAX;
+        if !(1..=most).contains(&limits.starts_per_tick) {
+            let message = format!("it must be at least 1 and at most {most}");
             self.refuse("postmaster.starts_per_tick", message, None);
         }
         let key = "postmaster.shutdown_timeout";

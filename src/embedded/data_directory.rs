@@ -98,6 +98,7 @@ pub(super) fn initdb(
             data_dir: data_dir.to_owned(),
         });
     }
+    user.own(data_dir)?;
     let unfinished = unfinished(data_dir);
     File::create(&unfinished).map_err(io_error("make", &unfinished))?;
     // If we are killed meanwhile, initdb goes on, and must not be taken for done.

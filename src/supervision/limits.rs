@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// How many workers can be registered at once (`max_worker_processes`); 1024 by default.
     pub max_workers: usize,
-    /// How many workers one tick may start; 1 by default, at least 1.
+    /// How many workers one tick may start (`MAX_BGWORKERS_TO_LAUNCH`); 1 by default, at least 1, at
+    /// most [`STARTS_PER_TICK_MAX`](Self::STARTS_PER_TICK_MAX).
     pub starts_per_tick: usize,
     /// How long a worker that was asked to stop may take for what it has begun; 20 s by default.
     pub shutdown_timeout: Duration,
@@ -16,6 +17,9 @@ pub struct Limits {
 // === impl Limits ===
 
 impl Limits {
+    /// The most workers that one tick may start, as in PostgreSQL.
+    pub const STARTS_PER_TICK_MAX: usize = 100;
+
     /// How long a fast shutdown waits before it becomes immediate. Mirrors
     /// `SIGKILL_CHILDREN_AFTER_SECS`.
     pub const FAST_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -274,7 +274,7 @@ impl StateMachine {
     /// One tick: lets pending workers start, and carries out what has become due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.enter(now);
-        self.starts_left = self.limits.starts_per_tick.max(1);
+        self.starts_left = (self.limits.starts_per_tick).clamp(1, Limits::STARTS_PER_TICK_MAX);
         if let Some(current) = &self.shutdown {
             if let Some(mode) = current.after_deadline(now) {
                 self.set_shutdown(mode);

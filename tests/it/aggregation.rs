@@ -40,10 +40,15 @@ async fn a14_a_sighup_folds_what_a_long_naptime_would_leave() {
     let postmaster = db.postmaster();
     let counted = table("schema4", "counted");
     let mut settings = Settings::new(counted.clone());
-    settings.naptime = Duration::from_secs(10);
-    db.worker(&postmaster, "w", settings).await;
-    // The first nap is a random part of the naptime: let it begin before the insertion.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The first nap is a random part of it, and is to last even then.
+    settings.naptime = Duration::from_secs(86_400);
+    let worker = db.worker(&postmaster, "w", settings).await;
+    cycles(&postmaster, worker.id, 0).await;
+    eventually("it naps", || async {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        status.report.napping && status.report.cycles == 1
+    })
+    .await;
     db.execute("INSERT INTO schema4.counted VALUES ('total', 0), ('delta', 1)")
         .await;
     postmaster.sighup();
@@ -451,7 +456,7 @@ async fn a24_null_in_a_foreign_table_is_left_alone_with_one_warning() {
 }
 
 #[actix::test]
-async fn d17_a_changed_column_type_is_prepared_for_again_without_a_restart() {
+async fn a_changed_column_type_is_folded_without_a_restart() {
     let db = TestDatabase::new().await;
     db.execute(
         "CREATE SCHEMA s; CREATE TABLE s.t (type text NOT NULL, value integer NOT NULL); \
@@ -469,6 +474,78 @@ async fn d17_a_changed_column_type_is_prepared_for_again_without_a_restart() {
     db.wait_for_rows(&counted, &["total|5000000000"]).await;
     let status = postmaster.worker(worker.id).await.unwrap().unwrap();
     assert_eq!(status.starts, 1);
+}
+
+#[actix::test]
+async fn d17_a_statement_that_the_server_forgot_is_prepared_again() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.t (type text, value bigint); \
+         CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'; \
+         CREATE FUNCTION s.forget() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN DEALLOCATE ALL; RETURN NEW; END'; \
+         CREATE TRIGGER forget AFTER UPDATE ON s.t FOR EACH STATEMENT EXECUTE FUNCTION s.forget(); \
+         INSERT INTO s.t VALUES ('total', 0)",
+    )
+    .await;
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    for round in 1..=3 {
+        db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+        db.wait_for_rows(&counted, &[&format!("total|{round}")])
+            .await;
+        cycles(&postmaster, worker.id, 2).await;
+    }
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    assert_eq!(status.starts, 1);
+    assert!(
+        status
+            .report
+            .last_error
+            .is_some_and(|error| error.contains("26000"))
+    );
+}
+
+#[actix::test]
+async fn a_column_that_loses_its_not_null_loses_no_delta() {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute(
+        "INSERT INTO s.t VALUES ('total', 100); ALTER TABLE s.t ALTER value DROP NOT NULL; \
+         INSERT INTO s.t VALUES ('delta', NULL), ('delta', 1)",
+    )
+    .await;
+    db.wait_for_rows(&counted, &["delta|NULL", "total|101"])
+        .await;
+    cycles(&postmaster, worker.id, 3).await;
+    assert_eq!(db.rows(&counted).await, ["delta|NULL", "total|101"]);
+}
+
+#[actix::test]
+async fn an_update_that_a_trigger_suppresses_undoes_the_whole_fold() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let postmaster = db.postmaster();
+    db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute(
+        "CREATE FUNCTION s.suppress() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RETURN NULL; END'; \
+         CREATE TRIGGER suppress BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.suppress(); \
+         INSERT INTO s.t VALUES ('total', 0), ('delta', 5)",
+    )
+    .await;
+    eventually("it is reported", || async {
+        !log.with(Level::ERROR, "something suppresses the update of the total")
+            .is_empty()
+    })
+    .await;
+    assert_eq!(db.rows(&counted).await, ["delta|5", "total|0"]);
+    db.execute("DROP TRIGGER suppress ON s.t").await;
+    db.wait_for_rows(&counted, &["total|5"]).await;
 }
 
 #[actix::test]
@@ -548,8 +625,13 @@ async fn a40_a_sigterm_inside_a_cycle_lets_it_commit_whole() {
         .await
     })
     .await;
+    db.execute("INSERT INTO s.t VALUES ('delta', 4)").await;
     shut_down(&postmaster).await;
-    assert_eq!(db.rows(&counted).await, ["total|3"]);
+    assert_eq!(
+        db.rows(&counted).await,
+        ["delta|4", "total|3"],
+        "and no further cycle"
+    );
 }
 
 #[actix::test]

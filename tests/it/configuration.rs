@@ -133,7 +133,7 @@ restart_time = \"0s\"
         "b.toml:2:1: database.url: invalid connection option \"sslmod\": did you mean \"sslmode\"?",
         "b.toml:3:19: database.connect_timeout: expected a duration with its unit, such as \"1s\", \
          \"250ms\" or \"2m\", but found a value of type integer",
-        "b.toml:6:1: postmaster.starts_per_tick: no worker would ever start: it must be at least 1",
+        "b.toml:6:1: postmaster.starts_per_tick: it must be at least 1 and at most 100",
         "b.toml:12:1: worker[0].naptme: unknown key \"naptme\" (did you mean \"naptime\"?)",
         "b.toml:15:1: worker[1].name: background worker \"one\" is already registered as worker[0]",
         "b.toml:18:1: worker[1].restart_time: background worker \"one\": invalid restart interval: \
@@ -279,6 +279,24 @@ fn a_text_where_a_number_belongs_is_not_repeated() {
     );
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(!found.concat().contains("hunter2"), "{found:#?}");
+}
+
+#[test]
+fn a_mistake_in_the_file_hides_neither_a_flag_nor_a_variable() {
+    let mut both = with(
+        sources("[database]\nx = 1\n"),
+        "BGWORKER_POSTMASTER__STARTS_PER_TICK",
+        "0",
+    );
+    both.database = Some("host=h".to_owned());
+    let problems = config::read(&both).unwrap_err().to_string();
+    let lines: Vec<_> = problems.lines().collect();
+    assert_eq!(lines.len(), 2, "{problems}");
+    assert!(lines[0].contains("unknown key \"x\""), "{problems}");
+    assert!(
+        lines[1].starts_with("BGWORKER_POSTMASTER__STARTS_PER_TICK: "),
+        "{problems}"
+    );
 }
 
 #[test]
@@ -477,7 +495,7 @@ fn d10_the_difference_of_settings_says_what_a_reload_has_to_do() {
     };
     assert_eq!(keys, &["schema", "table"]);
     let elsewhere = file(&worker(WHOLE).replace("embedded = true", "url = 'host=h'"));
-    let parameter = "database";
+    let parameter = "database.url";
     assert_eq!(
         config::difference(&old, &elsewhere),
         [Change::NeedsRestart { parameter }]

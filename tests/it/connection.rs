@@ -35,6 +35,64 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up_within_the_deadline(
 }
 
 #[actix::test]
+async fn a_host_that_is_silent_leaves_time_for_the_next_one() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap().port();
+    let port = free_port();
+    let settings = ClusterSettings::temporary()
+        .option("fsync", "off")
+        .option("listen_addresses", "127.0.0.1")
+        .option("port", port.to_string());
+    let _cluster = Cluster::start(settings).unwrap();
+    let hosts = "host=127.0.0.1,127.0.0.1";
+    let database = impatient(&format!("{hosts} port={silent},{port} user=postgres"));
+    database.connect("test", None).await.unwrap();
+    let database = impatient(&format!("{hosts} port={silent},{silent}"));
+    let error = database.connect("test", None).await.unwrap_err();
+    assert!(error.is_away());
+    assert_eq!(
+        error.to_string().matches("could not connect").count(),
+        2,
+        "{error}"
+    );
+}
+
+#[actix::test]
+async fn a_socket_that_closes_during_the_tls_handshake_is_the_database_being_away() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for peer in listener.incoming() {
+            let mut peer = peer.unwrap();
+            let mut request = [0; 8];
+            std::io::Read::read_exact(&mut peer, &mut request).unwrap();
+            peer.write_all(b"S").unwrap();
+        }
+    });
+    let database = impatient(&format!("host=127.0.0.1 port={port} user=u"));
+    let error = database.connect("test", None).await.unwrap_err();
+    assert!(error.is_away(), "{error}");
+    assert_eq!(database.server_state().await.0, ServerState::Away);
+}
+
+#[actix::test]
+async fn a_dropped_connection_is_closed_though_its_statement_runs() {
+    let db = TestDatabase::new().await;
+    let connection = db.database.connect("dropped", None).await.unwrap();
+    let sleeping =
+        actix_rt::spawn(async move { connection.query("sleep", "SELECT pg_sleep(60)", &[]).await });
+    let is_there = "SELECT EXISTS (SELECT FROM pg_stat_activity \
+                    WHERE application_name = 'dropped' AND state = 'active')";
+    crate::support::eventually("it sleeps", || async { db.value::<bool>(is_there).await }).await;
+    sleeping.abort();
+    // The server looks every five seconds whether its client is still there.
+    crate::support::within(Duration::from_secs(10), "it is gone", || async {
+        !db.value::<bool>(is_there).await
+    })
+    .await;
+}
+
+#[actix::test]
 async fn a_peer_that_is_no_server_is_an_error_that_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -97,7 +155,7 @@ async fn a_database_that_does_not_exist_is_the_workers_failure_and_the_server_is
             .contains("FATAL: database \"nowhere\" does not exist"),
         "{error}"
     );
-    let nowhere = database(&format!("{} dbname=nowhere", db.conninfo()));
+    let nowhere = database(&db.conninfo_with("dbname", "nowhere"));
     assert_eq!(nowhere.server_state().await.0, ServerState::Primary);
 }
 
@@ -109,7 +167,7 @@ async fn every_session_is_read_committed_and_has_its_timeouts() {
         "ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"
     ))
     .await;
-    let conninfo = format!("{} options='-c work_mem=1234kB'", db.conninfo());
+    let conninfo = db.conninfo_with("options", "-c work_mem=1234kB");
     let connection = database(&conninfo).connect("me", None).await.unwrap();
     for (parameter, value) in [
         ("default_transaction_isolation", "read committed"),
@@ -126,7 +184,7 @@ async fn every_session_is_read_committed_and_has_its_timeouts() {
             .unwrap();
         assert_eq!(rows[0].get::<_, String>(0), value, "{parameter}");
     }
-    let named = format!("{} application_name=ours", db.conninfo());
+    let named = db.conninfo_with("application_name", "ours");
     let connection = database(&named).connect("me", None).await.unwrap();
     let rows = connection
         .query("show", "SHOW application_name", &[])
@@ -240,6 +298,8 @@ async fn sslmode_require_encrypts_and_refuses_a_server_without_tls() {
         let rows = connection.query("ask", is_encrypted, &[]).await.unwrap();
         assert_eq!(rows[0].get::<_, bool>(0), expected, "{sslmode}");
     }
+    let address = database(&format!("hostaddr=127.0.0.1 port={port} user=postgres"));
+    address.connect("test", None).await.unwrap();
     cluster.stop().unwrap();
     let _cluster = Cluster::start(plain).unwrap();
     let error = tcp("require").connect("test", None).await.unwrap_err();

@@ -33,6 +33,10 @@ fn a_url_means_what_its_key_value_string_means() {
             "host = h dbname = 'd' sslmode=require",
         ),
         (
+            "postgresql://u:pa?ss=w@h/d",
+            "user=u password='pa?ss=w' host=h dbname=d",
+        ),
+        (
             "postgresql://u:it%27s%5C@h",
             r"user=u password='it\'s\\' host=h",
         ),
@@ -73,6 +77,10 @@ fn what_is_wrong_is_named_without_its_value() {
         (
             "host=a,b,c port=1,2",
             "\"port\": 2 ports do not match 3 hosts",
+        ),
+        (
+            "host=a,b hostaddr=1.1.1.1",
+            "\"hostaddr\": 1 addresses do not match 2 hosts",
         ),
         ("hostaddr=hunter2", "\"hostaddr\": it must be an IP address"),
         (

@@ -152,6 +152,43 @@ fn a_second_instance_on_the_same_directory_is_told_who_has_it() {
 }
 
 #[test]
+fn a_private_server_that_dies_is_the_end_with_its_reason() {
+    let (config, _) = seed();
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for_all(&["SPI worker 1 initialized", "SPI worker 2 initialized"]);
+    let pid_file = fs::read_to_string(config.data_dir().join("postmaster.pid")).unwrap();
+    let pid = pid_file.lines().next().unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    daemon.wait_for("has ended by itself");
+    assert_eq!(daemon.wait().0, Some(1));
+}
+
+#[actix::test]
+async fn a_log_that_nobody_reads_any_more_ends_nothing() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "20ms", &["s"]);
+    let mut child = bgworker()
+        .arg("--config")
+        .arg(&config.path)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    let counted = table("s", "t");
+    eventually("the table is there", || async {
+        db.value::<bool>("SELECT to_regclass('s.t') IS NOT NULL")
+            .await
+    })
+    .await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
+        .await;
+    db.wait_for_rows(&counted, &["total|1"]).await;
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_signal_while_the_private_server_is_being_made_stops_cleanly() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let (config, _) = seed();
@@ -286,7 +323,7 @@ async fn a36_each_change_of_the_file_takes_its_effect_in_one_line() {
     config.write(&moved.replacen("[[worker]]\n", limits, 1));
     daemon.signal(Signal::SIGHUP);
     daemon.wait_for_all(&[
-        "parameter \"database\" cannot be changed without restarting",
+        "parameter \"database.connect_timeout\" cannot be changed without restarting",
         "parameters of the postmaster changed: max_workers",
         "worker \"goes\" removed",
         "parameters of worker \"stays\" changed: restart_time",

@@ -81,6 +81,64 @@ fn a_directory_with_something_else_in_it_is_left_alone() {
 }
 
 #[test]
+fn what_an_interrupted_initdb_left_behind_is_cleared_away() {
+    let directory = reachable_directory();
+    let data_dir = directory.path().join("data");
+    fs::create_dir_all(data_dir.join("base")).unwrap();
+    fs::write(data_dir.join("PG_VERSION"), "15\n").unwrap();
+    fs::write(directory.path().join("data.initdb"), "").unwrap();
+    let cluster = Cluster::start(kept(&data_dir)).unwrap();
+    assert!(!directory.path().join("data.initdb").exists());
+    cluster.stop().unwrap();
+}
+
+#[test]
+fn missing_parents_and_a_directory_that_is_empty_will_do() {
+    let directory = reachable_directory();
+    let deep = directory.path().join("not/yet/there");
+    Cluster::start(kept(&deep)).unwrap().stop().unwrap();
+    let empty = directory.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    Cluster::start(kept(&empty)).unwrap().stop().unwrap();
+}
+
+#[test]
+fn a_log_that_is_a_link_is_not_followed() {
+    let directory = reachable_directory();
+    let data_dir = directory.path().join("data");
+    Cluster::start(kept(&data_dir)).unwrap().stop().unwrap();
+    let precious = directory.path().join("precious");
+    fs::write(&precious, "mine").unwrap();
+    let log = data_dir.join("server.log");
+    fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink(&precious, &log).unwrap();
+    let error = Cluster::start(kept(&data_dir)).unwrap_err().to_string();
+    assert!(error.contains("server.log"), "{error}");
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "mine");
+}
+
+#[actix::test]
+async fn a_signal_to_the_watchdogs_group_leaves_nobody_behind() {
+    use nix::sys::signal::{Signal, killpg};
+    let directory = reachable_directory();
+    let data_dir = directory.path().join("data");
+    let cluster = Cluster::start(kept(&data_dir)).unwrap();
+    // A client keeps the smart shutdown from ending, which this signal is to the server.
+    let db = TestDatabase::at(&cluster.conninfo()).await;
+    let watchdog = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let command = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+        let is_it = command.contains("bgworker-watchdog") && command.contains(data_dir.to_str()?);
+        let pid = entry.file_name().to_str()?.parse::<i32>().ok()?;
+        let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid))).ok()?;
+        (is_it && group.as_raw() == pid).then_some(group)
+    });
+    killpg(watchdog.expect("there is a watchdog"), Signal::SIGTERM).unwrap();
+    cluster.stop().unwrap();
+    assert_eq!(processes_with(&data_dir), Vec::<String>::new());
+    drop(db);
+}
+
+#[test]
 fn a_cluster_of_another_version_is_refused_naming_both() {
     let directory = reachable_directory();
     fs::write(directory.path().join("PG_VERSION"), "9\n").unwrap();

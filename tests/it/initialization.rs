@@ -63,7 +63,7 @@ async fn a20_a_role_that_may_create_nothing_works_when_all_exists() {
          GRANT SELECT, UPDATE, DELETE ON s.t TO {role}; INSERT INTO s.t VALUES ('total', 0)"
     ))
     .await;
-    let restricted = TestDatabase::at(&format!("{} user={role}", db.conninfo())).await;
+    let restricted = TestDatabase::at(&db.conninfo_with("user", &role)).await;
     let postmaster = restricted.postmaster();
     restricted
         .worker(&postmaster, "restricted", brisk(&counted))
@@ -149,12 +149,80 @@ async fn a20_a_role_that_may_not_create_the_schema_is_told_so_by_the_server() {
         db.value::<String>("SELECT current_database()::text").await
     );
     db.execute(&format!("CREATE ROLE {role} LOGIN")).await;
-    let restricted = TestDatabase::at(&format!("{} user={role}", db.conninfo())).await;
+    let restricted = TestDatabase::at(&db.conninfo_with("user", &role)).await;
     let reason = refusal(&restricted).await;
     assert!(
         reason.contains("create the schema") && reason.contains("42501"),
         "{reason}"
     );
+}
+
+/// A worker on `s.t` that cannot get ready while a client holds something, and can afterwards.
+async fn waits_while_a_client(db: &TestDatabase, holds: &str, initial_total: Option<i64>) {
+    let client = db.connect().await;
+    client.batch_execute("hold", holds).await.unwrap();
+    let postmaster = db.postmaster();
+    let mut settings = brisk(&table("s", "t"));
+    settings.initial_total = initial_total;
+    let worker = register(&postmaster, "w", settings).await;
+    let status = || async {
+        let status = postmaster.worker(worker.id).await.unwrap();
+        status.expect("the worker has ended")
+    };
+    eventually("it has given up waiting for the lock", || async {
+        let error = status().await.report.last_error;
+        error.is_some_and(|error| error.contains("55P03"))
+    })
+    .await;
+    client.batch_execute("let go", "ROLLBACK").await.unwrap();
+    eventually("it is ready", || async { status().await.report.cycles > 0 }).await;
+    assert_eq!(status().await.starts, 1, "it was never an exit");
+}
+
+#[actix::test]
+async fn d17_a_lock_on_the_table_is_waited_for_before_the_first_cycle_too() {
+    let db = TestDatabase::new().await;
+    db.execute(&made_by_the_worker()).await;
+    waits_while_a_client(
+        &db,
+        "BEGIN; LOCK TABLE s.t IN SHARE MODE; LOCK TABLE s.t",
+        None,
+    )
+    .await;
+}
+
+#[actix::test]
+async fn d17_somebody_elses_schema_or_total_under_way_is_waited_for() {
+    let db = TestDatabase::new().await;
+    waits_while_a_client(&db, "BEGIN; CREATE SCHEMA s", None).await;
+    let db = TestDatabase::new().await;
+    db.execute(&made_by_the_worker()).await;
+    let holds = "BEGIN; INSERT INTO s.t VALUES ('total', 5)";
+    waits_while_a_client(&db, holds, Some(0)).await;
+    db.wait_for_rows(&table("s", "t"), &["total|0"]).await;
+}
+
+fn made_by_the_worker() -> String {
+    "CREATE SCHEMA s; CREATE TABLE s.t (type text NOT NULL, value bigint NOT NULL); \
+     CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'"
+        .to_owned()
+}
+
+#[actix::test]
+async fn columns_are_named_so_their_order_and_others_beside_them_do_not_matter() {
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.t (value integer, note text, type text); \
+         CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'",
+    )
+    .await;
+    let postmaster = db.postmaster();
+    let mut settings = brisk(&table("s", "t"));
+    settings.initial_total = Some(40);
+    db.worker(&postmaster, "w", settings).await;
+    db.execute("INSERT INTO s.t (type, value) VALUES ('delta', 2)")
+        .await;
+    db.wait_for_rows(&table("s", "t"), &["total|42"]).await;
 }
 
 #[test]

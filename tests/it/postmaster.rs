@@ -563,6 +563,31 @@ async fn a48_two_postmasters_in_one_system_are_independent() {
     assert_eq!(status.state, WorkerState::Running);
 }
 
+#[actix::test]
+async fn a_patience_beyond_all_time_is_one_that_does_not_end() {
+    tokio::time::pause();
+    let limits = Limits {
+        shutdown_timeout: Duration::MAX,
+        ..Limits::default()
+    };
+    let postmaster = Postmaster::launch(limits, None).unwrap();
+    let stage = Stage::new();
+    for name in ["terminated", "shut down"] {
+        let worker = BackgroundWorker::new(name);
+        let main = stage.main(Script::IgnoreEverything);
+        let worker = postmaster.register(worker, main).await.unwrap();
+        worker.ready().await.unwrap();
+        if name == "terminated" {
+            worker.terminate();
+        }
+    }
+    postmaster.shut_down(Shutdown::Smart);
+    tokio::time::sleep(86_400 * SECOND).await;
+    assert_eq!(postmaster.status().await.unwrap().counts.running, 2);
+    postmaster.shut_down(Shutdown::Immediate);
+    postmaster.exited().await.unwrap();
+}
+
 // The latch.
 
 #[actix::test]

@@ -7,11 +7,11 @@ use std::time::Duration;
 use bgworker::database::ServerState;
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::{Limits, Shutdown};
-use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, StartTime};
+use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, StartTime};
 use tracing::Level;
 
 use crate::embedded::reachable_directory;
-use crate::support::database::{TestDatabase, database};
+use crate::support::database::{TestDatabase, brisk, database, table};
 use crate::support::log::Log;
 use crate::support::scripted::{NAPS, Stage};
 use crate::support::{eventually, within};
@@ -104,6 +104,61 @@ async fn a13_on_a_standby_consistent_state_runs_and_the_rest_follows_its_promoti
     assert_eq!(stage.started().await.0, "recovery finished");
     postmaster.shut_down(Shutdown::Smart);
     postmaster.exited().await.unwrap();
+}
+
+#[actix::test]
+async fn a_postmaster_that_has_exited_looks_at_no_server_any_more() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (counted, count) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for peer in listener.incoming() {
+            drop(peer);
+            if counted.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    let conninfo = format!("host=127.0.0.1 port={port} user=u sslmode=disable");
+    let (postmaster, _stage) = one_of_each_level(&conninfo).await;
+    eventually("it looks", || async { count.try_recv().is_ok() }).await;
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+    while count.try_recv().is_ok() {}
+    tokio::time::sleep(Duration::from_millis(2500)).await; // more than two intervals
+    assert!(count.try_recv().is_err());
+}
+
+#[actix::test]
+async fn a_worker_that_meets_a_standby_instead_of_a_primary_comes_back_though_it_never_restarts() {
+    let directory = reachable_directory();
+    let data_dir = directory.path().join("data");
+    let settings = ClusterSettings::kept(&data_dir).option("fsync", "off");
+    Cluster::start(settings.clone()).unwrap().stop().unwrap();
+    fs::write(data_dir.join("standby.signal"), "").unwrap();
+    let cluster = Cluster::start(settings).unwrap();
+    let db = TestDatabase::at(&cluster.conninfo()).await;
+    let postmaster = db.postmaster();
+    // As if the server had become a standby between the look at it and the start.
+    let (_sender, receiver) = tokio::sync::watch::channel(brisk(&table("s", "t")));
+    let worker = BackgroundWorker::new("w")
+        .start_time(StartTime::ConsistentState)
+        .restart_time(RestartTime::Never);
+    let worker = postmaster
+        .register(worker, bgworker::worker_spi::main(receiver))
+        .await
+        .unwrap();
+    let status = || async { postmaster.worker(worker.id()).await.unwrap() };
+    eventually("it met the standby", || async {
+        let reason = status().await.expect("it has not ended for good").reason;
+        reason.is_some_and(|reason| reason.contains("25006"))
+    })
+    .await;
+    assert!(db.value::<bool>("SELECT pg_promote()").await);
+    eventually("it folds", || async {
+        status().await.unwrap().report.cycles > 0
+    })
+    .await;
 }
 
 #[actix::test]

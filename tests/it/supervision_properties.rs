@@ -93,6 +93,7 @@ struct Sim {
     ended: Vec<Incarnation>,
     /// Before this, a worker must not start.
     not_before: BTreeMap<WorkerId, Instant>,
+    exited_at: BTreeMap<Incarnation, Instant>,
     told_to_stop: BTreeSet<Incarnation>,
     /// Those of them that were terminated, or ended during a shutdown.
     for_good: BTreeSet<Incarnation>,
@@ -121,6 +122,7 @@ impl Sim {
             running: BTreeMap::new(),
             ended: Vec::new(),
             not_before: BTreeMap::new(),
+            exited_at: BTreeMap::new(),
             told_to_stop: BTreeSet::new(),
             for_good: BTreeSet::new(),
             resetting: false,
@@ -239,6 +241,7 @@ impl Sim {
         if self.shutdown.is_some() {
             self.for_good.insert(incarnation);
         }
+        self.exited_at.insert(incarnation, self.now);
         self.machine.worker_exited(self.now, incarnation, exit, 0.5);
         self.running.remove(&incarnation.worker);
         self.ended.push(incarnation);
@@ -398,10 +401,8 @@ impl Sim {
             }
             unexpected => panic!("{unexpected:?}"),
         }
-        if let (Afterwards::Restart(_), Some(WorkerState::BackingOff { until })) =
-            (then, self.machine.state(id))
-        {
-            self.not_before.insert(id, until);
+        if let (Afterwards::Restart(wait), Some(at)) = (then, self.exited_at.get(&incarnation)) {
+            self.not_before.insert(id, *at + wait);
         }
     }
 

@@ -185,6 +185,21 @@ fn every_room_uses_only_those_it_may_use() {
 }
 
 #[test]
+fn what_decides_needs_nothing_but_std_and_thiserror() {
+    let rooms = rooms();
+    for room in ["supervision", "background_worker"] {
+        let uses = rooms[room]
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("use "));
+        let uses = uses.map(|path| path.trim_start_matches("pub ").split("::").next().unwrap());
+        for root in uses {
+            let allowed = ["std", "thiserror", "crate", "super", "self"];
+            assert!(allowed.contains(&root), "{room} uses {root}");
+        }
+    }
+}
+
+#[test]
 fn no_room_uses_one_that_uses_it() {
     let edges: BTreeMap<_, _> = MAY_USE.into_iter().collect();
     for (room, _) in MAY_USE {

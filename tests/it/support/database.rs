@@ -108,6 +108,17 @@ impl TestDatabase {
         &self.conninfo
     }
 
+    /// Its connection string with one more setting, in whichever spelling it has.
+    pub(crate) fn conninfo_with(&self, keyword: &str, value: &str) -> String {
+        let conninfo = &self.conninfo;
+        if !conninfo.contains("://") {
+            return format!("{conninfo} {keyword}='{value}'");
+        }
+        let separator = if conninfo.contains('?') { '&' } else { '?' };
+        let value = value.replace(' ', "%20");
+        format!("{conninfo}{separator}{keyword}={value}")
+    }
+
     /// Another connection to it.
     pub(crate) async fn connect(&self) -> Connection {
         self.database.connect("tests", None).await.unwrap()
