@@ -3,6 +3,7 @@
 //! `TEST_DATABASE_URL` names a server to use instead; its role must be a superuser. Without it, and
 //! without PostgreSQL's binaries, tests fail and say what to install: none is skipped.
 
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Limits;
 use bgworker::worker_spi::{self, Settings, Table};
 use bgworker::{Access, BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, WorkerId};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use super::eventually;
 
@@ -31,6 +32,25 @@ pub(crate) struct TestDatabase {
     conninfo: String,
     pub(crate) database: Database,
     pub(crate) client: Connection,
+}
+
+/// Whether the server was rid of what earlier processes left there.
+static SWEPT: OnceCell<()> = OnceCell::const_new();
+
+/// Drops the databases of test processes that are gone. A private server has none; on another one
+/// nobody else would.
+async fn sweep(admin: &Connection) {
+    let left = "SELECT datname::text FROM pg_database WHERE datname ~ '^bgworker_[0-9]+_[0-9]+$'";
+    for row in admin.query("look for leftovers", left, &[]).await.unwrap() {
+        let name: String = row.get(0);
+        let pid = name.split('_').nth(1).unwrap();
+        if !Path::new("/proc").join(pid).exists() {
+            let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+            admin.batch_execute("sweep", &drop).await.unwrap();
+            let drop = format!("DROP ROLE IF EXISTS {name}_role");
+            admin.batch_execute("sweep", &drop).await.unwrap();
+        }
+    }
 }
 
 /// A built-in worker of a test, and the way to change its settings.
@@ -77,6 +97,7 @@ impl TestDatabase {
         let number = DATABASES.fetch_add(1, Ordering::Relaxed);
         let name = format!("bgworker_{}_{number}", std::process::id());
         let admin = database(&server).connect("tests", None).await.unwrap();
+        SWEPT.get_or_init(|| sweep(&admin)).await;
         admin
             .batch_execute(
                 "make a database",
