@@ -199,12 +199,19 @@ fn mistake(offset: usize, key: String, message: &str) -> Mistake {
                 Some(nearest) => format!("did you mean \"{nearest}\"?"),
                 None => format!("the {what}s here are {}", known.join(", ")),
             };
-            (format!("unknown {what} \"{word}\""), Some(hint))
+            // A value may be a secret in the wrong place; a key is none.
+            let word = if what == "key" {
+                format!(" \"{word}\"")
+            } else {
+                String::new()
+            };
+            (format!("unknown {what}{word}"), Some(hint))
         }
         (Some(("invalid", rest)), _) => {
-            let found = rest.split([' ', '`', '"']).nth(1).unwrap_or_default();
+            let found = rest.split([' ', '`', '"', ',']).nth(1).unwrap_or_default();
             let expected = match rest.rsplit_once("expected ") {
                 Some((_, "usize" | "u32")) => "a whole number that is not negative",
+                Some((_, "a sequence")) => "a list of tables, each under [[worker]]",
                 Some((_, "i64")) => "a whole number",
                 Some((_, expected)) => expected,
                 None => "something else",

@@ -76,7 +76,8 @@ impl Sources {
             found.extend(layered.mistakes());
         }
         for (variable, value) in &self.environment {
-            let Some(key) = key_of(variable) else {
+            // As for PG* variables, an empty one is one that is not set.
+            let Some(key) = key_of(variable).filter(|_| !value.is_empty()) else {
                 continue;
             };
             match one_line_document(&key, value) {

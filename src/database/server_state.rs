@@ -74,7 +74,10 @@ impl Database {
                     Some(reason) if state == ServerState::Away => {
                         warn!(%state, %reason, "server is {state}");
                     }
-                    Some(_) | None => info!(%state, "server is {state}"),
+                    Some(reason) => {
+                        warn!(%state, %reason, "server is there, but does not let us look at it");
+                    }
+                    None => info!(%state, "server is {state}"),
                 }
                 changed(state);
             }

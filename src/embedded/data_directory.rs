@@ -1,10 +1,13 @@
 //! A data directory: who holds it, which version made it, whether a server serves it.
 
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use nix::unistd::Uid;
 
 use super::binaries::Binaries;
 use super::error::{EmbeddedError, io_error};
@@ -62,7 +65,10 @@ pub(super) fn is_served(data_dir: &Path, socket_dir: Option<&Path>) -> bool {
 /// Clears away what an initdb has left behind that was interrupted, by a power failure say.
 pub(super) fn clear_if_unfinished(data_dir: &Path) -> Result<(), EmbeddedError> {
     let unfinished = unfinished(data_dir);
-    if !unfinished.exists() {
+    // One that somebody else put there is no reason to remove anything.
+    let is_ours =
+        |marker: fs::Metadata| marker.is_file() && marker.uid() == Uid::effective().as_raw();
+    if !fs::symlink_metadata(&unfinished).is_ok_and(is_ours) {
         return Ok(());
     }
     let entries = fs::read_dir(data_dir).map_err(io_error("read", data_dir))?;

@@ -41,6 +41,16 @@ pub enum EmbeddedError {
         /// The directory.
         data_dir: PathBuf,
     },
+    /// The data directory is not empty and belongs to somebody else.
+    #[error(
+        "data directory \"{}\" belongs to another user than the one the server runs as: change its \
+         owner, or choose another data_dir",
+        .data_dir.display()
+    )]
+    OtherOwner {
+        /// The directory.
+        data_dir: PathBuf,
+    },
     /// The data directory has something in it that is not a cluster.
     #[error(
         "data directory \"{}\" exists but is not a PostgreSQL cluster: empty it, or choose another data_dir",

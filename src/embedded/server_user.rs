@@ -1,7 +1,9 @@
 //! Whom the server runs as: ourselves, or, where we are root, an unprivileged user.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown, fchown};
+use std::os::unix::fs::{
+    MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, fchown,
+};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,6 +42,13 @@ impl ServerUser {
         })
     }
 
+    fn uid(self) -> u32 {
+        match self {
+            Self::Ourselves => Uid::effective().as_raw(),
+            Self::Other { uid, .. } => uid,
+        }
+    }
+
     /// Makes a command run as this user.
     pub(super) fn assume(self, command: &mut Command) {
         if let Self::Other { uid, gid } = self {
@@ -69,6 +78,12 @@ impl ServerUser {
             let private = fs::Permissions::from_mode(0o700);
             fs::set_permissions(&path, private).map_err(io_error("close to others", &path))?;
             self.own(&path)?;
+        } else if fs::metadata(&path)
+            .map_err(io_error("look at", &path))?
+            .uid()
+            != self.uid()
+        {
+            return Err(EmbeddedError::OtherOwner { data_dir: path });
         }
         Ok(path)
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use actix::{Addr, Recipient};
 use tokio::sync::{broadcast, oneshot};
+use tracing::field::display;
 use tracing::{debug, error, info, warn};
 
 use super::event::{Event, EventKind, Milestone, WaitError, Waiters};
@@ -312,7 +313,8 @@ impl Child {
         let (slot, generation) = (self.id.slot(), self.id.generation());
         let reason = self.reason.as_ref();
         let sqlstate = reason.and_then(|reason| reason.sqlstate.as_deref());
-        let reason = reason.map(|reason| &*reason.text);
+        // Not as a quoted text: it may hold a statement that somebody wants to copy.
+        let reason = reason.map(|reason| display(&reason.text));
         let restart_in = match afterwards {
             Afterwards::Restart(wait) => Some(humantime::format_duration(wait).to_string()),
             Afterwards::Unregister | Afterwards::GiveUp => None,

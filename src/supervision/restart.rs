@@ -112,7 +112,9 @@ fn doubled(initial: Duration, times: u32, max: Duration) -> Duration {
 }
 
 fn jittered(wait: Duration, jitter: f64) -> Duration {
-    wait.mul_f64(1.0 - JITTER * jitter.clamp(0.0, 1.0))
+    let less = wait.mul_f64(JITTER * jitter.clamp(0.0, 1.0));
+    // To the millisecond: it is shown.
+    wait - Duration::from_millis(u64::try_from(less.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -220,6 +220,7 @@ impl Folder {
                     let sqlstate = error.sqlstate();
                     let why = match sqlstate {
                         Some(statement::UNDONE) => "something suppresses the update of the total",
+                        Some("57014") => "the deltas are kept: give it a longer statement_timeout",
                         Some(_) | None => "the deltas are kept",
                     };
                     error!(worker, sqlstate, "{worker}: {error}: {why}");

@@ -43,8 +43,9 @@ impl Remedy {
             return Self::Away;
         }
         match error.sqlstate() {
-            Some("40001" | "40P01" | "55P03" | "57014" | "26000" | "0A000") => Self::Again,
-            Some("22003" | "53100" | "53200" | UNDONE) => Self::BackOff,
+            Some("40001" | "40P01" | "55P03" | "26000" | "0A000") => Self::Again,
+            // A fold that takes too long takes as long the next time, and writes for nothing.
+            Some("57014" | "22003" | "53100" | "53200" | UNDONE) => Self::BackOff,
             // Written to a standby: one that was a primary, if it is in recovery.
             Some("25006") => match connection.is_in_recovery().await {
                 Ok(true) | Err(_) => Self::Away,

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use bgworker::supervision::{Shutdown, WorkerState};
+use bgworker::database::{ConnInfo, Database, Deadlines};
+use bgworker::supervision::{Limits, Shutdown, WorkerState};
 use bgworker::worker_spi::{Settings, Table};
-use bgworker::{PostmasterHandle, WorkerId};
+use bgworker::{Postmaster, PostmasterHandle, WorkerId};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -546,6 +547,42 @@ async fn an_update_that_a_trigger_suppresses_undoes_the_whole_fold() {
     assert_eq!(db.rows(&counted).await, ["delta|5", "total|0"]);
     db.execute("DROP TRIGGER suppress ON s.t").await;
     db.wait_for_rows(&counted, &["total|5"]).await;
+}
+
+#[actix::test]
+async fn a_fold_that_takes_too_long_is_reported_for_what_it_is_and_backs_off() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let conninfo = ConnInfo::parse(db.conninfo(), |_| None).unwrap();
+    let deadlines = Deadlines {
+        statement: Duration::from_millis(100),
+        ..Deadlines::default()
+    };
+    let impatient = Database::new(conninfo, deadlines).unwrap();
+    let postmaster = Postmaster::launch(Limits::default(), Some(impatient)).unwrap();
+    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute(
+        "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END'; \
+         CREATE TRIGGER slow BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.slow(); \
+         INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
+    )
+    .await;
+    let why = "give it a longer statement_timeout";
+    eventually("it is reported", || async {
+        !log.with(Level::ERROR, why).is_empty()
+    })
+    .await;
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(log.with(Level::WARN, "").len(), 1, "{}", log.text());
+    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    assert!(
+        status.report.consecutive_failures < 7,
+        "10, 20, 40 … ms apart"
+    );
+    db.execute("DROP TRIGGER slow ON s.t").await;
+    db.wait_for_rows(&counted, &["total|1"]).await;
 }
 
 #[actix::test]

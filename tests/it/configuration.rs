@@ -180,7 +180,7 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
         ),
         (
             "start_time = 'recovery_finish'",
-            "4:14: worker[0].start_time: unknown value \"recovery_finish\" \
+            "4:14: worker[0].start_time: unknown value \
              (did you mean \"recovery_finished\"?)",
         ),
         (
@@ -382,6 +382,7 @@ fn a_variable_is_checked_under_its_own_name_and_others_are_ignored() {
         ("BGWORKER_CONFIG", "x"),
         ("BGWORKER_WORKER__NAME", "x"),
         ("BGWORKER_OTHER__NAME", "x"),
+        ("BGWORKER_DATABASE__URL", ""),
     ] {
         config::read(&with(file(), variable, value)).unwrap();
     }

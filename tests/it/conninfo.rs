@@ -82,6 +82,9 @@ fn what_is_wrong_is_named_without_its_value() {
             "host=a,b hostaddr=1.1.1.1",
             "\"hostaddr\": 1 addresses do not match 2 hosts",
         ),
+        ("postgresql://u:p@hunter2@h/d", "must be written as %40"),
+        ("postgresql://u:1/hunter2@h/d", "must be written as %40"),
+        ("postgresql://u@[::1]6543/d", "a port lacks its \":\""),
         ("hostaddr=hunter2", "\"hostaddr\": it must be an IP address"),
         (
             "mysql://u:hunter2@h/d",

@@ -17,6 +17,31 @@ pub(crate) fn reachable_directory() -> tempfile::TempDir {
         .unwrap()
 }
 
+/// Makes a path the server's, whoever it runs as.
+pub(crate) fn give_to_the_server(path: &Path) {
+    let user = nix::unistd::User::from_name("postgres").unwrap();
+    if let (true, Some(user)) = (nix::unistd::Uid::effective().is_root(), user) {
+        let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
+    }
+}
+
+#[test]
+fn a_directory_of_somebody_elses_is_not_touched() {
+    let directory = reachable_directory();
+    fs::write(directory.path().join("PG_VERSION"), "15\n").unwrap();
+    // Ours is somebody else's to the server if we are root; if not, root's is.
+    let data_dir = if nix::unistd::Uid::effective().is_root() {
+        directory.path()
+    } else {
+        Path::new("/etc")
+    };
+    let before = fs::read_dir(data_dir).unwrap().count();
+    let error = Cluster::start(kept(data_dir)).unwrap_err();
+    assert!(matches!(error, EmbeddedError::OtherOwner { .. }), "{error}");
+    assert_eq!(fs::read_dir(data_dir).unwrap().count(), before);
+}
+
 fn kept(data_dir: &Path) -> ClusterSettings {
     ClusterSettings::kept(data_dir).option("fsync", "off")
 }
@@ -72,6 +97,7 @@ fn a_directory_with_something_else_in_it_is_left_alone() {
     let directory = reachable_directory();
     let file = directory.path().join("precious");
     fs::write(&file, "").unwrap();
+    give_to_the_server(directory.path());
     let error = Cluster::start(kept(directory.path())).unwrap_err();
     assert!(
         matches!(error, EmbeddedError::NotACluster { .. }),
@@ -87,6 +113,7 @@ fn what_an_interrupted_initdb_left_behind_is_cleared_away() {
     fs::create_dir_all(data_dir.join("base")).unwrap();
     fs::write(data_dir.join("PG_VERSION"), "15\n").unwrap();
     fs::write(directory.path().join("data.initdb"), "").unwrap();
+    give_to_the_server(&data_dir);
     let cluster = Cluster::start(kept(&data_dir)).unwrap();
     assert!(!directory.path().join("data.initdb").exists());
     cluster.stop().unwrap();
@@ -142,6 +169,7 @@ async fn a_signal_to_the_watchdogs_group_leaves_nobody_behind() {
 fn a_cluster_of_another_version_is_refused_naming_both() {
     let directory = reachable_directory();
     fs::write(directory.path().join("PG_VERSION"), "9\n").unwrap();
+    give_to_the_server(directory.path());
     let error = Cluster::start(kept(directory.path()))
         .unwrap_err()
         .to_string();

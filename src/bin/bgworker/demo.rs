@@ -72,7 +72,8 @@ async fn show(
     };
     let streamed = tokio::select! {
         streamed = stream => streamed,
-        _ = signals.stop() => Ok(()),
+        // Any of them: a terminal that is closed says SIGHUP.
+        _ = signals.next() => Ok(()),
     };
     client.close().await;
     postmaster.shut_down(Shutdown::Smart);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bgworker::database::ConnInfo;
 use bgworker::embedded::{Cluster, ClusterSettings, EmbeddedError};
 use thiserror::Error;
-use tracing::error;
+use tracing::{error, info};
 
 use crate::signals::Signals;
 
@@ -33,6 +33,7 @@ pub(crate) async fn start(
     tokio::select! {
         started = &mut starting => Ok(started.map_err(|_| StartError::Thread)??),
         _ = signals.stop() => {
+            info!("asked to stop while the private server is being started");
             if let Ok(Ok(cluster)) = starting.await {
                 stop(cluster).await;
             }
@@ -56,13 +57,14 @@ pub(crate) async fn ended(cluster: Option<&mut Cluster>) -> EmbeddedError {
     }
 }
 
-/// Stops it, and waits until it has stopped.
-pub(crate) async fn stop(cluster: Cluster) {
+/// Stops it, waits until it has stopped, and says whether it has.
+pub(crate) async fn stop(cluster: Cluster) -> bool {
     match tokio::task::spawn_blocking(|| cluster.stop()).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => return true,
         Ok(Err(stop_error)) => error!("{stop_error}"),
         Err(_) => error!("the thread that stops the private server died"),
     }
+    false
 }
 
 /// How to connect to it: nothing of the environment applies.

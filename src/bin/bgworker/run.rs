@@ -6,7 +6,7 @@ use bgworker::database::{ConnInfo, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
 use bgworker::{Postmaster, PostmasterHandle};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::Configuration;
 use crate::configuration::{self, ConfigurationError};
@@ -48,10 +48,11 @@ async fn serve(configuration: &Configuration, settings: Settings, mut signals: S
         }
     };
     let exit = supervise(configuration, settings, conninfo, cluster.as_mut(), signals).await;
-    if let Some(cluster) = cluster {
-        private_server::stop(cluster).await;
-    }
-    exit
+    let has_stopped = match cluster {
+        Some(cluster) => private_server::stop(cluster).await,
+        None => true,
+    };
+    if has_stopped { exit } else { Exit::Failed }
 }
 
 async fn server(
@@ -128,6 +129,9 @@ async fn launch(
     settings: Settings,
     conninfo: ConnInfo,
 ) -> Result<(PostmasterHandle, InForce), Box<dyn std::error::Error>> {
+    if settings.workers.is_empty() {
+        warn!("the configuration has no [[worker]]: there is nothing to do");
+    }
     let database = Database::new(conninfo, settings.deadlines.clone())?;
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
     let in_force = InForce::register(settings, postmaster.clone()).await?;

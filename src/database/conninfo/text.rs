@@ -33,6 +33,12 @@ fn parse_url(rest: &str) -> Result<Vec<(String, String)>, ConnInfoError> {
         Some(_) | None => (None, rest),
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    // Else a part of a password would be taken for a host or a database, and shown.
+    if rest.contains('@') {
+        return Err(ConnInfoError::Syntax(
+            "in a user or a password, \"@\", \"/\" and \":\" must be written as %40, %2F and %3A",
+        ));
+    }
     let (servers, dbname) = rest.split_once('/').unwrap_or((rest, ""));
     if let Some(credentials) = credentials {
         let (user, password) = match credentials.split_once(':') {
@@ -83,7 +89,11 @@ fn split_port(server: &str) -> Result<(&str, Option<&str>), ConnInfoError> {
     } else {
         server.split_at(server.find(':').unwrap_or(server.len()))
     };
-    Ok((host, rest.strip_prefix(':').filter(|port| !port.is_empty())))
+    match rest.strip_prefix(':') {
+        Some(port) => Ok((host, Some(port).filter(|port| !port.is_empty()))),
+        None if rest.is_empty() => Ok((host, None)),
+        None => Err(ConnInfoError::Syntax("a port lacks its \":\"")),
+    }
 }
 
 fn decode(text: &str) -> Result<String, ConnInfoError> {

@@ -1,18 +1,19 @@
 //! Captures the log events of one test: those of its thread, where its actors run.
 
+use std::cell::RefCell;
 use std::fmt::{Debug, Write as _};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use tracing::field::{Field, Visit};
-use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 /// The events so far. Capturing ends when it is dropped.
 pub(crate) struct Log {
-    lines: Arc<Mutex<Vec<Line>>>,
-    _guard: DefaultGuard,
+    lines: Lines,
 }
+
+type Lines = Arc<Mutex<Vec<Line>>>;
 
 /// One event.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,18 +24,26 @@ pub(crate) struct Line {
     pub(crate) fields: String,
 }
 
-struct Capture(Arc<Mutex<Vec<Line>>>);
+thread_local! {
+    /// Where the events of this thread go, while somebody captures them.
+    static CAPTURED: RefCell<Option<Lines>> = const { RefCell::new(None) };
+}
+
+/// The one subscriber of the process. One for each test would not do: whether anybody wants an
+/// event is remembered for the process, and tests begin and end in parallel.
+struct Capture;
 
 impl Log {
     /// Begins to capture, every level.
     pub(crate) fn capture() -> Self {
-        let lines = Arc::default();
-        let capture = Capture(Arc::clone(&lines));
-        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(capture));
-        Self {
-            lines,
-            _guard: guard,
-        }
+        static INSTALL: Once = Once::new();
+        INSTALL.call_once(|| {
+            let subscriber = tracing_subscriber::registry().with(Capture);
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+        });
+        let lines = Lines::default();
+        CAPTURED.set(Some(Arc::clone(&lines)));
+        Self { lines }
     }
 
     /// The events of this project.
@@ -60,18 +69,26 @@ impl Log {
     }
 }
 
+impl Drop for Log {
+    fn drop(&mut self) {
+        CAPTURED.set(None);
+    }
+}
+
 impl<S: Subscriber> Layer<S> for Capture {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if !event.metadata().target().starts_with("bgworker") {
+        let captured = CAPTURED.with_borrow(Clone::clone);
+        let Some(lines) = captured.filter(|_| event.metadata().target().starts_with("bgworker"))
+        else {
             return;
-        }
+        };
         let mut line = Line {
             level: *event.metadata().level(),
             message: String::new(),
             fields: String::new(),
         };
         event.record(&mut line);
-        self.0.lock().unwrap().push(line);
+        lines.lock().unwrap().push(line);
     }
 }
 
