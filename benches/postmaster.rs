@@ -1,0 +1,190 @@
+//! What a fleet of no-op workers costs in real actors: starting one per tick, a Sighup to all, a
+//! Sigterm to empty, the memory of one that naps, and what everybody else on the thread feels.
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a bench measures real time and prints what it finds"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bgworker::supervision::{Limits, Shutdown};
+use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, Wake, WorkerContext};
+
+/// What one run of a fleet found. Starting includes registering, one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Figures {
+    all_running: Duration,
+    status_p99: Duration,
+    sighup: Duration,
+    empty: Duration,
+    bytes_per_worker: u64,
+    timer_late: Duration,
+}
+
+/// What workers have done so far.
+#[derive(Debug, Default)]
+struct Done {
+    started: AtomicUsize,
+    sighups: AtomicUsize,
+}
+
+fn main() {
+    println!(
+        "workers  all running  status p99  sighup by all  sigterm to empty  bytes/worker  timer late"
+    );
+    for workers in [10_000, 100_000] {
+        let runs: Vec<_> = (0..5).map(|_| run(workers)).collect();
+        let median = |of: fn(&Figures) -> Duration| {
+            let mut figures: Vec<_> = runs.iter().map(of).collect();
+            figures.sort_unstable();
+            figures[figures.len() / 2]
+        };
+        println!(
+            "{workers:>7}  {:>11.1?}  {:>10.2?}  {:>13.1?}  {:>16.1?}  {:>12}  {:>10.2?}",
+            median(|run| run.all_running),
+            median(|run| run.status_p99),
+            median(|run| run.sighup),
+            median(|run| run.empty),
+            // Later runs find memory that earlier ones have left.
+            runs[0].bytes_per_worker,
+            median(|run| run.timer_late),
+        );
+    }
+}
+
+fn run(workers: usize) -> Figures {
+    // A thread of its own for each run, so that memory of the last one is not reused unseen.
+    std::thread::spawn(move || actix::System::new().block_on(fleet(workers)))
+        .join()
+        .unwrap()
+}
+
+async fn fleet(workers: usize) -> Figures {
+    let done = Arc::new(Done::default());
+    let limits = Limits {
+        max_workers: workers,
+        ..Limits::default()
+    };
+    let before = resident();
+    let postmaster = Postmaster::launch(limits, None).unwrap();
+    let registering = Instant::now();
+    let registrations: Vec<_> = (0..workers)
+        .map(|n| {
+            let (postmaster, done) = (postmaster.clone(), Arc::clone(&done));
+            async move {
+                let worker = BackgroundWorker::new(format!("w{n}"));
+                postmaster
+                    .register(worker, move |context| nap(context, Arc::clone(&done)))
+                    .await
+            }
+        })
+        .collect();
+    let late = foreign_timer();
+    let status = ask_status(postmaster.clone());
+    for registration in registrations {
+        registration.await.unwrap();
+    }
+    wait_for(|| done.started.load(Ordering::Relaxed) == workers).await;
+    let all_running = registering.elapsed();
+    let bytes_per_worker = resident().saturating_sub(before) / workers as u64;
+
+    let begin = Instant::now();
+    postmaster.sighup();
+    wait_for(|| done.sighups.load(Ordering::Relaxed) == workers).await;
+    let sighup = begin.elapsed();
+
+    let begin = Instant::now();
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+    let empty = begin.elapsed();
+    Figures {
+        all_running,
+        status_p99: status.stop().await,
+        sighup,
+        empty,
+        bytes_per_worker,
+        timer_late: late.stop().await,
+    }
+}
+
+/// A worker that does nothing but nap.
+async fn nap(mut context: WorkerContext, done: Arc<Done>) -> Result<(), bgworker::WorkerError> {
+    context.ready();
+    done.started.fetch_add(1, Ordering::Relaxed);
+    loop {
+        match context.nap(Duration::from_secs(3600)).await {
+            Wake::Sighup => {
+                done.sighups.fetch_add(1, Ordering::Relaxed);
+            }
+            Wake::Timeout => {}
+            Wake::Sigterm | Wake::Sigint | Wake::PostmasterDeath => return Ok(()),
+        }
+    }
+}
+
+/// Something that is measured beside the fleet.
+struct Beside {
+    stop: tokio::sync::oneshot::Sender<()>,
+    figure: tokio::sync::oneshot::Receiver<Duration>,
+}
+
+impl Beside {
+    async fn stop(self) -> Duration {
+        let _ = self.stop.send(());
+        self.figure.await.unwrap()
+    }
+}
+
+/// How late a timer of a millisecond on the same thread is at most.
+fn foreign_timer() -> Beside {
+    let (stop, mut stopped) = tokio::sync::oneshot::channel();
+    let (send, figure) = tokio::sync::oneshot::channel();
+    actix_rt::spawn(async move {
+        let mut latest = Duration::ZERO;
+        while stopped.try_recv().is_err() {
+            let begin = Instant::now();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            latest = latest.max(begin.elapsed().saturating_sub(Duration::from_millis(2)));
+        }
+        let _ = send.send(latest);
+    });
+    Beside { stop, figure }
+}
+
+/// The 99th percentile of a status request from another thread, one every millisecond.
+fn ask_status(postmaster: PostmasterHandle) -> Beside {
+    let (stop, mut stopped) = tokio::sync::oneshot::channel();
+    let (send, figure) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        actix::System::new().block_on(async {
+            let mut took = Vec::new();
+            let mut interval = tokio::time::interval(Duration::from_millis(1));
+            while stopped.try_recv().is_err() {
+                interval.tick().await;
+                let begin = Instant::now();
+                postmaster.status().await.unwrap();
+                took.push(begin.elapsed());
+            }
+            took.sort_unstable();
+            let _ = send.send(took[took.len() * 99 / 100]);
+        });
+    });
+    Beside { stop, figure }
+}
+
+async fn wait_for(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
