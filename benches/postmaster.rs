@@ -90,6 +90,7 @@ async fn fleet(workers: usize) -> Figures {
     }
     wait_for(|| done.started.load(Ordering::Relaxed) == workers).await;
     let all_running = registering.elapsed();
+    let status_p99 = status.stop().await;
     let bytes_per_worker = resident().saturating_sub(before) / workers as u64;
 
     let begin = Instant::now();
@@ -103,7 +104,7 @@ async fn fleet(workers: usize) -> Figures {
     let empty = begin.elapsed();
     Figures {
         all_running,
-        status_p99: status.stop().await,
+        status_p99,
         sighup,
         empty,
         bytes_per_worker,

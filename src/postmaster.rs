@@ -12,13 +12,17 @@ mod handle;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::task::{self, Poll};
 use std::time::Instant;
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult,
-    SpawnHandle, System, WrapFuture,
+    SpawnHandle, StreamHandler, System, WrapFuture,
 };
+use futures_core::Stream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, error, info, warn};
@@ -50,6 +54,8 @@ const ACTIONS_PER_TURN: usize = 128;
 pub struct Postmaster {
     machine: StateMachine,
     children: Children,
+    /// What incarnations report, until the actor has started and listens to it.
+    reported: Option<Reports>,
     database: Option<Database>,
     /// What the server is, as far as it was seen.
     server: ServerState,
@@ -61,6 +67,22 @@ pub struct Postmaster {
     /// The names of the workers that had to be aborted during the shutdown.
     aborted: Vec<Arc<str>>,
     exit: watch::Sender<Option<PostmasterExit>>,
+}
+
+/// What incarnations report, as a stream. The channel stops at tokio's budget for one poll, so that a
+/// flood of reports leaves everybody else on the thread their turn.
+#[derive(Debug)]
+struct Reports(UnboundedReceiver<WorkerReport>);
+
+impl Stream for Reports {
+    type Item = WorkerReport;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<WorkerReport>> {
+        self.0.poll_recv(cx)
+    }
 }
 
 /// The one timer.
@@ -153,7 +175,8 @@ impl Postmaster {
     /// Starts a Postmaster on this thread's actix System.
     ///
     /// With a database, workers wait until its server has come as far as their start time asks.
-    /// Without one, the Postmaster is at [`StartTime::RecoveryFinished`] from the start.
+    /// Without one, the Postmaster is at [`StartTime::RecoveryFinished`] from the start. It runs
+    /// until it is shut down, whether anybody keeps a handle or not.
     ///
     /// # Errors
     ///
@@ -164,13 +187,15 @@ impl Postmaster {
     ) -> Result<PostmasterHandle, NoSystem> {
         System::try_current().ok_or(NoSystem)?;
         let (exit, exited) = watch::channel(None);
+        let (reports, reported) = unbounded_channel();
         let mut machine = StateMachine::new(now(), limits);
         if database.is_none() {
             machine.reached(now(), StartTime::RecoveryFinished);
         }
         let postmaster = Self {
             machine,
-            children: Children::new(),
+            children: Children::new(reports),
+            reported: Some(Reports(reported)),
             database,
             server: ServerState::Away,
             on_reset: None,
@@ -194,18 +219,16 @@ impl Postmaster {
             let Some(action) = self.machine.poll_action() else {
                 break;
             };
-            self.perform(action, ctx);
+            self.perform(action);
         }
         self.rearm(ctx);
         result
     }
 
-    fn perform(&mut self, action: Action, ctx: &mut Context<Self>) {
+    fn perform(&mut self, action: Action) {
         match action {
             Action::Start(incarnation) => {
-                let reports = ctx.address().recipient();
-                self.children
-                    .start(incarnation, self.database.clone(), reports);
+                self.children.start(incarnation, self.database.clone());
             }
             Action::Signal {
                 incarnation,
@@ -239,6 +262,8 @@ impl Postmaster {
             Action::Reset => warn!("terminating any other active background workers"),
             Action::ResetShared => self.reset_shared(),
             Action::Exit => {
+                // Nothing keeps the actor any longer but those who may still ask.
+                self.children.close_reports();
                 self.stop_watching();
                 let aborted = std::mem::take(&mut self.aborted);
                 self.exit.send_replace(Some(PostmasterExit { aborted }));
@@ -341,6 +366,9 @@ impl Actor for Postmaster {
         // nothing left then that could run a task.
         if ctx.state() == actix::ActorState::Running {
             self.watch_server(ctx);
+            if let Some(reported) = self.reported.take() {
+                ctx.add_stream(reported);
+            }
         }
     }
 }
@@ -430,8 +458,9 @@ impl Handler<OnReset> for Postmaster {
     }
 }
 
-impl Handler<WorkerReport> for Postmaster {
-    type Result = ();
+impl StreamHandler<WorkerReport> for Postmaster {
+    /// No more reports: every worker has ended. Whoever has a handle may still ask.
+    fn finished(&mut self, _: &mut Self::Context) {}
 
     fn handle(&mut self, report: WorkerReport, ctx: &mut Self::Context) {
         let WorkerReport { incarnation, event } = report;

@@ -2,7 +2,7 @@
 //!
 //! It turns messages into its latch, runs its main in a task of its own, and sees to it that the
 //! end of that main is reported exactly once. It decides nothing, and does not know the
-//! Postmaster: it reports to a recipient.
+//! Postmaster: it reports to a channel.
 //!
 //! Two tasks on purpose. The inner one runs the main and may panic; the outer one awaits it, turns
 //! its end (value, error, panic) into one report, and outlives the actor.
@@ -12,7 +12,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, Context, Handler, Message, Recipient};
+use actix::{Actor, Addr, Context, Handler, Message};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot::{self, error::RecvError};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 
@@ -46,8 +47,10 @@ pub struct Sigquit;
 
 /// What an incarnation has to say. Sent by its outer task: `Ready` at most once, `Exited` exactly
 /// once and last.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+///
+/// Not a message of actix: a mailbox is drained within one poll, and a fleet that ends all at once
+/// would keep everybody else on the thread waiting. A channel of tokio stops at its budget.
+#[derive(Debug)]
 pub(crate) struct WorkerReport {
     pub(crate) incarnation: Incarnation,
     pub(crate) event: WorkerEvent,
@@ -88,7 +91,7 @@ impl Worker {
         main: Arc<dyn Main>,
         context: WorkerContext,
         is_ready: oneshot::Receiver<()>,
-        reports: Recipient<WorkerReport>,
+        reports: UnboundedSender<WorkerReport>,
     ) -> Addr<Self> {
         let incarnation = context.incarnation();
         let latch = context.latch().clone();
@@ -119,9 +122,10 @@ async fn reap(
     is_ready: oneshot::Receiver<()>,
     is_alive: oneshot::Receiver<Infallible>,
     latch: Latch,
-    reports: Recipient<WorkerReport>,
+    reports: UnboundedSender<WorkerReport>,
 ) {
-    let report = |event| reports.do_send(WorkerReport { incarnation, event });
+    // Where the Postmaster is gone, nobody needs a report.
+    let report = |event| drop(reports.send(WorkerReport { incarnation, event }));
     let mut is_ready = Some(is_ready);
     let mut is_alive = Some(is_alive);
     let end = loop {

@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use actix::{Addr, Recipient};
+use actix::Addr;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{broadcast, oneshot};
 use tracing::field::display;
 use tracing::{debug, error, info, warn};
@@ -32,6 +33,8 @@ pub(super) struct Children {
     slots: Vec<Option<Child>>,
     ended: VecDeque<EndedWorker>,
     events: broadcast::Sender<Event>,
+    /// Where incarnations report to; nowhere after the exit, when none can be started.
+    reports: Option<UnboundedSender<WorkerReport>>,
 }
 
 struct Child {
@@ -54,13 +57,19 @@ struct Child {
 // === impl Children ===
 
 impl Children {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(reports: UnboundedSender<WorkerReport>) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
         Self {
+            reports: Some(reports),
             slots: Vec::new(),
             ended: VecDeque::new(),
             events,
         }
+    }
+
+    /// Nobody will be started any more.
+    pub(super) fn close_reports(&mut self) {
+        self.reports = None;
     }
 
     /// What happens from now on.
@@ -96,12 +105,10 @@ impl Children {
     }
 
     /// Starts an incarnation: its main in its task, and its actor.
-    pub(super) fn start(
-        &mut self,
-        incarnation: Incarnation,
-        database: Option<Database>,
-        reports: Recipient<WorkerReport>,
-    ) {
+    pub(super) fn start(&mut self, incarnation: Incarnation, database: Option<Database>) {
+        let Some(reports) = self.reports.clone() else {
+            return;
+        };
         let Some(child) = self.get_mut(incarnation.worker) else {
             return;
         };

@@ -190,6 +190,8 @@ async fn events_tell_a_workers_life_to_whoever_subscribed() {
     worker.terminate();
     worker.stopped().await.unwrap();
     while events.recv().await.unwrap().kind != EventKind::Unregistered(ExitStatus::Stopped) {}
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
     drop(postmaster);
     drop(worker);
     assert_eq!(events.recv().await.unwrap_err(), RecvError::Closed);
