@@ -440,7 +440,7 @@ fn histories() -> impl Strategy<Value = Vec<Op>> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 2_000,
+        cases: 10_000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
