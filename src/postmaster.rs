@@ -9,11 +9,12 @@
 mod children;
 mod event;
 mod handle;
+mod message;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Instant;
 
@@ -23,21 +24,21 @@ use actix::{
 };
 use futures_core::Stream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::{Notify, broadcast, oneshot, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, error, info, warn};
 
 use self::children::Children;
-use self::event::Milestone;
 pub use self::event::{Event, EventKind, WaitError};
 pub use self::handle::{
     EndedWorker, NoSystem, PostmasterExit, PostmasterHandle, RequestError, Status, WorkerHandle,
     WorkerStatus,
 };
-use crate::background_worker::{
-    BackgroundWorker, ExitStatus, InvalidWorker, RestartLimit, RestartTime, StartTime, WorkerId,
+use self::message::{
+    GetStatus, GetWorker, GetWorkers, OnReset, Register, Registered, ResetHook, SetLimits,
+    SetRestart, Subscribe, Terminate, Wait,
 };
-use crate::context::Main;
+use crate::background_worker::{ExitStatus, InvalidWorker, StartTime};
 use crate::database::{Database, ServerState};
 use crate::supervision::{Action, Limits, RegisterError, Shutdown, StateMachine};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm, WorkerEvent, WorkerReport};
@@ -93,76 +94,6 @@ enum Wakeup {
     /// The next tick is due at this time.
     At(Instant, SpawnHandle),
 }
-
-/// Registers a worker. See [`PostmasterHandle::register`].
-#[derive(Message)]
-#[rtype(result = "Result<Registered, RegisterError>")]
-pub(crate) struct Register {
-    pub(crate) worker: BackgroundWorker,
-    pub(crate) main: Arc<dyn Main>,
-}
-
-/// A worker that was registered, and where its end will be found.
-pub(crate) struct Registered {
-    pub(crate) id: WorkerId,
-    pub(crate) end: Arc<OnceLock<EndedWorker>>,
-}
-
-/// Asks to be told when a worker has come so far, or that it will not.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Wait {
-    pub(crate) worker: WorkerId,
-    pub(crate) milestone: Milestone,
-    pub(crate) waiter: oneshot::Sender<Result<(), WaitError>>,
-}
-
-/// Asks for all that happens from now on.
-#[derive(Debug, Message)]
-#[rtype(result = "broadcast::Receiver<Event>")]
-pub(crate) struct Subscribe;
-
-/// Stops a worker for good. See [`PostmasterHandle::terminate`].
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Terminate(pub(crate) WorkerId);
-
-/// Sets other limits. See [`PostmasterHandle::set_limits`].
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct SetLimits(pub(crate) Limits);
-
-/// Sets other rules for a worker's restarts. See [`WorkerHandle::set_restart`].
-#[derive(Debug, Message)]
-#[rtype(result = "Result<(), InvalidWorker>")]
-pub(crate) struct SetRestart {
-    pub(crate) worker: WorkerId,
-    pub(crate) restart_time: RestartTime,
-    pub(crate) restart_limit: Option<RestartLimit>,
-}
-
-/// Asks for counts and level.
-#[derive(Debug, Message)]
-#[rtype(result = "Status")]
-pub(crate) struct GetStatus;
-
-/// Asks for one worker, by its handle.
-#[derive(Debug, Message)]
-#[rtype(result = "Option<WorkerStatus>")]
-pub(crate) struct GetWorker(pub(crate) WorkerId);
-
-/// Asks for every registered worker, in registration order, and the last ones that ended.
-#[derive(Debug, Message)]
-#[rtype(result = "(Vec<WorkerStatus>, Vec<EndedWorker>)")]
-pub(crate) struct GetWorkers;
-
-/// Sets what runs between the last stop and the first start of a reset.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(crate) struct OnReset(pub(crate) ResetHook);
-
-/// What an embedder runs to make anew what its workers share.
-pub(crate) type ResetHook = Box<dyn FnMut() + Send>;
 
 /// How far the server has come. Sent by the task that watches it, on every change.
 #[derive(Debug, Message)]

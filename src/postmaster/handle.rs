@@ -9,10 +9,11 @@ use actix::{Addr, MailboxError};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot, watch};
 
+use super::Postmaster;
 use super::event::{Event, Milestone, WaitError};
-use super::{
-    GetStatus, GetWorker, GetWorkers, OnReset, Postmaster, Register, Registered, SetLimits,
-    SetRestart, Subscribe, Terminate, Wait,
+use super::message::{
+    GetStatus, GetWorker, GetWorkers, OnReset, Register, Registered, SetLimits, SetRestart,
+    Subscribe, Terminate, Wait,
 };
 use crate::background_worker::{
     BackgroundWorker, ExitStatus, RestartLimit, RestartTime, StartTime, WorkerId,

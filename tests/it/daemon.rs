@@ -344,6 +344,36 @@ async fn a36_each_change_of_the_file_takes_its_effect_in_one_line() {
 }
 
 #[actix::test]
+async fn a_signal_is_heard_while_a_reload_waits_for_a_worker_to_end() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "20ms", &["s"]);
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for("initialized");
+    db.execute(
+        "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep(50); RETURN NEW; END'; \
+         CREATE TRIGGER slow BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.slow(); \
+         INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
+    )
+    .await;
+    eventually("the fold is under way", || async {
+        db.value::<bool>(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity \
+             WHERE application_name = 's' AND wait_event = 'PgSleep')",
+        )
+        .await
+    })
+    .await;
+    config.write(&given(&db, "20ms", &["s"]).replace("\"t\"", "\"other\""));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for("worker \"s\" replaced");
+    daemon.signal(Signal::SIGINT);
+    let (code, took) = daemon.wait();
+    assert_eq!(code, Some(0), "{:?}", daemon.said);
+    assert!(took < 4 * SECOND, "{took:?}");
+}
+
+#[actix::test]
 async fn a43_a_sigterm_before_the_worker_is_ready_is_a_clean_stop() {
     // A server that accepts and says nothing.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

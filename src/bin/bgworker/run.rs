@@ -118,7 +118,9 @@ async fn supervise(
                 postmaster.shut_down(Shutdown::Fast);
             }
             request = signals.next() => match request {
-                Request::Reload => reload(configuration, &mut in_force).await,
+                Request::Reload => {
+                    reload_and_listen(configuration, &mut in_force, &postmaster, &mut signals).await;
+                }
                 Request::ShutDown(mode) => postmaster.shut_down(mode),
             },
         }
@@ -136,6 +138,29 @@ async fn launch(
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
     let in_force = InForce::register(settings, postmaster.clone()).await?;
     Ok((postmaster, in_force))
+}
+
+/// Reloads, and meanwhile passes on what asks to stop: a worker that is being replaced may take its
+/// time. A request to reload meanwhile is served by one more.
+async fn reload_and_listen(
+    configuration: &Configuration,
+    in_force: &mut InForce,
+    postmaster: &PostmasterHandle,
+    signals: &mut Signals,
+) {
+    let mut again = true;
+    while std::mem::take(&mut again) {
+        let mut reloading = std::pin::pin!(reload(configuration, in_force));
+        loop {
+            tokio::select! {
+                () = &mut reloading => break,
+                request = signals.next() => match request {
+                    Request::Reload => again = true,
+                    Request::ShutDown(mode) => postmaster.shut_down(mode),
+                },
+            }
+        }
+    }
 }
 
 /// Reads the configuration again, and applies it whole or not at all.
