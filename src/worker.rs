@@ -71,6 +71,8 @@ pub(crate) enum WorkerEvent {
 pub(crate) struct Reason {
     pub(crate) text: Arc<str>,
     pub(crate) sqlstate: Option<Arc<str>>,
+    /// Its main panicked, which is a fault even in one that was asked to stop.
+    pub(crate) panicked: bool,
 }
 
 /// One incarnation of one worker.
@@ -176,8 +178,12 @@ fn ended(end: Result<Result<(), WorkerError>, JoinError>) -> (ExitStatus, Option
         Err(end) if end.is_cancelled() => (ExitStatus::Failed, "aborted".to_owned(), None),
         Err(end) => (ExitStatus::Crashed, panic_text(end.into_panic()), None),
     };
-    let text = text.into();
-    (exit, Some(Reason { text, sqlstate }))
+    let reason = Reason {
+        text: text.into(),
+        sqlstate,
+        panicked: exit == ExitStatus::Crashed,
+    };
+    (exit, Some(reason))
 }
 
 fn panic_text(payload: Box<dyn Any + Send>) -> String {

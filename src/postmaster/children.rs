@@ -320,6 +320,7 @@ impl Child {
         let (slot, generation) = (self.id.slot(), self.id.generation());
         let reason = self.reason.as_ref();
         let sqlstate = reason.and_then(|reason| reason.sqlstate.as_deref());
+        let panicked = reason.is_some_and(|reason| reason.panicked);
         // Not as a quoted text: it may hold a statement that somebody wants to copy.
         let reason = reason.map(|reason| display(&reason.text));
         let restart_in = match afterwards {
@@ -338,6 +339,7 @@ impl Child {
         }
         match exit {
             ExitStatus::Crashed => exited!(error),
+            ExitStatus::Stopped if panicked => exited!(error),
             ExitStatus::Failed | ExitStatus::DatabaseAway => exited!(warn),
             ExitStatus::Finished => exited!(info),
             ExitStatus::Stopped => exited!(debug),

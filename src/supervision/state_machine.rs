@@ -185,6 +185,7 @@ impl StateMachine {
             return;
         };
         let id = incarnation.worker;
+        let panicked = exit == ExitStatus::Crashed;
         let (exit, afterwards) = match phase {
             Phase::Ending {
                 comes_back: true, ..
@@ -204,7 +205,8 @@ impl StateMachine {
             exit,
             afterwards,
         });
-        if exit == ExitStatus::Crashed {
+        // What it may have left broken does not depend on why it ended.
+        if panicked {
             self.reset_after_crash(id);
         }
         match afterwards {
@@ -534,11 +536,12 @@ impl StateMachine {
         }
     }
 
-    /// Follows a crash by a reset, if the worker shared anything and no reset is under way.
-    /// Mirrors `HandleChildCrash`.
+    /// Follows a crash by a reset, if the worker shared anything and neither a reset nor a shutdown
+    /// is under way. Mirrors `HandleChildCrash`.
     fn reset_after_crash(&mut self, id: WorkerId) {
         let shares = |worker| Class::of(worker).shares();
-        if !self.resetting && self.roster.worker(id).is_some_and(shares) {
+        let may_reset = !self.resetting && self.shutdown.is_none();
+        if may_reset && self.roster.worker(id).is_some_and(shares) {
             self.resetting = true;
             self.actions.push_back(Action::Reset);
         }

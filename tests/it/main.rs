@@ -20,6 +20,7 @@ mod initialization;
 mod postmaster;
 mod server_state;
 mod supervision;
+mod supervision_model;
 mod supervision_properties;
 mod support;
 mod tidy;

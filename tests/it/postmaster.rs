@@ -381,6 +381,21 @@ async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
 }
 
 #[actix::test]
+async fn d19_a_panic_of_a_worker_that_was_asked_to_stop_is_still_logged() {
+    tokio::time::pause();
+    let log = Log::capture();
+    let (postmaster, id, _stage) = one(Script::PanicWhenStopped, after(SECOND)).await;
+    all_running(&postmaster, 1).await;
+    postmaster.terminate(id).await.unwrap();
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+    let (_, ended) = postmaster.workers().await.unwrap();
+    assert_eq!(ended[0].exit, ExitStatus::Stopped);
+    let exited = log.with(Level::ERROR, "background worker \"w\" exited");
+    assert_eq!(exited.len(), 1);
+}
+
+#[actix::test]
 async fn a33_a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
     tokio::time::pause();
     let log = Log::capture();

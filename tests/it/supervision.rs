@@ -800,6 +800,26 @@ fn a33_a_crash_stops_every_other_sharer_once_then_makes_anew_then_starts_them_ag
 }
 
 #[test]
+fn d19_a_crash_of_a_worker_that_was_asked_to_stop_resets_too_but_not_during_a_shutdown() {
+    let (mut machine, late) = fleet();
+    machine.machine.terminate(machine.now, late[1].worker);
+    machine.actions();
+    let actions = machine.exit(late[1], ExitStatus::Crashed);
+    let stopped = exited(late[1], ExitStatus::Stopped, Afterwards::Unregister);
+    assert_eq!(actions[..2], [stopped, Action::Reset]);
+    let told = [(late[0], Signal::Sigterm), (late[2], Signal::Sigterm)];
+    assert_eq!(signalled(&actions), told);
+
+    let (mut machine, late) = fleet();
+    machine.machine.shut_down(machine.now, Shutdown::Smart);
+    machine.actions();
+    let actions = machine.exit(late[1], ExitStatus::Crashed);
+    let stopped = exited(late[1], ExitStatus::Stopped, Afterwards::Unregister);
+    assert_eq!(actions[0], stopped);
+    assert!(!actions.contains(&Action::Reset));
+}
+
+#[test]
 fn a_crash_without_access_resets_nobody() {
     let (mut machine, _) = fleet();
     machine.register("alone");

@@ -14,86 +14,21 @@ use bgworker::{
 };
 use proptest::prelude::*;
 
-/// One input, chosen at random. Indices are taken modulo what there is.
-#[derive(Clone, Debug)]
-enum Op {
-    Register {
-        name: u8,
-        access: Access,
-        start_time: StartTime,
-        restart_time: RestartTime,
-    },
-    Terminate(usize),
-    Reached(StartTime),
-    Ready(usize),
-    Exit(usize, ExitStatus),
-    StaleExit(usize, ExitStatus),
-    Sighup,
-    ShutDown(Shutdown),
-    /// Drains so many actions only, as a Postmaster with other things to do.
-    Drain(usize),
-    Tick,
-    Wait(Duration),
-}
-
-const MAX_WORKERS: usize = 12;
-
-fn op() -> impl Strategy<Value = Op> {
-    let level = prop_oneof![
-        Just(StartTime::PostmasterStart),
-        Just(StartTime::ConsistentState),
-        Just(StartTime::RecoveryFinished),
-    ];
-    let access = prop_oneof![
-        Just(Access::None),
-        Just(Access::Shared),
-        Just(Access::Database),
-    ];
-    let restart = prop_oneof![
-        Just(RestartTime::Never),
-        (1..5000_u64).prop_map(|ms| RestartTime::After(Duration::from_millis(ms))),
-    ];
-    let exit = prop_oneof![
-        Just(ExitStatus::Finished),
-        Just(ExitStatus::Failed),
-        Just(ExitStatus::Crashed),
-        Just(ExitStatus::DatabaseAway),
-    ];
-    let mode = prop_oneof![
-        Just(Shutdown::Smart),
-        Just(Shutdown::Fast),
-        Just(Shutdown::Immediate),
-    ];
-    prop_oneof![
-        6 => (any::<u8>(), access, level.clone(), restart).prop_map(
-            |(name, access, start_time, restart_time)| {
-                Op::Register { name: name % 16, access, start_time, restart_time }
-            },
-        ),
-        2 => any::<usize>().prop_map(Op::Terminate),
-        2 => level.prop_map(Op::Reached),
-        2 => any::<usize>().prop_map(Op::Ready),
-        5 => (any::<usize>(), exit.clone()).prop_map(|(n, exit)| Op::Exit(n, exit)),
-        1 => (any::<usize>(), exit).prop_map(|(n, exit)| Op::StaleExit(n, exit)),
-        1 => Just(Op::Sighup),
-        1 => mode.prop_map(Op::ShutDown),
-        3 => (0..5_usize).prop_map(Op::Drain),
-        8 => Just(Op::Tick),
-        3 => (0..3000_u64).prop_map(|ms| Op::Wait(Duration::from_millis(ms))),
-    ]
-}
+use crate::support::histories::{Op, histories, nth};
 
 /// The machine, and what an outside observer knows.
 struct Sim {
     machine: StateMachine,
     now: Instant,
+    limits: Limits,
     level: StartTime,
     registered: BTreeMap<WorkerId, BackgroundWorker>,
     running: BTreeMap<WorkerId, Incarnation>,
     ended: Vec<Incarnation>,
     /// Before this, a worker must not start.
     not_before: BTreeMap<WorkerId, Instant>,
-    exited_at: BTreeMap<Incarnation, Instant>,
+    /// When it ended, and what its worker was then.
+    exits_seen: BTreeMap<Incarnation, (Instant, BackgroundWorker)>,
     told_to_stop: BTreeSet<Incarnation>,
     /// Those of them that were terminated, or ended during a shutdown.
     for_good: BTreeSet<Incarnation>,
@@ -110,19 +45,17 @@ struct Sim {
 impl Sim {
     fn new() -> Self {
         let now = Instant::now();
-        let limits = Limits {
-            max_workers: MAX_WORKERS,
-            ..Limits::default()
-        };
+        let limits = Limits::default();
         Self {
-            machine: StateMachine::new(now, limits),
+            machine: StateMachine::new(now, limits.clone()),
             now,
+            limits,
             level: StartTime::PostmasterStart,
             registered: BTreeMap::new(),
             running: BTreeMap::new(),
             ended: Vec::new(),
             not_before: BTreeMap::new(),
-            exited_at: BTreeMap::new(),
+            exits_seen: BTreeMap::new(),
             told_to_stop: BTreeSet::new(),
             for_good: BTreeSet::new(),
             resetting: false,
@@ -136,18 +69,7 @@ impl Sim {
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Register {
-                name,
-                access,
-                start_time,
-                restart_time,
-            } => {
-                let worker = BackgroundWorker::new(format!("w{name}"))
-                    .access(access)
-                    .start_time(start_time)
-                    .restart_time(restart_time);
-                self.register(worker);
-            }
+            Op::Register(worker) => self.register(worker),
             Op::Terminate(n) => {
                 let Some(&id) = nth(self.registered.keys(), n) else {
                     return;
@@ -171,11 +93,27 @@ impl Sim {
                 self.machine.worker_ready(self.now, incarnation);
                 self.starts_allowed = 0;
             }
-            Op::Exit(n, exit) => {
+            Op::Exit(n, exit, jitter) => {
                 let Some(&incarnation) = nth(self.running.values(), n) else {
                     return;
                 };
-                self.exit(incarnation, exit);
+                self.exit(incarnation, exit, jitter);
+            }
+            Op::SetRestart(n, restart_time, restart_limit) => {
+                let Some(&id) = nth(self.registered.keys(), n) else {
+                    return;
+                };
+                let set = (self.machine).set_restart(self.now, id, restart_time, restart_limit);
+                if let Some(worker) = self.machine.worker(id) {
+                    assert!(set.is_err() || worker.restart_time == restart_time);
+                    self.registered.insert(id, worker.clone());
+                }
+                self.starts_allowed = 0;
+            }
+            Op::SetLimits(limits) => {
+                self.machine.set_limits(self.now, limits.clone());
+                self.limits = limits;
+                self.starts_allowed = 0;
             }
             Op::StaleExit(n, exit) => {
                 let Some(&incarnation) = nth(self.ended.iter(), n) else {
@@ -213,7 +151,7 @@ impl Sim {
                     "a shutdown goes back"
                 );
                 self.shutdown = self.machine.shutdown();
-                self.starts_allowed = Limits::default().starts_per_tick;
+                self.starts_allowed = self.limits.starts_per_tick.max(1);
             }
             Op::Wait(wait) => self.now += wait,
         }
@@ -221,7 +159,7 @@ impl Sim {
 
     fn register(&mut self, worker: BackgroundWorker) {
         let is_taken = self.machine.find(&worker.name).is_some();
-        let is_full = self.machine.counts().registered == MAX_WORKERS;
+        let is_full = self.machine.counts().registered >= self.limits.max_workers;
         self.starts_allowed = 0;
         match self.machine.register(self.now, worker.clone()) {
             Ok(id) => {
@@ -237,12 +175,13 @@ impl Sim {
         }
     }
 
-    fn exit(&mut self, incarnation: Incarnation, exit: ExitStatus) {
+    fn exit(&mut self, incarnation: Incarnation, exit: ExitStatus, jitter: f64) {
         if self.shutdown.is_some() {
             self.for_good.insert(incarnation);
         }
-        self.exited_at.insert(incarnation, self.now);
-        self.machine.worker_exited(self.now, incarnation, exit, 0.5);
+        let worker = self.registered[&incarnation.worker].clone();
+        (self.exits_seen).insert(incarnation, (self.now, worker));
+        (self.machine).worker_exited(self.now, incarnation, exit, jitter);
         self.running.remove(&incarnation.worker);
         self.ended.push(incarnation);
         self.starts_allowed = 0;
@@ -371,7 +310,7 @@ impl Sim {
     /// Property 4, and what follows an exit.
     fn check_exit(&mut self, incarnation: Incarnation, exit: ExitStatus, then: Afterwards) {
         let id = incarnation.worker;
-        let worker = &self.registered[&id];
+        let (at, worker) = &self.exits_seen[&incarnation];
         if self.told_to_stop.contains(&incarnation) {
             assert_eq!(exit, ExitStatus::Stopped);
         }
@@ -396,12 +335,22 @@ impl Sim {
             ) => {
                 assert_eq!(wait, interval);
             }
+            (
+                ExitStatus::Failed | ExitStatus::Crashed,
+                RestartTime::Backoff(backoff),
+                Afterwards::Restart(wait),
+            ) => {
+                assert!(wait <= backoff.max && wait >= backoff.initial * 3 / 4);
+            }
+            (ExitStatus::Failed | ExitStatus::Crashed, _, Afterwards::GiveUp) => {
+                assert!(worker.restart_limit.is_some(), "it may restart without end");
+            }
             (ExitStatus::DatabaseAway, _, Afterwards::Restart(wait)) => {
                 assert!(wait <= Duration::from_secs(1));
             }
             unexpected => panic!("{unexpected:?}"),
         }
-        if let (Afterwards::Restart(wait), Some(at)) = (then, self.exited_at.get(&incarnation)) {
+        if let Afterwards::Restart(wait) = then {
             self.not_before.insert(id, *at + wait);
         }
     }
@@ -427,15 +376,6 @@ impl Sim {
         self.now = at;
         true
     }
-}
-
-fn nth<T>(mut items: impl ExactSizeIterator<Item = T>, n: usize) -> Option<T> {
-    let len = items.len();
-    items.nth(n.checked_rem(len)?)
-}
-
-fn histories() -> impl Strategy<Value = Vec<Op>> {
-    prop::collection::vec(op(), 0..120)
 }
 
 proptest! {
@@ -464,14 +404,15 @@ proptest! {
         }
         sim.apply(Op::Reached(StartTime::RecoveryFinished));
         for _ in 0..1000 {
-            if !sim.step() {
+            let is_due_later = sim.step();
+            // Whoever was asked to stop does.
+            let mut stopping: Vec<_> = sim.running.values().copied().collect();
+            stopping.retain(|incarnation| sim.told_to_stop.contains(incarnation));
+            if stopping.is_empty() && !is_due_later {
                 break;
             }
-            // Whoever was asked to stop does.
-            for incarnation in sim.running.clone().into_values() {
-                if sim.told_to_stop.contains(&incarnation) {
-                    sim.exit(incarnation, ExitStatus::Finished);
-                }
+            for incarnation in stopping {
+                sim.exit(incarnation, ExitStatus::Finished, 0.5);
             }
         }
         prop_assert_eq!(sim.machine.poll_timeout(), None);
@@ -496,7 +437,7 @@ proptest! {
             let last = sim.machine.shutdown() == Some(Shutdown::Immediate);
             if last || !aborts {
                 for incarnation in sim.running.clone().into_values() {
-                    sim.exit(incarnation, ExitStatus::Failed);
+                    sim.exit(incarnation, ExitStatus::Failed, 0.5);
                 }
             } else {
                 prop_assert!(sim.step(), "a deadline is missing");

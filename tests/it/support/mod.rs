@@ -2,6 +2,7 @@
 
 pub(crate) mod daemon;
 pub(crate) mod database;
+pub(crate) mod histories;
 pub(crate) mod log;
 pub(crate) mod scripted;
 

@@ -20,6 +20,8 @@ pub(crate) enum Script {
     FailAfter(Duration),
     /// Panics, after this long.
     PanicAfter(Duration),
+    /// Panics when it is asked to stop.
+    PanicWhenStopped,
     /// Says that its database went away, after this long.
     LoseDatabaseAfter(Duration),
     /// Never ends by itself, and hears nothing.
@@ -117,6 +119,10 @@ async fn follow(
         }
         Script::PanicAfter(wait) => {
             tokio::time::sleep(wait).await;
+            panic!("the script of \"{name}\" says so");
+        }
+        Script::PanicWhenStopped => {
+            context.latch().stop_requested().await;
             panic!("the script of \"{name}\" says so");
         }
         Script::LoseDatabaseAfter(wait) => {
