@@ -3,17 +3,21 @@
 //! This is all of bgworker that a worker sees. There is no actor here, and no way to the Postmaster
 //! but the one word "ready".
 
+mod progress;
+mod worker_report;
+
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::sync::mpsc::UnboundedSender;
 
-use crate::background_worker::{BackgroundWorker, Incarnation, WorkerId};
+pub use self::progress::{Progress, Report};
+pub(crate) use self::worker_report::{Reason, WorkerEvent, WorkerReport};
+use crate::background_worker::{Incarnation, WorkerId};
 use crate::database::{Connection, Database, DatabaseError};
 use crate::latch::{Latch, Wake};
 
@@ -33,12 +37,13 @@ pub type MainFuture = Pin<Box<dyn Future<Output = Result<(), WorkerError>>>>;
 /// All that a worker's main is given.
 #[derive(Debug)]
 pub struct WorkerContext {
-    worker: Arc<BackgroundWorker>,
+    name: Arc<str>,
     incarnation: Incarnation,
     latch: Latch,
     database: Option<Database>,
     progress: Arc<Progress>,
-    ready: Option<oneshot::Sender<()>>,
+    /// Where "ready" is said, until it has been.
+    reports: Option<UnboundedSender<WorkerReport>>,
 }
 
 /// Why a main ended before it was asked to.
@@ -51,32 +56,6 @@ pub enum WorkerError {
     Failed(Box<dyn Error + Send + Sync>),
     /// The database went away: the worker comes back as soon as it does.
     DatabaseAway(Box<dyn Error + Send + Sync>),
-}
-
-/// What a worker is doing and how it has fared, over all of its incarnations.
-///
-/// Written by its main, read by whoever asks for status: no message per cycle.
-#[derive(Debug, Default)]
-pub struct Progress(Mutex<Report>);
-
-/// What [`Progress`] says at one moment.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Report {
-    /// It naps. Otherwise it runs, if it is started at all.
-    pub napping: bool,
-    /// How many cycles have succeeded.
-    pub cycles: u64,
-    /// When the last of them did.
-    pub last_success: Option<Instant>,
-    /// How many failures there have been since then.
-    pub consecutive_failures: u32,
-    /// The last failure, with its whole cause.
-    pub last_error: Option<Arc<str>>,
-    /// How many rows were folded, by the built-in worker.
-    pub rows: u64,
-    /// The total after the last fold, by the built-in worker.
-    pub total: Option<i64>,
 }
 
 // === impl Main ===
@@ -94,30 +73,28 @@ where
 // === impl WorkerContext ===
 
 impl WorkerContext {
-    /// The context of one incarnation, and the receiver of its word "ready".
+    /// The context of one incarnation.
     pub(crate) fn new(
-        worker: Arc<BackgroundWorker>,
+        name: Arc<str>,
         incarnation: Incarnation,
-        latch: Latch,
         database: Option<Database>,
         progress: Arc<Progress>,
-    ) -> (Self, oneshot::Receiver<()>) {
-        let (ready, is_ready) = oneshot::channel();
-        let context = Self {
-            worker,
+        reports: UnboundedSender<WorkerReport>,
+    ) -> Self {
+        Self {
+            name,
             incarnation,
-            latch,
+            latch: Latch::default(),
             database,
             progress,
-            ready: Some(ready),
-        };
-        (context, is_ready)
+            reports: Some(reports),
+        }
     }
 
     /// The worker's name. Mirrors `bgw_name` of `MyBgworkerEntry`.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.worker.name
+        &self.name
     }
 
     /// The worker's slot and generation.
@@ -169,9 +146,12 @@ impl WorkerContext {
     /// Says that the worker is ready for its work, which is more than being started. Saying it
     /// again does nothing.
     pub fn ready(&mut self) {
-        if let Some(ready) = self.ready.take() {
+        if let Some(reports) = self.reports.take() {
             // Nobody listens when the Postmaster is gone; then it does not matter.
-            let _ = ready.send(());
+            let _ = reports.send(WorkerReport {
+                incarnation: self.incarnation,
+                event: WorkerEvent::Ready,
+            });
         }
     }
 
@@ -251,47 +231,4 @@ fn causes<'e>(
     error: &'e (dyn Error + 'static),
 ) -> impl Iterator<Item = &'e (dyn Error + 'static)> + 'e {
     std::iter::successors(Some(error), |&error| error.source())
-}
-
-// === impl Progress ===
-
-impl Progress {
-    /// What it says now.
-    #[must_use]
-    pub fn report(&self) -> Report {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// A cycle succeeded.
-    pub fn succeeded(&self) {
-        self.write(|report| {
-            report.cycles += 1;
-            report.last_success = Some(Instant::now());
-            report.consecutive_failures = 0;
-        });
-    }
-
-    /// A cycle folded this many rows, and the total is now this.
-    pub fn folded(&self, rows: u64, total: i64) {
-        self.write(|report| {
-            report.rows += rows;
-            report.total = Some(total);
-        });
-    }
-
-    /// A cycle, or the worker, failed.
-    pub fn failed(&self, error: impl Into<Arc<str>>) {
-        let error = error.into();
-        self.write(|report| {
-            report.consecutive_failures = report.consecutive_failures.saturating_add(1);
-            report.last_error = Some(error);
-        });
-    }
-
-    pub(crate) fn write(&self, change: impl FnOnce(&mut Report)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
 }

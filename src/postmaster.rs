@@ -39,9 +39,10 @@ use self::message::{
     SetRestart, Subscribe, Terminate, Wait,
 };
 use crate::background_worker::{ExitStatus, InvalidWorker, StartTime};
+use crate::context::{WorkerEvent, WorkerReport};
 use crate::database::{Database, ServerState};
 use crate::supervision::{Action, Limits, RegisterError, Shutdown, StateMachine};
-use crate::worker::{Sighup, Sigint, Sigquit, Sigterm, WorkerEvent, WorkerReport};
+use crate::worker::{Sighup, Sigint, Sigquit, Sigterm};
 
 /// How many actions one turn performs before everything else on the thread has its own.
 /// At least as many as one tick may start.
@@ -321,10 +322,9 @@ impl Handler<Register> for Postmaster {
     ) -> Self::Result {
         let name = Arc::clone(&worker.name);
         debug!(worker = %name, "registering background worker \"{name}\"");
-        let shared = Arc::new(worker.clone());
         let registered = self.advance(ctx, |machine, now| machine.register(now, worker));
         let id = registered.inspect_err(|refusal| warn!(worker = %name, "{refusal}"))?;
-        let end = self.children.insert(id, shared, main);
+        let end = self.children.insert(id, name, main);
         Ok(Registered { id, end })
     }
 }

@@ -4,21 +4,19 @@
 //! end of that main is reported exactly once. It decides nothing, and does not know the
 //! Postmaster: it reports to a channel.
 //!
-//! Two tasks on purpose. The inner one runs the main and may panic; the outer one awaits it, turns
-//! its end (value, error, panic) into one report, and outlives the actor.
+//! Two tasks on purpose. The main's may panic; the actor's awaits it, turns its end (value, error,
+//! panic) into one report, and lives on until then, even when the Postmaster is gone.
 
 use std::any::Any;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, Context, Handler, Message};
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::oneshot::{self, error::RecvError};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 
 use crate::background_worker::{ExitStatus, Incarnation};
-use crate::context::{Main, WorkerContext, WorkerError};
+use crate::context::{Main, Reason, WorkerContext, WorkerError, WorkerEvent, WorkerReport};
 use crate::latch::{Latch, Wake};
 
 /// How long a main may go on after the Postmaster's death before it is aborted.
@@ -45,44 +43,15 @@ pub struct Sigint;
 #[rtype(result = "()")]
 pub struct Sigquit;
 
-/// What an incarnation has to say. Sent by its outer task: `Ready` at most once, `Exited` exactly
-/// once and last.
-///
-/// Not a message of actix: a mailbox is drained within one poll, and a fleet that ends all at once
-/// would keep everybody else on the thread waiting. A channel of tokio stops at its budget.
-#[derive(Debug)]
-pub(crate) struct WorkerReport {
-    pub(crate) incarnation: Incarnation,
-    pub(crate) event: WorkerEvent,
-}
-
-#[derive(Debug)]
-pub(crate) enum WorkerEvent {
-    Ready,
-    Exited {
-        exit: ExitStatus,
-        /// Why, unless it finished.
-        reason: Option<Reason>,
-    },
-}
-
-/// Why an incarnation ended.
-#[derive(Clone, Debug)]
-pub(crate) struct Reason {
-    pub(crate) text: Arc<str>,
-    pub(crate) sqlstate: Option<Arc<str>>,
-    /// Its main panicked, which is a fault even in one that was asked to stop.
-    pub(crate) panicked: bool,
-}
-
 /// One incarnation of one worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
+    incarnation: Incarnation,
     latch: Latch,
-    main: AbortHandle,
-    /// Dropped with the actor, whatever ends it: the outer task takes that as the Postmaster's
-    /// death, unless the main has ended.
-    _alive: oneshot::Sender<Infallible>,
+    abort: AbortHandle,
+    /// Its main, until the actor has started and awaits it.
+    main: Option<JoinHandle<Result<(), WorkerError>>>,
+    reports: UnboundedSender<WorkerReport>,
 }
 
 // === impl Worker ===
@@ -92,76 +61,42 @@ impl Worker {
     pub(crate) fn spawn(
         main: Arc<dyn Main>,
         context: WorkerContext,
-        is_ready: oneshot::Receiver<()>,
         reports: UnboundedSender<WorkerReport>,
     ) -> Addr<Self> {
         let incarnation = context.incarnation();
         let latch = context.latch().clone();
         let main = actix_rt::spawn(async move { main.call(context).await });
-        let abort = main.abort_handle();
-        let (alive, is_alive) = oneshot::channel();
-        actix_rt::spawn(reap(
-            incarnation,
-            main,
-            is_ready,
-            is_alive,
-            latch.clone(),
-            reports,
-        ));
         let worker = Self {
+            incarnation,
             latch,
-            main: abort,
-            _alive: alive,
+            abort: main.abort_handle(),
+            main: Some(main),
+            reports,
         };
         worker.start()
     }
 }
 
-/// The outer task: waits for the main's end and reports it.
+/// Waits for a main's end. Should the Postmaster die before, the main is told, and aborted if it goes
+/// on for too long.
 async fn reap(
-    incarnation: Incarnation,
     mut main: JoinHandle<Result<(), WorkerError>>,
-    is_ready: oneshot::Receiver<()>,
-    is_alive: oneshot::Receiver<Infallible>,
     latch: Latch,
     reports: UnboundedSender<WorkerReport>,
-) {
-    // Where the Postmaster is gone, nobody needs a report.
-    let report = |event| drop(reports.send(WorkerReport { incarnation, event }));
-    let mut is_ready = Some(is_ready);
-    let mut is_alive = Some(is_alive);
-    let end = loop {
-        tokio::select! {
-            biased;
-            said = once(&mut is_ready) => {
-                if said.is_ok() {
-                    report(WorkerEvent::Ready);
-                }
-            }
-            end = &mut main => break end,
-            _ = once(&mut is_alive) => {
-                latch.raise(Wake::PostmasterDeath);
-                if let Ok(end) = tokio::time::timeout(ORPHAN_TIMEOUT, &mut main).await {
-                    break end;
-                }
-                main.abort();
-            }
-        }
-    };
-    let (exit, reason) = ended(end);
-    report(WorkerEvent::Exited { exit, reason });
-}
-
-/// Awaits a receiver that is used up by its first answer; for ever after that.
-async fn once<T>(receiver: &mut Option<oneshot::Receiver<T>>) -> Result<T, RecvError> {
-    match receiver {
-        Some(waiting) => {
-            let answer = waiting.await;
-            *receiver = None;
-            answer
-        }
-        None => std::future::pending().await,
+) -> Result<Result<(), WorkerError>, JoinError> {
+    tokio::select! {
+        biased;
+        end = &mut main => return end,
+        () = reports.closed() => latch.raise(Wake::PostmasterDeath),
     }
+    // Rare, and not to be paid for by every worker.
+    let patience = Box::pin(tokio::time::sleep(ORPHAN_TIMEOUT));
+    tokio::select! {
+        biased;
+        end = &mut main => return end,
+        () = patience => main.abort(),
+    }
+    main.await
 }
 
 /// Maps the end of a main to PostgreSQL's exit codes 0, 1 and others.
@@ -196,6 +131,22 @@ fn panic_text(payload: Box<dyn Any + Send>) -> String {
 
 impl Actor for Worker {
     type Context = Context<Self>;
+
+    /// Awaits the main. As long as it does, the actor lives, whether it has an address or not.
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let Some(main) = self.main.take() else {
+            return;
+        };
+        let reap = reap(main, self.latch.clone(), self.reports.clone()).into_actor(self);
+        ctx.spawn(reap.map(|end, worker, _| {
+            let (exit, reason) = ended(end);
+            // Where the Postmaster is gone, nobody needs a report.
+            let _ = worker.reports.send(WorkerReport {
+                incarnation: worker.incarnation,
+                event: WorkerEvent::Exited { exit, reason },
+            });
+        }));
+    }
 }
 
 impl Handler<Sighup> for Worker {
@@ -226,6 +177,6 @@ impl Handler<Sigquit> for Worker {
     type Result = ();
 
     fn handle(&mut self, Sigquit: Sigquit, _: &mut Self::Context) {
-        self.main.abort();
+        self.abort.abort();
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use actix::Addr;
 use tokio::sync::mpsc::UnboundedSender;
@@ -13,13 +13,12 @@ use tracing::field::display;
 use tracing::{debug, error, info, warn};
 
 use super::event::{Event, EventKind, Milestone, WaitError, Waiters};
-use super::handle::{EndedWorker, WorkerStatus};
-use crate::background_worker::{BackgroundWorker, ExitStatus, Incarnation, RestartLimit, WorkerId};
-use crate::context::{Main, Progress, WorkerContext};
+use super::handle::{End, EndedWorker, WorkerStatus};
+use crate::background_worker::{ExitStatus, Incarnation, RestartLimit, WorkerId};
+use crate::context::{Main, Progress, Reason, WorkerContext, WorkerReport};
 use crate::database::Database;
-use crate::latch::Latch;
 use crate::supervision::{Afterwards, Signal, StateMachine, WorkerState};
-use crate::worker::{Reason, Sighup, Sigint, Sigquit, Sigterm, Worker, WorkerReport};
+use crate::worker::{Sighup, Sigint, Sigquit, Sigterm, Worker};
 
 /// How many ended workers are remembered for status.
 const ENDED_MAX: usize = 100;
@@ -39,7 +38,7 @@ pub(super) struct Children {
 
 struct Child {
     id: WorkerId,
-    worker: Arc<BackgroundWorker>,
+    name: Arc<str>,
     main: Arc<dyn Main>,
     progress: Arc<Progress>,
     /// How often it was started.
@@ -51,7 +50,7 @@ struct Child {
     gave_up: bool,
     waiters: Waiters,
     /// Its end, which its handles keep.
-    end: Arc<OnceLock<EndedWorker>>,
+    end: End,
 }
 
 // === impl Children ===
@@ -78,19 +77,14 @@ impl Children {
     }
 
     /// Keeps a worker that has just been registered, and returns where its end will be found.
-    pub(super) fn insert(
-        &mut self,
-        id: WorkerId,
-        worker: Arc<BackgroundWorker>,
-        main: Arc<dyn Main>,
-    ) -> Arc<OnceLock<EndedWorker>> {
-        let end = Arc::default();
+    pub(super) fn insert(&mut self, id: WorkerId, name: Arc<str>, main: Arc<dyn Main>) -> End {
+        let end = End::default();
         if self.slots.len() <= id.slot() {
             self.slots.resize_with(id.slot() + 1, || None);
         }
         self.slots[id.slot()] = Some(Child {
             id,
-            worker,
+            name,
             main,
             progress: Arc::default(),
             starts: 0,
@@ -113,22 +107,22 @@ impl Children {
             return;
         };
         child.starts += 1;
-        let worker = &child.worker.name;
+        let worker = &child.name;
         let (slot, generation) = (child.id.slot(), child.id.generation());
         if child.starts == 1 {
             info!(%worker, slot, generation, "starting background worker \"{worker}\"");
         } else {
             debug!(%worker, slot, generation, "starting background worker \"{worker}\"");
         }
-        let (context, is_ready) = WorkerContext::new(
-            Arc::clone(&child.worker),
+        let context = WorkerContext::new(
+            Arc::clone(&child.name),
             incarnation,
-            Latch::default(),
             database,
             Arc::clone(&child.progress),
+            reports.clone(),
         );
         let main = Arc::clone(&child.main);
-        child.running = Some(Worker::spawn(main, context, is_ready, reports));
+        child.running = Some(Worker::spawn(main, context, reports));
         child.waiters.reached(Milestone::Started);
         self.tell(incarnation.worker, EventKind::Started(incarnation));
     }
@@ -195,7 +189,7 @@ impl Children {
     pub(super) fn abort(&mut self, incarnation: Incarnation) -> Option<Arc<str>> {
         let child = self.get_mut(incarnation.worker)?;
         child.running.as_ref()?.do_send(Sigquit);
-        let name = Arc::clone(&child.worker.name);
+        let name = Arc::clone(&child.name);
         warn!(worker = %name, "aborting background worker \"{name}\"");
         Some(name)
     }
@@ -219,12 +213,12 @@ impl Children {
     ) {
         if let Some(child) = self.get_mut(incarnation.worker) {
             child.running = None;
-            child.gave_up = afterwards == Afterwards::GiveUp;
+            child.gave_up = matches!(afterwards, Afterwards::GiveUp(_));
             child.log_exit(exit, afterwards);
             let reason = child.reason.as_ref().map(|reason| Arc::clone(&reason.text));
             let restart_in = match afterwards {
                 Afterwards::Restart(wait) => Some(wait),
-                Afterwards::Unregister | Afterwards::GiveUp => None,
+                Afterwards::Unregister | Afterwards::GiveUp(_) => None,
             };
             let kind = EventKind::Exited {
                 incarnation,
@@ -245,7 +239,7 @@ impl Children {
         let Some(mut child) = self.slots[id.slot()].take() else {
             return;
         };
-        let name = Arc::clone(&child.worker.name);
+        let name = Arc::clone(&child.name);
         debug!(worker = %name, "unregistering background worker \"{name}\"");
         let ended = EndedWorker {
             id,
@@ -257,7 +251,7 @@ impl Children {
             report: child.progress.report(),
         };
         // Nobody else sets it.
-        let _ = child.end.set(ended.clone());
+        let _ = child.end.set(Box::new(ended.clone()));
         child.waiters.give_up(WaitError::Ended(exit));
         child.waiters.reached(Milestone::Unregistered);
         if self.ended.len() == ENDED_MAX {
@@ -295,7 +289,7 @@ impl Children {
             return;
         }
         if let Some(child) = self.get(worker) {
-            let name = Arc::clone(&child.worker.name);
+            let name = Arc::clone(&child.name);
             let _ = self.events.send(Event { worker, name, kind });
         }
     }
@@ -316,7 +310,7 @@ impl Children {
 impl Child {
     /// Reports the end of an incarnation, at the level at which somebody should see it.
     fn log_exit(&self, exit: ExitStatus, afterwards: Afterwards) {
-        let worker = &self.worker.name;
+        let worker = &self.name;
         let (slot, generation) = (self.id.slot(), self.id.generation());
         let reason = self.reason.as_ref();
         let sqlstate = reason.and_then(|reason| reason.sqlstate.as_deref());
@@ -325,7 +319,7 @@ impl Child {
         let reason = reason.map(|reason| display(&reason.text));
         let restart_in = match afterwards {
             Afterwards::Restart(wait) => Some(humantime::format_duration(wait).to_string()),
-            Afterwards::Unregister | Afterwards::GiveUp => None,
+            Afterwards::Unregister | Afterwards::GiveUp(_) => None,
         };
         let restart_in = restart_in.as_deref();
         // The level of an event is part of its place in the code.
@@ -344,8 +338,7 @@ impl Child {
             ExitStatus::Finished => exited!(info),
             ExitStatus::Stopped => exited!(debug),
         }
-        if let (Afterwards::GiveUp, Some(limit)) = (afterwards, self.worker.restart_limit) {
-            let RestartLimit { restarts, within } = limit;
+        if let Afterwards::GiveUp(RestartLimit { restarts, within }) = afterwards {
             let within = humantime::format_duration(within);
             error!(
                 %worker, slot, generation, restarts, %within,
@@ -360,7 +353,7 @@ impl fmt::Debug for Child {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Child")
             .field("id", &self.id)
-            .field("worker", &self.worker)
+            .field("name", &self.name)
             .field("starts", &self.starts)
             .finish_non_exhaustive()
     }

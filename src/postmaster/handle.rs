@@ -35,7 +35,7 @@ pub struct PostmasterHandle {
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
     id: WorkerId,
-    end: Arc<OnceLock<EndedWorker>>,
+    end: End,
     postmaster: Addr<Postmaster>,
 }
 
@@ -111,6 +111,9 @@ pub struct EndedWorker {
     /// What it said of itself last.
     pub report: Report,
 }
+
+/// Where the end of a worker will be found. Boxed, since most workers have not ended.
+pub(super) type End = Arc<OnceLock<Box<EndedWorker>>>;
 
 // === impl PostmasterHandle ===
 
@@ -250,7 +253,7 @@ impl WorkerHandle {
     /// How it ended, once it was unregistered.
     #[must_use]
     pub fn ended(&self) -> Option<&EndedWorker> {
-        self.end.get()
+        self.end.get().map(Box::as_ref)
     }
 
     /// Waits until it has been started. Mirrors `WaitForBackgroundWorkerStartup`.

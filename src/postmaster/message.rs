@@ -1,12 +1,12 @@
 //! What a handle sends to the Postmaster.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use actix::Message;
 use tokio::sync::{broadcast, oneshot};
 
 use super::event::{Event, Milestone, WaitError};
-use super::handle::{EndedWorker, Status, WorkerStatus};
+use super::handle::{End, EndedWorker, Status, WorkerStatus};
 use crate::background_worker::{
     BackgroundWorker, InvalidWorker, RestartLimit, RestartTime, WorkerId,
 };
@@ -24,7 +24,7 @@ pub(super) struct Register {
 /// A worker that was registered, and where its end will be found.
 pub(super) struct Registered {
     pub(super) id: WorkerId,
-    pub(super) end: Arc<OnceLock<EndedWorker>>,
+    pub(super) end: End,
 }
 
 /// Asks to be told when a worker has come so far, or that it will not.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::background_worker::{ExitStatus, Incarnation, WorkerId};
+use crate::background_worker::{ExitStatus, Incarnation, RestartLimit, WorkerId};
 
 /// What the caller must do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub enum Afterwards {
     /// It is unregistered.
     Unregister,
     /// It is unregistered, since it was restarted as often as its limit allows.
-    GiveUp,
+    GiveUp(RestartLimit),
 }
 
 /// What a running worker can be told.

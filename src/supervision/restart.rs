@@ -35,7 +35,7 @@ pub(super) enum Verdict {
     /// It is never restarted.
     Never,
     /// It was restarted too often already.
-    GiveUp,
+    GiveUp(RestartLimit),
 }
 
 // === impl History ===
@@ -63,7 +63,7 @@ impl History {
             RestartTime::Backoff(backoff) => self.back_off(now, backoff, jitter),
         };
         match worker.restart_limit {
-            Some(limit) if !self.may_restart(now, limit) => Verdict::GiveUp,
+            Some(limit) if !self.may_restart(now, limit) => Verdict::GiveUp(limit),
             Some(_) | None => Verdict::Restart(wait),
         }
     }
@@ -183,17 +183,18 @@ mod tests {
     #[test]
     fn a_limit_allows_so_many_restarts_within_its_window_and_no_more() {
         let (mut history, begin) = (History::default(), Instant::now());
+        let limit = RestartLimit {
+            restarts: 2,
+            within: 10 * SECOND,
+        };
         let worker = BackgroundWorker::new("w")
             .restart_time(RestartTime::After(SECOND))
-            .restart_limit(RestartLimit {
-                restarts: 2,
-                within: 10 * SECOND,
-            });
+            .restart_limit(limit);
         let mut fail_at = |seconds| history.failed(begin + seconds * SECOND, &worker, 0.0);
         assert_eq!(fail_at(0), Verdict::Restart(SECOND));
         assert_eq!(fail_at(5), Verdict::Restart(SECOND));
         assert_eq!(fail_at(10), Verdict::Restart(SECOND), "the first is past");
-        assert_eq!(fail_at(14), Verdict::GiveUp);
+        assert_eq!(fail_at(14), Verdict::GiveUp(limit));
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl StateMachine {
             self.reset_after_crash(id);
         }
         match afterwards {
-            Afterwards::Unregister | Afterwards::GiveUp => self.unregister(id, exit),
+            Afterwards::Unregister | Afterwards::GiveUp(_) => self.unregister(id, exit),
             Afterwards::Restart(Duration::ZERO) => {
                 self.roster.put(id, Place::Pending { again: true });
             }
@@ -522,7 +522,7 @@ impl StateMachine {
                 match history.failed(self.now, worker, jitter) {
                     Verdict::Restart(wait) => Afterwards::Restart(wait),
                     Verdict::Never => Afterwards::Unregister,
-                    Verdict::GiveUp => Afterwards::GiveUp,
+                    Verdict::GiveUp(limit) => Afterwards::GiveUp(limit),
                 }
             }
             ExitStatus::DatabaseAway => Afterwards::Restart(history.lost_database(jitter)),

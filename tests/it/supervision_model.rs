@@ -207,7 +207,7 @@ impl Model {
             self.resetting = true;
             self.decided.push_back(Action::Reset);
         }
-        if matches!(afterwards, Afterwards::Unregister | Afterwards::GiveUp) {
+        if matches!(afterwards, Afterwards::Unregister | Afterwards::GiveUp(_)) {
             self.forget(incarnation.worker, exit_said);
         }
     }
@@ -527,10 +527,9 @@ impl Registered {
                     }
                     _ => return Afterwards::Unregister,
                 };
-                if may_restart {
-                    Afterwards::Restart(wait)
-                } else {
-                    Afterwards::GiveUp
+                match limit {
+                    Some(limit) if !may_restart => Afterwards::GiveUp(limit),
+                    _ => Afterwards::Restart(wait),
                 }
             }
         }

@@ -342,8 +342,8 @@ impl Sim {
             ) => {
                 assert!(wait <= backoff.max && wait >= backoff.initial * 3 / 4);
             }
-            (ExitStatus::Failed | ExitStatus::Crashed, _, Afterwards::GiveUp) => {
-                assert!(worker.restart_limit.is_some(), "it may restart without end");
+            (ExitStatus::Failed | ExitStatus::Crashed, _, Afterwards::GiveUp(limit)) => {
+                assert_eq!(worker.restart_limit, Some(limit));
             }
             (ExitStatus::DatabaseAway, _, Afterwards::Restart(wait)) => {
                 assert!(wait <= Duration::from_secs(1));
