@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use actix::{Actor, Context};
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, Wake, WorkerContext};
+use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 
 /// What one run of a fleet found. Starting includes registering, one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -32,28 +34,58 @@ struct Done {
     sighups: AtomicUsize,
 }
 
-fn main() {
-    println!(
-        "workers  all running  status p99  sighup by all  sigterm to empty  bytes/worker  timer late"
-    );
+/// Which of the figures that are a time.
+type Figure = fn(&Figures) -> Duration;
+
+/// One criterion benchmark for each figure that is a time; the memory in a line of its own.
+fn figures(c: &mut Criterion) {
+    let figures: [(&str, Figure); 5] = [
+        ("all_running", |run| run.all_running),
+        ("status_p99", |run| run.status_p99),
+        ("sighup_handled_by_all", |run| run.sighup),
+        ("sigterm_to_empty", |run| run.empty),
+        ("foreign_timer_late_by_at_most", |run| run.timer_late),
+    ];
     for workers in [10_000, 100_000] {
-        let runs: Vec<_> = (0..5).map(|_| run(workers)).collect();
-        let median = |of: fn(&Figures) -> Duration| {
-            let mut figures: Vec<_> = runs.iter().map(of).collect();
-            figures.sort_unstable();
-            figures[figures.len() / 2]
-        };
-        println!(
-            "{workers:>7}  {:>11.1?}  {:>10.2?}  {:>13.1?}  {:>16.1?}  {:>12}  {:>10.2?}",
-            median(|run| run.all_running),
-            median(|run| run.status_p99),
-            median(|run| run.sighup),
-            median(|run| run.empty),
-            // Later runs find memory that earlier ones have left.
-            runs[0].bytes_per_worker,
-            median(|run| run.timer_late),
-        );
+        // First, since later runs find memory that earlier ones have left.
+        let bytes = run(workers).bytes_per_worker;
+        println!("postmaster/memory_of_one_that_naps/{workers}: {bytes} bytes");
+        for (name, figure) in figures {
+            let mut group = c.benchmark_group(format!("postmaster/{name}"));
+            group.sample_size(10).sampling_mode(SamplingMode::Flat);
+            group.warm_up_time(Duration::from_millis(1));
+            group.measurement_time(Duration::from_millis(1));
+            group.bench_function(workers.to_string(), |b| {
+                b.iter_custom(|runs| (0..runs).map(|_| figure(&run(workers))).sum());
+            });
+        }
     }
+}
+
+/// The yardstick: starting so many actors that do nothing, and no supervision at all.
+fn bare_actors(c: &mut Criterion) {
+    struct Bare;
+    impl Actor for Bare {
+        type Context = Context<Self>;
+    }
+    let mut group = c.benchmark_group("postmaster/bare_actix_actors_started");
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
+    group.bench_function("10000", |b| {
+        b.iter_custom(|runs| {
+            let start = |_| {
+                actix::System::new().block_on(async {
+                    let begin = Instant::now();
+                    let actors: Vec<_> = (0..10_000).map(|_| Bare.start()).collect();
+                    // Behind all of them in the queue: they have had their first turn.
+                    actix_rt::spawn(async {}).await.unwrap();
+                    let took = begin.elapsed();
+                    drop(actors);
+                    took
+                })
+            };
+            (0..runs).map(start).sum()
+        });
+    });
 }
 
 fn run(workers: usize) -> Figures {
@@ -189,3 +221,6 @@ fn resident() -> u64 {
     let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096
 }
+
+criterion_group!(benches, figures, bare_actors);
+criterion_main!(benches);
