@@ -10,6 +10,7 @@ mod children;
 mod event;
 mod handle;
 mod message;
+mod repetition;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -14,6 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::event::{Event, EventKind, Milestone, WaitError, Waiters};
 use super::handle::{End, EndedWorker, WorkerStatus};
+use super::repetition::Repetition;
 use crate::background_worker::{ExitStatus, Incarnation, RestartLimit, WorkerId};
 use crate::context::{Main, Progress, Reason, WorkerContext, WorkerReport};
 use crate::database::Database;
@@ -46,6 +47,7 @@ struct Child {
     running: Option<Addr<Worker>>,
     /// Why its last incarnation ended.
     reason: Option<Reason>,
+    repetition: Repetition,
     /// It failed more often than its limit allows.
     gave_up: bool,
     waiters: Waiters,
@@ -90,6 +92,7 @@ impl Children {
             starts: 0,
             running: None,
             reason: None,
+            repetition: Repetition::default(),
             gave_up: false,
             waiters: Waiters::default(),
             end: Arc::clone(&end),
@@ -309,7 +312,7 @@ impl Children {
 
 impl Child {
     /// Reports the end of an incarnation, at the level at which somebody should see it.
-    fn log_exit(&self, exit: ExitStatus, afterwards: Afterwards) {
+    fn log_exit(&mut self, exit: ExitStatus, afterwards: Afterwards) {
         let worker = &self.name;
         let (slot, generation) = (self.id.slot(), self.id.generation());
         let reason = self.reason.as_ref();
@@ -322,16 +325,20 @@ impl Child {
             Afterwards::Unregister | Afterwards::GiveUp(_) => None,
         };
         let restart_in = restart_in.as_deref();
+        let counted = (self.repetition).count(super::now(), exit, self.reason.as_ref());
+        let times = Some(counted.unwrap_or_else(|times| times)).filter(|times| *times > 1);
         // The level of an event is part of its place in the code.
         macro_rules! exited {
             ($level:ident) => {
                 $level!(
-                    %worker, slot, generation, %exit, reason, sqlstate, restart_in,
+                    %worker, slot, generation, %exit, times, reason, sqlstate, restart_in,
                     "background worker \"{worker}\" exited"
                 )
             };
         }
         match exit {
+            // The last one is told, whatever it is.
+            _ if counted.is_err() && restart_in.is_some() => exited!(debug),
             ExitStatus::Crashed => exited!(error),
             ExitStatus::Stopped if panicked => exited!(error),
             ExitStatus::Failed | ExitStatus::DatabaseAway => exited!(warn),

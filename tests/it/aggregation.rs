@@ -1,6 +1,6 @@
 //! The fold against a real server: exact, whatever others do to the table meanwhile.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bgworker::database::{ConnInfo, Database, Deadlines};
 use bgworker::supervision::{Limits, Shutdown, WorkerState};
@@ -635,6 +635,36 @@ async fn a35_a_sighup_uses_the_new_naptime() {
         db.rows(&counted).await == ["total|2"]
     })
     .await;
+}
+
+#[actix::test]
+async fn a37_a_thousand_sighups_in_100_ms_are_merged_and_the_postmaster_answers_meanwhile() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let mut settings = Settings::new(table("s", "t"));
+    settings.naptime = Duration::from_secs(86_400);
+    let worker = db.worker(&postmaster, "w", settings).await;
+    cycles(&postmaster, worker.id, 0).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
+        .await;
+    let before = (postmaster.worker(worker.id).await.unwrap().unwrap()).report;
+    let mut interval = tokio::time::interval(Duration::from_millis(1));
+    for _ in 0..100 {
+        interval.tick().await;
+        (0..10).for_each(|_| postmaster.sighup());
+        let asked = Instant::now();
+        postmaster.status().await.unwrap();
+        assert!(asked.elapsed() < Duration::from_millis(50));
+    }
+    eventually("it naps again", || async {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        status.report.napping && status.report.rows == 1
+    })
+    .await;
+    let after = (postmaster.worker(worker.id).await.unwrap().unwrap()).report;
+    // Ten at once are one, or two where the first was told in between.
+    let extra = after.cycles - before.cycles;
+    assert!((1..=200).contains(&extra), "{extra}");
 }
 
 #[actix::test]

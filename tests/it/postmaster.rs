@@ -16,7 +16,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::Instant;
 use tracing::Level;
 
-use crate::support::log::Log;
+use crate::support::log::{Line, Log};
 use crate::support::scripted::{NAPS, Said, Script, Stage};
 use crate::support::{eventually, postmaster};
 
@@ -493,6 +493,59 @@ async fn a34_a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
         .collect();
     let expected = ["naps", "naps too"].map(|name| (name.to_owned(), Wake::Sighup));
     assert_eq!(woke, expected);
+}
+
+#[actix::test]
+async fn a34_a_sighup_during_a_cycle_is_handled_once_after_it() {
+    tokio::time::pause();
+    let postmaster = postmaster();
+    let (woke, mut wakes) = tokio::sync::mpsc::unbounded_channel();
+    let main = move |mut context: WorkerContext| {
+        let woke = woke.clone();
+        async move {
+            context.ready();
+            loop {
+                tokio::time::sleep(10 * SECOND).await; // a cycle
+                let wake = context.nap(10 * SECOND).await;
+                woke.send((wake, tokio::time::Instant::now())).unwrap();
+                if wake.is_stop() {
+                    return Ok(());
+                }
+            }
+        }
+    };
+    postmaster
+        .register(BackgroundWorker::new("w"), main)
+        .await
+        .unwrap();
+    let begin = tokio::time::Instant::now();
+    tokio::time::sleep(5 * SECOND).await;
+    postmaster.sighup();
+    postmaster.sighup();
+    let mut next = async || {
+        let (wake, at) = wakes.recv().await.unwrap();
+        (wake, (at - begin).as_secs())
+    };
+    assert_eq!(next().await, (Wake::Sighup, 10));
+    assert_eq!(next().await, (Wake::Timeout, 30));
+}
+
+#[actix::test]
+async fn the_same_failure_again_and_again_is_told_at_each_doubling() {
+    tokio::time::pause();
+    let log = Log::capture();
+    let (_postmaster, _, mut stage) = one(Script::FailAfter(SECOND), after(SECOND)).await;
+    for _ in 0..21 {
+        stage.started().await;
+    }
+    let times = |line: &Line| {
+        let (_, times) = line.fields.split_once(" times=").unwrap_or_default();
+        times.split(' ').next().unwrap_or_default().to_owned()
+    };
+    let lines = log.lines().into_iter();
+    let exits = lines.filter(|line| line.message.ends_with("exited") && line.level == Level::WARN);
+    let told: Vec<_> = exits.map(|line| times(&line)).collect();
+    assert_eq!(told, ["", "2", "4", "8", "16"]);
 }
 
 #[actix::test]
