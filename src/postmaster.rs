@@ -307,7 +307,7 @@ impl Actor for Postmaster {
 }
 
 impl Drop for Postmaster {
-    /// Its workers notice by themselves: their addresses go with it.
+    /// Its workers notice by themselves: the channel of their reports goes with it.
     fn drop(&mut self) {
         self.stop_watching();
     }
