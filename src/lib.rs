@@ -64,6 +64,7 @@
 //! file and no environment unless it is told to.
 
 mod background_worker;
+mod backoff;
 pub mod config;
 mod context;
 pub mod database;

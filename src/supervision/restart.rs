@@ -4,15 +4,13 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::background_worker::{BackgroundWorker, Backoff, RestartLimit, RestartTime};
+use crate::backoff::{doubled, jittered};
 
 /// The longest wait between two attempts of a worker whose database is away.
 const AWAY_MAX: Duration = Duration::from_secs(1);
 
 /// The shortest wait after the immediate first attempt.
 const AWAY_INITIAL: Duration = Duration::from_millis(100);
-
-/// Jitter takes away at most this part of a wait, so that a fleet does not knock in step.
-const JITTER: f64 = 0.25;
 
 /// What a worker's past says about its next start. Kept across its incarnations.
 #[derive(Debug, Default)]
@@ -105,18 +103,6 @@ impl History {
     }
 }
 
-/// `initial`, doubled so many times, at most `max`.
-fn doubled(initial: Duration, times: u32, max: Duration) -> Duration {
-    let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
-    initial.saturating_mul(factor).min(max)
-}
-
-fn jittered(wait: Duration, jitter: f64) -> Duration {
-    let less = wait.mul_f64(JITTER * jitter.clamp(0.0, 1.0));
-    // To the millisecond: it is shown.
-    wait - Duration::from_millis(u64::try_from(less.as_millis()).unwrap_or(u64::MAX))
-}
-
 #[cfg(test)]
 #[expect(
     clippy::disallowed_methods,
@@ -144,13 +130,6 @@ mod tests {
         assert_eq!(waits, [0, 100, 200, 400, 800, 1000, 1000]);
         history.ready();
         assert_eq!(history.lost_database(0.0), Duration::ZERO);
-    }
-
-    #[test]
-    fn jitter_takes_at_most_a_quarter_of_a_wait() {
-        assert_eq!(jittered(SECOND, 0.0), SECOND);
-        assert_eq!(jittered(SECOND, 1.0), SECOND * 3 / 4);
-        assert_eq!(jittered(SECOND, 7.0), SECOND * 3 / 4);
     }
 
     #[test]

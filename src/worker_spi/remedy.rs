@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::statement::UNDONE;
+use crate::backoff::doubled;
 use crate::database::{Connection, DatabaseError};
 
 /// The first wait after somebody was in the way.
@@ -62,25 +63,21 @@ impl Patience {
     /// The wait before trying again soon.
     pub(super) fn retry(&mut self, naptime: Duration) -> Duration {
         self.backoffs = 0;
+        let wait = doubled(RETRY_INITIAL, self.retries, RETRY_MAX.min(naptime));
         self.retries = self.retries.saturating_add(1);
-        doubled(RETRY_INITIAL, self.retries, RETRY_MAX.min(naptime))
+        wait
     }
 
     /// The wait before trying again, ever less often.
     pub(super) fn back_off(&mut self, naptime: Duration) -> Duration {
         self.retries = 0;
+        let wait = doubled(naptime, self.backoffs, BACKOFF_MAX.max(naptime));
         self.backoffs = self.backoffs.saturating_add(1);
-        doubled(naptime, self.backoffs, BACKOFF_MAX.max(naptime))
+        wait
     }
 
     /// How often in a row it was tried again soon.
     pub(super) fn retries(&self) -> u32 {
         self.retries
     }
-}
-
-/// `initial`, doubled with every time after the first, at most `max`.
-fn doubled(initial: Duration, times: u32, max: Duration) -> Duration {
-    let doublings = times.saturating_sub(1).min(20);
-    initial.saturating_mul(1 << doublings).min(max)
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room of the house, and the rooms that it may use. No other edges, no cycles.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     (
         "postmaster",
         &[
@@ -20,7 +20,13 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("worker", &["context", "latch", "background_worker"]),
     (
         "worker_spi",
-        &["context", "latch", "database", "background_worker"],
+        &[
+            "context",
+            "latch",
+            "database",
+            "background_worker",
+            "backoff",
+        ],
     ),
     ("context", &["latch", "database", "background_worker"]),
     // Of supervision its limits alone, of database where and how long: see the next list.
@@ -34,11 +40,12 @@ const MAY_USE: [(&str, &[&str]); 11] = [
             "spelling",
         ],
     ),
-    ("database", &["background_worker", "spelling"]),
-    ("supervision", &["background_worker"]),
+    ("database", &["background_worker", "backoff", "spelling"]),
+    ("supervision", &["background_worker", "backoff"]),
     ("background_worker", &[]),
     ("latch", &[]),
     ("embedded", &[]),
+    ("backoff", &[]),
     ("spelling", &[]),
 ];
 

@@ -1,0 +1,41 @@
+//! Waits that grow: arithmetic, nothing else.
+
+use std::time::Duration;
+
+/// Jitter takes away at most this part of a wait, so that a fleet does not knock in step.
+const JITTER: f64 = 0.25;
+
+/// `initial`, doubled so many times, at most `max`.
+pub(crate) fn doubled(initial: Duration, times: u32, max: Duration) -> Duration {
+    let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
+    initial.saturating_mul(factor).min(max)
+}
+
+/// `wait`, less up to a quarter of it. `jitter` is its randomness, from 0 to 1.
+pub(crate) fn jittered(wait: Duration, jitter: f64) -> Duration {
+    let less = wait.mul_f64(JITTER * jitter.clamp(0.0, 1.0));
+    // To the millisecond: it is shown.
+    wait - Duration::from_millis(u64::try_from(less.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_takes_at_most_a_quarter_of_a_wait() {
+        let wait = Duration::from_secs(1);
+        assert_eq!(jittered(wait, 0.0), wait);
+        assert_eq!(jittered(wait, 1.0), wait * 3 / 4);
+        assert_eq!(jittered(wait, 7.0), wait * 3 / 4);
+    }
+
+    #[test]
+    fn a_wait_doubles_to_its_max_and_never_overflows() {
+        let doubled = |times| doubled(Duration::from_secs(1), times, Duration::from_secs(10));
+        assert_eq!(
+            [0, 1, 2, 3, 4, 31, u32::MAX].map(|n| doubled(n).as_secs()),
+            [1, 2, 4, 8, 10, 10, 10]
+        );
+    }
+}
