@@ -499,7 +499,7 @@ async fn a34_a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
 async fn a34_a_sighup_during_a_cycle_is_handled_once_after_it() {
     tokio::time::pause();
     let postmaster = postmaster();
-    let (woke, mut wakes) = tokio::sync::mpsc::unbounded_channel();
+    let (woke, mut wakes) = unbounded_channel();
     let main = move |mut context: WorkerContext| {
         let woke = woke.clone();
         async move {
@@ -507,7 +507,7 @@ async fn a34_a_sighup_during_a_cycle_is_handled_once_after_it() {
             loop {
                 tokio::time::sleep(10 * SECOND).await; // a cycle
                 let wake = context.nap(10 * SECOND).await;
-                woke.send((wake, tokio::time::Instant::now())).unwrap();
+                woke.send((wake, Instant::now())).unwrap();
                 if wake.is_stop() {
                     return Ok(());
                 }
@@ -518,7 +518,7 @@ async fn a34_a_sighup_during_a_cycle_is_handled_once_after_it() {
         .register(BackgroundWorker::new("w"), main)
         .await
         .unwrap();
-    let begin = tokio::time::Instant::now();
+    let begin = Instant::now();
     tokio::time::sleep(5 * SECOND).await;
     postmaster.sighup();
     postmaster.sighup();
