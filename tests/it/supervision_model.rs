@@ -688,6 +688,10 @@ impl Both {
                 machine.handle_timeout(now);
                 model.tick();
             }
+            Op::Turn => {
+                self.apply(Op::Tick);
+                self.drain(usize::MAX);
+            }
             Op::Wait(wait) => self.now += wait,
         }
         self.agree();

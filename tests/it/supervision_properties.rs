@@ -153,6 +153,10 @@ impl Sim {
                 self.shutdown = self.machine.shutdown();
                 self.starts_allowed = self.limits.starts_per_tick.max(1);
             }
+            Op::Turn => {
+                self.apply(Op::Tick);
+                self.drain(usize::MAX);
+            }
             Op::Wait(wait) => self.now += wait,
         }
     }

@@ -24,11 +24,13 @@ pub(crate) enum Op {
     /// Drains so many actions only, as a Postmaster with other things to do.
     Drain(usize),
     Tick,
+    /// A tick, and all that follows from it.
+    Turn,
     Wait(Duration),
 }
 
 pub(crate) fn histories() -> impl Strategy<Value = Vec<Op>> {
-    prop::collection::vec(op(), 0..120)
+    prop::collection::vec(op(), 0..160)
 }
 
 /// The item that an index means.
@@ -51,21 +53,23 @@ fn op() -> impl Strategy<Value = Op> {
         Just(Shutdown::Immediate),
     ];
     prop_oneof![
-        6 => worker().prop_map(Op::Register),
-        2 => any::<usize>().prop_map(Op::Terminate),
+        4 => worker().prop_map(Op::Register),
+        1 => any::<usize>().prop_map(Op::Terminate),
         2 => level().prop_map(Op::Reached),
         2 => any::<usize>().prop_map(Op::Ready),
-        5 => (any::<usize>(), exit.clone(), jitter)
+        8 => (any::<usize>(), exit.clone(), jitter)
             .prop_map(|(n, exit, jitter)| Op::Exit(n, exit, jitter)),
         1 => (any::<usize>(), exit).prop_map(|(n, exit)| Op::StaleExit(n, exit)),
         1 => (any::<usize>(), restart_time(), restart_limit())
             .prop_map(|(n, time, limit)| Op::SetRestart(n, time, limit)),
         1 => limits().prop_map(Op::SetLimits),
         1 => Just(Op::Sighup),
-        1 => mode.prop_map(Op::ShutDown),
+        // Rare, since little happens after it.
+        1 => (0..4_u8, mode).prop_map(|(n, mode)| if n == 0 { Op::ShutDown(mode) } else { Op::Turn }),
         3 => (0..5_usize).prop_map(Op::Drain),
-        8 => Just(Op::Tick),
-        3 => (0..3000_u64).prop_map(|ms| Op::Wait(Duration::from_millis(ms))),
+        3 => Just(Op::Tick),
+        12 => Just(Op::Turn),
+        6 => wait().prop_map(Op::Wait),
     ]
 }
 
@@ -83,7 +87,7 @@ fn worker() -> impl Strategy<Value = BackgroundWorker> {
         Just(Access::Shared),
         Just(Access::Database),
     ];
-    (0..16_u8, access, level(), restart_time(), restart_limit()).prop_map(
+    (0..6_u8, access, level(), restart_time(), restart_limit()).prop_map(
         |(name, access, start_time, restart_time, restart_limit)| {
             let mut worker = BackgroundWorker::new(format!("w{name}"))
                 .access(access)
@@ -95,13 +99,25 @@ fn worker() -> impl Strategy<Value = BackgroundWorker> {
     )
 }
 
-/// Zero among them, which is refused.
-fn restart_time() -> impl Strategy<Value = RestartTime> {
-    let waits = || (0..5000_u64).prop_map(Duration::from_millis);
+/// Few different ones, so that they meet; zero among them.
+fn wait() -> impl Strategy<Value = Duration> {
     prop_oneof![
-        Just(RestartTime::Never),
-        waits().prop_map(RestartTime::After),
-        (waits(), waits(), waits()).prop_map(|(initial, max, healthy_after)| {
+        Just(0),
+        Just(1),
+        Just(100),
+        Just(200),
+        Just(800),
+        0..3000_u64
+    ]
+    .prop_map(Duration::from_millis)
+}
+
+/// Among them zero, which is refused.
+fn restart_time() -> impl Strategy<Value = RestartTime> {
+    prop_oneof![
+        1 => Just(RestartTime::Never),
+        3 => wait().prop_map(RestartTime::After),
+        3 => (wait(), wait(), wait()).prop_map(|(initial, max, healthy_after)| {
             RestartTime::Backoff(Backoff {
                 initial,
                 max,
@@ -120,7 +136,7 @@ fn restart_limit() -> impl Strategy<Value = Option<RestartLimit>> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (6..16_usize, 0..4_usize, 0..20_000_u64).prop_map(|(max_workers, starts_per_tick, ms)| Limits {
+    (3..8_usize, 0..4_usize, 0..20_000_u64).prop_map(|(max_workers, starts_per_tick, ms)| Limits {
         max_workers,
         starts_per_tick,
         shutdown_timeout: Duration::from_millis(ms),
