@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 pub use self::progress::{Progress, Report};
 pub(crate) use self::worker_report::{Reason, WorkerEvent, WorkerReport};
 use crate::background_worker::{Incarnation, WorkerId};
-use crate::database::{Connection, Database, DatabaseError};
+use crate::database::{Connection, Database, DatabaseError, HomeConnection};
 use crate::latch::{Latch, Wake};
 
 /// What a worker runs: an async function from its [`WorkerContext`].
@@ -137,10 +137,25 @@ impl WorkerContext {
     ///
     /// If the Postmaster has no database, or it cannot be connected to within its deadline.
     pub async fn connect(&self, dbname: Option<&str>) -> Result<Connection, WorkerError> {
-        let database = self
-            .database()
-            .ok_or_else(|| WorkerError::failed("the Postmaster was started without a database"))?;
+        let database = self.database_or_error()?;
         Ok(database.connect(self.name(), dbname).await?)
+    }
+
+    /// The worker's place on a connection that it shares with others. Nothing is opened yet.
+    ///
+    /// `dbname` overrides the database's name.
+    ///
+    /// # Errors
+    ///
+    /// If the Postmaster has no database.
+    pub fn home(&self, dbname: Option<&str>) -> Result<HomeConnection, WorkerError> {
+        let slot = self.id().slot();
+        Ok(self.database_or_error()?.home(slot, dbname))
+    }
+
+    fn database_or_error(&self) -> Result<&Database, WorkerError> {
+        self.database()
+            .ok_or_else(|| WorkerError::failed("the Postmaster was started without a database"))
     }
 
     /// Says that the worker is ready for its work, which is more than being started. Saying it

@@ -6,37 +6,54 @@
 mod connection;
 pub mod conninfo;
 mod error;
+mod home;
 mod server_state;
 mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::connection::{CancelToken, Connection};
+use tokio::sync::Notify;
+
+pub use self::connection::{CancelToken, Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
+use self::home::Lines;
+pub use self::home::{HomeConnection, HomeStatement, Parameters};
 pub use self::server_state::ServerState;
 pub use self::tls::TlsError;
 
-/// A server, and the deadlines within which it must answer. Clones are the same.
+/// A server, and how it is talked to. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Database(Arc<Reach>);
+pub struct Database {
+    server: Arc<Server>,
+    lines: Arc<Lines>,
+}
 
 /// How to reach a server.
 #[derive(Debug)]
-struct Reach {
+struct Server {
     conninfo: ConnInfo,
-    deadlines: Deadlines,
+    settings: Settings,
     tls: tls::Connector,
+    /// Notified by whoever has reason to doubt what the server was last seen to be.
+    suspect: Notify,
 }
 
-/// How long the server may take.
+/// How a server is talked to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deadlines {
-    /// For a connection as a whole: name lookup, socket, TLS, authentication. 10 s by default.
-    pub connect: Duration,
-    /// For one statement. 60 s by default. Set on the server; our side gives up one second later.
-    pub statement: Duration,
+pub struct Settings {
+    /// How long a connection as a whole may take: name lookup, socket, TLS, authentication. 10 s by
+    /// default.
+    pub connect_timeout: Duration,
+    /// How long one statement may take. 60 s by default. Set on the server; our side gives up one
+    /// second later.
+    pub statement_timeout: Duration,
+    /// How many home connections the workers of one database share. 8 by default, at least 1.
+    pub connections: usize,
+    /// Whether statements are prepared, and sessions set up. `true` by default; `false` is for poolers
+    /// that hand out another session for each transaction.
+    pub prepare: bool,
 }
 
 // === impl Database ===
@@ -47,35 +64,45 @@ impl Database {
     /// # Errors
     ///
     /// If the TLS library cannot be set up as the settings ask.
-    pub fn new(conninfo: ConnInfo, deadlines: Deadlines) -> Result<Self, TlsError> {
+    pub fn new(conninfo: ConnInfo, settings: Settings) -> Result<Self, TlsError> {
         let tls = tls::connector()?;
-        Ok(Self(Arc::new(Reach {
+        let server = Arc::new(Server {
             conninfo,
-            deadlines,
+            settings,
             tls,
-        })))
+            suspect: Notify::new(),
+        });
+        let lines = Arc::new(Lines::new(Arc::clone(&server)));
+        Ok(Self { server, lines })
     }
 
     /// The settings that connections are made with.
     #[must_use]
     pub fn conninfo(&self) -> &ConnInfo {
-        &self.0.conninfo
+        &self.server.conninfo
     }
 
-    /// How long the server may take.
+    /// How the server is talked to.
     #[must_use]
-    pub fn deadlines(&self) -> &Deadlines {
-        &self.0.deadlines
+    pub fn settings(&self) -> &Settings {
+        &self.server.settings
+    }
+
+    /// Says that there is reason to doubt what the server was last seen to be.
+    pub(crate) fn suspect(&self) {
+        self.server.suspect.notify_one();
     }
 }
 
-// === impl Deadlines ===
+// === impl Settings ===
 
-impl Default for Deadlines {
+impl Default for Settings {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(10),
-            statement: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(60),
+            connections: 8,
+            prepare: true,
         }
     }
 }

@@ -23,9 +23,9 @@ use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult,
     SpawnHandle, StreamHandler, System, WrapFuture,
 };
-use futures_core::Stream;
+use futures_util::Stream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::{debug, error, info, warn};
 
@@ -63,8 +63,6 @@ pub struct Postmaster {
     /// What the server is, as far as it was seen.
     server: ServerState,
     on_reset: Option<ResetHook>,
-    /// Tells the task that watches the server to look at it now.
-    suspect: Arc<Notify>,
     server_watch: Option<AbortHandle>,
     wakeup: Option<Wakeup>,
     /// The names of the workers that had to be aborted during the shutdown.
@@ -132,7 +130,6 @@ impl Postmaster {
             database,
             server: ServerState::Away,
             on_reset: None,
-            suspect: Arc::new(Notify::new()),
             server_watch: None,
             wakeup: None,
             aborted: Vec::new(),
@@ -178,8 +175,8 @@ impl Postmaster {
                 exit,
                 afterwards,
             } => {
-                if exit == ExitStatus::DatabaseAway {
-                    self.suspect.notify_one();
+                if let (ExitStatus::DatabaseAway, Some(database)) = (exit, &self.database) {
+                    database.suspect();
                 }
                 self.children.exited(incarnation, exit, afterwards);
             }
@@ -194,13 +191,7 @@ impl Postmaster {
             }
             Action::Reset => warn!("terminating any other active background workers"),
             Action::ResetShared => self.reset_shared(),
-            Action::Exit => {
-                // Nothing keeps the actor any longer but those who may still ask.
-                self.children.close_reports();
-                self.stop_watching();
-                let aborted = std::mem::take(&mut self.aborted);
-                self.exit.send_replace(Some(PostmasterExit { aborted }));
-            }
+            Action::Exit => self.exit(),
         }
     }
 
@@ -237,14 +228,35 @@ impl Postmaster {
         self.advance(ctx, |machine, now| machine.shut_down(now, mode));
     }
 
-    /// Lets the embedder make anew what its workers share. A panic of theirs is not ours.
+    /// Drops the home connections, and lets the embedder make anew what its workers share. A panic of
+    /// theirs is not ours.
     fn reset_shared(&mut self) {
+        if let Some(database) = &self.database {
+            database.drop_home_connections();
+        }
         let Some(on_reset) = &mut self.on_reset else {
             return;
         };
         if catch_unwind(AssertUnwindSafe(on_reset)).is_err() {
             error!("the hook that follows a reset panicked");
         }
+    }
+
+    /// Says that every worker has ended, once the connections that they shared are closed.
+    fn exit(&mut self) {
+        // Nothing keeps the actor any longer but those who may still ask.
+        self.children.close_reports();
+        self.stop_watching();
+        let aborted = std::mem::take(&mut self.aborted);
+        let exit = self.exit.clone();
+        let database = self.database.take();
+        let closing = async move {
+            if let Some(database) = database {
+                database.close().await;
+            }
+            exit.send_replace(Some(PostmasterExit { aborted }));
+        };
+        actix_rt::spawn(closing);
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
@@ -263,7 +275,6 @@ impl Postmaster {
         let Some(database) = self.database.clone() else {
             return;
         };
-        let suspect = Arc::clone(&self.suspect);
         // Not an address that keeps it alive: nobody would be left to stop the watch.
         let postmaster = ctx.address().downgrade();
         let watch = actix_rt::spawn(async move {
@@ -272,7 +283,7 @@ impl Postmaster {
                     postmaster.do_send(ServerReached(state));
                 }
             };
-            database.watch_server_state(&suspect, changed).await;
+            database.watch_server_state(changed).await;
         });
         self.server_watch = Some(watch.abort_handle());
     }

@@ -7,6 +7,7 @@
 mod folder;
 mod initialize;
 mod remedy;
+mod session;
 mod statement;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 
 use self::folder::Folder;
 pub use self::initialize::UnusableTable;
+use self::session::Session;
 pub use self::statement::{InvalidTable, Table};
 use crate::context::{Main, WorkerContext, WorkerError};
 
@@ -28,8 +30,20 @@ pub struct Settings {
     pub naptime: Duration,
     /// The database it connects to, if not the one of the connection settings.
     pub database: Option<String>,
+    /// Where its statements run.
+    pub connection: ConnectionKind,
     /// The total that it inserts if there is none. Unless set, deltas wait for somebody else's.
     pub initial_total: Option<i64>,
+}
+
+/// Which connection a built-in worker uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConnectionKind {
+    /// One that it shares with other workers. Statements of all of them are pipelined on it.
+    #[default]
+    Home,
+    /// One of its own, for folds that take long.
+    Own,
 }
 
 /// The main of a built-in worker with these settings.
@@ -45,14 +59,14 @@ async fn run(
     context: WorkerContext,
     settings: watch::Receiver<Settings>,
 ) -> Result<(), WorkerError> {
-    let database = settings.borrow().database.clone();
+    let now = settings.borrow().clone();
     let latch = context.latch().clone();
-    let connection = tokio::select! {
+    let session = tokio::select! {
         biased;
         () = latch.stop_requested() => return Ok(()),
-        connected = context.connect(database.as_deref()) => connected?,
+        session = Session::open(&context, &now) => session?,
     };
-    Folder::new(context, settings, connection).work().await
+    Folder::new(context, settings, session).work().await
 }
 
 // === impl Settings ===
@@ -66,6 +80,7 @@ impl Settings {
             table,
             naptime: Self::NAPTIME,
             database: None,
+            connection: ConnectionKind::Home,
             initial_total: None,
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::settings::{Settings, WorkerSettings};
 use crate::background_worker::BackgroundWorker;
+use crate::database::Settings as DatabaseSettings;
 use crate::supervision::Limits;
 use crate::worker_spi;
 
@@ -49,16 +50,25 @@ pub enum Change {
 #[must_use]
 pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
     let mut changes = Vec::new();
+    let DatabaseSettings {
+        connect_timeout,
+        statement_timeout,
+        connections,
+        prepare,
+    } = old.database_settings;
+    let database = &new.database_settings;
     let needs_restart = those_that_differ([
         ("database.url", old.server == new.server),
         (
             "database.connect_timeout",
-            old.deadlines.connect == new.deadlines.connect,
+            connect_timeout == database.connect_timeout,
         ),
         (
             "database.statement_timeout",
-            old.deadlines.statement == new.deadlines.statement,
+            statement_timeout == database.statement_timeout,
         ),
+        ("database.connections", connections == database.connections),
+        ("database.prepare", prepare == database.prepare),
     ]);
     let needs_restart = needs_restart.into_iter();
     changes.extend(needs_restart.map(|parameter| Change::NeedsRestart { parameter }));
@@ -112,6 +122,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
         table,
         naptime,
         database,
+        connection,
         initial_total,
     } = &old.spi;
     let keys = those_that_differ([
@@ -120,6 +131,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
         ("schema", table.schema() == new.spi.table.schema()),
         ("table", table.name() == new.spi.table.name()),
         ("database", *database == new.spi.database),
+        ("connection", *connection == new.spi.connection),
         ("initial_total", *initial_total == new.spi.initial_total),
     ]);
     let worker = new.clone();

@@ -27,6 +27,8 @@ pub(super) struct Database {
     pub(super) data_dir: Option<PathBuf>,
     pub(super) connect_timeout: Option<Span>,
     pub(super) statement_timeout: Option<Span>,
+    pub(super) connections: Option<usize>,
+    pub(super) prepare: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -49,6 +51,7 @@ pub(super) struct Worker {
     pub(super) restart_time: Option<RestartTime>,
     pub(super) max_restarts: Option<MaxRestarts>,
     pub(super) database: Option<String>,
+    pub(super) connection: Option<ConnectionKind>,
     pub(super) initial_total: Option<i64>,
 }
 
@@ -69,6 +72,8 @@ impl Document {
                 connect_timeout: (self.database.connect_timeout).or(below.database.connect_timeout),
                 statement_timeout: (self.database.statement_timeout)
                     .or(below.database.statement_timeout),
+                connections: self.database.connections.or(below.database.connections),
+                prepare: self.database.prepare.or(below.database.prepare),
             },
             postmaster: Postmaster {
                 max_workers: self.postmaster.max_workers.or(below.postmaster.max_workers),
@@ -92,6 +97,13 @@ pub(super) enum StartTime {
     PostmasterStart,
     ConsistentState,
     RecoveryFinished,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ConnectionKind {
+    Home,
+    Own,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

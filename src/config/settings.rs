@@ -10,10 +10,10 @@ use super::sources::{Layered, Sources};
 use crate::background_worker::{
     Access, BackgroundWorker, Backoff, InvalidWorker, RestartLimit, RestartTime, StartTime,
 };
-use crate::database::{ConnInfo, ConnInfoError, Deadlines};
+use crate::database::{ConnInfo, ConnInfoError, Settings as DatabaseSettings};
 use crate::spelling;
 use crate::supervision::Limits;
-use crate::worker_spi::{self, InvalidTable, Table};
+use crate::worker_spi::{self, ConnectionKind, InvalidTable, Table};
 
 /// Everything that was set, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Settings {
     /// Which server.
     pub server: Server,
     /// How long it may take.
-    pub deadlines: Deadlines,
+    pub database_settings: DatabaseSettings,
     /// What bounds the Postmaster.
     pub limits: Limits,
     /// The workers, in the order in which they are registered.
@@ -92,12 +92,12 @@ pub(super) fn check(layered: Layered, sources: &Sources, found: &mut Found) -> O
         shown: Vec::new(),
     };
     let server = check.server(sources);
-    let deadlines = check.deadlines();
+    let database_settings = check.database_settings();
     let limits = check.limits();
     let workers = check.workers(limits.max_workers);
     Some(Settings {
         server: server?,
-        deadlines,
+        database_settings,
         limits,
         workers,
         shown: check.shown,
@@ -207,18 +207,31 @@ impl Check<'_> {
         });
     }
 
-    fn deadlines(&mut self) -> Deadlines {
-        let schema::Database {
+    fn database_settings(&mut self) -> DatabaseSettings {
+        let set = self.layered.document.database.clone();
+        let unset = DatabaseSettings::default();
+        let key = "database.connect_timeout";
+        let connect_timeout = self.time(key, set.connect_timeout, unset.connect_timeout, TIME_MAX);
+        let key = "database.statement_timeout";
+        let statement_timeout = self.time(
+            key,
+            set.statement_timeout,
+            unset.statement_timeout,
+            STATEMENT_TIMEOUT_MAX,
+        );
+        let connections = set.connections.unwrap_or(unset.connections);
+        if connections == 0 {
+            self.refuse("database.connections", "it must be at least 1", None);
+        }
+        let prepare = set.prepare.unwrap_or(unset.prepare);
+        self.show("database.connections", connections.to_string());
+        self.show("database.prepare", prepare.to_string());
+        DatabaseSettings {
             connect_timeout,
             statement_timeout,
-            ..
-        } = self.layered.document.database;
-        let Deadlines { connect, statement } = Deadlines::default();
-        let key = "database.connect_timeout";
-        let connect = self.time(key, connect_timeout, connect, TIME_MAX);
-        let key = "database.statement_timeout";
-        let statement = self.time(key, statement_timeout, statement, STATEMENT_TIMEOUT_MAX);
-        Deadlines { connect, statement }
+            connections,
+            prepare,
+        }
     }
 
     fn limits(&mut self) -> Limits {
@@ -340,6 +353,17 @@ impl Check<'_> {
         spi.naptime = naptime;
         spi.database.clone_from(&document.database);
         spi.initial_total = document.initial_total;
+        spi.connection = match document.connection {
+            None | Some(schema::ConnectionKind::Home) => ConnectionKind::Home,
+            Some(schema::ConnectionKind::Own) => ConnectionKind::Own,
+        };
+        self.show(
+            &key("connection"),
+            shown_text(match spi.connection {
+                ConnectionKind::Home => "home",
+                ConnectionKind::Own => "own",
+            }),
+        );
         if let Some(database) = &spi.database {
             self.show(&key("database"), shown_text(database));
         }

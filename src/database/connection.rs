@@ -6,23 +6,24 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Row, Statement};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Row};
 use tracing::debug;
 
 use super::error::Cause;
-use super::{Database, DatabaseError, tls};
+use super::{Database, DatabaseError, Server, tls};
 
 /// How much later than the server our side gives up on a statement.
 const STATEMENT_SLACK: Duration = Duration::from_secs(1);
 
 /// How long a cancelled statement, or a connection that ends, may take to say so.
-const GRACE: Duration = Duration::from_secs(1);
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// Longer than anybody waits: times beyond it would overflow the clock.
 const FAR: Duration = Duration::from_secs(86_400_000);
@@ -37,11 +38,23 @@ pub struct Connection {
     session: Option<Session>,
     cancel: tokio_postgres::CancelToken,
     tls: tls::Connector,
+    /// Whether statements may be prepared.
+    prepare: bool,
     statement_deadline: Duration,
     /// A statement was sent and not answered.
     is_waiting: AtomicBool,
     /// How the connection ended, once it has.
     end: watch::Receiver<Option<End>>,
+}
+
+/// A statement that was prepared on a connection, where that is done, or is sent anew each time.
+#[derive(Clone, Debug)]
+pub struct Statement(Form);
+
+#[derive(Clone, Debug)]
+enum Form {
+    Prepared(tokio_postgres::Statement),
+    Text(Arc<str>),
 }
 
 /// The way to cancel what runs on a connection.
@@ -80,10 +93,23 @@ impl Database {
         application_name: &str,
         dbname: Option<&str>,
     ) -> Result<Connection, DatabaseError> {
-        let configs = self.conninfo().client_configs(application_name, dbname);
+        self.server.connect(application_name, dbname).await
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// See [`Database::connect`].
+    pub(super) async fn connect(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+    ) -> Result<Connection, DatabaseError> {
+        let configs = self.conninfo.client_configs(application_name, dbname);
         // A host that is silent is not to use up the time of the next one.
         let hosts = u32::try_from(configs.len()).unwrap_or(u32::MAX);
-        let share = self.deadlines().connect / hosts.max(1);
+        let share = self.settings.connect_timeout / hosts.max(1);
         let mut errors = Vec::new();
         for (target, config) in configs {
             match self.connect_to_host(target, config, share).await {
@@ -105,8 +131,10 @@ impl Database {
         after: Duration,
     ) -> Result<Connection, DatabaseError> {
         config.connect_timeout(after);
-        config.options(self.session_options());
-        let tls = self.0.tls.clone();
+        if let Some(options) = self.session_options() {
+            config.options(options);
+        }
+        let tls = self.tls.clone();
         let connecting = config.connect(tls.0.clone());
         let (client, connection) = match tokio::time::timeout(after, connecting).await {
             Ok(Ok(connected)) => connected,
@@ -120,15 +148,20 @@ impl Database {
             session: Some(Session { client, driver }),
             is_waiting: AtomicBool::new(false),
             tls,
-            statement_deadline: self.deadlines().statement.min(FAR) + STATEMENT_SLACK,
+            prepare: self.settings.prepare,
+            statement_deadline: self.settings.statement_timeout.min(FAR) + STATEMENT_SLACK,
             end,
         })
     }
 
     /// What every session of ours sets. Ours come last, so that they win.
-    fn session_options(&self) -> String {
+    fn session_options(&self) -> Option<String> {
+        let theirs = self.conninfo.options();
+        if !self.settings.prepare {
+            return theirs.map(str::to_owned);
+        }
         // A server takes 31 bits of milliseconds, and 0 for no timeout at all.
-        let statement_timeout = self.deadlines().statement.as_millis();
+        let statement_timeout = self.settings.statement_timeout.as_millis();
         let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
         let lock_timeout = LOCK_TIMEOUT.as_millis();
         let ours = format!(
@@ -138,10 +171,10 @@ impl Database {
              -c client_connection_check_interval=5000 \
              -c jit=off"
         );
-        match self.conninfo().options() {
+        Some(match theirs {
             Some(theirs) => format!("{theirs} {ours}"),
             None => ours,
-        }
+        })
     }
 }
 
@@ -198,8 +231,11 @@ impl Connection {
         doing: &'static str,
         sql: &str,
     ) -> Result<Statement, DatabaseError> {
-        self.within_deadline(doing, self.client().prepare(sql))
-            .await
+        if !self.prepare {
+            return Ok(Statement(Form::Text(sql.into())));
+        }
+        let prepared = self.within_deadline(doing, self.client().prepare(sql));
+        Ok(Statement(Form::Prepared(prepared.await?)))
     }
 
     /// Runs a prepared statement, and returns its rows.
@@ -212,11 +248,16 @@ impl Connection {
         doing: &'static str,
         statement: &Statement,
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.within_deadline(doing, self.client().query(statement, &[]))
-            .await
+        match statement {
+            Statement(Form::Prepared(statement)) => {
+                self.within_deadline(doing, self.client().query(statement, &[]))
+                    .await
+            }
+            Statement(Form::Text(sql)) => self.query(doing, sql, &[]).await,
+        }
     }
 
-    /// Runs a statement once, and returns its rows.
+    /// Runs a statement once, in one round trip, and returns its rows.
     ///
     /// # Errors
     ///
@@ -225,9 +266,9 @@ impl Connection {
         &self,
         doing: &'static str,
         sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.within_deadline(doing, self.client().query(sql, parameters))
+        self.within_deadline(doing, self.client().query_typed(sql, parameters))
             .await
     }
 
@@ -272,7 +313,42 @@ impl Connection {
         driver.abort();
     }
 
-    fn client(&self) -> &Client {
+    /// Whether a statement was sent and has not been answered.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.is_waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.client().is_closed()
+    }
+
+    /// Waits for the end of the connection, for ever.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut end = self.end.clone();
+        async move {
+            // An error is an end too: nobody drives it any more.
+            let _ = end.wait_for(Option::is_some).await;
+        }
+    }
+
+    /// What ended it, once it has.
+    pub(super) async fn cause_of_end(&self) -> String {
+        wait_for_end(self.end.clone()).await.cause
+    }
+
+    /// Gives it up without a word.
+    pub(super) fn abort(&self) {
+        if let Some(session) = &self.session {
+            session.driver.abort();
+        }
+    }
+
+    /// How long our side waits for an answer.
+    pub(super) fn statement_deadline(&self) -> Duration {
+        self.statement_deadline
+    }
+
+    pub(super) fn client(&self) -> &Client {
         let session = self.session.as_ref();
         &session
             .expect("only close takes it, and nothing follows that")
@@ -292,28 +368,34 @@ impl Connection {
         if answered.is_ok() {
             self.is_waiting.store(false, Ordering::Relaxed);
         }
-        let error = match answered {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => error,
+        match answered {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.explain(doing, error).await),
             Err(_) => {
                 self.cancel_token().cancel().await;
                 // Whatever comes now, it is too late; but it may still end cleanly.
                 let _ = tokio::time::timeout(GRACE, answer).await;
-                if let Some(session) = &self.session {
-                    session.driver.abort();
-                }
-                return Err(DatabaseError::StatementDeadline { doing, after });
+                self.abort();
+                Err(DatabaseError::StatementDeadline { doing, after })
             }
-        };
-        if error.is_closed() {
-            let end = wait_for_end(self.end.clone()).await;
-            return Err(DatabaseError::Lost {
-                doing,
-                cause: end.cause,
-                sqlstate: end.sqlstate,
-            });
         }
-        Err(DatabaseError::Statement { doing, error })
+    }
+
+    /// What a statement's error means: where the connection was lost, what ended it.
+    pub(super) async fn explain(
+        &self,
+        doing: &'static str,
+        error: tokio_postgres::Error,
+    ) -> DatabaseError {
+        if !error.is_closed() {
+            return DatabaseError::Statement { doing, error };
+        }
+        let end = wait_for_end(self.end.clone()).await;
+        DatabaseError::Lost {
+            doing,
+            cause: end.cause,
+            sqlstate: end.sqlstate,
+        }
     }
 }
 
@@ -339,8 +421,8 @@ impl fmt::Debug for CancelToken {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let (Some(session), true) = (&self.session, self.is_waiting.load(Ordering::Relaxed)) {
-            session.driver.abort();
+        if self.is_at_work() {
+            self.abort();
         }
     }
 }

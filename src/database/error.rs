@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -31,6 +32,9 @@ pub enum DatabaseError {
         /// The deadline.
         after: Duration,
     },
+    /// A home connection could not be made; said to everybody who waited for it.
+    #[error(transparent)]
+    Home(Arc<Self>),
     /// None of several hosts could be connected to.
     #[error("{}", Each(.0))]
     EveryHost(
@@ -81,6 +85,7 @@ impl DatabaseError {
             Self::Connect { error, .. } | Self::Statement { error, .. } => {
                 error.code().map(SqlState::code)
             }
+            Self::Home(error) => error.sqlstate(),
             Self::EveryHost(errors) => errors.iter().rev().find_map(Self::sqlstate),
             Self::Lost { sqlstate, .. } => sqlstate.as_deref(),
             Self::ConnectDeadline { .. } | Self::StatementDeadline { .. } => None,
@@ -97,6 +102,7 @@ impl DatabaseError {
             Self::ConnectDeadline { .. } | Self::StatementDeadline { .. } | Self::Lost { .. } => {
                 true
             }
+            Self::Home(error) => error.is_away(),
             Self::EveryHost(errors) => errors.iter().all(Self::is_away),
             Self::Connect { error, .. } | Self::Statement { error, .. } => match error.code() {
                 Some(code) => is_away_code(code),

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::{Database, DatabaseError};
@@ -59,13 +58,8 @@ impl fmt::Display for ServerState {
 impl Database {
     /// Looks at the server for ever, and tells `changed` what it is now, first of all and then
     /// whenever it became something else.
-    ///
-    /// `suspect` is notified by whoever has reason to doubt the last answer.
-    pub(crate) async fn watch_server_state(
-        &self,
-        suspect: &Notify,
-        mut changed: impl FnMut(ServerState),
-    ) {
+    pub(crate) async fn watch_server_state(&self, mut changed: impl FnMut(ServerState)) {
+        let suspect = &self.server.suspect;
         let mut last = None;
         loop {
             let (state, reason) = self.server_state().await;

@@ -1,18 +1,20 @@
 //! One worker at work: a cycle, a nap, and what it says of them.
 
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::Row;
 use tracing::{debug, error, info, warn};
 
 use super::Settings;
 use super::initialize::{InitializeError, initialize};
 use super::remedy::{Patience, Remedy};
+use super::session::{Repeated, Session};
 use super::statement;
 use crate::context::{WorkerContext, WorkerError};
-use crate::database::{Connection, DatabaseError};
+use crate::database::DatabaseError;
 use crate::latch::Wake;
 
 /// After so many retries in a row, somebody should know.
@@ -21,13 +23,13 @@ const RETRIES_UNTIL_WARNING: u32 = 8;
 /// How long a cancelled cycle may take to say so.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A worker with its connection.
+/// A worker with its session.
 pub(super) struct Folder {
     context: WorkerContext,
     settings: watch::Receiver<Settings>,
-    connection: Connection,
+    session: Rc<Session>,
     /// The fold, once the table can be worked on; gone when it is out of date.
-    statement: Option<Statement>,
+    statement: Option<Repeated>,
     /// It said that it is initialized.
     initialized: bool,
     patience: Patience,
@@ -61,12 +63,12 @@ impl Folder {
     pub(super) fn new(
         context: WorkerContext,
         settings: watch::Receiver<Settings>,
-        connection: Connection,
+        session: Session,
     ) -> Self {
         Self {
             context,
             settings,
-            connection,
+            session: Rc::new(session),
             statement: None,
             initialized: false,
             patience: Patience::default(),
@@ -75,10 +77,12 @@ impl Folder {
         }
     }
 
-    /// Cycles and naps until it is asked to stop, or cannot go on; then closes its connection.
+    /// Cycles and naps until it is asked to stop, or cannot go on; then closes its session.
     pub(super) async fn work(mut self) -> Result<(), WorkerError> {
         let end = self.cycle_and_nap().await;
-        self.connection.close().await;
+        if let Some(session) = Rc::into_inner(self.session) {
+            session.close().await;
+        }
         end
     }
 
@@ -86,7 +90,7 @@ impl Folder {
         // Thousands that started together are not to march in step.
         let mut part_of_nap = fastrand::f64();
         loop {
-            let Some(cycle) = self.cycle_unless_cancelled().await else {
+            let Some(cycle) = self.cycle_unless_stopped().await else {
                 return Ok(());
             };
             let nap = match cycle {
@@ -105,21 +109,28 @@ impl Folder {
         }
     }
 
-    /// One cycle. `None` if it was cancelled, because the worker is to end.
-    async fn cycle_unless_cancelled(&mut self) -> Option<Result<Outcome, InitializeError>> {
+    /// One cycle. `None` if the worker is to end, and it was cancelled or had not begun.
+    async fn cycle_unless_stopped(&mut self) -> Option<Result<Outcome, InitializeError>> {
         let latch = self.context.latch().clone();
-        let cancel = self.connection.cancel_token();
+        let session = Rc::clone(&self.session);
         let mut cycle = pin!(self.cycle());
+        let stopped = async {
+            latch.stop_requested().await;
+            if session.is_at_work() {
+                // What has begun is finished.
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             biased;
-            outcome = &mut cycle => Some(outcome),
-            () = latch.cancel_requested() => {
-                cancel.cancel().await;
-                // It may have committed before the cancellation arrived; both is well.
-                let _ = tokio::time::timeout(CANCEL_TIMEOUT, cycle).await;
-                None
-            }
+            outcome = &mut cycle => return Some(outcome),
+            () = latch.cancel_requested() => {}
+            () = stopped => return None,
         }
+        session.cancel().await;
+        // It may have committed before the cancellation arrived; both is well.
+        let _ = tokio::time::timeout(CANCEL_TIMEOUT, cycle).await;
+        None
     }
 
     /// One transaction, after the preparations that it needs.
@@ -128,7 +139,7 @@ impl Folder {
             Some(statement) => statement,
             None => &*self
                 .statement
-                .insert(prepare(&self.context, &self.settings, &self.connection).await?),
+                .insert(prepare(&self.context, &self.settings, &self.session).await?),
         };
         if !self.initialized {
             self.initialized = true;
@@ -142,7 +153,7 @@ impl Folder {
             );
             self.context.ready();
         }
-        let rows = self.connection.query_prepared("fold", statement).await?;
+        let rows = self.session.run("fold", statement).await?;
         Ok(self.read(rows.first()))
     }
 
@@ -205,7 +216,7 @@ impl Folder {
 
     /// What follows from a cycle that failed: how long to nap, or the worker's end.
     async fn failed(&mut self, error: DatabaseError) -> Result<Duration, WorkerError> {
-        match Remedy::find(&error, &self.connection).await {
+        match Remedy::find(&error, &self.session).await {
             Remedy::Again => {
                 // What is prepared may be what is out of date.
                 self.statement = self.statement.take().filter(|_| !is_out_of_date(&error));
@@ -228,7 +239,18 @@ impl Folder {
                 let naptime = self.settings.borrow().naptime;
                 Ok(self.patience.back_off(naptime))
             }
-            Remedy::Away => Err(WorkerError::DatabaseAway(Box::new(error))),
+            Remedy::Away => match *self.session {
+                Session::Own(_) => Err(WorkerError::DatabaseAway(Box::new(error))),
+                // Others see to the connection, and the Postmaster to the server. Meanwhile this one
+                // is as good as napping, and goes on as soon as it can.
+                Session::Home(ref home) => {
+                    if !is_lost(&error) {
+                        home.give_up();
+                    }
+                    self.context.progress().failed(error.to_string());
+                    Ok(self.retry(&error.to_string()))
+                }
+            },
             Remedy::Exit => Err(error.into()),
         }
     }
@@ -265,16 +287,21 @@ impl Folder {
 async fn prepare(
     context: &WorkerContext,
     settings: &watch::Receiver<Settings>,
-    connection: &Connection,
-) -> Result<Statement, InitializeError> {
+    session: &Session,
+) -> Result<Repeated, InitializeError> {
     let Settings {
         table,
         initial_total,
         ..
     } = settings.borrow().clone();
-    let may_be_null = initialize(connection, &table, initial_total).await?;
+    let may_be_null = initialize(session, &table, initial_total).await?;
     let sql = table.fold(context.name(), may_be_null);
-    Ok(connection.prepare("prepare the fold", &sql).await?)
+    Ok(session.prepare("prepare the fold", sql).await?)
+}
+
+/// Whether the connection is gone with the error. Otherwise it leads to a server that will not do.
+fn is_lost(error: &DatabaseError) -> bool {
+    !matches!(error, DatabaseError::Statement { .. })
 }
 
 /// Whether the server has forgotten what was prepared, or cannot use it any more.

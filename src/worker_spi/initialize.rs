@@ -6,10 +6,11 @@
 
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 
+use super::session::Session;
 use super::statement::Table;
-use crate::database::{Connection, DatabaseError};
+use crate::database::{DatabaseError, Parameters};
 
 /// A table that the worker cannot work on.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -86,13 +87,13 @@ const LOOK: &str = "\
 ///
 /// If it cannot be made, or what is there is of no use.
 pub(super) async fn initialize(
-    connection: &Connection,
+    session: &Session,
     table: &Table,
     initial_total: Option<i64>,
 ) -> Result<bool, InitializeError> {
     let mut attempts = 1..=ATTEMPTS_MAX;
     let may_be_null = loop {
-        match look_and_make(connection, table).await {
+        match look_and_make(session, table).await {
             Ok(Some(may_be_null)) => break may_be_null,
             Ok(None) => {}
             Err(InitializeError::Database(error))
@@ -101,18 +102,18 @@ pub(super) async fn initialize(
         }
     };
     if let Some(total) = initial_total {
-        insert_initial_total(connection, table, total).await?;
+        insert_initial_total(session, table, total).await?;
     }
     Ok(may_be_null)
 }
 
 /// Looks, and makes one thing that is missing. `None` if there was one: look again.
-async fn look_and_make(
-    connection: &Connection,
-    table: &Table,
-) -> Result<Option<bool>, InitializeError> {
-    let names: [&(dyn ToSql + Sync); 2] = [&table.schema(), &table.name()];
-    let rows = connection.query("look for the table", LOOK, &names).await?;
+async fn look_and_make(session: &Session, table: &Table) -> Result<Option<bool>, InitializeError> {
+    let name = |name: &str| -> (Box<dyn ToSql + Sync + Send>, Type) {
+        (Box::new(name.to_owned()), Type::TEXT)
+    };
+    let names = vec![name(table.schema()), name(table.name())];
+    let rows = session.query("look for the table", LOOK, names).await?;
     let Some(row) = rows.first() else {
         return Ok(None);
     };
@@ -124,12 +125,12 @@ async fn look_and_make(
         Some(kind) => {
             let may_be_null = check_shape(table, &kind, row.get(2), row.get(3), row.get(4))?;
             if !row.get::<_, bool>(5) {
-                return Err(without_index(connection, table).await?.into());
+                return Err(without_index(session, table).await?.into());
             }
             return Ok(Some(may_be_null));
         }
     };
-    connection.batch_execute(doing, &sql).await?;
+    session.batch_execute(doing, &sql).await?;
     Ok(None)
 }
 
@@ -164,12 +165,10 @@ fn check_shape(
 }
 
 /// What is wrong with a table that has no unique index on its total.
-async fn without_index(
-    connection: &Connection,
-    table: &Table,
-) -> Result<UnusableTable, DatabaseError> {
-    let rows = connection
-        .query("count the totals", &table.count_totals(), &[])
+async fn without_index(session: &Session, table: &Table) -> Result<UnusableTable, DatabaseError> {
+    let doing = "count the totals";
+    let rows = session
+        .query(doing, &table.count_totals(), Vec::new())
         .await?;
     let totals: i64 = rows.first().map_or(0, |row| row.get(0));
     Ok(if totals > 1 {
@@ -186,13 +185,14 @@ async fn without_index(
 }
 
 async fn insert_initial_total(
-    connection: &Connection,
+    session: &Session,
     table: &Table,
     total: i64,
 ) -> Result<(), DatabaseError> {
     let doing = "insert the initial total";
-    connection
-        .query(doing, &table.insert_initial_total(), &[&total])
+    let total: Parameters = vec![(Box::new(total), Type::INT8)];
+    session
+        .query(doing, &table.insert_initial_total(), total)
         .await?;
     Ok(())
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::session::Session;
 use super::statement::UNDONE;
 use crate::backoff::doubled;
-use crate::database::{Connection, DatabaseError};
+use crate::database::DatabaseError;
 
 /// The first wait after somebody was in the way.
 const RETRY_INITIAL: Duration = Duration::from_millis(10);
@@ -22,7 +23,7 @@ pub(super) enum Remedy {
     Again,
     /// Something has to be mended first: once more, but ever less often.
     BackOff,
-    /// The server is not what it was: the worker ends, and comes back when it is.
+    /// The server is away, or is not what it was: once more, elsewhere or later.
     Away,
     /// The worker ends.
     Exit,
@@ -38,8 +39,8 @@ pub(super) struct Patience {
 // === impl Remedy ===
 
 impl Remedy {
-    /// The remedy for an error of this connection.
-    pub(super) async fn find(error: &DatabaseError, connection: &Connection) -> Self {
+    /// The remedy for an error of this session.
+    pub(super) async fn find(error: &DatabaseError, session: &Session) -> Self {
         if error.is_away() {
             return Self::Away;
         }
@@ -48,7 +49,7 @@ impl Remedy {
             // A fold that takes too long takes as long the next time, and writes for nothing.
             Some("57014" | "22003" | "53100" | "53200" | UNDONE) => Self::BackOff,
             // Written to a standby: one that was a primary, if it is in recovery.
-            Some("25006") => match connection.is_in_recovery().await {
+            Some("25006") => match session.is_in_recovery().await {
                 Ok(true) | Err(_) => Self::Away,
                 Ok(false) => Self::BackOff,
             },

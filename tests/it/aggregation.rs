@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use bgworker::database::{ConnInfo, Database, Deadlines};
+use bgworker::database::{self, ConnInfo, Database};
 use bgworker::supervision::{Limits, Shutdown, WorkerState};
-use bgworker::worker_spi::{Settings, Table};
+use bgworker::worker_spi::{ConnectionKind, Settings, Table};
 use bgworker::{Postmaster, PostmasterHandle, WorkerId};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tracing::Level;
 
-use crate::support::database::{TestDatabase, brisk, register, table};
+use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::log::Log;
 use crate::support::{eventually, within};
 
@@ -555,11 +555,11 @@ async fn a_fold_that_takes_too_long_is_reported_for_what_it_is_and_backs_off() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let conninfo = ConnInfo::parse(db.conninfo(), |_| None).unwrap();
-    let deadlines = Deadlines {
-        statement: Duration::from_millis(100),
-        ..Deadlines::default()
+    let settings = database::Settings {
+        statement_timeout: Duration::from_millis(100),
+        ..database::Settings::default()
     };
-    let impatient = Database::new(conninfo, deadlines).unwrap();
+    let impatient = Database::new(conninfo, settings).unwrap();
     let postmaster = Postmaster::launch(Limits::default(), Some(impatient)).unwrap();
     let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
     db.execute(
@@ -591,7 +591,9 @@ async fn a31_a_terminated_backend_is_replaced_at_once_also_with_never() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let postmaster = db.postmaster();
-    let worker = db.worker(&postmaster, "victim", brisk(&counted)).await;
+    let worker = db
+        .worker(&postmaster, "victim", brisk_on_its_own(&counted))
+        .await;
     db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
     for round in 1..=3 {
         let killed: i64 = db
@@ -687,7 +689,7 @@ async fn a40_a_sigterm_inside_a_cycle_lets_it_commit_whole() {
     eventually("the fold is under way", || async {
         db.value::<bool>(
             "SELECT EXISTS (SELECT FROM pg_stat_activity \
-             WHERE application_name = 'w' AND wait_event = 'PgSleep')",
+             WHERE query LIKE '%bgworker: w %' AND wait_event = 'PgSleep')",
         )
         .await
     })
@@ -703,10 +705,20 @@ async fn a40_a_sigterm_inside_a_cycle_lets_it_commit_whole() {
 
 #[actix::test]
 async fn a39_a_sigint_cancels_what_runs_on_the_server_and_keeps_the_deltas() {
+    cancelled_on(ConnectionKind::Own).await;
+}
+
+#[actix::test]
+async fn a39_a_sigint_cancels_what_runs_on_a_home_connection_too() {
+    cancelled_on(ConnectionKind::Home).await;
+}
+
+async fn cancelled_on(connection: ConnectionKind) {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let postmaster = db.postmaster();
     let mut settings = Settings::new(counted.clone());
+    settings.connection = connection;
     settings.naptime = Duration::from_secs(600);
     db.worker(&postmaster, "w", settings).await;
     db.execute(
@@ -718,7 +730,7 @@ async fn a39_a_sigint_cancels_what_runs_on_the_server_and_keeps_the_deltas() {
     .await;
     postmaster.sighup();
     let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity \
-                  WHERE application_name = 'w' AND wait_event = 'PgSleep')";
+                  WHERE query LIKE '%bgworker: w %' AND wait_event = 'PgSleep')";
     eventually("the fold is under way", || async {
         db.value::<bool>(sleeps).await
     })
@@ -762,19 +774,25 @@ async fn a38_ten_idle_workers_end_within_a_second_and_leave_no_connection() {
 async fn a49_the_server_shows_who_is_who_and_who_naps_is_idle() {
     let db = TestDatabase::new().await;
     let postmaster = db.postmaster();
-    for name in ["SPI worker 1", "*/ drop"] {
+    for (name, connection) in [
+        ("SPI worker 1", ConnectionKind::Own),
+        ("*/ drop", ConnectionKind::Own),
+        ("at home", ConnectionKind::Home),
+    ] {
         let mut settings = Settings::new(table("s", "t"));
+        settings.connection = connection;
         settings.naptime = Duration::from_secs(600);
         let worker = db.worker(&postmaster, name, settings).await;
         cycles(&postmaster, worker.id, 0).await;
     }
     let shown = "SELECT string_agg(application_name || ': ' || state || ': ' || \
-                 substring(query for 27), ', ' ORDER BY application_name DESC) \
+                 substring(query for 27), ', ' ORDER BY application_name COLLATE \"C\" DESC) \
                  FROM pg_stat_activity WHERE datname = current_database() \
                  AND pid <> pg_backend_pid()";
-    eventually("both nap", || async {
+    eventually("all nap", || async {
         db.value::<String>(shown).await
-            == "SPI worker 1: idle: /* bgworker: SPI worker 1 *, \
+            == "bgworker: idle: /* bgworker: at home */ WIT, \
+                SPI worker 1: idle: /* bgworker: SPI worker 1 *, \
                 */ drop: idle: /* bgworker: %2A%2F drop */"
     })
     .await;

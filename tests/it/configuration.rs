@@ -82,7 +82,7 @@ fn every_key_stands_in_the_example_and_says_its_default() {
     assert_eq!(example.server, Server::Embedded { data_dir: None });
     let bare = read(&worker(WHOLE)).unwrap();
     assert_eq!(example.limits, bare.limits);
-    assert_eq!(example.deadlines, bare.deadlines);
+    assert_eq!(example.database_settings, bare.database_settings);
     assert_eq!(example.workers[0].spi.naptime, bare.workers[0].spi.naptime);
     assert_eq!(bare.workers[0].worker.restart_time, RestartTime::DEFAULT);
     // What stands in a comment is a key as well: with the comments gone, all are known.
@@ -377,7 +377,10 @@ fn a_variable_is_checked_under_its_own_name_and_others_are_ignored() {
     let settings = config::read(&with(file(), "BGWORKER_POSTMASTER__MAX_WORKERS", "7")).unwrap();
     assert_eq!(settings.limits.max_workers, 7);
     let settings = config::read(&with(file(), "BGWORKER_DATABASE__CONNECT_TIMEOUT", "3s")).unwrap();
-    assert_eq!(settings.deadlines.connect, Duration::from_secs(3));
+    assert_eq!(
+        settings.database_settings.connect_timeout,
+        Duration::from_secs(3)
+    );
     for (variable, value) in [
         ("BGWORKER_CONFIG", "x"),
         ("BGWORKER_WORKER__NAME", "x"),

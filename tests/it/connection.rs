@@ -5,18 +5,19 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use bgworker::WorkerError;
-use bgworker::database::{ConnInfo, Database, Deadlines, ServerState};
+use bgworker::database::{self, ConnInfo, Database, ServerState};
 use bgworker::embedded::{Cluster, ClusterSettings};
 
 use crate::support::database::{TestDatabase, database};
 
 fn impatient(conninfo: &str) -> Database {
     let conninfo = ConnInfo::parse(conninfo, |_| None).unwrap();
-    let deadlines = Deadlines {
-        connect: Duration::from_millis(300),
-        statement: Duration::from_millis(300),
+    let settings = database::Settings {
+        connect_timeout: Duration::from_millis(300),
+        statement_timeout: Duration::from_millis(300),
+        ..database::Settings::default()
     };
-    Database::new(conninfo, deadlines).unwrap()
+    Database::new(conninfo, settings).unwrap()
 }
 
 #[actix::test]

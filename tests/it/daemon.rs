@@ -54,6 +54,11 @@ fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> String {
     text
 }
 
+/// The same, with a connection for each worker.
+fn on_their_own(text: &str) -> String {
+    text.replace("naptime =", "connection = \"own\"\nnaptime =")
+}
+
 /// The seed's configuration, on a private server in a directory of the test's.
 fn seed() -> (Config, String) {
     let config = Config::new("");
@@ -310,10 +315,14 @@ async fn a35_a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
 #[actix::test]
 async fn a36_each_change_of_the_file_takes_its_effect_in_one_line() {
     let db = TestDatabase::new().await;
-    let config = Config::given(&db, "20ms", &["stays", "goes", "moves"]);
+    let config = Config::new(&on_their_own(&given(
+        &db,
+        "20ms",
+        &["stays", "goes", "moves"],
+    )));
     let mut daemon = Daemon::run(&config.path);
     daemon.wait_for_all(&["stays initialized", "goes initialized", "moves initialized"]);
-    let moved = given(&db, "20ms", &["stays", "moves", "comes"])
+    let moved = on_their_own(&given(&db, "20ms", &["stays", "moves", "comes"]))
         .replace("schema = \"moves\"", "schema = \"elsewhere\"")
         .replace(
             "name = \"stays\"",
@@ -359,7 +368,7 @@ async fn a_signal_is_heard_while_a_reload_waits_for_a_worker_to_end() {
     eventually("the fold is under way", || async {
         db.value::<bool>(
             "SELECT EXISTS (SELECT FROM pg_stat_activity \
-             WHERE application_name = 's' AND wait_event = 'PgSleep')",
+             WHERE query LIKE '%bgworker: s %' AND wait_event = 'PgSleep')",
         )
         .await
     })

@@ -11,7 +11,7 @@ use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, Star
 use tracing::Level;
 
 use crate::embedded::reachable_directory;
-use crate::support::database::{TestDatabase, brisk, database, table};
+use crate::support::database::{TestDatabase, brisk_on_its_own, database, table};
 use crate::support::log::Log;
 use crate::support::scripted::{NAPS, Stage};
 use crate::support::{eventually, within};
@@ -140,7 +140,7 @@ async fn a_worker_that_meets_a_standby_instead_of_a_primary_comes_back_though_it
     let db = TestDatabase::at(&cluster.conninfo()).await;
     let postmaster = db.postmaster();
     // As if the server had become a standby between the look at it and the start.
-    let (_sender, receiver) = tokio::sync::watch::channel(brisk(&table("s", "t")));
+    let (_sender, receiver) = tokio::sync::watch::channel(brisk_on_its_own(&table("s", "t")));
     let worker = BackgroundWorker::new("w")
         .start_time(StartTime::ConsistentState)
         .restart_time(RestartTime::Never);

@@ -55,7 +55,7 @@ const ONLY: [(&str, &str, &[&str]); 2] = [
     (
         "config",
         "database",
-        &["ConnInfo", "ConnInfoError", "Deadlines"],
+        &["ConnInfo", "ConnInfoError", "Settings as DatabaseSettings"],
     ),
 ];
 

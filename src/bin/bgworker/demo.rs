@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix::System;
 use bgworker::config::{ConfigFile, Settings, Sources};
-use bgworker::database::{Connection, Database, Deadlines};
+use bgworker::database::{self, Connection, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
 use bgworker::{Postmaster, PostmasterHandle};
@@ -60,7 +60,10 @@ async fn show(
         environment: Vec::new(),
         database: Some(cluster.conninfo()),
     })?;
-    let database = Database::new(private_server::conninfo(cluster), Deadlines::default())?;
+    let database = Database::new(
+        private_server::conninfo(cluster),
+        database::Settings::default(),
+    )?;
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database.clone()))?;
     let _in_force = InForce::register(settings.clone(), postmaster.clone()).await?;
     say(&format!("join in with: {}", cluster.psql()));

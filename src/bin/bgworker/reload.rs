@@ -49,7 +49,7 @@ impl InForce {
         }
         // What needs a restart is still what it was, and is to be named again.
         new.server = self.settings.server.clone();
-        new.deadlines = self.settings.deadlines.clone();
+        new.database_settings = self.settings.database_settings.clone();
         self.settings = new;
         self.postmaster.sighup();
         Ok(())

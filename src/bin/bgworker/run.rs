@@ -134,7 +134,7 @@ async fn launch(
     if settings.workers.is_empty() {
         warn!("the configuration has no [[worker]]: there is nothing to do");
     }
-    let database = Database::new(conninfo, settings.deadlines.clone())?;
+    let database = Database::new(conninfo, settings.database_settings.clone())?;
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
     let in_force = InForce::register(settings, postmaster.clone()).await?;
     Ok((postmaster, in_force))

@@ -8,10 +8,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bgworker::database::{ConnInfo, Connection, Database, Deadlines};
+use bgworker::database::{self, ConnInfo, Connection, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Limits;
-use bgworker::worker_spi::{self, Settings, Table};
+use bgworker::worker_spi::{self, ConnectionKind, Settings, Table};
 use bgworker::{Access, BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, WorkerId};
 use tokio::sync::{OnceCell, watch};
 
@@ -86,7 +86,7 @@ impl Server {
 /// Reads a connection string, in no environment.
 pub(crate) fn database(conninfo: &str) -> Database {
     let conninfo = ConnInfo::parse(conninfo, |_| None).expect("a connection string");
-    Database::new(conninfo, Deadlines::default()).expect("TLS can be set up")
+    Database::new(conninfo, database::Settings::default()).expect("TLS can be set up")
 }
 
 impl TestDatabase {
@@ -248,6 +248,13 @@ pub(crate) async fn register(
 pub(crate) fn brisk(table: &Table) -> Settings {
     let mut settings = Settings::new(table.clone());
     settings.naptime = Duration::from_millis(10);
+    settings
+}
+
+/// The same, with a connection of the worker's own.
+pub(crate) fn brisk_on_its_own(table: &Table) -> Settings {
+    let mut settings = brisk(table);
+    settings.connection = ConnectionKind::Own;
     settings
 }
 

@@ -1,0 +1,271 @@
+//! Home connections: a few connections that many workers share.
+//!
+//! The worker in slot *i* is at home on connection *i* mod M, of M for each database. What it can do
+//! there is one statement at a time, outside any transaction: no client is handed out, so that nobody
+//! can begin a transaction around a neighbour's statement, or set what a neighbour runs under.
+
+mod line;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
+
+use self::line::{Ask, Request, Work};
+use super::{Database, DatabaseError, Server};
+
+/// How long the lines may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What goes into a statement in place of `$1`, `$2`, ….
+pub type Parameters = Vec<(Box<dyn ToSql + Sync + Send>, Type)>;
+
+/// A worker's place on a home connection.
+///
+/// Dropping what one of its methods returned withdraws the statement if it was not sent yet; one that
+/// was sent runs to its end, unheard.
+pub struct HomeConnection {
+    database: Database,
+    dbname: Option<String>,
+    slot: usize,
+    /// The last statement was sent, and has not been answered.
+    sent: Arc<AtomicBool>,
+}
+
+/// A statement that a home connection prepares when it first runs it, and again when it must.
+///
+/// Dropping it lets the server forget what was prepared.
+pub struct HomeStatement {
+    sql: Arc<str>,
+    forget: Arc<Lines>,
+    dbname: Option<String>,
+    slot: usize,
+}
+
+/// The home connections that were opened so far, of every database.
+#[derive(Debug)]
+pub(super) struct Lines {
+    server: Arc<Server>,
+    lines: Mutex<HashMap<Option<String>, Vec<Option<Line>>>>,
+}
+
+/// The way to one home connection.
+#[derive(Debug)]
+struct Line {
+    asks: mpsc::UnboundedSender<Ask>,
+    given_up: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+// === impl Database ===
+
+impl Database {
+    /// The home connection of a worker in this slot. It is opened when a statement is first run.
+    ///
+    /// `dbname` overrides the settings' database.
+    #[must_use]
+    pub fn home(&self, slot: usize, dbname: Option<&str>) -> HomeConnection {
+        HomeConnection {
+            database: self.clone(),
+            dbname: dbname.map(str::to_owned),
+            slot,
+            sent: Arc::default(),
+        }
+    }
+
+    /// Lets go of every home connection: statements under way are answered, then it is closed. The
+    /// next statement opens a new one.
+    pub(crate) fn drop_home_connections(&self) {
+        self.lines.take();
+    }
+
+    /// Closes every home connection, and waits until they are closed, for two seconds at most.
+    pub async fn close(&self) {
+        let tasks = self.lines.take().into_iter().map(|line| line.task);
+        let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
+        for task in tasks.collect::<Vec<_>>() {
+            let _ = tokio::time::timeout_at(deadline, task).await;
+        }
+    }
+}
+
+// === impl HomeConnection ===
+
+impl HomeConnection {
+    /// A statement without parameters that is run again and again.
+    #[must_use]
+    pub fn statement(&self, sql: impl Into<Arc<str>>) -> HomeStatement {
+        HomeStatement {
+            sql: sql.into(),
+            forget: Arc::clone(&self.database.lines),
+            dbname: self.dbname.clone(),
+            slot: self.slot,
+        }
+    }
+
+    /// Runs a statement, and returns its rows. `doing` says what for, in an error.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses it, does not answer in time, or is lost or away.
+    pub async fn run(
+        &self,
+        doing: &'static str,
+        statement: &HomeStatement,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        self.ask(doing, Work::Prepared(Arc::clone(&statement.sql)))
+            .await
+    }
+
+    /// Runs a statement once, and returns its rows.
+    pub(crate) async fn query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: Parameters,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        let sql = sql.to_owned();
+        self.ask(doing, Work::Once { sql, parameters }).await
+    }
+
+    /// Runs statements as one transaction. They must not begin or end one themselves.
+    pub(crate) async fn batch_execute(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<(), DatabaseError> {
+        self.ask(doing, Work::Batch(sql.to_owned())).await.map(drop)
+    }
+
+    /// Whether a statement was sent and has not been answered.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.sent.load(Ordering::Acquire)
+    }
+
+    /// Has the connection given up, and what runs on it cancelled, whosever it is. The next statement
+    /// opens another one.
+    pub(crate) fn give_up(&self) {
+        let lines = &self.database.lines;
+        lines.existing(self.dbname.as_ref(), self.slot, |line| {
+            line.given_up.notify_one();
+        });
+    }
+
+    async fn ask(&self, doing: &'static str, work: Work) -> Result<Vec<Row>, DatabaseError> {
+        let (answer, answered) = oneshot::channel();
+        let sent = Arc::clone(&self.sent);
+        let request = Request {
+            doing,
+            work,
+            sent: Arc::clone(&sent),
+            answer,
+        };
+        let lines = &self.database.lines;
+        lines.with(self.dbname.as_ref(), self.slot, |line| {
+            // A line ends only when nobody can reach it any more, or with its runtime; then the
+            // answer's end is dropped with the request.
+            let _ = line.asks.send(Ask::Run(request));
+        });
+        let answer = answered.await;
+        sent.store(false, Ordering::Release);
+        answer.unwrap_or_else(|_| {
+            Err(DatabaseError::Lost {
+                doing,
+                cause: "it was given up".to_owned(),
+                sqlstate: None,
+            })
+        })
+    }
+}
+
+impl fmt::Debug for HomeConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HomeConnection")
+            .field("dbname", &self.dbname)
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl HomeStatement ===
+
+impl fmt::Debug for HomeStatement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HomeStatement").field(&self.sql).finish()
+    }
+}
+
+impl Drop for HomeStatement {
+    fn drop(&mut self) {
+        let sql = Arc::clone(&self.sql);
+        self.forget
+            .existing(self.dbname.as_ref(), self.slot, |line| {
+                let _ = line.asks.send(Ask::Forget(sql));
+            });
+    }
+}
+
+// === impl Lines ===
+
+impl Lines {
+    pub(super) fn new(server: Arc<Server>) -> Self {
+        Self {
+            server,
+            lines: Mutex::default(),
+        }
+    }
+
+    /// Does something with a slot's line, which is begun if there is none.
+    fn with(&self, dbname: Option<&String>, slot: usize, then: impl FnOnce(&Line)) {
+        let many = self.server.settings.connections.max(1);
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = lines.entry(dbname.cloned()).or_default();
+        if lines.len() < many {
+            lines.resize_with(many, || None);
+        }
+        let line = &mut lines[slot % many];
+        // A line is gone when its runtime is.
+        if line.as_ref().is_none_or(|line| line.asks.is_closed()) {
+            *line = Some(Line::begin(Arc::clone(&self.server), dbname.cloned()));
+        }
+        if let Some(line) = line {
+            then(line);
+        }
+    }
+
+    /// Does something with a slot's line, if there is one.
+    fn existing(&self, dbname: Option<&String>, slot: usize, then: impl FnOnce(&Line)) {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = lines.get(&dbname.cloned());
+        if let Some(Some(line)) = lines.and_then(|lines| lines.get(slot % lines.len())) {
+            then(line);
+        }
+    }
+
+    fn take(&self) -> Vec<Line> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = std::mem::take(&mut *lines);
+        lines.into_values().flatten().flatten().collect()
+    }
+}
+
+// === impl Line ===
+
+impl Line {
+    fn begin(server: Arc<Server>, dbname: Option<String>) -> Self {
+        let (asks, asked) = mpsc::unbounded_channel();
+        let given_up = Arc::new(Notify::new());
+        let task = tokio::spawn(line::serve(server, dbname, asked, Arc::clone(&given_up)));
+        Self {
+            asks,
+            given_up,
+            task,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Where a worker's statements run: on its home connection, or on one of its own.
+
+use std::sync::Arc;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::{ConnectionKind, Settings};
+use crate::context::{WorkerContext, WorkerError};
+use crate::database::{
+    Connection, DatabaseError, HomeConnection, HomeStatement, Parameters, Statement,
+};
+
+/// A way to run one statement at a time.
+pub(super) enum Session {
+    Home(HomeConnection),
+    Own(Box<Connection>),
+}
+
+/// A statement that is run again and again.
+pub(super) enum Repeated {
+    Home(HomeStatement),
+    Own(Statement),
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Opens what the settings ask for. A home connection is opened later, by its first statement.
+    pub(super) async fn open(
+        context: &WorkerContext,
+        settings: &Settings,
+    ) -> Result<Self, WorkerError> {
+        let dbname = settings.database.as_deref();
+        Ok(match settings.connection {
+            ConnectionKind::Home => Self::Home(context.home(dbname)?),
+            ConnectionKind::Own => Self::Own(Box::new(context.connect(dbname).await?)),
+        })
+    }
+
+    /// Runs a statement once.
+    pub(super) async fn query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: Parameters,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        match self {
+            Self::Home(home) => home.query(doing, sql, parameters).await,
+            Self::Own(connection) => {
+                let parameters: Vec<_> = parameters
+                    .iter()
+                    .map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone()))
+                    .collect();
+                connection.query(doing, sql, &parameters).await
+            }
+        }
+    }
+
+    /// Runs statements as one transaction.
+    pub(super) async fn batch_execute(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<(), DatabaseError> {
+        match self {
+            Self::Home(home) => home.batch_execute(doing, sql).await,
+            Self::Own(connection) => connection.batch_execute(doing, sql).await,
+        }
+    }
+
+    /// Gets a statement ready to be run again and again.
+    pub(super) async fn prepare(
+        &self,
+        doing: &'static str,
+        sql: String,
+    ) -> Result<Repeated, DatabaseError> {
+        Ok(match self {
+            Self::Home(home) => Repeated::Home(home.statement(Arc::from(sql))),
+            Self::Own(connection) => Repeated::Own(connection.prepare(doing, &sql).await?),
+        })
+    }
+
+    /// Runs such a statement.
+    pub(super) async fn run(
+        &self,
+        doing: &'static str,
+        statement: &Repeated,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        match (self, statement) {
+            (Self::Home(home), Repeated::Home(statement)) => home.run(doing, statement).await,
+            (Self::Own(connection), Repeated::Own(statement)) => {
+                connection.query_prepared(doing, statement).await
+            }
+            (Self::Home(_), Repeated::Own(_)) | (Self::Own(_), Repeated::Home(_)) => {
+                unreachable!("a statement is run where it was prepared")
+            }
+        }
+    }
+
+    /// Whether the server is in recovery.
+    pub(super) async fn is_in_recovery(&self) -> Result<bool, DatabaseError> {
+        let doing = "ask whether the server is in recovery";
+        let sql = "SELECT pg_is_in_recovery()";
+        let rows = self.query(doing, sql, Parameters::new()).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
+    /// Whether a statement was sent and has not been answered.
+    pub(super) fn is_at_work(&self) -> bool {
+        match self {
+            Self::Home(home) => home.is_at_work(),
+            Self::Own(connection) => connection.is_at_work(),
+        }
+    }
+
+    /// Cancels what runs, and gives the connection up.
+    pub(super) async fn cancel(&self) {
+        match self {
+            Self::Home(home) => home.give_up(),
+            Self::Own(connection) => connection.cancel_token().cancel().await,
+        }
+    }
+
+    /// Ends it. A home connection stays, for the others.
+    pub(super) async fn close(self) {
+        match self {
+            Self::Home(_) => {}
+            Self::Own(connection) => connection.close().await,
+        }
+    }
+}
