@@ -9,6 +9,7 @@ use bgworker::database::{self, ConnInfo, Database, ServerState};
 use bgworker::embedded::{Cluster, ClusterSettings};
 
 use crate::support::database::{TestDatabase, database};
+use crate::support::proxy::free_port;
 
 fn impatient(conninfo: &str) -> Database {
     let conninfo = ConnInfo::parse(conninfo, |_| None).unwrap();
@@ -309,11 +310,6 @@ async fn sslmode_require_encrypts_and_refuses_a_server_without_tls() {
         "{error}"
     );
     tcp("prefer").connect("test", None).await.unwrap();
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Makes files readable for the server alone, whoever it runs as.

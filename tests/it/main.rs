@@ -4,7 +4,8 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::disallowed_methods,
-    reason = "a test that is surprised fails, and real time is what some of them measure"
+    clippy::print_stdout,
+    reason = "a test that is surprised fails, and some measure real time and say what they find"
 )]
 
 mod aggregation;
@@ -15,6 +16,8 @@ mod daemon;
 mod dynamic;
 mod embedded;
 mod events;
+mod faults;
+mod home;
 mod idle;
 mod initialization;
 mod postmaster;

@@ -55,7 +55,12 @@ const ONLY: [(&str, &str, &[&str]); 2] = [
     (
         "config",
         "database",
-        &["ConnInfo", "ConnInfoError", "Settings as DatabaseSettings"],
+        &[
+            "ConnInfo",
+            "ConnInfoError",
+            "Settings",
+            "Settings as DatabaseSettings",
+        ],
     ),
 ];
 

@@ -4,7 +4,9 @@ pub(crate) mod daemon;
 pub(crate) mod database;
 pub(crate) mod histories;
 pub(crate) mod log;
+pub(crate) mod proxy;
 pub(crate) mod scripted;
+pub(crate) mod server;
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,0 +1,259 @@
+//! Home connections: many workers on a few, none of them harmed by its neighbours.
+
+use std::time::{Duration, Instant};
+
+use bgworker::BackgroundWorker;
+use bgworker::database::{self, ConnInfo, Database};
+use bgworker::supervision::{Limits, Shutdown};
+use bgworker::{Postmaster, WorkerContext};
+use tracing::Level;
+
+use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, table};
+use crate::support::log::Log;
+use crate::support::{eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The backends of this database that are home connections.
+const HOMES: &str = "SELECT count(*) FROM pg_stat_activity \
+                     WHERE datname = current_database() AND application_name = 'bgworker'";
+
+fn with_connections(conninfo: &str, connections: usize) -> Database {
+    let settings = database::Settings {
+        connections,
+        ..database::Settings::default()
+    };
+    Database::new(ConnInfo::parse(conninfo, |_| None).unwrap(), settings).unwrap()
+}
+
+#[actix::test]
+async fn a_hundred_workers_share_eight_connections_and_all_fold() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    for n in 0..100 {
+        let counted = table("s", &format!("t{n}"));
+        db.worker(&postmaster, &format!("w{n}"), brisk(&counted))
+            .await;
+    }
+    for n in 0..100 {
+        let sql = format!("INSERT INTO s.t{n} VALUES ('total', 0), ('delta', {n}), ('delta', 1)");
+        db.execute(&sql).await;
+    }
+    for n in 0..100 {
+        let counted = table("s", &format!("t{n}"));
+        db.wait_for_rows(&counted, &[&format!("total|{}", n + 1)])
+            .await;
+    }
+    assert_eq!(db.value::<i64>(HOMES).await, 8);
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+    within(SECOND, "no connection is left", || async {
+        db.value::<i64>(HOMES).await == 0
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_statement_that_fails_harms_no_neighbour() {
+    let db = TestDatabase::new().await;
+    let database = with_connections(db.conninfo(), 1);
+    let homes: Vec<_> = (0..3).map(|slot| database.home(slot, None)).collect();
+    let one = homes[0].statement("SELECT 1");
+    let wrong = homes[1].statement("SELECT 1 / 0");
+    let three = homes[2].statement("SELECT 3");
+    for _ in 0..10 {
+        let (first, second, third) = tokio::join!(
+            homes[0].run("first", &one),
+            homes[1].run("second", &wrong),
+            homes[2].run("third", &three),
+        );
+        assert_eq!(first.unwrap()[0].get::<_, i32>(0), 1);
+        assert_eq!(second.unwrap_err().sqlstate(), Some("22012"));
+        assert_eq!(third.unwrap()[0].get::<_, i32>(0), 3);
+    }
+    assert_eq!(db.value::<i64>(HOMES).await, 1);
+}
+
+#[actix::test]
+async fn a_lock_that_one_worker_waits_for_delays_its_neighbour_by_the_lock_timeout_at_most() {
+    let db = TestDatabase::new().await;
+    let database = with_connections(db.conninfo(), 1);
+    let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
+    let (blocked, free) = (table("s", "blocked"), table("s", "free"));
+    let waiting = db.worker(&postmaster, "blocked", brisk(&blocked)).await;
+    let neighbour = db.worker(&postmaster, "free", brisk(&free)).await;
+    db.execute("INSERT INTO s.blocked VALUES ('total', 0); INSERT INTO s.free VALUES ('total', 0)")
+        .await;
+    // A fold waits for this lock even where it would find nothing to fold.
+    let holder = db.connect_plainly().await;
+    holder
+        .batch_execute(
+            "BEGIN; LOCK TABLE s.blocked IN SHARE MODE; INSERT INTO s.blocked VALUES ('delta', 7)",
+        )
+        .await
+        .unwrap();
+    let mut longest = Duration::ZERO;
+    for n in 1..=20 {
+        let begin = Instant::now();
+        db.execute("INSERT INTO s.free VALUES ('delta', 1)").await;
+        within(SECOND, "the neighbour folds", || async {
+            db.rows(&free).await == [format!("total|{n}")]
+        })
+        .await;
+        longest = longest.max(begin.elapsed());
+    }
+    println!("a neighbour's fold took {longest:?} at most");
+    assert!(longest < Duration::from_millis(400), "{longest:?}");
+    let status = postmaster.worker(waiting.id).await.unwrap().unwrap();
+    assert!(status.report.consecutive_failures > 0);
+    holder.batch_execute("COMMIT").await.unwrap();
+    db.wait_for_rows(&blocked, &["total|7"]).await;
+    for worker in [waiting, neighbour] {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        assert_eq!(status.starts, 1, "a lock is no failure of the worker");
+    }
+}
+
+#[actix::test]
+async fn a31_a_terminated_home_connection_is_replaced_at_once_and_nobody_is_restarted() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let mut workers = Vec::new();
+    for n in 0..20 {
+        let counted = table("s", &format!("t{n}"));
+        workers.push(
+            db.worker(&postmaster, &format!("w{n}"), brisk(&counted))
+                .await,
+        );
+        db.execute(&format!("INSERT INTO s.t{n} VALUES ('total', 0)"))
+            .await;
+    }
+    for round in 1..=3 {
+        let killed: i64 = db
+            .value(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND application_name = 'bgworker'",
+            )
+            .await;
+        assert_eq!(killed, 8);
+        let begin = Instant::now();
+        for n in 0..20 {
+            db.execute(&format!("INSERT INTO s.t{n} VALUES ('delta', 1)"))
+                .await;
+        }
+        for n in 0..20 {
+            db.wait_for_rows(&table("s", &format!("t{n}")), &[&format!("total|{round}")])
+                .await;
+        }
+        assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+    }
+    for worker in workers {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        assert_eq!(status.starts, 1);
+    }
+    let lost = log.with(Level::WARN, "home connection was lost");
+    assert!((1..=24).contains(&lost.len()), "one for each: {lost:?}");
+    assert_eq!(
+        log.with(Level::WARN, "").len(),
+        lost.len(),
+        "{}",
+        log.text()
+    );
+}
+
+#[actix::test]
+async fn what_a_worker_prepared_is_forgotten_when_it_ends() {
+    let db = TestDatabase::new().await;
+    let database = with_connections(db.conninfo(), 1);
+    let postmaster = Postmaster::launch(Limits::default(), Some(database.clone())).unwrap();
+    let home = database.home(0, None);
+    let prepared = home.statement(
+        "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '/* bgworker:%'",
+    );
+    let count = || async {
+        let rows = home.run("count", &prepared).await.unwrap();
+        rows[0].get::<_, i64>(0)
+    };
+    let mut workers = Vec::new();
+    for n in 0..10 {
+        let counted = table("s", &format!("t{n}"));
+        workers.push(
+            db.worker(&postmaster, &format!("w{n}"), brisk(&counted))
+                .await,
+        );
+    }
+    eventually("ten are prepared", || async { count().await == 10 }).await;
+    for worker in workers {
+        postmaster.terminate(worker.id).await.unwrap();
+    }
+    eventually("none is", || async { count().await == 0 }).await;
+}
+
+#[actix::test]
+async fn a33_a_crash_lets_the_home_connections_be_made_anew() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let worker = db.worker(&postmaster, "w", brisk(&table("s", "t"))).await;
+    let pid = "SELECT min(pid) FROM pg_stat_activity \
+               WHERE datname = current_database() AND application_name = 'bgworker'";
+    eventually("it is at home", || async {
+        db.value::<i64>(HOMES).await == 1
+    })
+    .await;
+    let before: i32 = db.value(pid).await;
+    let bomb = BackgroundWorker::new("bomb")
+        .access(bgworker::Access::Shared)
+        .restart_time(bgworker::RestartTime::Never);
+    let main = |_: WorkerContext| async { panic!("a crash") };
+    postmaster.register(bomb, main).await.unwrap();
+    eventually("it started again", || async {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        status.starts == 2 && status.report.napping
+    })
+    .await;
+    eventually("the old one is gone", || async {
+        db.value::<i64>(HOMES).await == 1
+    })
+    .await;
+    assert_ne!(db.value::<i32>(pid).await, before);
+}
+
+#[actix::test]
+async fn each_database_has_home_connections_of_its_own() {
+    let db = TestDatabase::new().await;
+    let other = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let mut settings = brisk(&table("s", "t"));
+    settings.database = Some(other.value("SELECT current_database()::text").await);
+    let there = other.worker(&postmaster, "there", settings).await;
+    let here = db
+        .worker(&postmaster, "here", brisk(&table("s", "t")))
+        .await;
+    for id in [there.id, here.id] {
+        eventually("it works", || async {
+            postmaster.worker(id).await.unwrap().unwrap().report.cycles > 0
+        })
+        .await;
+    }
+    for db in [&db, &other] {
+        assert_eq!(db.value::<i64>(HOMES).await, 1);
+        assert!(
+            db.value::<bool>("SELECT to_regclass('s.t') IS NOT NULL")
+                .await
+        );
+    }
+}
+
+#[actix::test]
+async fn a_worker_with_a_connection_of_its_own_needs_no_home() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    db.worker(&postmaster, "w", brisk_on_its_own(&counted))
+        .await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
+        .await;
+    db.wait_for_rows(&counted, &["total|1"]).await;
+    assert_eq!(db.value::<i64>(HOMES).await, 0);
+}

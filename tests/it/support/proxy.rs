@@ -1,0 +1,138 @@
+//! What stands between a client and its server in a bad network: passes bytes on, until it is told to
+//! do something else.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// A port that leads to another one. Its threads end with the connections.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    /// The port that new connections lead to.
+    target: u16,
+    fault: Option<Fault>,
+    streams: Vec<TcpStream>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Fault {
+    /// What either side says is swallowed, and new connections are accepted and left alone.
+    Silence,
+    /// After so many bytes of the server's, nothing more.
+    SilenceAfter(usize),
+    /// The server's next words are something else.
+    Garbage,
+}
+
+impl Proxy {
+    pub(crate) fn to(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(Mutex::new(State {
+            target,
+            fault: None,
+            streams: Vec::new(),
+        }));
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let target = shared.lock().unwrap().target;
+                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else {
+                    continue;
+                };
+                let streams = [client.try_clone().unwrap(), server.try_clone().unwrap()];
+                shared.lock().unwrap().streams.extend(streams);
+                for (from, to, is_server) in [
+                    (
+                        client.try_clone().unwrap(),
+                        server.try_clone().unwrap(),
+                        false,
+                    ),
+                    (server, client, true),
+                ] {
+                    let shared = Arc::clone(&shared);
+                    std::thread::spawn(move || pass(from, to, is_server, &shared));
+                }
+            }
+        });
+        Self { port, state }
+    }
+
+    /// From now on, and for the connections that there are.
+    pub(crate) fn set(&self, fault: Option<Fault>) {
+        self.state.lock().unwrap().fault = fault;
+    }
+
+    /// Closes every connection.
+    pub(crate) fn cut(&self) {
+        for stream in self.state.lock().unwrap().streams.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Lets new connections lead somewhere else, and closes those that there are.
+    pub(crate) fn lead_to(&self, target: u16) {
+        self.state.lock().unwrap().target = target;
+        self.cut();
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, is_server: bool, state: &Mutex<State>) {
+    let mut bytes = [0; 4096];
+    loop {
+        let count = match from.read(&mut bytes) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => count,
+        };
+        let (fault, said) = {
+            let mut state = state.lock().unwrap();
+            let fault = state.fault;
+            match (&mut state.fault, is_server) {
+                (Some(Fault::SilenceAfter(left)), true) => {
+                    let said = count.min(*left);
+                    *left -= said;
+                    (fault, said)
+                }
+                _ => (fault, count),
+            }
+        };
+        let passed = match fault {
+            Some(Fault::Silence) => Ok(()),
+            Some(Fault::SilenceAfter(_)) => to.write_all(&bytes[..said]),
+            Some(Fault::Garbage) if is_server => to.write_all(b"HTTP/1.1 400 Bad Request\r\n"),
+            Some(Fault::Garbage) | None => to.write_all(&bytes[..count]),
+        };
+        if passed.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+/// A server that is none: it accepts, says this, waits so long, and closes.
+pub(crate) fn impostor(says: &'static [u8], waits: Duration) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let _ = client.read(&mut [0; 1024]);
+                let _ = client.write_all(says);
+                #[expect(clippy::disallowed_methods, reason = "that is what it does")]
+                std::thread::sleep(waits);
+            });
+        }
+    });
+    port
+}
+
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
