@@ -11,6 +11,7 @@ mod server_state;
 mod tls;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -35,7 +36,8 @@ pub struct Database {
 struct Server {
     conninfo: ConnInfo,
     settings: Settings,
-    tls: tls::Connector,
+    /// The host that was last seen to have come furthest.
+    best_host: AtomicUsize,
     /// Notified by whoever has reason to doubt what the server was last seen to be.
     suspect: Notify,
 }
@@ -65,12 +67,13 @@ impl Database {
     ///
     /// If the TLS library cannot be set up as the settings ask.
     pub fn new(conninfo: ConnInfo, settings: Settings) -> Result<Self, TlsError> {
-        let tls = tls::connector()?;
+        // Read at every connect; but whoever is mistaken should hear it at once.
+        conninfo.tls().connector()?;
         let server = Arc::new(Server {
             conninfo,
             settings,
-            tls,
             suspect: Notify::new(),
+            best_host: AtomicUsize::new(usize::MAX),
         });
         let lines = Arc::new(Lines::new(Arc::clone(&server)));
         Ok(Self { server, lines })

@@ -37,7 +37,7 @@ pub enum Server {
     /// One that runs somewhere.
     Given {
         /// Where.
-        conninfo: ConnInfo,
+        conninfo: Box<ConnInfo>,
         /// Whether a private server was asked for as well, and is not started.
         instead_of_embedded: bool,
     },
@@ -187,7 +187,7 @@ impl Check<'_> {
                     origin,
                 });
                 Some(Server::Given {
-                    conninfo,
+                    conninfo: Box::new(conninfo),
                     instead_of_embedded: embedded,
                 })
             }

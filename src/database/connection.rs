@@ -12,12 +12,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio_postgres::config::SslNegotiation;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Row};
+use tokio_postgres::{AsyncMessage, Client, NoTls, Row};
 use tracing::debug;
 
+use super::conninfo::TargetSessionAttrs;
 use super::error::Cause;
-use super::{Database, DatabaseError, Server, tls};
+use super::tls::Attempt;
+use super::{Database, DatabaseError, Server, TlsError, tls};
 
 /// How much later than the server our side gives up on a statement.
 const STATEMENT_SLACK: Duration = Duration::from_secs(1);
@@ -37,7 +40,8 @@ pub struct Connection {
     /// Taken by `close` alone.
     session: Option<Session>,
     cancel: tokio_postgres::CancelToken,
-    tls: tls::Connector,
+    /// `None` on a connection that is not encrypted.
+    tls: Option<tls::Connector>,
     /// Whether statements may be prepared.
     prepare: bool,
     statement_deadline: Duration,
@@ -57,11 +61,25 @@ enum Form {
     Text(Arc<str>),
 }
 
+/// Whether a session is one that was asked for.
+enum Suits {
+    Yes,
+    /// If there is none that suits better.
+    AtNeed,
+    No(&'static str),
+}
+
+/// Why one attempt came to nothing.
+enum AttemptError {
+    Tls(TlsError),
+    Client(tokio_postgres::Error),
+}
+
 /// The way to cancel what runs on a connection.
 #[derive(Clone)]
 pub struct CancelToken {
     token: tokio_postgres::CancelToken,
-    tls: tls::Connector,
+    tls: Option<tls::Connector>,
 }
 
 /// The two ends of a connection.
@@ -106,43 +124,113 @@ impl Server {
         application_name: &str,
         dbname: Option<&str>,
     ) -> Result<Connection, DatabaseError> {
-        let configs = self.conninfo.client_configs(application_name, dbname);
+        let conninfo = &self.conninfo;
+        let mut order: Vec<usize> = (0..conninfo.hosts().len()).collect();
+        if conninfo.load_balance_hosts() {
+            fastrand::shuffle(&mut order);
+        }
+        // Where the server was last seen to have come furthest.
+        let best = self.best_host.load(Ordering::Relaxed);
+        order.sort_by_key(|host| *host != best);
         // A host that is silent is not to use up the time of the next one.
-        let hosts = u32::try_from(configs.len()).unwrap_or(u32::MAX);
+        let hosts = u32::try_from(order.len()).unwrap_or(u32::MAX);
         let share = self.settings.connect_timeout / hosts.max(1);
         let mut errors = Vec::new();
-        for (target, config) in configs {
-            match self.connect_to_host(target, config, share).await {
-                Ok(connection) => return Ok(connection),
+        let mut second_best = None;
+        for host in order {
+            match self
+                .connect_to_host(host, application_name, dbname, share)
+                .await
+            {
+                Ok(connection) => match self.suits(&connection).await {
+                    Ok(Suits::Yes) => return Ok(connection),
+                    Ok(Suits::AtNeed) => second_best = second_best.or(Some(connection)),
+                    Ok(Suits::No(why)) => {
+                        let target = conninfo.target_of(&conninfo.hosts()[host], dbname);
+                        errors.push(DatabaseError::Unsuitable { target, why });
+                    }
+                    Err(error) => errors.push(error),
+                },
                 Err(error) if error.is_away() => errors.push(error),
                 Err(error) => return Err(error),
             }
         }
-        match <[DatabaseError; 1]>::try_from(errors) {
-            Ok([error]) => Err(error),
-            Err(errors) => Err(DatabaseError::EveryHost(errors)),
+        if let Some(connection) = second_best {
+            return Ok(connection);
         }
+        Err(DatabaseError::of_each(errors))
     }
 
-    async fn connect_to_host(
+    /// Connects to one host, in each way that its `sslmode` allows.
+    pub(super) async fn connect_to_host(
         &self,
-        target: String,
-        mut config: tokio_postgres::Config,
-        after: Duration,
+        host: usize,
+        application_name: &str,
+        dbname: Option<&str>,
+        share: Duration,
     ) -> Result<Connection, DatabaseError> {
+        let conninfo = &self.conninfo;
+        let host = &conninfo.hosts()[host];
+        let target = conninfo.target_of(host, dbname);
+        let after = conninfo
+            .connect_timeout()
+            .map_or(share, |own| own.min(share));
+        let mut config = conninfo.client_config(host, application_name, dbname);
         config.connect_timeout(after);
         if let Some(options) = self.session_options() {
             config.options(options);
         }
-        let tls = self.tls.clone();
-        let connecting = config.connect(tls.0.clone());
-        let (client, connection) = match tokio::time::timeout(after, connecting).await {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(error)) => return Err(DatabaseError::Connect { target, error }),
-            Err(_) => return Err(DatabaseError::ConnectDeadline { target, after }),
+        if conninfo.tls().is_direct() {
+            config.ssl_negotiation(SslNegotiation::Direct);
+        }
+        let connecting = async {
+            let mut errors = Vec::new();
+            for attempt in conninfo.tls().attempts(host.is_socket()) {
+                config.ssl_mode((*attempt).into());
+                match self.attempt(&config, *attempt).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(AttemptError::Tls(error)) => return Err(DatabaseError::Tls(error)),
+                    Err(AttemptError::Client(error)) => {
+                        let may_go_on = is_about_encryption(&error);
+                        let target = target.clone();
+                        errors.push(DatabaseError::Connect { target, error });
+                        if !may_go_on {
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(DatabaseError::of_each(errors))
+        };
+        match tokio::time::timeout(after, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(DatabaseError::ConnectDeadline { target, after }),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        config: &tokio_postgres::Config,
+        attempt: Attempt,
+    ) -> Result<Connection, AttemptError> {
+        let tls = match attempt {
+            Attempt::Plain => None,
+            Attempt::EncryptedIfOffered | Attempt::Encrypted => {
+                Some(self.conninfo.tls().connector()?)
+            }
         };
         let (ended, end) = watch::channel(None);
-        let driver = tokio::spawn(drive(connection, ended)).abort_handle();
+        let (client, driver) = match &tls {
+            Some(tls) => {
+                let (client, connection) = config.connect(tls.0.clone()).await?;
+                (client, tokio::spawn(drive(connection, ended)))
+            }
+            None => {
+                let (client, connection) = config.connect(NoTls).await?;
+                (client, tokio::spawn(drive(connection, ended)))
+            }
+        };
+        let driver = driver.abort_handle();
         Ok(Connection {
             cancel: client.cancel_token(),
             session: Some(Session { client, driver }),
@@ -152,6 +240,31 @@ impl Server {
             statement_deadline: self.settings.statement_timeout.min(FAR) + STATEMENT_SLACK,
             end,
         })
+    }
+
+    /// Whether a session is one of those that `target_session_attrs` asks for. The sentences are
+    /// libpq's.
+    async fn suits(&self, connection: &Connection) -> Result<Suits, DatabaseError> {
+        let wanted = self.conninfo.target_session_attrs();
+        if wanted == TargetSessionAttrs::Any {
+            return Ok(Suits::Yes);
+        }
+        let doing = "ask what the session can do";
+        let sql = "SELECT pg_is_in_recovery(), \
+                   current_setting('default_transaction_read_only')::bool";
+        let rows = connection.query(doing, sql, &[]).await?;
+        let is_standby = rows.first().is_some_and(|row| row.get(0));
+        let is_read_only = is_standby || rows.first().is_some_and(|row| row.get(1));
+        let (suits, why) = match wanted {
+            TargetSessionAttrs::Any => (true, ""),
+            TargetSessionAttrs::ReadWrite => (!is_read_only, "session is read-only"),
+            TargetSessionAttrs::ReadOnly => (is_read_only, "session is not read-only"),
+            TargetSessionAttrs::Primary => (!is_standby, "server is in hot standby mode"),
+            TargetSessionAttrs::Standby => (is_standby, "server is not in hot standby mode"),
+            TargetSessionAttrs::PreferStandby if is_standby => (true, ""),
+            TargetSessionAttrs::PreferStandby => return Ok(Suits::AtNeed),
+        };
+        Ok(if suits { Suits::Yes } else { Suits::No(why) })
     }
 
     /// What every session of ours sets. Ours come last, so that they win.
@@ -175,6 +288,27 @@ impl Server {
             Some(theirs) => format!("{theirs} {ours}"),
             None => ours,
         })
+    }
+}
+
+/// Whether the same host may be reached with, or without, encryption instead: its handshake failed, or
+/// the server refuses us as we come.
+fn is_about_encryption(error: &tokio_postgres::Error) -> bool {
+    let refused = error
+        .code()
+        .is_some_and(|code| code.code().starts_with("28"));
+    refused || tls::is_handshake(error)
+}
+
+impl From<TlsError> for AttemptError {
+    fn from(error: TlsError) -> Self {
+        Self::Tls(error)
+    }
+}
+
+impl From<tokio_postgres::Error> for AttemptError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Client(error)
     }
 }
 
@@ -404,7 +538,12 @@ impl Connection {
 impl CancelToken {
     /// Asks the server to cancel what runs. The connection is of no use afterwards.
     pub async fn cancel(&self) {
-        let cancelling = self.token.cancel_query(self.tls.0.clone());
+        let cancelling = async {
+            match &self.tls {
+                Some(tls) => self.token.cancel_query(tls.0.clone()).await,
+                None => self.token.cancel_query(NoTls).await,
+            }
+        };
         match tokio::time::timeout(GRACE, cancelling).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!(error = %Cause(&error), "could not cancel a statement"),

@@ -1,37 +1,92 @@
-//! libpq's connection settings: a URL or a `key=value` string, completed from `PG*` variables.
+//! libpq's connection settings: a URL or a `key=value` string, completed from a service file, from `PG*`
+//! variables and from libpq's defaults.
 //!
 //! What is read here is never printed: an error names the keyword, not the value, and the password
-//! has no way to be shown.
+//! has no way to be shown. Nothing is read but what the given environment leads to.
 
+mod keyword;
+mod passfile;
+mod service;
 mod text;
+mod values;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::tls::SslMode;
+use self::keyword::{KEYWORDS, Support};
+pub use self::service::ServiceError;
+pub(super) use self::values::Values;
+use super::tls::TlsSettings;
 use crate::spelling;
 
 /// Where a server is, and who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ConnInfo {
-    hosts: Vec<String>,
-    hostaddrs: Vec<IpAddr>,
-    ports: Vec<u16>,
+    hosts: Vec<Host>,
     dbname: Option<String>,
     user: Option<String>,
     password: Option<Password>,
+    passfile: Option<PathBuf>,
     application_name: Option<String>,
+    /// What it is called if nobody names it: neither they nor we.
+    fallback_application_name: Option<String>,
     options: Option<String>,
-    sslmode: SslMode,
+    /// How long one host may take; no limit of its own unless set.
+    connect_timeout: Option<Duration>,
+    keepalives: Keepalives,
+    tls: TlsSettings,
+    channel_binding: tokio_postgres::config::ChannelBinding,
+    target_session_attrs: TargetSessionAttrs,
+    /// Hosts are tried in a random order.
+    load_balance_hosts: bool,
+}
+
+/// One server of several that may be meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Host {
+    /// Its name, or the directory of its socket.
+    name: Option<String>,
+    /// Its address, which then is not looked up.
+    address: Option<IpAddr>,
+    port: u16,
+}
+
+/// When a silent peer counts as gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Keepalives {
+    enabled: bool,
+    idle: Duration,
+    interval: Duration,
+    count: u32,
+    /// How long sent data may go without an answer.
+    user_timeout: Duration,
+}
+
+/// Which of several servers will do. Mirrors libpq's `target_session_attrs`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum TargetSessionAttrs {
+    /// Each.
+    #[default]
+    Any,
+    /// One whose sessions can write.
+    ReadWrite,
+    /// One whose sessions cannot.
+    ReadOnly,
+    /// One that is not in recovery.
+    Primary,
+    /// One that is.
+    Standby,
+    /// One that is, or else each.
+    PreferStandby,
 }
 
 /// A password. Nothing shows it.
 #[derive(Clone, PartialEq, Eq)]
-struct Password(String);
+pub(super) struct Password(pub(super) String);
 
 /// Why connection settings were refused. No variant holds a value that may be secret.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -48,6 +103,12 @@ pub enum ConnInfoError {
         /// A known keyword that may be meant.
         nearest: Option<String>,
     },
+    /// A keyword is libpq's, but has no effect here.
+    #[error("connection option \"{keyword}\" is not supported: leave it out{}", variable(.keyword))]
+    Unsupported {
+        /// The keyword.
+        keyword: &'static str,
+    },
     /// A value is not what its keyword takes.
     #[error("invalid value for connection option \"{keyword}\": {expected}")]
     InvalidValue {
@@ -56,31 +117,22 @@ pub enum ConnInfoError {
         /// What it takes.
         expected: String,
     },
+    /// Two settings contradict each other.
+    #[error("{0}")]
+    Contradiction(String),
+    /// The service could not be looked up.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
 }
-
-/// Every keyword that is understood, and the variable that stands in for it.
-const KEYWORDS: [(&str, &str); 9] = [
-    ("host", "PGHOST"),
-    ("hostaddr", "PGHOSTADDR"),
-    ("port", "PGPORT"),
-    ("dbname", "PGDATABASE"),
-    ("user", "PGUSER"),
-    ("password", "PGPASSWORD"),
-    ("application_name", "PGAPPNAME"),
-    ("options", "PGOPTIONS"),
-    ("sslmode", "PGSSLMODE"),
-];
-
-/// Where libpq looks for a socket when no host is given.
-const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 // === impl ConnInfo ===
 
 impl ConnInfo {
     /// Reads a URL (`postgresql://…`) or a `key=value` string.
     ///
-    /// What it leaves out comes from `environment`, which looks up a `PG*` variable, and then from
-    /// libpq's defaults. Pass `|_| None` for no environment at all.
+    /// What it leaves out comes from the service file, if a service is named, then from `environment`,
+    /// which looks up a `PG*` variable, and then from libpq's defaults, some of which are files below
+    /// `HOME`. Pass `|_| None` for no environment at all.
     ///
     /// # Errors
     ///
@@ -91,215 +143,258 @@ impl ConnInfo {
     ) -> Result<Self, ConnInfoError> {
         let given = text::parse(text)?;
         for (keyword, _) in &given {
-            if !KEYWORDS.iter().any(|(known, _)| known == keyword) {
-                let known = KEYWORDS.iter().map(|(known, _)| *known);
-                return Err(ConnInfoError::UnknownKeyword {
-                    nearest: spelling::nearest(keyword, known).map(str::to_owned),
-                    keyword: keyword.clone(),
-                });
-            }
+            check_keyword(keyword)?;
         }
-        let value = |keyword: &str| {
-            let given = given.iter().rev().find(|(given, _)| given == keyword);
-            let (_, variable) = KEYWORDS.iter().find(|(known, _)| *known == keyword)?;
-            given
-                .map(|(_, value)| value.clone())
-                .or_else(|| environment(variable))
-                .filter(|value| !value.is_empty())
-        };
-        Self::from_values(value)
+        let values = Values::new(given, &environment)?;
+        Self::from_values(&values)
     }
 
     /// Whether any `PG*` variable says where a server is.
     pub(crate) fn is_in_environment(environment: impl Fn(&str) -> Option<String>) -> bool {
-        ["PGHOST", "PGHOSTADDR", "PGDATABASE"]
+        ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"]
             .into_iter()
             .any(|variable| environment(variable).is_some_and(|value| !value.is_empty()))
     }
 
-    fn from_values(value: impl Fn(&str) -> Option<String>) -> Result<Self, ConnInfoError> {
-        let list = |keyword| {
-            let value = value(keyword).unwrap_or_default();
-            let items = value.split(',').map(str::trim).map(str::to_owned);
-            items.filter(|item| !item.is_empty()).collect::<Vec<_>>()
+    fn from_values(values: &Values<'_>) -> Result<Self, ConnInfoError> {
+        let seconds = |keyword, default| {
+            values
+                .number(keyword)
+                .map(|number| number.map_or(default, Duration::from_secs))
         };
-        let ports = list("port");
-        let ports = parse_each(&ports, "port", "a number from 1 to 65535", |port: &u16| {
-            *port != 0
-        })?;
-        let hostaddrs = parse_each(&list("hostaddr"), "hostaddr", "an IP address", |_| true)?;
-        let mut hosts = list("host");
-        if hosts.is_empty() && hostaddrs.is_empty() {
-            hosts.push(default_host(ports.first().copied().unwrap_or(DEFAULT_PORT)));
-        }
-        let servers = hosts.len().max(hostaddrs.len());
-        if ports.len() > 1 && ports.len() != servers {
-            return Err(ConnInfoError::InvalidValue {
-                keyword: "port",
-                expected: format!("{} ports do not match {servers} hosts", ports.len()),
-            });
-        }
-        if !hosts.is_empty() && !hostaddrs.is_empty() && hosts.len() != hostaddrs.len() {
-            return Err(ConnInfoError::InvalidValue {
-                keyword: "hostaddr",
-                expected: format!("{} addresses do not match {servers} hosts", hostaddrs.len()),
-            });
-        }
-        let sslmode = match value("sslmode") {
-            None => SslMode::default(),
-            Some(word) => SslMode::from_word(&word).ok_or_else(|| ConnInfoError::InvalidValue {
-                keyword: "sslmode",
-                expected: format!("it must be one of {}", SslMode::WORDS.join(", ")),
-            })?,
+        let connect_timeout = match values.number("connect_timeout")? {
+            None | Some(0) => None,
+            // libpq rounds one second up: a name may take that long alone.
+            Some(seconds) => Some(Duration::from_secs(seconds.max(2))),
         };
+        let default = Keepalives::default();
+        let keepalives = Keepalives {
+            enabled: values.number("keepalives")? != Some(0),
+            idle: seconds("keepalives_idle", default.idle)?,
+            interval: seconds("keepalives_interval", default.interval)?,
+            count: values
+                .number("keepalives_count")?
+                .map_or(default.count, |count| {
+                    u32::try_from(count).unwrap_or(u32::MAX)
+                }),
+            user_timeout: values
+                .number("tcp_user_timeout")?
+                .map_or(default.user_timeout, Duration::from_millis),
+        };
+        let load_balance_hosts = values.one_of(
+            "load_balance_hosts",
+            &[("disable", false), ("random", true)],
+        )?;
+        values.one_of("gssencmode", &[("disable", ()), ("prefer", ())])?;
+        values.one_of(
+            "client_encoding",
+            &[("auto", ()), ("UTF8", ()), ("utf8", ())],
+        )?;
         Ok(Self {
-            hosts,
-            hostaddrs,
-            ports,
-            dbname: value("dbname"),
-            user: value("user"),
-            password: value("password").map(Password),
-            application_name: value("application_name"),
-            options: value("options"),
-            sslmode,
+            hosts: values.hosts()?,
+            dbname: values.get("dbname"),
+            user: values.get("user").or_else(|| whoami::username().ok()),
+            password: values.get("password").map(Password),
+            passfile: values.file("passfile", ".pgpass"),
+            application_name: values.get("application_name"),
+            fallback_application_name: values.get("fallback_application_name"),
+            options: values.get("options"),
+            connect_timeout,
+            keepalives,
+            tls: TlsSettings::from_values(values)?,
+            channel_binding: values.channel_binding()?,
+            target_session_attrs: values
+                .one_of("target_session_attrs", &TargetSessionAttrs::WORDS)?
+                .unwrap_or_default(),
+            load_balance_hosts: load_balance_hosts.unwrap_or(false),
         })
-    }
-
-    /// The server options that the settings ask for.
-    pub(super) fn options(&self) -> Option<&str> {
-        self.options.as_deref()
     }
 
     /// Where connections go, for people: host, port and database, nothing secret.
     #[must_use]
     pub fn target(&self, dbname: Option<&str>) -> String {
-        let mut servers: Vec<_> = self.hosts.clone();
-        if servers.is_empty() {
-            servers.extend(self.hostaddrs.iter().map(ToString::to_string));
-        }
-        for (index, server) in servers.iter_mut().enumerate() {
-            *server = format!("{server}:{}", self.port(index));
-        }
-        let servers = servers.join(",");
+        let servers: Vec<_> = self.hosts.iter().map(ToString::to_string).collect();
+        self.target_at(&servers.join(","), dbname)
+    }
+
+    /// The same, of one host.
+    pub(super) fn target_of(&self, host: &Host, dbname: Option<&str>) -> String {
+        self.target_at(&host.to_string(), dbname)
+    }
+
+    fn target_at(&self, server: &str, dbname: Option<&str>) -> String {
         match dbname.or(self.dbname.as_deref()) {
-            Some(dbname) => format!("database \"{dbname}\" at {servers}"),
-            None => format!("the server at {servers}"),
+            Some(dbname) => format!("database \"{dbname}\" at {server}"),
+            None => format!("the server at {server}"),
         }
     }
 
-    /// The settings as the client library takes them, and what to call the server: host by host.
-    pub(super) fn client_configs(
-        &self,
-        application_name: &str,
-        dbname: Option<&str>,
-    ) -> Vec<(String, tokio_postgres::Config)> {
-        let hosts = self.hosts.len().max(self.hostaddrs.len());
-        let configs = (0..hosts).map(|index| {
-            let one = Self {
-                hosts: self.hosts.get(index).cloned().into_iter().collect(),
-                hostaddrs: self.hostaddrs.get(index).copied().into_iter().collect(),
-                ports: vec![self.port(index)],
-                ..self.clone()
-            };
-            (
-                one.target(dbname),
-                one.client_config(application_name, dbname),
-            )
-        });
-        configs.collect()
+    pub(super) fn hosts(&self) -> &[Host] {
+        &self.hosts
     }
 
-    fn port(&self, index: usize) -> u16 {
-        let port = self.ports.get(index).or_else(|| self.ports.first());
-        *port.unwrap_or(&DEFAULT_PORT)
+    pub(super) fn options(&self) -> Option<&str> {
+        self.options.as_deref()
     }
 
-    fn client_config(
+    pub(super) fn connect_timeout(&self) -> Option<Duration> {
+        self.connect_timeout
+    }
+
+    pub(super) fn tls(&self) -> &TlsSettings {
+        &self.tls
+    }
+
+    pub(super) fn target_session_attrs(&self) -> TargetSessionAttrs {
+        self.target_session_attrs
+    }
+
+    pub(super) fn load_balance_hosts(&self) -> bool {
+        self.load_balance_hosts
+    }
+
+    /// The settings of one host as the client library takes them. How it is encrypted is left open.
+    ///
+    /// Reads the password file, if there is one and no password is given.
+    pub(super) fn client_config(
         &self,
+        host: &Host,
         application_name: &str,
         dbname: Option<&str>,
     ) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
-        for host in &self.hosts {
-            config.host(host);
+        match (&host.name, host.address) {
+            (Some(name), _) => config.host(name),
+            // TLS asks for a name.
+            (None, Some(address)) => config.host(address.to_string()),
+            (None, None) => &mut config,
+        };
+        if let Some(address) = host.address {
+            config.hostaddr(address);
         }
-        for hostaddr in &self.hostaddrs {
-            if self.hosts.is_empty() {
-                // TLS asks for a name, if only to send it.
-                config.host(hostaddr.to_string());
-            }
-            config.hostaddr(*hostaddr);
-        }
-        for port in &self.ports {
-            config.port(*port);
-        }
-        if let Some(dbname) = dbname.or(self.dbname.as_deref()) {
+        config.port(host.port);
+        let dbname = dbname.or(self.dbname.as_deref());
+        if let Some(dbname) = dbname {
             config.dbname(dbname);
         }
         if let Some(user) = &self.user {
             config.user(user);
         }
-        if let Some(Password(password)) = &self.password {
+        let user = self.user.as_deref().unwrap_or_default();
+        let from_file = || {
+            let file = self.passfile.as_deref()?;
+            passfile::find(file, host, dbname.unwrap_or(user), user)
+        };
+        if let Some(Password(password)) = self.password.clone().or_else(from_file) {
             config.password(password);
         }
-        config.application_name(self.application_name.as_deref().unwrap_or(application_name));
-        // The client library has no name to hand to TLS on a Unix socket; libpq ignores the mode
-        // there too.
-        let is_socket = self.hosts.iter().any(|host| host.starts_with('/'));
-        let sslmode = if is_socket {
-            SslMode::Disable
-        } else {
-            self.sslmode
-        };
-        config.ssl_mode(sslmode.into());
-        config.keepalives_idle(Duration::from_secs(30));
-        config.keepalives_interval(Duration::from_secs(10));
-        config.keepalives_retries(3);
-        config.tcp_user_timeout(Duration::from_secs(60));
+        let theirs = self.application_name.as_deref();
+        let fallback = self.fallback_application_name.as_deref();
+        let name = Some(application_name).filter(|name| !name.is_empty());
+        if let Some(name) = theirs.or(name).or(fallback) {
+            config.application_name(name);
+        }
+        config.channel_binding(self.channel_binding);
+        config.keepalives(self.keepalives.enabled);
+        config.keepalives_idle(self.keepalives.idle);
+        config.keepalives_interval(self.keepalives.interval);
+        config.keepalives_retries(self.keepalives.count);
+        config.tcp_user_timeout(self.keepalives.user_timeout);
         config
     }
 }
 
-const DEFAULT_PORT: u16 = 5432;
-
-fn default_host(port: u16) -> String {
-    SOCKET_DIRECTORIES
-        .into_iter()
-        .find(|directory| {
-            Path::new(directory)
-                .join(format!(".s.PGSQL.{port}"))
-                .exists()
-        })
-        .unwrap_or("localhost")
-        .to_owned()
-}
-
-fn parse_each<T: std::str::FromStr>(
-    items: &[String],
-    keyword: &'static str,
-    expected: &str,
-    valid: impl Fn(&T) -> bool,
-) -> Result<Vec<T>, ConnInfoError> {
-    items
-        .iter()
-        .map(|item| {
-            let parsed = item.parse().ok().filter(&valid);
-            parsed.ok_or_else(|| ConnInfoError::InvalidValue {
-                keyword,
-                expected: format!("it must be {expected}"),
+fn check_keyword(keyword: &str) -> Result<(), ConnInfoError> {
+    match KEYWORDS.iter().find(|known| known.name == keyword) {
+        Some(known) if known.support == Support::No => Err(ConnInfoError::Unsupported {
+            keyword: known.name,
+        }),
+        Some(_) => Ok(()),
+        None => {
+            let known = KEYWORDS.iter().map(|known| known.name);
+            Err(ConnInfoError::UnknownKeyword {
+                nearest: spelling::nearest(keyword, known).map(str::to_owned),
+                keyword: keyword.to_owned(),
             })
-        })
-        .collect()
+        }
+    }
 }
 
 fn hint(nearest: Option<&str>) -> String {
     match nearest {
         Some(nearest) => format!(": did you mean \"{nearest}\"?"),
         None => {
-            let known: Vec<_> = KEYWORDS.iter().map(|(known, _)| *known).collect();
-            format!(": the options are {}", known.join(", "))
+            let supported = KEYWORDS
+                .iter()
+                .filter(|known| known.support == Support::Yes);
+            let supported: Vec<_> = supported.map(|known| known.name).collect();
+            format!(": the options are {}", supported.join(", "))
         }
     }
+}
+
+fn variable(keyword: &str) -> String {
+    let known = KEYWORDS.iter().find(|known| known.name == keyword);
+    match known.and_then(|known| known.variable) {
+        Some(variable) => format!(", and unset {variable}"),
+        None => String::new(),
+    }
+}
+
+impl fmt::Debug for ConnInfo {
+    /// Where, not who or how: options and the like may hold anything.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnInfo")
+            .field("target", &self.target(None))
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Host ===
+
+impl Host {
+    /// Whether it is the directory of a Unix socket.
+    pub(super) fn is_socket(&self) -> bool {
+        self.address.is_none() && self.name.as_ref().is_some_and(|name| name.starts_with('/'))
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, self.address) {
+            (Some(name), _) => write!(f, "{name}:{}", self.port),
+            (None, Some(address)) => write!(f, "{address}:{}", self.port),
+            (None, None) => write!(f, "port {}", self.port),
+        }
+    }
+}
+
+// === impl Keepalives ===
+
+impl Default for Keepalives {
+    /// The kernel's own would notice a dead peer after two hours.
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            idle: Duration::from_secs(30),
+            interval: Duration::from_secs(10),
+            count: 3,
+            user_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+// === impl TargetSessionAttrs ===
+
+impl TargetSessionAttrs {
+    const WORDS: [(&'static str, Self); 6] = [
+        ("any", Self::Any),
+        ("read-write", Self::ReadWrite),
+        ("read-only", Self::ReadOnly),
+        ("primary", Self::Primary),
+        ("standby", Self::Standby),
+        ("prefer-standby", Self::PreferStandby),
+    ];
 }
 
 // === impl Password ===

@@ -9,6 +9,8 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
+use super::TlsError;
+
 /// A connection or a statement that failed.
 ///
 /// Its text holds the whole cause: the server's severity, message, SQLSTATE, detail and hint, or
@@ -35,10 +37,21 @@ pub enum DatabaseError {
     /// A home connection could not be made; said to everybody who waited for it.
     #[error(transparent)]
     Home(Arc<Self>),
-    /// None of several hosts could be connected to.
+    /// The server can be connected to, but is not of the kind that was asked for.
+    #[error("could not connect to {target}: {why}")]
+    Unsuitable {
+        /// Which server.
+        target: String,
+        /// What it is.
+        why: &'static str,
+    },
+    /// TLS could not be set up.
+    #[error(transparent)]
+    Tls(TlsError),
+    /// Several attempts failed: at several hosts, or with and without encryption.
     #[error("{}", Each(.0))]
-    EveryHost(
-        /// Why, host by host.
+    EveryAttempt(
+        /// Why, one by one.
         Vec<Self>,
     ),
     /// The server refused a statement.
@@ -86,9 +99,20 @@ impl DatabaseError {
                 error.code().map(SqlState::code)
             }
             Self::Home(error) => error.sqlstate(),
-            Self::EveryHost(errors) => errors.iter().rev().find_map(Self::sqlstate),
+            Self::EveryAttempt(errors) => errors.iter().rev().find_map(Self::sqlstate),
             Self::Lost { sqlstate, .. } => sqlstate.as_deref(),
-            Self::ConnectDeadline { .. } | Self::StatementDeadline { .. } => None,
+            Self::ConnectDeadline { .. }
+            | Self::StatementDeadline { .. }
+            | Self::Unsuitable { .. }
+            | Self::Tls(_) => None,
+        }
+    }
+
+    /// What several attempts came to.
+    pub(super) fn of_each(errors: Vec<Self>) -> Self {
+        match <[Self; 1]>::try_from(errors) {
+            Ok([error]) => error,
+            Err(errors) => Self::EveryAttempt(errors),
         }
     }
 
@@ -99,11 +123,13 @@ impl DatabaseError {
     #[must_use]
     pub fn is_away(&self) -> bool {
         match self {
-            Self::ConnectDeadline { .. } | Self::StatementDeadline { .. } | Self::Lost { .. } => {
-                true
-            }
+            Self::ConnectDeadline { .. }
+            | Self::StatementDeadline { .. }
+            | Self::Unsuitable { .. }
+            | Self::Lost { .. } => true,
+            Self::Tls(_) => false,
             Self::Home(error) => error.is_away(),
-            Self::EveryHost(errors) => errors.iter().all(Self::is_away),
+            Self::EveryAttempt(errors) => errors.iter().all(Self::is_away),
             Self::Connect { error, .. } | Self::Statement { error, .. } => match error.code() {
                 Some(code) => is_away_code(code),
                 None => error.is_closed() || is_io(error),

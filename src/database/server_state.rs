@@ -4,11 +4,12 @@
 //! server is primary and nobody complains, no query runs for this.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Database, DatabaseError};
+use super::{Database, DatabaseError, Server};
 use crate::background_worker::StartTime;
 
 /// How long after one look at a server that has not come far enough the next one follows.
@@ -18,7 +19,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// What a server is, as far as it can be told from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ServerState {
     /// It cannot be reached, or is starting up or shutting down.
     Away,
@@ -85,18 +86,40 @@ impl Database {
         }
     }
 
-    /// Looks at the server once. The error, if any, is what kept us from asking it.
+    /// Looks at the server once: at every host, until one is a primary. The one that has come furthest
+    /// counts, and connections go there first. The error, if any, is what kept us from asking it.
     pub async fn server_state(&self) -> (ServerState, Option<DatabaseError>) {
-        match self.is_in_recovery().await {
-            Ok(true) => (ServerState::Standby, None),
-            Ok(false) => (ServerState::Primary, None),
-            Err(error) if error.is_away() => (ServerState::Away, Some(error)),
-            Err(error) => (ServerState::Primary, Some(error)),
+        let hosts = self.server.conninfo.hosts().len();
+        let share = self.server.settings.connect_timeout / u32::try_from(hosts).unwrap_or(1).max(1);
+        let mut best = None;
+        let mut errors = Vec::new();
+        for host in 0..hosts {
+            match self.server.is_in_recovery(host, share).await {
+                Ok(true) => best = best.max(Some((ServerState::Standby, usize::MAX - host))),
+                Ok(false) => {
+                    best = Some((ServerState::Primary, usize::MAX - host));
+                    break;
+                }
+                Err(error) => errors.push(error),
+            }
         }
+        if let Some((state, host)) = best {
+            let host = usize::MAX - host;
+            self.server.best_host.store(host, Ordering::Relaxed);
+            return (state, None);
+        }
+        let state = if errors.iter().all(DatabaseError::is_away) {
+            ServerState::Away
+        } else {
+            ServerState::Primary
+        };
+        (state, Some(DatabaseError::of_each(errors)))
     }
+}
 
-    async fn is_in_recovery(&self) -> Result<bool, DatabaseError> {
-        let connection = self.connect("bgworker", None).await?;
+impl Server {
+    async fn is_in_recovery(&self, host: usize, share: Duration) -> Result<bool, DatabaseError> {
+        let connection = self.connect_to_host(host, "bgworker", None, share).await?;
         let answer = connection.is_in_recovery().await;
         connection.close().await;
         answer

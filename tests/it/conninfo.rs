@@ -67,7 +67,7 @@ fn what_is_wrong_is_named_without_its_value() {
         ),
         (
             "host=h password=hunter2 sslmode=verify",
-            "\"sslmode\": it must be one of disable, prefer, require",
+            "\"sslmode\": it must be one of disable, allow, prefer, require, verify-ca, verify-full",
         ),
         (
             "port=hunter2",

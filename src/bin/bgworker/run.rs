@@ -70,7 +70,7 @@ async fn server(
             } else {
                 info!("using {target}");
             }
-            Ok((conninfo.clone(), None))
+            Ok((ConnInfo::clone(conninfo), None))
         }
         Server::Embedded { data_dir } => {
             let data_dir = data_dir.clone();

@@ -1,0 +1,90 @@
+//! The password file: who has which password where. Mirrors libpq's `passwordFromFile`.
+//!
+//! It is read at every connect, so that a password can be changed without a restart.
+
+use std::fs::{self, Metadata};
+use std::path::Path;
+
+use tracing::warn;
+
+use super::{Host, Password};
+
+/// What a socket in the default directory counts as.
+const LOCALHOST: &str = "localhost";
+
+/// The default directory of sockets.
+const DEFAULT_SOCKET_DIRECTORY: &str = "/var/run/postgresql";
+
+/// The password of a user for a database of a host, of the first line that fits.
+pub(super) fn find(file: &Path, host: &Host, dbname: &str, user: &str) -> Option<Password> {
+    let metadata = fs::metadata(file).ok()?;
+    if !metadata.is_file() {
+        let file = file.display();
+        warn!("password file \"{file}\" is not a plain file");
+        return None;
+    }
+    if can_others_read(&metadata) {
+        let file = file.display();
+        warn!(
+            "password file \"{file}\" has group or world access; permissions should be u=rw (0600) \
+             or less: it is not used"
+        );
+        return None;
+    }
+    let text = fs::read_to_string(file).ok()?;
+    let address = host.address.map(|address| address.to_string());
+    let host_name = match host.name.as_deref().or(address.as_deref()) {
+        None | Some(DEFAULT_SOCKET_DIRECTORY) => LOCALHOST,
+        Some(name) => name,
+    };
+    let port = host.port.to_string();
+    let wanted = [host_name, &port, dbname, user];
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .find_map(|line| password(line, wanted))
+        .map(Password)
+}
+
+#[cfg(unix)]
+fn can_others_read(metadata: &Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::mode(metadata) & 0o077 != 0
+}
+
+#[cfg(not(unix))]
+fn can_others_read(_: &Metadata) -> bool {
+    false
+}
+
+/// The password of a line, if its first four fields fit.
+fn password(line: &str, wanted: [&str; 4]) -> Option<String> {
+    let mut rest = line;
+    for wanted in wanted {
+        let (field, after) = take_field(rest)?;
+        // A lone star fits everything; an escaped one is a star.
+        if field != wanted && !rest.starts_with("*:") {
+            return None;
+        }
+        rest = after;
+    }
+    Some(unescaped(rest)).filter(|password| !password.is_empty())
+}
+
+/// The field up to the next colon that is not escaped, and what follows that.
+fn take_field(text: &str) -> Option<(String, &str)> {
+    let mut escaped = false;
+    let end = text.find(|c| {
+        let is_end = c == ':' && !escaped;
+        escaped = c == '\\' && !escaped;
+        is_end
+    })?;
+    Some((unescaped(&text[..end]), &text[end + 1..]))
+}
+
+fn unescaped(text: &str) -> String {
+    let mut plain = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        plain.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    plain
+}

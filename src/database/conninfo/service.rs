@@ -1,0 +1,114 @@
+//! The service file: connection settings under a name. Mirrors libpq's `parseServiceInfo`.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use thiserror::Error;
+
+use super::{ConnInfoError, check_keyword};
+
+/// Why a service has no settings. The sentences are libpq's.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// No file has it.
+    #[error("definition of service \"{service}\" not found")]
+    NotFound {
+        /// Its name.
+        service: String,
+    },
+    /// The file that `PGSERVICEFILE` names is not there.
+    #[error("service file \"{}\" not found", .file.display())]
+    NoFile {
+        /// Which.
+        file: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("could not read service file \"{}\": {cause}", .file.display())]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// What the system says.
+        cause: String,
+    },
+    /// A line is not what it should be.
+    #[error("syntax error in service file \"{}\", line {line}: {cause}", .file.display())]
+    Syntax {
+        /// Which.
+        file: PathBuf,
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong.
+        cause: String,
+    },
+}
+
+/// The settings of a service: of the user's file, or else of the system's.
+pub(super) fn find(
+    service: &str,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, String)>, ServiceError> {
+    let variable = |name| environment(name).filter(|value| !value.is_empty());
+    let named = variable("PGSERVICEFILE").map(PathBuf::from);
+    if let Some(file) = named.as_ref().filter(|file| !file.exists()) {
+        let file = file.clone();
+        return Err(ServiceError::NoFile { file });
+    }
+    let users = named.or_else(|| Some(Path::new(&variable("HOME")?).join(".pg_service.conf")));
+    let systems = variable("PGSYSCONFDIR").map(|path| Path::new(&path).join("pg_service.conf"));
+    for file in [users, systems].into_iter().flatten() {
+        if let Some(settings) = read(service, &file)? {
+            return Ok(settings);
+        }
+    }
+    Err(ServiceError::NotFound {
+        service: service.to_owned(),
+    })
+}
+
+/// The settings of a service in a file, if it has it.
+fn read(service: &str, file: &Path) -> Result<Option<Vec<(String, String)>>, ServiceError> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(ServiceError::Unreadable {
+                file: file.to_owned(),
+                cause: error.to_string(),
+            });
+        }
+    };
+    let mut settings = None;
+    for (number, line) in text.lines().enumerate() {
+        let wrong = |cause: String| ServiceError::Syntax {
+            file: file.to_owned(),
+            line: number + 1,
+            cause,
+        };
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(name) = line.strip_prefix('[') {
+            if settings.is_some() {
+                // The next service begins.
+                break;
+            }
+            if name.strip_suffix(']') == Some(service) {
+                settings = Some(Vec::new());
+            }
+        } else if let Some(settings) = &mut settings {
+            let Some((keyword, value)) = line.split_once('=') else {
+                return Err(wrong("a keyword lacks its \"=\"".to_owned()));
+            };
+            if keyword == "service" {
+                let cause = "nested service specifications not supported";
+                return Err(wrong(cause.to_owned()));
+            }
+            let checked = check_keyword(keyword);
+            checked.map_err(|error: ConnInfoError| wrong(error.to_string()))?;
+            settings.push((keyword.to_owned(), value.to_owned()));
+        }
+    }
+    Ok(settings)
+}
