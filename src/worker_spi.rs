@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use self::folder::Folder;
+use self::initialize::Known;
 pub use self::initialize::UnusableTable;
 use self::session::Session;
 pub use self::statement::{InvalidTable, Table};
@@ -52,12 +53,14 @@ pub enum ConnectionKind {
 /// [`Access::Database`](crate::Access::Database) and
 /// [`StartTime::RecoveryFinished`](crate::StartTime::RecoveryFinished): it writes.
 pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
-    move |context| run(context, settings.clone())
+    let known = Known::default();
+    move |context| run(context, settings.clone(), known.clone())
 }
 
 async fn run(
     context: WorkerContext,
     settings: watch::Receiver<Settings>,
+    known: Known,
 ) -> Result<(), WorkerError> {
     let now = settings.borrow().clone();
     let latch = context.latch().clone();
@@ -66,7 +69,7 @@ async fn run(
         () = latch.stop_requested() => return Ok(()),
         session = Session::open(&context, &now) => session?,
     };
-    Folder::new(context, settings, session).work().await
+    Folder::new(context, settings, session, known).work().await
 }
 
 // === impl Settings ===

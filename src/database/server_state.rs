@@ -13,7 +13,7 @@ use super::{Database, DatabaseError, Server};
 use crate::background_worker::StartTime;
 
 /// How long after one look at a server that has not come far enough the next one follows.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(500);
 
 /// The least time between two looks, however many have doubts.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);

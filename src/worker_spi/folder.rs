@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 use tracing::{debug, error, info, warn};
 
 use super::Settings;
-use super::initialize::{InitializeError, initialize};
+use super::initialize::{InitializeError, Known, initialize};
 use super::remedy::{Patience, Remedy};
 use super::session::{Repeated, Session};
 use super::statement;
@@ -29,7 +29,9 @@ pub(super) struct Folder {
     settings: watch::Receiver<Settings>,
     session: Rc<Session>,
     /// The fold, once the table can be worked on; gone when it is out of date.
-    statement: Option<Repeated>,
+    fold: Option<Fold>,
+    /// What is known of the table.
+    known: Known,
     /// It said that it is initialized.
     initialized: bool,
     patience: Patience,
@@ -37,6 +39,13 @@ pub(super) struct Folder {
     reported: Condition,
     /// Rows with NULL were reported, and are still there.
     nulls_reported: bool,
+}
+
+/// A fold that is ready to be run.
+struct Fold {
+    statement: Repeated,
+    /// It looks for values that are NULL.
+    may_be_null: bool,
 }
 
 /// What a cycle found.
@@ -64,12 +73,14 @@ impl Folder {
         context: WorkerContext,
         settings: watch::Receiver<Settings>,
         session: Session,
+        known: Known,
     ) -> Self {
         Self {
             context,
             settings,
             session: Rc::new(session),
-            statement: None,
+            fold: None,
+            known,
             initialized: false,
             patience: Patience::default(),
             reported: Condition::Well,
@@ -135,11 +146,11 @@ impl Folder {
 
     /// One transaction, after the preparations that it needs.
     async fn cycle(&mut self) -> Result<Outcome, InitializeError> {
-        let statement = match &self.statement {
-            Some(statement) => statement,
+        let fold = match &self.fold {
+            Some(fold) => fold,
             None => &*self
-                .statement
-                .insert(prepare(&self.context, &self.settings, &self.session).await?),
+                .fold
+                .insert(prepare(&self.context, &self.settings, &self.session, &self.known).await?),
         };
         if !self.initialized {
             self.initialized = true;
@@ -153,7 +164,8 @@ impl Folder {
             );
             self.context.ready();
         }
-        let rows = self.session.run("fold", statement).await?;
+        let rows = self.session.run("fold", &fold.statement).await?;
+        self.known.set(fold.may_be_null);
         Ok(self.read(rows.first()))
     }
 
@@ -219,7 +231,10 @@ impl Folder {
         match Remedy::find(&error, &self.session).await {
             Remedy::Again => {
                 // What is prepared may be what is out of date.
-                self.statement = self.statement.take().filter(|_| !is_out_of_date(&error));
+                if is_out_of_date(&error) {
+                    self.fold = None;
+                    self.known.take();
+                }
                 self.context.progress().failed(error.to_string());
                 Ok(self.retry(&error.to_string()))
             }
@@ -288,15 +303,22 @@ async fn prepare(
     context: &WorkerContext,
     settings: &watch::Receiver<Settings>,
     session: &Session,
-) -> Result<Repeated, InitializeError> {
+    known: &Known,
+) -> Result<Fold, InitializeError> {
     let Settings {
         table,
         initial_total,
         ..
     } = settings.borrow().clone();
-    let may_be_null = initialize(session, &table, initial_total).await?;
+    let may_be_null = match known.take() {
+        Some(may_be_null) => may_be_null,
+        None => initialize(session, &table, initial_total).await?,
+    };
     let sql = table.fold(context.name(), may_be_null);
-    Ok(session.prepare("prepare the fold", sql).await?)
+    Ok(Fold {
+        statement: session.prepare("prepare the fold", sql).await?,
+        may_be_null,
+    })
 }
 
 /// Whether the connection is gone with the error. Otherwise it leads to a server that will not do.
