@@ -20,6 +20,7 @@ mod faults;
 mod home;
 mod idle;
 mod initialization;
+mod libpq;
 mod postmaster;
 mod server_state;
 mod supervision;
