@@ -28,3 +28,4 @@ mod supervision_model;
 mod supervision_properties;
 mod support;
 mod tidy;
+mod tls;
