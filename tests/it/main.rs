@@ -21,6 +21,7 @@ mod home;
 mod idle;
 mod initialization;
 mod libpq;
+mod pooler;
 mod postmaster;
 mod server_state;
 mod supervision;

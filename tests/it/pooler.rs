@@ -1,0 +1,128 @@
+//! Behind a pooler that hands out another session for each transaction.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bgworker::Postmaster;
+use bgworker::database::{self, ConnInfo, Database};
+use bgworker::supervision::{Limits, Shutdown};
+
+use crate::embedded::{give_to_the_server, reachable_directory};
+use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, table};
+use crate::support::proxy::free_port;
+use crate::support::server::{TestServer, conninfo};
+use crate::support::within;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// PgBouncer in transaction mode, with two sessions for everybody. Killed when it is dropped.
+struct Pooler {
+    port: u16,
+    child: Child,
+    _directory: tempfile::TempDir,
+}
+
+impl Pooler {
+    fn before(server: &TestServer) -> Self {
+        let directory = reachable_directory();
+        give_to_the_server(directory.path());
+        let port = free_port();
+        let ini = directory.path().join("pgbouncer.ini");
+        let users = directory.path().join("users");
+        fs::write(&users, "\"postgres\" \"\"\n").unwrap();
+        fs::write(
+            &ini,
+            format!(
+                "[databases]\npostgres = host=127.0.0.1 port={} user=postgres\n\
+                 [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n\
+                 auth_file = {}\npool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n",
+                server.port,
+                users.display(),
+            ),
+        )
+        .unwrap();
+        let mut command = Command::new("pgbouncer");
+        command.arg(&ini).stderr(Stdio::null());
+        // It refuses to run as root.
+        let user = nix::unistd::User::from_name("postgres").unwrap();
+        if let (true, Some(user)) = (nix::unistd::Uid::effective().is_root(), user) {
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+        let child = command.spawn().unwrap_or_else(|error| {
+            panic!("this test needs PgBouncer (apt-get install pgbouncer): {error}")
+        });
+        Self {
+            port,
+            child,
+            _directory: directory,
+        }
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn through(pooler: &Pooler, prepare: bool) -> Database {
+    let conninfo = ConnInfo::parse(&conninfo(pooler.port), |_| None).unwrap();
+    let settings = database::Settings {
+        prepare,
+        ..database::Settings::default()
+    };
+    Database::new(conninfo, settings).unwrap()
+}
+
+#[actix::test]
+async fn without_preparing_workers_fold_through_a_transaction_pooler() {
+    let server = TestServer::start();
+    let pooler = Pooler::before(&server);
+    let db = TestDatabase::at(&server.conninfo()).await;
+    let postmaster = Postmaster::launch(Limits::default(), Some(through(&pooler, false))).unwrap();
+    for n in 0..10 {
+        let counted = table("s", &format!("t{n}"));
+        let settings = if n % 2 == 0 {
+            brisk(&counted)
+        } else {
+            brisk_on_its_own(&counted)
+        };
+        db.worker(&postmaster, &format!("w{n}"), settings).await;
+    }
+    for round in 1..=5 {
+        for n in 0..10 {
+            let total = if round == 1 { "('total', 0), " } else { "" };
+            db.execute(&format!("INSERT INTO s.t{n} VALUES {total}('delta', 1)"))
+                .await;
+        }
+        for n in 0..10 {
+            let counted = table("s", &format!("t{n}"));
+            db.wait_for_rows(&counted, &[&format!("total|{round}")])
+                .await;
+        }
+    }
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+}
+
+#[actix::test]
+async fn with_preparing_a_pooler_refuses_the_session_and_the_error_says_what() {
+    let server = TestServer::start();
+    let pooler = Pooler::before(&server);
+    let plain = through(&pooler, false);
+    within(10 * SECOND, "the pooler listens", || async {
+        plain.connect("test", None).await.is_ok()
+    })
+    .await;
+    let error = through(&pooler, true)
+        .connect("test", None)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("unsupported startup parameter"),
+        "{error}"
+    );
+}
