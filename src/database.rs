@@ -10,6 +10,7 @@ mod home;
 mod server_state;
 mod tls;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -51,6 +52,9 @@ pub struct Settings {
     /// How long one statement may take. 60 s by default. Set on the server; our side gives up one
     /// second later.
     pub statement_timeout: Duration,
+    /// A file that holds the password and nothing else, read at every connect. It goes before every
+    /// other password.
+    pub password_file: Option<PathBuf>,
     /// How many home connections the workers of one database share. 8 by default, at least 1.
     pub connections: usize,
     /// Whether statements are prepared, and sessions set up. `true` by default; `false` is for poolers
@@ -104,6 +108,7 @@ impl Default for Settings {
         Self {
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(60),
+            password_file: None,
             connections: 8,
             prepare: true,
         }

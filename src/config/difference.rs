@@ -53,22 +53,27 @@ pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
     let DatabaseSettings {
         connect_timeout,
         statement_timeout,
+        password_file,
         connections,
         prepare,
-    } = old.database_settings;
+    } = &old.database_settings;
     let database = &new.database_settings;
     let needs_restart = those_that_differ([
         ("database.url", old.server == new.server),
         (
             "database.connect_timeout",
-            connect_timeout == database.connect_timeout,
+            *connect_timeout == database.connect_timeout,
         ),
         (
             "database.statement_timeout",
-            statement_timeout == database.statement_timeout,
+            *statement_timeout == database.statement_timeout,
         ),
-        ("database.connections", connections == database.connections),
-        ("database.prepare", prepare == database.prepare),
+        (
+            "database.password_file",
+            *password_file == database.password_file,
+        ),
+        ("database.connections", *connections == database.connections),
+        ("database.prepare", *prepare == database.prepare),
     ]);
     let needs_restart = needs_restart.into_iter();
     changes.extend(needs_restart.map(|parameter| Change::NeedsRestart { parameter }));

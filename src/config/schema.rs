@@ -23,6 +23,7 @@ pub(super) struct Document {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Database {
     pub(super) url: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
     pub(super) embedded: Option<bool>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) connect_timeout: Option<Span>,
@@ -67,6 +68,7 @@ impl Document {
         Self {
             database: Database {
                 url: self.database.url.or(below.database.url),
+                password_file: self.database.password_file.or(below.database.password_file),
                 embedded: self.database.embedded.or(below.database.embedded),
                 data_dir: self.database.data_dir.or(below.database.data_dir),
                 connect_timeout: (self.database.connect_timeout).or(below.database.connect_timeout),

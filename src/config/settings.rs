@@ -224,11 +224,18 @@ impl Check<'_> {
             self.refuse("database.connections", "it must be at least 1", None);
         }
         let prepare = set.prepare.unwrap_or(unset.prepare);
+        if let Some(file) = &set.password_file {
+            self.show(
+                "database.password_file",
+                shown_text(&file.to_string_lossy()),
+            );
+        }
         self.show("database.connections", connections.to_string());
         self.show("database.prepare", prepare.to_string());
         DatabaseSettings {
             connect_timeout,
             statement_timeout,
+            password_file: set.password_file,
             connections,
             prepare,
         }

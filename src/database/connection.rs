@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -61,6 +62,13 @@ enum Form {
     Text(Arc<str>),
 }
 
+/// Whether others wait for what runs on a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Sharing {
+    Shared,
+    Own,
+}
+
 /// Whether a session is one that was asked for.
 enum Suits {
     Yes,
@@ -111,7 +119,8 @@ impl Database {
         application_name: &str,
         dbname: Option<&str>,
     ) -> Result<Connection, DatabaseError> {
-        self.server.connect(application_name, dbname).await
+        let sharing = Sharing::Own;
+        self.server.connect(application_name, dbname, sharing).await
     }
 }
 
@@ -123,6 +132,7 @@ impl Server {
         &self,
         application_name: &str,
         dbname: Option<&str>,
+        sharing: Sharing,
     ) -> Result<Connection, DatabaseError> {
         let conninfo = &self.conninfo;
         let mut order: Vec<usize> = (0..conninfo.hosts().len()).collect();
@@ -139,7 +149,7 @@ impl Server {
         let mut second_best = None;
         for host in order {
             match self
-                .connect_to_host(host, application_name, dbname, share)
+                .connect_to_host(host, application_name, dbname, sharing, share)
                 .await
             {
                 Ok(connection) => match self.suits(&connection).await {
@@ -167,6 +177,7 @@ impl Server {
         host: usize,
         application_name: &str,
         dbname: Option<&str>,
+        sharing: Sharing,
         share: Duration,
     ) -> Result<Connection, DatabaseError> {
         let conninfo = &self.conninfo;
@@ -177,7 +188,10 @@ impl Server {
             .map_or(share, |own| own.min(share));
         let mut config = conninfo.client_config(host, application_name, dbname);
         config.connect_timeout(after);
-        if let Some(options) = self.session_options() {
+        if let Some(file) = &self.settings.password_file {
+            config.password(read_password(file)?);
+        }
+        if let Some(options) = self.session_options(sharing) {
             config.options(options);
         }
         if conninfo.tls().is_direct() {
@@ -267,28 +281,38 @@ impl Server {
         Ok(if suits { Suits::Yes } else { Suits::No(why) })
     }
 
-    /// What every session of ours sets. Ours come last, so that they win.
-    fn session_options(&self) -> Option<String> {
-        let theirs = self.conninfo.options();
+    /// What every session of ours sets. Ours come last, so that they win; but for the lock timeout of
+    /// a connection that nobody shares.
+    fn session_options(&self, sharing: Sharing) -> Option<String> {
+        let theirs = self.conninfo.options().unwrap_or_default();
         if !self.settings.prepare {
-            return theirs.map(str::to_owned);
+            return Some(theirs.to_owned()).filter(|theirs| !theirs.is_empty());
         }
         // A server takes 31 bits of milliseconds, and 0 for no timeout at all.
         let statement_timeout = self.settings.statement_timeout.as_millis();
         let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
-        let lock_timeout = LOCK_TIMEOUT.as_millis();
-        let ours = format!(
-            "-c default_transaction_isolation=read\\ committed \
+        let lock_timeout = format!("-c lock_timeout={}", LOCK_TIMEOUT.as_millis());
+        let (before, after) = match sharing {
+            Sharing::Shared => ("", lock_timeout.as_str()),
+            Sharing::Own => (lock_timeout.as_str(), ""),
+        };
+        Some(format!(
+            "{before} {theirs} {after} \
+             -c default_transaction_isolation=read\\ committed \
              -c statement_timeout={statement_timeout} \
-             -c lock_timeout={lock_timeout} \
              -c client_connection_check_interval=5000 \
              -c jit=off"
-        );
-        Some(match theirs {
-            Some(theirs) => format!("{theirs} {ours}"),
-            None => ours,
-        })
+        ))
     }
+}
+
+/// A password that lies in a file of its own: all of it, but for the end of its line.
+fn read_password(file: &Path) -> Result<String, DatabaseError> {
+    let text = std::fs::read_to_string(file).map_err(|error| DatabaseError::PasswordFile {
+        file: file.to_owned(),
+        error,
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Whether the same host may be reached with, or without, encryption instead: its handshake failed, or

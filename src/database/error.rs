@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::TlsError;
 #[non_exhaustive]
 pub enum DatabaseError {
     /// No connection could be made.
-    #[error("could not connect to {target}: {}", Cause(.error))]
+    #[error("could not connect to {target}: {}{}", Cause(.error), hint(.error))]
     Connect {
         /// Which server.
         target: String,
@@ -48,6 +49,14 @@ pub enum DatabaseError {
     /// TLS could not be set up.
     #[error(transparent)]
     Tls(TlsError),
+    /// The file with the password could not be read.
+    #[error("could not read password file \"{}\": {error}", .file.display())]
+    PasswordFile {
+        /// Which.
+        file: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
     /// Several attempts failed: at several hosts, or with and without encryption.
     #[error("{}", Each(.0))]
     EveryAttempt(
@@ -104,6 +113,7 @@ impl DatabaseError {
             Self::ConnectDeadline { .. }
             | Self::StatementDeadline { .. }
             | Self::Unsuitable { .. }
+            | Self::PasswordFile { .. }
             | Self::Tls(_) => None,
         }
     }
@@ -127,7 +137,7 @@ impl DatabaseError {
             | Self::StatementDeadline { .. }
             | Self::Unsuitable { .. }
             | Self::Lost { .. } => true,
-            Self::Tls(_) => false,
+            Self::Tls(_) | Self::PasswordFile { .. } => false,
             Self::Home(error) => error.is_away(),
             Self::EveryAttempt(errors) => errors.iter().all(Self::is_away),
             Self::Connect { error, .. } | Self::Statement { error, .. } => match error.code() {
@@ -135,6 +145,16 @@ impl DatabaseError {
                 None => error.is_closed() || is_io(error),
             },
         }
+    }
+}
+
+/// What to do about a refusal that has a name here.
+fn hint(error: &tokio_postgres::Error) -> &'static str {
+    let refused = error.as_db_error().map_or("", |refused| refused.message());
+    if refused.starts_with("unsupported startup parameter") {
+        "; HINT: a pooler that hands out another session for each transaction needs prepare = false"
+    } else {
+        ""
     }
 }
 

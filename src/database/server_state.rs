@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::connection::Sharing;
 use super::{Database, DatabaseError, Server};
 use crate::background_worker::StartTime;
 
@@ -119,7 +120,9 @@ impl Database {
 
 impl Server {
     async fn is_in_recovery(&self, host: usize, share: Duration) -> Result<bool, DatabaseError> {
-        let connection = self.connect_to_host(host, "bgworker", None, share).await?;
+        let connection = self
+            .connect_to_host(host, "bgworker", None, Sharing::Own, share)
+            .await?;
         let answer = connection.is_in_recovery().await;
         connection.close().await;
         answer

@@ -743,6 +743,96 @@ async fn cancelled_on(connection: ConnectionKind) {
     assert_eq!(db.rows(&counted).await, ["delta|1", "total|0"]);
 }
 
+/// A worker with a connection of its own and no lock timeout waits for a delta that a client holds.
+async fn blocked_without_lock_timeout(mode: Shutdown) -> Duration {
+    let db = TestDatabase::new().await;
+    let counted = table("s", "t");
+    let endless = db.conninfo_with("options", "-c lock_timeout=0");
+    let limits = Limits {
+        shutdown_timeout: SECOND,
+        ..Limits::default()
+    };
+    let database = crate::support::database::database(&endless);
+    let postmaster = Postmaster::launch(limits, Some(database)).unwrap();
+    db.worker(&postmaster, "w", brisk_on_its_own(&counted))
+        .await;
+    let client = db.connect_plainly().await;
+    client
+        .batch_execute(
+            "BEGIN; LOCK TABLE s.t IN SHARE MODE; \
+             INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
+        )
+        .await
+        .unwrap();
+    let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity \
+                 WHERE query LIKE '%bgworker: w %' AND wait_event_type = 'Lock')";
+    eventually("it waits", || async { db.value::<bool>(waits).await }).await;
+    tokio::time::sleep(SECOND / 2).await; // more than the lock timeout that others have
+    assert!(db.value::<bool>(waits).await);
+    let begin = tokio::time::Instant::now();
+    postmaster.shut_down(mode);
+    assert!(postmaster.exited().await.unwrap().aborted.is_empty());
+    let took = begin.elapsed();
+    assert!(!db.value::<bool>(waits).await, "it was cancelled");
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(db.rows(&counted).await, ["delta|1", "total|0"]);
+    took
+}
+
+#[actix::test]
+async fn a39_without_a_lock_timeout_a_sigint_ends_it_and_a_sigterm_after_its_deadline() {
+    let took = blocked_without_lock_timeout(Shutdown::Fast).await;
+    assert!(took < 2 * SECOND, "{took:?}");
+    let took = blocked_without_lock_timeout(Shutdown::Smart).await;
+    assert!((SECOND..3 * SECOND).contains(&took), "{took:?}");
+}
+
+#[actix::test]
+async fn d17_what_the_server_may_say_about_a_fold_keeps_the_deltas_and_never_ends_the_worker() {
+    for connection in [ConnectionKind::Home, ConnectionKind::Own] {
+        let db = TestDatabase::new().await;
+        let counted = table("s", "t");
+        let postmaster = db.postmaster();
+        let mut settings = brisk(&counted);
+        settings.connection = connection;
+        let worker = db.worker(&postmaster, "w", settings).await;
+        db.execute(
+            "INSERT INTO s.t VALUES ('total', 0); CREATE TABLE s.says (code text); \
+             CREATE FUNCTION s.say() RETURNS trigger LANGUAGE plpgsql AS $$ \
+             DECLARE it text := (SELECT code FROM s.says); BEGIN \
+             IF it IS NOT NULL THEN RAISE EXCEPTION 'so says a test' USING ERRCODE = it; END IF; \
+             RETURN NEW; END $$; \
+             CREATE TRIGGER say BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.say()",
+        )
+        .await;
+        let codes = [
+            "40001", "40P01", "55P03", "57014", "22003", "53100", "53200",
+        ];
+        for (folded, code) in codes.into_iter().enumerate() {
+            db.execute(&format!("INSERT INTO s.says VALUES ('{code}')"))
+                .await;
+            db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+            eventually("it is met", || async {
+                let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+                let error = status.report.last_error;
+                error.is_some_and(|error| error.contains(code))
+            })
+            .await;
+            assert_eq!(
+                db.rows(&counted).await,
+                ["delta|1", &format!("total|{folded}")]
+            );
+            db.execute("DELETE FROM s.says").await;
+            within(SECOND, "it is folded", || async {
+                db.rows(&counted).await == [format!("total|{}", folded + 1)]
+            })
+            .await;
+        }
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        assert_eq!(status.starts, 1);
+    }
+}
+
 #[actix::test]
 async fn a38_ten_idle_workers_end_within_a_second_and_leave_no_connection() {
     let db = TestDatabase::new().await;

@@ -89,7 +89,13 @@ fn every_key_stands_in_the_example_and_says_its_default() {
     let mut open = text
         .replace("# url =", "url =")
         .replace("embedded = true\n", "embedded = false\n");
-    for key in ["data_dir", "database", "initial_total", "max_restarts"] {
+    for key in [
+        "data_dir",
+        "database",
+        "initial_total",
+        "max_restarts",
+        "password_file",
+    ] {
         assert!(open.contains(&format!("# {key} = ")), "{key} is missing");
         open = open.replace(&format!("# {key} = "), &format!("{key} = "));
     }

@@ -233,7 +233,7 @@ fn the_demo_shows_the_totals_moving_and_leaves_nothing_behind() {
 }
 
 #[actix::test]
-async fn a23_killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice() {
+async fn a23_a44_killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let config = Config::given(&db, "1ms", &["s"]);
@@ -254,6 +254,13 @@ async fn a23_killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twi
         std::thread::sleep(Duration::from_millis(fastrand::u64(0..40)));
         daemon.signal(Signal::SIGKILL);
         daemon.wait();
+        // The inserter's is the only other one.
+        within(SECOND, "its backends are gone", || async {
+            let ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'bgworker' \
+                        AND datname = current_database()";
+            db.value::<i64>(ours).await == 0
+        })
+        .await;
         folds += daemon
             .said
             .iter()

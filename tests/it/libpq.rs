@@ -279,6 +279,36 @@ async fn the_password_file_is_read_at_every_connect_as_psql_reads_it() {
 }
 
 #[actix::test]
+async fn a_password_that_lies_in_a_file_of_its_own_can_be_changed_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server_with_a_password(directory.path()).await;
+    let file = directory.path().join("password");
+    let conninfo = format!(
+        "host=127.0.0.1 port={} user=app dbname=postgres",
+        server.port
+    );
+    let settings = database::Settings {
+        password_file: Some(file.clone()),
+        ..database::Settings::default()
+    };
+    let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
+    let database = Database::new(conninfo, settings).unwrap();
+    let error = database.connect("", None).await.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("could not read password file") && !error.is_away(),
+        "{text}"
+    );
+    fs::write(&file, "it's:a\\secret\n").unwrap();
+    database.connect("", None).await.unwrap();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    db.execute("ALTER ROLE app PASSWORD 'another'").await;
+    database.connect("", None).await.unwrap_err();
+    fs::write(&file, "another").unwrap();
+    database.connect("", None).await.unwrap();
+}
+
+#[actix::test]
 async fn a_wrong_password_is_the_workers_failure_and_is_never_shown() {
     let directory = tempfile::tempdir().unwrap();
     let server = server_with_a_password(directory.path()).await;

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use super::Parameters;
 use crate::backoff::{doubled, jittered};
-use crate::database::connection::{Connection, GRACE};
+use crate::database::connection::{Connection, GRACE, Sharing};
 use crate::database::{DatabaseError, Server};
 
 /// How many statements are sent and not answered. The rest waits here, and can be withdrawn.
@@ -102,7 +102,11 @@ pub(super) async fn serve(
         if first.answer.is_closed() {
             continue;
         }
-        match server.connect(APPLICATION_NAME, dbname.as_deref()).await {
+        let dbname = dbname.as_deref();
+        match server
+            .connect(APPLICATION_NAME, dbname, Sharing::Shared)
+            .await
+        {
             Ok(connection) => {
                 if attempts > 0 {
                     info!("home connection is back");
