@@ -23,6 +23,7 @@ pub use self::error::DatabaseError;
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
 pub use self::server_state::ServerState;
+use self::tls::LastConnector;
 pub use self::tls::TlsError;
 
 /// A server, and how it is talked to. Clones are the same.
@@ -37,6 +38,7 @@ pub struct Database {
 struct Server {
     conninfo: ConnInfo,
     settings: Settings,
+    last_connector: LastConnector,
     /// The host that was last seen to have come furthest.
     best_host: AtomicUsize,
     /// Notified by whoever has reason to doubt what the server was last seen to be.
@@ -71,11 +73,13 @@ impl Database {
     ///
     /// If the TLS library cannot be set up as the settings ask.
     pub fn new(conninfo: ConnInfo, settings: Settings) -> Result<Self, TlsError> {
-        // Read at every connect; but whoever is mistaken should hear it at once.
-        conninfo.tls().connector()?;
+        // Whoever is mistaken should hear it at once.
+        let last_connector = LastConnector::default();
+        conninfo.tls().connector(&last_connector)?;
         let server = Arc::new(Server {
             conninfo,
             settings,
+            last_connector,
             suspect: Notify::new(),
             best_host: AtomicUsize::new(usize::MAX),
         });

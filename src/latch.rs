@@ -39,6 +39,7 @@ const SIGHUP: u8 = 1;
 const SIGTERM: u8 = 2;
 const SIGINT: u8 = 4;
 const POSTMASTER_DEATH: u8 = 8;
+const STOP: u8 = SIGTERM | SIGINT | POSTMASTER_DEATH;
 
 // === impl Wake ===
 
@@ -79,10 +80,16 @@ impl Latch {
             .unwrap_or(Wake::Timeout)
     }
 
+    /// Whether the worker is to end.
+    #[must_use]
+    pub fn is_stop_requested(&self) -> bool {
+        self.0.raised.load(Ordering::Acquire) & STOP != 0
+    }
+
     /// Waits until the worker is to end: by `Sigterm`, by `Sigint`, or because the Postmaster is
     /// gone.
     pub async fn stop_requested(&self) {
-        self.until(|raised| (raised & (SIGTERM | SIGINT | POSTMASTER_DEATH) != 0).then_some(()))
+        self.until(|raised| (raised & STOP != 0).then_some(()))
             .await;
     }
 

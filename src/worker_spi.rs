@@ -29,6 +29,9 @@ pub struct Settings {
     pub table: Table,
     /// How long it naps between the end of one cycle and the next. A `Sighup` may change it.
     pub naptime: Duration,
+    /// About how many deltas it folds in one transaction; more are folded in several, one after the
+    /// other. A `Sighup` may change it.
+    pub batch: usize,
     /// The database it connects to, if not the one of the connection settings.
     pub database: Option<String>,
     /// Where its statements run.
@@ -82,6 +85,7 @@ impl Settings {
         Self {
             table,
             naptime: Self::NAPTIME,
+            batch: Self::BATCH,
             database: None,
             connection: ConnectionKind::Home,
             initial_total: None,
@@ -90,4 +94,8 @@ impl Settings {
 
     /// How long a worker naps unless it is told otherwise.
     pub const NAPTIME: Duration = Duration::from_secs(1);
+
+    /// About how many deltas one transaction folds, unless it is told otherwise: some tens of
+    /// milliseconds.
+    pub const BATCH: usize = 50_000;
 }

@@ -126,6 +126,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
     let worker_spi::Settings {
         table,
         naptime,
+        batch,
         database,
         connection,
         initial_total,
@@ -147,6 +148,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
         ("restart_time", *restart_time == new.worker.restart_time),
         ("max_restarts", *restart_limit == new.worker.restart_limit),
         ("naptime", *naptime == new.spi.naptime),
+        ("batch", *batch == new.spi.batch),
     ]);
     (!keys.is_empty()).then_some(Change::InPlace { worker, keys })
 }

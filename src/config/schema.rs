@@ -48,6 +48,7 @@ pub(super) struct Worker {
     pub(super) schema: Option<String>,
     pub(super) table: Option<String>,
     pub(super) naptime: Option<Span>,
+    pub(super) batch: Option<usize>,
     pub(super) start_time: Option<StartTime>,
     pub(super) restart_time: Option<RestartTime>,
     pub(super) max_restarts: Option<MaxRestarts>,

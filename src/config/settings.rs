@@ -358,6 +358,11 @@ impl Check<'_> {
         }
         let mut spi = worker_spi::Settings::new(table);
         spi.naptime = naptime;
+        spi.batch = document.batch.unwrap_or(spi.batch);
+        if spi.batch == 0 {
+            self.refuse(&key("batch"), "it must be at least 1", None);
+        }
+        self.show(&key("batch"), spi.batch.to_string());
         spi.database.clone_from(&document.database);
         spi.initial_total = document.initial_total;
         spi.connection = match document.connection {

@@ -230,7 +230,7 @@ impl Server {
         let tls = match attempt {
             Attempt::Plain => None,
             Attempt::EncryptedIfOffered | Attempt::Encrypted => {
-                Some(self.conninfo.tls().connector()?)
+                Some(self.conninfo.tls().connector(&self.last_connector)?)
             }
         };
         let (ended, end) = watch::channel(None);

@@ -1,8 +1,10 @@
 //! libpq's `sslmode` on native-tls: all six, for connections and for cancel requests.
 //!
-//! Certificates and keys are read at every connect, since they are renewed while we run.
+//! Certificates and keys are renewed while we run: they are read again when they have changed.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 use std::{fmt, fs};
 
 use native_tls::{Certificate, Identity, TlsConnector};
@@ -127,6 +129,14 @@ pub enum TlsError {
     },
 }
 
+/// The last connector, and the files that it was made of. Making one takes tens of milliseconds where
+/// the system's roots are read, and so much time is not to be taken from everybody at every connect.
+#[derive(Debug, Default)]
+pub(super) struct LastConnector(Mutex<Option<(Files, Connector)>>);
+
+/// When files were last modified; `None` for those that are not there.
+type Files = Vec<(PathBuf, Option<SystemTime>)>;
+
 /// The TLS side of connections and of cancel requests.
 #[derive(Clone)]
 pub(super) struct Connector(pub(super) MakeTlsConnector);
@@ -189,8 +199,38 @@ impl TlsSettings {
         self.direct
     }
 
-    /// Reads the files, and makes what connections of this moment need.
-    pub(super) fn connector(&self) -> Result<Connector, TlsError> {
+    /// What connections of this moment need: the last connector, unless a file has changed.
+    pub(super) fn connector(&self, last: &LastConnector) -> Result<Connector, TlsError> {
+        let files = self.files();
+        let mut last = last.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, connector)) = last.as_ref().filter(|(made_of, _)| *made_of == files) {
+            return Ok(connector.clone());
+        }
+        let connector = self.new_connector()?;
+        *last = Some((files, connector.clone()));
+        Ok(connector)
+    }
+
+    fn files(&self) -> Files {
+        let roots = match &self.roots {
+            Roots::File(file) => Some(file),
+            Roots::System | Roots::None => None,
+        };
+        let credentials = [&self.certificate, &self.key].into_iter().flatten();
+        let files = roots
+            .into_iter()
+            .chain(credentials.map(|credential| &credential.file));
+        files
+            .map(|file| {
+                (
+                    file.clone(),
+                    fs::metadata(file).and_then(|file| file.modified()).ok(),
+                )
+            })
+            .collect()
+    }
+
+    fn new_connector(&self) -> Result<Connector, TlsError> {
         let mut builder = TlsConnector::builder();
         match self.verified()? {
             SslMode::VerifyFull => {}
@@ -200,6 +240,8 @@ impl TlsSettings {
             SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => {
                 builder.danger_accept_invalid_certs(true);
                 builder.danger_accept_invalid_hostnames(true);
+                // They would be read for nothing.
+                builder.disable_built_in_roots(true);
             }
         }
         if let (Roots::File(file), true) = (&self.roots, self.mode >= SslMode::Require)

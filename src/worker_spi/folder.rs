@@ -5,20 +5,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_postgres::Row;
 use tracing::{debug, error, info, warn};
 
 use super::Settings;
 use super::initialize::{InitializeError, Known, initialize};
 use super::remedy::{Patience, Remedy};
 use super::session::{Repeated, Session};
-use super::statement;
+use super::statement::{self, Piece};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::DatabaseError;
 use crate::latch::Wake;
 
 /// After so many retries in a row, somebody should know.
 const RETRIES_UNTIL_WARNING: u32 = 8;
+
+/// About how many deltas a block holds, in a table of our own.
+const ROWS_PER_BLOCK: usize = 167;
 
 /// How long a cancelled cycle may take to say so.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,8 +30,8 @@ pub(super) struct Folder {
     context: WorkerContext,
     settings: watch::Receiver<Settings>,
     session: Rc<Session>,
-    /// The fold, once the table can be worked on; gone when it is out of date.
-    fold: Option<Fold>,
+    /// The probe, once the table can be worked on; gone when it is out of date.
+    probe: Option<Probe>,
     /// What is known of the table.
     known: Known,
     /// It said that it is initialized.
@@ -41,8 +43,8 @@ pub(super) struct Folder {
     nulls_reported: bool,
 }
 
-/// A fold that is ready to be run.
-struct Fold {
+/// A probe that is ready to be run.
+struct Probe {
     statement: Repeated,
     /// It looks for values that are NULL.
     may_be_null: bool,
@@ -79,7 +81,7 @@ impl Folder {
             context,
             settings,
             session: Rc::new(session),
-            fold: None,
+            probe: None,
             known,
             initialized: false,
             patience: Patience::default(),
@@ -144,12 +146,12 @@ impl Folder {
         None
     }
 
-    /// One transaction, after the preparations that it needs.
+    /// One look, after the preparations that it needs, and if there is something to fold, the folds.
     async fn cycle(&mut self) -> Result<Outcome, InitializeError> {
-        let fold = match &self.fold {
-            Some(fold) => fold,
+        let probe = match &self.probe {
+            Some(probe) => probe,
             None => &*self
-                .fold
+                .probe
                 .insert(prepare(&self.context, &self.settings, &self.session, &self.known).await?),
         };
         if !self.initialized {
@@ -164,16 +166,65 @@ impl Folder {
             );
             self.context.ready();
         }
-        let rows = self.session.run("fold", &fold.statement).await?;
-        self.known.set(fold.may_be_null);
-        Ok(self.read(rows.first()))
+        let rows = self
+            .session
+            .run("look for deltas", &probe.statement)
+            .await?;
+        self.known.set(probe.may_be_null);
+        let Some(row) = rows.first() else {
+            return Ok(Outcome::Skipped);
+        };
+        let nulls = row.get(1);
+        self.report_nulls(nulls);
+        match row.get::<_, Option<i64>>(0) {
+            None => Ok(Outcome::Idle),
+            Some(block) => self.fold(u32::try_from(block).unwrap_or(0)).await,
+        }
     }
 
-    fn read(&mut self, row: Option<&Row>) -> Outcome {
-        let Some(row) = row else {
-            return Outcome::Skipped;
+    /// Folds piece by piece, each a transaction of its own, from this block to the end of the table.
+    /// Between two of them neighbours on the connection have their turn.
+    async fn fold(&mut self, first: u32) -> Result<Outcome, InitializeError> {
+        let Settings { table, batch, .. } = self.settings.borrow().clone();
+        let mut piece = Piece {
+            from: first,
+            blocks: u32::try_from(batch / ROWS_PER_BLOCK)
+                .unwrap_or(u32::MAX)
+                .max(1),
         };
-        let nulls = row.get(3);
+        let mut folded: Option<(u64, i64)> = None;
+        loop {
+            let sql = table.fold(self.context.name(), piece);
+            let rows = self.session.query("fold", &sql, Vec::new()).await?;
+            let Some(row) = rows.first() else {
+                return Ok(Outcome::Skipped);
+            };
+            let more: bool = row.get(3);
+            match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
+                (statement::FOLDED, Some(total), Some(rows)) => {
+                    let rows = rows.unsigned_abs();
+                    self.context.progress().folded(rows, total);
+                    folded = Some((rows + folded.map_or(0, |(rows, _)| rows), total));
+                }
+                (statement::IDLE, ..) => {}
+                // What was folded before is told; the rest comes with the next cycle.
+                (..) if folded.is_some() => break,
+                (statement::NO_TOTAL, ..) => return Ok(Outcome::NoTotal),
+                _ => return Ok(Outcome::Skipped),
+            }
+            if !more || self.context.latch().is_stop_requested() {
+                break;
+            }
+            piece.from = piece.from.saturating_add(piece.blocks);
+        }
+        Ok(match folded {
+            Some((rows, total)) => Outcome::Folded { rows, total },
+            // Somebody else was first.
+            None => Outcome::Idle,
+        })
+    }
+
+    fn report_nulls(&mut self, nulls: bool) {
         if nulls && !self.nulls_reported {
             let worker = self.context.name();
             let table = &self.settings.borrow().table;
@@ -183,16 +234,6 @@ impl Folder {
             );
         }
         self.nulls_reported = nulls;
-        let folded: (Option<i64>, Option<i64>) = (row.get(0), row.get(1));
-        match (row.get(2), folded) {
-            (statement::FOLDED, (Some(total), Some(rows))) => Outcome::Folded {
-                rows: rows.unsigned_abs(),
-                total,
-            },
-            (statement::IDLE, _) => Outcome::Idle,
-            (statement::NO_TOTAL, _) => Outcome::NoTotal,
-            _ => Outcome::Skipped,
-        }
     }
 
     /// What follows from what a cycle found: how long to nap.
@@ -213,7 +254,6 @@ impl Folder {
             Outcome::Idle => self.succeeded(),
             Outcome::Folded { rows, total } => {
                 self.succeeded();
-                self.context.progress().folded(rows, total);
                 let worker = self.context.name();
                 let table = &self.settings.borrow().table;
                 info!(
@@ -232,7 +272,7 @@ impl Folder {
             Remedy::Again => {
                 // What is prepared may be what is out of date.
                 if is_out_of_date(&error) {
-                    self.fold = None;
+                    self.probe = None;
                     self.known.take();
                 }
                 self.context.progress().failed(error.to_string());
@@ -304,7 +344,7 @@ async fn prepare(
     settings: &watch::Receiver<Settings>,
     session: &Session,
     known: &Known,
-) -> Result<Fold, InitializeError> {
+) -> Result<Probe, InitializeError> {
     let Settings {
         table,
         initial_total,
@@ -314,9 +354,9 @@ async fn prepare(
         Some(may_be_null) => may_be_null,
         None => initialize(session, &table, initial_total).await?,
     };
-    let sql = table.fold(context.name(), may_be_null);
-    Ok(Fold {
-        statement: session.prepare("prepare the fold", sql).await?,
+    let sql = table.probe(context.name(), may_be_null);
+    Ok(Probe {
+        statement: session.prepare("prepare to look for deltas", sql).await?,
         may_be_null,
     })
 }

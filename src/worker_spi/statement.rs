@@ -101,8 +101,31 @@ impl Table {
         format!("{}.{}", quoted(&self.schema), quoted(&self.name))
     }
 
-    /// Folds all deltas into the total, and says what came of it: one row of the new total, the
-    /// number of deltas folded, the outcome, and whether there are rows with NULL.
+    /// Looks for something to fold: one row of the block of some delta, or NULL where there is none, and
+    /// whether there are rows with NULL.
+    ///
+    /// Writes nothing, and is all that an idle cycle does. It is small on purpose: what a backend keeps
+    /// of a prepared statement is the memory of a fleet.
+    ///
+    /// `may_be_null` says whether to look for rows with NULL at all.
+    pub(super) fn probe(&self, worker: &str, may_be_null: bool) -> String {
+        let table = self.sql();
+        let worker = comment(worker);
+        let has_nulls = if may_be_null {
+            format!(
+                "EXISTS (SELECT FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL)"
+            )
+        } else {
+            "false".to_owned()
+        };
+        format!(
+            "{worker} SELECT (SELECT (ctid::text::point)[0]::bigint FROM {table} \
+             WHERE type = 'delta' AND value IS NOT NULL LIMIT 1), {has_nulls}"
+        )
+    }
+
+    /// Folds the deltas of some blocks into the total, and says what came of it: one row of the new
+    /// total, the number of deltas folded, the outcome, and whether the table has blocks beyond.
     ///
     /// One statement, so one transaction, and exact under READ COMMITTED whatever others do:
     ///
@@ -115,26 +138,24 @@ impl Table {
     ///   division by zero at the end undoes it all.
     /// - Rows with NULL, which our own tables cannot have, are left alone.
     ///
-    /// `may_be_null` says whether to look for such rows at all.
-    pub(super) fn fold(&self, worker: &str, may_be_null: bool) -> String {
+    /// The blocks stand in its text, so that it is planned for the table as it is now: a plan that was
+    /// made for a small table would read the whole of a big one for each piece.
+    pub(super) fn fold(&self, worker: &str, Piece { from, blocks }: Piece) -> String {
         let table = self.sql();
-        let worker = utf8_percent_encode(worker, COMMENT);
-        let has_nulls = if may_be_null {
-            format!(
-                "EXISTS (SELECT FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL)"
-            )
-        } else {
-            "false".to_owned()
-        };
+        let worker = comment(worker);
+        let end = from.saturating_add(blocks);
+        let deltas = format!(
+            "ctid >= '({from},0)'::tid AND ctid < '({end},0)'::tid \
+             AND type = 'delta' AND value IS NOT NULL"
+        );
         format!(
-            "/* bgworker: {worker} */ \
-             WITH pending AS MATERIALIZED (\
-             SELECT EXISTS (SELECT FROM {table} WHERE type = 'delta' AND value IS NOT NULL) AS found\
+            "{worker} WITH pending AS MATERIALIZED (\
+             SELECT EXISTS (SELECT FROM {table} WHERE {deltas}) AS found\
              ), total AS MATERIALIZED (\
              SELECT ctid FROM {table} WHERE type = 'total' AND value IS NOT NULL \
              AND (SELECT found FROM pending) FOR UPDATE SKIP LOCKED\
              ), deleted AS (\
-             DELETE FROM {table} WHERE type = 'delta' AND value IS NOT NULL \
+             DELETE FROM {table} WHERE {deltas} \
              AND EXISTS (SELECT FROM total) RETURNING value\
              ), folded AS (\
              SELECT sum(value) AS sum, count(*) AS rows FROM deleted\
@@ -146,7 +167,9 @@ impl Table {
              WHEN (SELECT rows FROM folded) > 0 THEN (1 / (SELECT count(*) FROM updated))::text \
              WHEN NOT (SELECT found FROM pending) THEN '{IDLE}' \
              WHEN EXISTS (SELECT FROM {table} WHERE type = 'total' AND value IS NOT NULL) \
-             THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END, {has_nulls}"
+             THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END, \
+             pg_relation_size({literal}::regclass) / current_setting('block_size')::bigint > {end}",
+            literal = literal(&table),
         )
     }
 
@@ -196,6 +219,13 @@ impl Table {
     }
 }
 
+/// Some blocks of a table, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) from: u32,
+    pub(super) blocks: u32,
+}
+
 /// The SQLSTATE with which a fold undoes itself.
 pub(super) const UNDONE: &str = "22012";
 /// The outcome of a fold: deltas were folded.
@@ -220,6 +250,17 @@ impl fmt::Display for Table {
         };
         write!(f, "{}.{}", shown(&self.schema), shown(&self.name))
     }
+}
+
+/// Says whose statement it is, in a comment that no name can end.
+fn comment(worker: &str) -> String {
+    format!("/* bgworker: {} */", utf8_percent_encode(worker, COMMENT))
+}
+
+/// A text, as a statement has it whatever `standard_conforming_strings` is.
+fn literal(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('\'', "''");
+    format!("E'{text}'")
 }
 
 fn quoted(name: &str) -> String {

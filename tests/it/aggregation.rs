@@ -11,7 +11,9 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tracing::Level;
 
-use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
+use crate::support::database::{
+    TestDatabase, TestWorker, brisk, brisk_on_its_own, register, table,
+};
 use crate::support::log::Log;
 use crate::support::{eventually, within};
 
@@ -30,6 +32,32 @@ async fn cycles(postmaster: &PostmasterHandle, worker: WorkerId, more: u64) {
     .await;
 }
 
+/// A worker that has had its first cycle, and naps for so long that nothing happens by itself.
+async fn napping(
+    db: &TestDatabase,
+    postmaster: &PostmasterHandle,
+    table: &Table,
+    connection: ConnectionKind,
+) -> TestWorker {
+    let mut settings = Settings::new(table.clone());
+    settings.connection = connection;
+    // The first nap is a random part of it, and is to last even then.
+    settings.naptime = Duration::from_secs(86_400);
+    let worker = db.worker(postmaster, "w", settings).await;
+    eventually("it naps", || async {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        status.report.napping && status.report.cycles == 1
+    })
+    .await;
+    worker
+}
+
+/// Wakes it, and lets it nap briskly from now on.
+fn wake(postmaster: &PostmasterHandle, worker: &TestWorker) {
+    (worker.settings).send_modify(|settings| settings.naptime = Duration::from_millis(10));
+    postmaster.sighup();
+}
+
 async fn shut_down(postmaster: &PostmasterHandle) {
     postmaster.shut_down(Shutdown::Smart);
     assert!(postmaster.exited().await.unwrap().aborted.is_empty());
@@ -40,16 +68,7 @@ async fn a14_a_sighup_folds_what_a_long_naptime_would_leave() {
     let db = TestDatabase::new().await;
     let postmaster = db.postmaster();
     let counted = table("schema4", "counted");
-    let mut settings = Settings::new(counted.clone());
-    // The first nap is a random part of it, and is to last even then.
-    settings.naptime = Duration::from_secs(86_400);
-    let worker = db.worker(&postmaster, "w", settings).await;
-    cycles(&postmaster, worker.id, 0).await;
-    eventually("it naps", || async {
-        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
-        status.report.napping && status.report.cycles == 1
-    })
-    .await;
+    napping(&db, &postmaster, &counted, ConnectionKind::Home).await;
     db.execute("INSERT INTO schema4.counted VALUES ('total', 0), ('delta', 1)")
         .await;
     postmaster.sighup();
@@ -372,16 +391,13 @@ async fn d17_a_lock_on_a_delta_is_waited_for_shortly_and_tried_again() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let postmaster = db.postmaster();
-    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
-    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    let worker = napping(&db, &postmaster, &counted, ConnectionKind::Home).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
+        .await;
     let client = db.connect().await;
-    client
-        .batch_execute(
-            "hold",
-            "BEGIN; LOCK TABLE s.t IN SHARE ROW EXCLUSIVE MODE; INSERT INTO s.t VALUES ('delta', 1)",
-        )
-        .await
-        .unwrap();
+    let hold = "BEGIN; SELECT FROM s.t WHERE type = 'delta' FOR UPDATE";
+    client.batch_execute("hold", hold).await.unwrap();
+    wake(&postmaster, &worker);
     eventually("it gave up waiting", || async {
         let status = postmaster.worker(worker.id).await.unwrap().unwrap();
         status
@@ -689,7 +705,7 @@ async fn a40_a_sigterm_inside_a_cycle_lets_it_commit_whole() {
     eventually("the fold is under way", || async {
         db.value::<bool>(
             "SELECT EXISTS (SELECT FROM pg_stat_activity \
-             WHERE query LIKE '%bgworker: w %' AND wait_event = 'PgSleep')",
+             WHERE datname = current_database() AND query LIKE '%bgworker: w %' AND wait_event = 'PgSleep')",
         )
         .await
     })
@@ -730,7 +746,7 @@ async fn cancelled_on(connection: ConnectionKind) {
     .await;
     postmaster.sighup();
     let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity \
-                  WHERE query LIKE '%bgworker: w %' AND wait_event = 'PgSleep')";
+                  WHERE datname = current_database() AND query LIKE '%bgworker: w %' AND wait_event = 'PgSleep')";
     eventually("the fold is under way", || async {
         db.value::<bool>(sleeps).await
     })
@@ -754,18 +770,17 @@ async fn blocked_without_lock_timeout(mode: Shutdown) -> Duration {
     };
     let database = crate::support::database::database(&endless);
     let postmaster = Postmaster::launch(limits, Some(database)).unwrap();
-    db.worker(&postmaster, "w", brisk_on_its_own(&counted))
+    let worker = napping(&db, &postmaster, &counted, ConnectionKind::Own).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
         .await;
     let client = db.connect_plainly().await;
     client
-        .batch_execute(
-            "BEGIN; LOCK TABLE s.t IN SHARE MODE; \
-             INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
-        )
+        .batch_execute("BEGIN; SELECT FROM s.t WHERE type = 'delta' FOR UPDATE")
         .await
         .unwrap();
+    wake(&postmaster, &worker);
     let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity \
-                 WHERE query LIKE '%bgworker: w %' AND wait_event_type = 'Lock')";
+                 WHERE datname = current_database() AND query LIKE '%bgworker: w %' AND wait_event_type = 'Lock')";
     eventually("it waits", || async { db.value::<bool>(waits).await }).await;
     tokio::time::sleep(SECOND / 2).await; // more than the lock timeout that others have
     assert!(db.value::<bool>(waits).await);
@@ -881,7 +896,7 @@ async fn a49_the_server_shows_who_is_who_and_who_naps_is_idle() {
                  AND pid <> pg_backend_pid()";
     eventually("all nap", || async {
         db.value::<String>(shown).await
-            == "bgworker: idle: /* bgworker: at home */ WIT, \
+            == "bgworker: idle: /* bgworker: at home */ SEL, \
                 SPI worker 1: idle: /* bgworker: SPI worker 1 *, \
                 */ drop: idle: /* bgworker: %2A%2F drop */"
     })

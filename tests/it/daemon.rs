@@ -375,7 +375,7 @@ async fn a_signal_is_heard_while_a_reload_waits_for_a_worker_to_end() {
     eventually("the fold is under way", || async {
         db.value::<bool>(
             "SELECT EXISTS (SELECT FROM pg_stat_activity \
-             WHERE query LIKE '%bgworker: s %' AND wait_event = 'PgSleep')",
+             WHERE datname = current_database() AND query LIKE '%bgworker: s %' AND wait_event = 'PgSleep')",
         )
         .await
     })

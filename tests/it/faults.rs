@@ -161,17 +161,18 @@ async fn a_primary_that_turns_into_a_standby_behind_an_open_connection_is_notice
     db.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         .await;
     db.execute("SELECT pg_reload_conf()").await;
+    db.execute("SET default_transaction_read_only = off").await;
+    db.execute("INSERT INTO s.home VALUES ('delta', 1)").await;
     eventually("it is reported", || async {
         let status = postmaster.worker(home.id).await.unwrap().unwrap();
         let error = status.report.last_error;
         error.is_some_and(|error| error.contains("25006"))
     })
     .await;
-    db.execute("SET default_transaction_read_only = off").await;
     db.execute("ALTER SYSTEM RESET default_transaction_read_only")
         .await;
     db.execute("SELECT pg_reload_conf()").await;
-    time_to_fold(&db, "home").await;
+    db.wait_for_rows(&table("s", "home"), &["total|1"]).await;
     assert_eq!(starts(&postmaster, &home).await, 1, "it is no standby");
 }
 

@@ -80,18 +80,27 @@ async fn a_lock_that_one_worker_waits_for_delays_its_neighbour_by_the_lock_timeo
     let database = with_connections(db.conninfo(), 1);
     let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
     let (blocked, free) = (table("s", "blocked"), table("s", "free"));
-    let waiting = db.worker(&postmaster, "blocked", brisk(&blocked)).await;
+    let mut long = brisk(&blocked);
+    long.naptime = Duration::from_secs(86_400);
+    let waiting = db.worker(&postmaster, "blocked", long).await;
     let neighbour = db.worker(&postmaster, "free", brisk(&free)).await;
-    db.execute("INSERT INTO s.blocked VALUES ('total', 0); INSERT INTO s.free VALUES ('total', 0)")
-        .await;
-    // A fold waits for this lock even where it would find nothing to fold.
+    eventually("it naps", || async {
+        let status = postmaster.worker(waiting.id).await.unwrap().unwrap();
+        status.report.napping && status.report.cycles == 1
+    })
+    .await;
+    db.execute(
+        "INSERT INTO s.blocked VALUES ('total', 0), ('delta', 7); \
+         INSERT INTO s.free VALUES ('total', 0)",
+    )
+    .await;
     let holder = db.connect_plainly().await;
     holder
-        .batch_execute(
-            "BEGIN; LOCK TABLE s.blocked IN SHARE MODE; INSERT INTO s.blocked VALUES ('delta', 7)",
-        )
+        .batch_execute("BEGIN; SELECT FROM s.blocked WHERE type = 'delta' FOR UPDATE")
         .await
         .unwrap();
+    (waiting.settings).send_modify(|settings| settings.naptime = Duration::from_millis(10));
+    postmaster.sighup();
     let mut longest = Duration::ZERO;
     for n in 1..=20 {
         let begin = Instant::now();
