@@ -73,9 +73,15 @@ impl Database {
     ///
     /// If the TLS library cannot be set up as the settings ask.
     pub fn new(conninfo: ConnInfo, settings: Settings) -> Result<Self, TlsError> {
-        // Whoever is mistaken should hear it at once.
         let last_connector = LastConnector::default();
-        conninfo.tls().connector(&last_connector)?;
+        // Whoever is mistaken should hear it at once, if it matters.
+        if conninfo
+            .hosts()
+            .iter()
+            .any(|host| conninfo.tls().is_required(host.is_socket()))
+        {
+            conninfo.tls().connector(&last_connector)?;
+        }
         let server = Arc::new(Server {
             conninfo,
             settings,

@@ -8,6 +8,7 @@
 //! panic) into one report, and lives on until then, even when the Postmaster is gone.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ pub struct Sigint;
 #[rtype(result = "()")]
 pub struct Sigquit;
 
+/// How a main ended, and why.
+type End = (ExitStatus, Option<Reason>);
+
 /// One incarnation of one worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -50,7 +54,7 @@ pub(crate) struct Worker {
     latch: Latch,
     abort: AbortHandle,
     /// Its main, until the actor has started and awaits it.
-    main: Option<JoinHandle<Result<(), WorkerError>>>,
+    main: Option<JoinHandle<End>>,
     reports: UnboundedSender<WorkerReport>,
 }
 
@@ -65,7 +69,8 @@ impl Worker {
     ) -> Addr<Self> {
         let incarnation = context.incarnation();
         let latch = context.latch().clone();
-        let main = actix_rt::spawn(async move { main.call(context).await });
+        // What an error says is its author's code as well: it is asked in here, where it may panic.
+        let main = actix_rt::spawn(async move { returned(main.call(context).await) });
         let worker = Self {
             incarnation,
             latch,
@@ -80,10 +85,10 @@ impl Worker {
 /// Waits for a main's end. Should the Postmaster die before, the main is told, and aborted if it goes
 /// on for too long.
 async fn reap(
-    mut main: JoinHandle<Result<(), WorkerError>>,
+    mut main: JoinHandle<End>,
     latch: Latch,
     reports: UnboundedSender<WorkerReport>,
-) -> Result<Result<(), WorkerError>, JoinError> {
+) -> Result<End, JoinError> {
     tokio::select! {
         biased;
         end = &mut main => return end,
@@ -99,34 +104,49 @@ async fn reap(
     main.await
 }
 
-/// Maps the end of a main to PostgreSQL's exit codes 0, 1 and others.
-fn ended(end: Result<Result<(), WorkerError>, JoinError>) -> (ExitStatus, Option<Reason>) {
-    let (exit, text, sqlstate) = match end {
-        Ok(Ok(())) => return (ExitStatus::Finished, None),
-        Ok(Err(error)) => {
-            let exit = match error {
-                WorkerError::Failed(_) => ExitStatus::Failed,
-                WorkerError::DatabaseAway(_) => ExitStatus::DatabaseAway,
-            };
-            (exit, error.to_string(), error.sqlstate().map(Arc::from))
-        }
-        Err(end) if end.is_cancelled() => (ExitStatus::Failed, "aborted".to_owned(), None),
-        Err(end) => (ExitStatus::Crashed, panic_text(end.into_panic()), None),
+/// Maps what a main returned to PostgreSQL's exit codes 0 and 1.
+fn returned(result: Result<(), WorkerError>) -> End {
+    let Err(error) = result else {
+        return (ExitStatus::Finished, None);
+    };
+    let exit = match error {
+        WorkerError::Failed(_) => ExitStatus::Failed,
+        WorkerError::DatabaseAway(_) => ExitStatus::DatabaseAway,
+    };
+    let reason = Reason {
+        text: error.to_string().into(),
+        sqlstate: error.sqlstate().map(Arc::from),
+        panicked: false,
+    };
+    (exit, Some(reason))
+}
+
+/// Maps the end of a main's task: what it returned, or that it was aborted, or PostgreSQL's other exit
+/// codes.
+fn ended(end: Result<End, JoinError>) -> End {
+    let (exit, text) = match end {
+        Ok(end) => return end,
+        Err(end) if end.is_cancelled() => (ExitStatus::Failed, "aborted".to_owned()),
+        Err(end) => (ExitStatus::Crashed, panic_text(end.into_panic())),
     };
     let reason = Reason {
         text: text.into(),
-        sqlstate,
+        sqlstate: None,
         panicked: exit == ExitStatus::Crashed,
     };
     (exit, Some(reason))
 }
 
 fn panic_text(payload: Box<dyn Any + Send>) -> String {
-    payload
-        .downcast::<String>()
-        .map(|text| *text)
-        .or_else(|payload| payload.downcast::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_else(|_| "panicked with a value that is not a text".to_owned())
+    if let Some(text) = payload.downcast_ref::<String>() {
+        return text.clone();
+    }
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        return (*text).to_owned();
+    }
+    // Somebody's value: dropping it is somebody's code, which must not end the actor.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+    "panicked with a value that is not a text".to_owned()
 }
 
 impl Actor for Worker {

@@ -377,6 +377,13 @@ impl Check<'_> {
             }),
         );
         if let Some(database) = &spi.database {
+            if database.is_empty() || database.contains('\0') {
+                self.refuse(
+                    &key("database"),
+                    "it must not be empty, or contain NUL",
+                    None,
+                );
+            }
             self.show(&key("database"), shown_text(database));
         }
         if let Some(total) = spi.initial_total {

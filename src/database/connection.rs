@@ -14,11 +14,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_postgres::config::SslNegotiation;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Row};
 use tracing::debug;
 
-use super::conninfo::TargetSessionAttrs;
+use super::conninfo::{Host, TargetSessionAttrs};
 use super::error::Cause;
 use super::tls::Attempt;
 use super::{Database, DatabaseError, Server, TlsError, tls};
@@ -75,6 +76,23 @@ enum Suits {
     /// If there is none that suits better.
     AtNeed,
     No(&'static str),
+}
+
+/// What a server is asked as soon as it is connected to, in the same time.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Question {
+    None,
+    /// Whether its sessions are of this kind.
+    Suits(TargetSessionAttrs),
+    /// Whether it is a primary: there is none that has come further.
+    Recovery,
+}
+
+/// What a server says of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Standing {
+    pub(super) is_standby: bool,
+    is_read_only: bool,
 }
 
 /// Why one attempt came to nothing.
@@ -138,54 +156,109 @@ impl Server {
         let mut order: Vec<usize> = (0..conninfo.hosts().len()).collect();
         if conninfo.load_balance_hosts() {
             fastrand::shuffle(&mut order);
+        } else {
+            // Where the server was last seen to have come furthest.
+            let best = self.best_host.load(Ordering::Relaxed);
+            order.sort_by_key(|host| *host != best);
         }
-        // Where the server was last seen to have come furthest.
-        let best = self.best_host.load(Ordering::Relaxed);
-        order.sort_by_key(|host| *host != best);
         // A host that is silent is not to use up the time of the next one.
         let hosts = u32::try_from(order.len()).unwrap_or(u32::MAX);
         let share = self.settings.connect_timeout / hosts.max(1);
+        let wanted = conninfo.target_session_attrs();
         let mut errors = Vec::new();
         let mut second_best = None;
         for host in order {
-            match self
-                .connect_to_host(host, application_name, dbname, sharing, share)
-                .await
-            {
-                Ok(connection) => match self.suits(&connection).await {
-                    Ok(Suits::Yes) => return Ok(connection),
-                    Ok(Suits::AtNeed) => second_best = second_best.or(Some(connection)),
-                    Ok(Suits::No(why)) => {
+            let as_whom = (application_name, dbname, sharing);
+            let question = match wanted {
+                TargetSessionAttrs::Any => Question::None,
+                wanted => Question::Suits(wanted),
+            };
+            for tried in self.connect_to_host(host, as_whom, share, question).await {
+                let (connection, standing) = match tried {
+                    Ok(connected) => connected,
+                    Err(error) if error.is_away() => {
+                        errors.push(error);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                match standing.suits(wanted) {
+                    Suits::Yes => return Ok(connection),
+                    Suits::AtNeed => second_best = second_best.or(Some(connection)),
+                    Suits::No(why) => {
                         let target = conninfo.target_of(&conninfo.hosts()[host], dbname);
                         errors.push(DatabaseError::Unsuitable { target, why });
                     }
-                    Err(error) => errors.push(error),
-                },
-                Err(error) if error.is_away() => errors.push(error),
-                Err(error) => return Err(error),
+                }
             }
         }
-        if let Some(connection) = second_best {
-            return Ok(connection);
+        match second_best {
+            Some(connection) => Ok(connection),
+            None => Err(DatabaseError::of_each(errors)),
         }
-        Err(DatabaseError::of_each(errors))
     }
 
-    /// Connects to one host, in each way that its `sslmode` allows.
+    /// Connects to one host: to each of its addresses in turn, until one of them will do; each has an
+    /// equal share of the time, and in it, it is also asked what it is.
     pub(super) async fn connect_to_host(
         &self,
         host: usize,
-        application_name: &str,
-        dbname: Option<&str>,
-        sharing: Sharing,
+        as_whom: (&str, Option<&str>, Sharing),
         share: Duration,
-    ) -> Result<Connection, DatabaseError> {
+        question: Question,
+    ) -> Vec<Result<(Connection, Standing), DatabaseError>> {
         let conninfo = &self.conninfo;
         let host = &conninfo.hosts()[host];
-        let target = conninfo.target_of(host, dbname);
+        let target = conninfo.target_of(host, as_whom.1);
         let after = conninfo
             .connect_timeout()
             .map_or(share, |own| own.min(share));
+        let addresses = match tokio::time::timeout(after, host.resolve()).await {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => return vec![Err(DatabaseError::Lookup { target, error })],
+            Err(_) => return vec![Err(DatabaseError::ConnectDeadline { target, after })],
+        };
+        let many = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let after = after / many.max(1);
+        let mut tried = Vec::new();
+        for address in &addresses {
+            let connecting = async {
+                let connection = self.connect_to_address(address, as_whom, after).await?;
+                let standing = match question {
+                    Question::None => Standing::default(),
+                    Question::Suits(_) | Question::Recovery => connection.standing().await?,
+                };
+                Ok((connection, standing))
+            };
+            let target = target.clone();
+            let connected = match tokio::time::timeout(after, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => Err(DatabaseError::ConnectDeadline { target, after }),
+            };
+            let is_enough = match (&connected, question) {
+                (Ok(_), Question::None) => true,
+                (Ok((_, standing)), Question::Suits(wanted)) => {
+                    matches!(standing.suits(wanted), Suits::Yes)
+                }
+                (Ok((_, standing)), Question::Recovery) => !standing.is_standby,
+                (Err(error), _) => !error.is_away(),
+            };
+            tried.push(connected);
+            if is_enough {
+                break;
+            }
+        }
+        tried
+    }
+
+    /// Connects to one address, in each way that its `sslmode` allows.
+    async fn connect_to_address(
+        &self,
+        host: &Host,
+        (application_name, dbname, sharing): (&str, Option<&str>, Sharing),
+        after: Duration,
+    ) -> Result<Connection, DatabaseError> {
+        let conninfo = &self.conninfo;
         let mut config = conninfo.client_config(host, application_name, dbname);
         config.connect_timeout(after);
         if let Some(file) = &self.settings.password_file {
@@ -197,29 +270,24 @@ impl Server {
         if conninfo.tls().is_direct() {
             config.ssl_negotiation(SslNegotiation::Direct);
         }
-        let connecting = async {
-            let mut errors = Vec::new();
-            for attempt in conninfo.tls().attempts(host.is_socket()) {
-                config.ssl_mode((*attempt).into());
-                match self.attempt(&config, *attempt).await {
-                    Ok(connection) => return Ok(connection),
-                    Err(AttemptError::Tls(error)) => return Err(DatabaseError::Tls(error)),
-                    Err(AttemptError::Client(error)) => {
-                        let may_go_on = is_about_encryption(&error);
-                        let target = target.clone();
-                        errors.push(DatabaseError::Connect { target, error });
-                        if !may_go_on {
-                            break;
-                        }
+        let mut errors = Vec::new();
+        for attempt in conninfo.tls().attempts(host.is_socket()) {
+            config.ssl_mode((*attempt).into());
+            match self.attempt(&config, *attempt).await {
+                Ok(connection) => return Ok(connection),
+                // The other way may need none.
+                Err(AttemptError::Tls(error)) => errors.push(DatabaseError::Tls(error)),
+                Err(AttemptError::Client(error)) => {
+                    let may_go_on = is_about_encryption(&error);
+                    let target = conninfo.target_of(host, dbname);
+                    errors.push(DatabaseError::Connect { target, error });
+                    if !may_go_on {
+                        break;
                     }
                 }
             }
-            Err(DatabaseError::of_each(errors))
-        };
-        match tokio::time::timeout(after, connecting).await {
-            Ok(connected) => connected,
-            Err(_) => Err(DatabaseError::ConnectDeadline { target, after }),
         }
+        Err(DatabaseError::of_each(errors))
     }
 
     async fn attempt(
@@ -254,31 +322,6 @@ impl Server {
             statement_deadline: self.settings.statement_timeout.min(FAR) + STATEMENT_SLACK,
             end,
         })
-    }
-
-    /// Whether a session is one of those that `target_session_attrs` asks for. The sentences are
-    /// libpq's.
-    async fn suits(&self, connection: &Connection) -> Result<Suits, DatabaseError> {
-        let wanted = self.conninfo.target_session_attrs();
-        if wanted == TargetSessionAttrs::Any {
-            return Ok(Suits::Yes);
-        }
-        let doing = "ask what the session can do";
-        let sql = "SELECT pg_is_in_recovery(), \
-                   current_setting('default_transaction_read_only')::bool";
-        let rows = connection.query(doing, sql, &[]).await?;
-        let is_standby = rows.first().is_some_and(|row| row.get(0));
-        let is_read_only = is_standby || rows.first().is_some_and(|row| row.get(1));
-        let (suits, why) = match wanted {
-            TargetSessionAttrs::Any => (true, ""),
-            TargetSessionAttrs::ReadWrite => (!is_read_only, "session is read-only"),
-            TargetSessionAttrs::ReadOnly => (is_read_only, "session is not read-only"),
-            TargetSessionAttrs::Primary => (!is_standby, "server is in hot standby mode"),
-            TargetSessionAttrs::Standby => (is_standby, "server is not in hot standby mode"),
-            TargetSessionAttrs::PreferStandby if is_standby => (true, ""),
-            TargetSessionAttrs::PreferStandby => return Ok(Suits::AtNeed),
-        };
-        Ok(if suits { Suits::Yes } else { Suits::No(why) })
     }
 
     /// What every session of ours sets. Ours come last, so that they win; but for the lock timeout of
@@ -318,9 +361,8 @@ fn read_password(file: &Path) -> Result<String, DatabaseError> {
 /// Whether the same host may be reached with, or without, encryption instead: its handshake failed, or
 /// the server refuses us as we come.
 fn is_about_encryption(error: &tokio_postgres::Error) -> bool {
-    let refused = error
-        .code()
-        .is_some_and(|code| code.code().starts_with("28"));
+    // But for a wrong password, which is as wrong the other way.
+    let refused = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
     refused || tls::is_handshake(error)
 }
 
@@ -365,6 +407,24 @@ async fn drive<S, T>(
     // The socket closes before anybody hears of it.
     drop(connection);
     ended.send_replace(Some(end));
+}
+
+// === impl Standing ===
+
+impl Standing {
+    /// Whether it is one of those that `target_session_attrs` asks for. The sentences are libpq's.
+    fn suits(self, wanted: TargetSessionAttrs) -> Suits {
+        let (suits, why) = match wanted {
+            TargetSessionAttrs::Any => (true, ""),
+            TargetSessionAttrs::ReadWrite => (!self.is_read_only, "session is read-only"),
+            TargetSessionAttrs::ReadOnly => (self.is_read_only, "session is not read-only"),
+            TargetSessionAttrs::Primary => (!self.is_standby, "server is in hot standby mode"),
+            TargetSessionAttrs::Standby => (self.is_standby, "server is not in hot standby mode"),
+            TargetSessionAttrs::PreferStandby if self.is_standby => (true, ""),
+            TargetSessionAttrs::PreferStandby => return Suits::AtNeed,
+        };
+        if suits { Suits::Yes } else { Suits::No(why) }
+    }
 }
 
 // === impl Connection ===
@@ -438,6 +498,19 @@ impl Connection {
     pub async fn batch_execute(&self, doing: &'static str, sql: &str) -> Result<(), DatabaseError> {
         self.within_deadline(doing, self.client().batch_execute(sql))
             .await
+    }
+
+    async fn standing(&self) -> Result<Standing, DatabaseError> {
+        let doing = "ask what the session can do";
+        let sql = "SELECT pg_is_in_recovery(), \
+                   current_setting('default_transaction_read_only')::bool";
+        let rows = self.query(doing, sql, &[]).await?;
+        let is_standby = rows.first().is_some_and(|row| row.get(0));
+        let is_read_only = is_standby || rows.first().is_some_and(|row| row.get(1));
+        Ok(Standing {
+            is_standby,
+            is_read_only,
+        })
     }
 
     /// Whether the server is in recovery: a standby, or not yet a primary.

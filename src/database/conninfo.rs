@@ -10,10 +10,10 @@ mod service;
 mod text;
 mod values;
 
-use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, io};
 
 use thiserror::Error;
 
@@ -59,11 +59,13 @@ pub(super) struct Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Keepalives {
     enabled: bool,
-    idle: Duration,
-    interval: Duration,
-    count: u32,
+    /// Each is the system's where it is `None`. The system's own would notice a dead peer after two
+    /// hours.
+    idle: Option<Duration>,
+    interval: Option<Duration>,
+    count: Option<u32>,
     /// How long sent data may go without an answer.
-    user_timeout: Duration,
+    user_timeout: Option<Duration>,
 }
 
 /// Which of several servers will do. Mirrors libpq's `target_session_attrs`.
@@ -125,6 +127,9 @@ pub enum ConnInfoError {
     Service(#[from] ServiceError),
 }
 
+/// What most systems have, and the client library cannot leave to them.
+const SYSTEMS_IDLE: Duration = Duration::from_secs(7200);
+
 // === impl ConnInfo ===
 
 impl ConnInfo {
@@ -157,29 +162,24 @@ impl ConnInfo {
     }
 
     fn from_values(values: &Values<'_>) -> Result<Self, ConnInfoError> {
-        let seconds = |keyword, default| {
-            values
-                .number(keyword)
-                .map(|number| number.map_or(default, Duration::from_secs))
-        };
         let connect_timeout = match values.number("connect_timeout")? {
             None | Some(0) => None,
             // libpq rounds one second up: a name may take that long alone.
             Some(seconds) => Some(Duration::from_secs(seconds.max(2))),
         };
-        let default = Keepalives::default();
+        // Where nothing is said, ours; where 0 or less is said, the system's.
+        let or_systems = |keyword, ours| {
+            let said = values.number(keyword)?;
+            let unset = values.get(keyword).is_none().then_some(ours);
+            Ok::<_, ConnInfoError>(said.filter(|number| *number > 0).or(unset))
+        };
         let keepalives = Keepalives {
             enabled: values.number("keepalives")? != Some(0),
-            idle: seconds("keepalives_idle", default.idle)?,
-            interval: seconds("keepalives_interval", default.interval)?,
-            count: values
-                .number("keepalives_count")?
-                .map_or(default.count, |count| {
-                    u32::try_from(count).unwrap_or(u32::MAX)
-                }),
-            user_timeout: values
-                .number("tcp_user_timeout")?
-                .map_or(default.user_timeout, Duration::from_millis),
+            idle: or_systems("keepalives_idle", 30)?.map(Duration::from_secs),
+            interval: or_systems("keepalives_interval", 10)?.map(Duration::from_secs),
+            count: or_systems("keepalives_count", 3)?
+                .map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
+            user_timeout: or_systems("tcp_user_timeout", 60_000)?.map(Duration::from_millis),
         };
         let load_balance_hosts = values.one_of(
             "load_balance_hosts",
@@ -227,6 +227,10 @@ impl ConnInfo {
             Some(dbname) => format!("database \"{dbname}\" at {server}"),
             None => format!("the server at {server}"),
         }
+    }
+
+    pub(super) fn dbname(&self) -> Option<&str> {
+        self.dbname.as_deref()
     }
 
     pub(super) fn hosts(&self) -> &[Host] {
@@ -296,10 +300,16 @@ impl ConnInfo {
         }
         config.channel_binding(self.channel_binding);
         config.keepalives(self.keepalives.enabled);
-        config.keepalives_idle(self.keepalives.idle);
-        config.keepalives_interval(self.keepalives.interval);
-        config.keepalives_retries(self.keepalives.count);
-        config.tcp_user_timeout(self.keepalives.user_timeout);
+        config.keepalives_idle(self.keepalives.idle.unwrap_or(SYSTEMS_IDLE));
+        if let Some(interval) = self.keepalives.interval {
+            config.keepalives_interval(interval);
+        }
+        if let Some(count) = self.keepalives.count {
+            config.keepalives_retries(count);
+        }
+        if let Some(user_timeout) = self.keepalives.user_timeout {
+            config.tcp_user_timeout(user_timeout);
+        }
         config
     }
 }
@@ -353,6 +363,26 @@ impl fmt::Debug for ConnInfo {
 // === impl Host ===
 
 impl Host {
+    /// The same host at each of its addresses; itself where there is nothing to look up.
+    pub(super) async fn resolve(&self) -> io::Result<Vec<Self>> {
+        let name = match &self.name {
+            Some(name) if self.address.is_none() && !self.is_socket() => name,
+            Some(_) | None => return Ok(vec![self.clone()]),
+        };
+        let addresses = tokio::net::lookup_host((name.as_str(), self.port)).await?;
+        let mut hosts: Vec<Self> = Vec::new();
+        for address in addresses {
+            let host = Self {
+                address: Some(address.ip()),
+                ..self.clone()
+            };
+            if !hosts.contains(&host) {
+                hosts.push(host);
+            }
+        }
+        Ok(hosts)
+    }
+
     /// Whether it is the directory of a Unix socket.
     pub(super) fn is_socket(&self) -> bool {
         self.address.is_none() && self.name.as_ref().is_some_and(|name| name.starts_with('/'))
@@ -365,21 +395,6 @@ impl fmt::Display for Host {
             (Some(name), _) => write!(f, "{name}:{}", self.port),
             (None, Some(address)) => write!(f, "{address}:{}", self.port),
             (None, None) => write!(f, "port {}", self.port),
-        }
-    }
-}
-
-// === impl Keepalives ===
-
-impl Default for Keepalives {
-    /// The kernel's own would notice a dead peer after two hours.
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            idle: Duration::from_secs(30),
-            interval: Duration::from_secs(10),
-            count: 3,
-            user_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -46,6 +46,20 @@ pub enum DatabaseError {
         /// What it is.
         why: &'static str,
     },
+    /// A host's name leads nowhere. The sentence is libpq's.
+    #[error("could not connect to {target}: could not translate host name to address: {error}")]
+    Lookup {
+        /// Which server.
+        target: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A statement that may touch the session is not for a connection that others use.
+    #[error(
+        "a home connection takes SELECT, INSERT, UPDATE, DELETE, MERGE, WITH, VALUES and TABLE alone: for \
+         anything else open a connection of the worker's own"
+    )]
+    NotAtHome,
     /// TLS could not be set up.
     #[error(transparent)]
     Tls(TlsError),
@@ -113,9 +127,20 @@ impl DatabaseError {
             Self::ConnectDeadline { .. }
             | Self::StatementDeadline { .. }
             | Self::Unsuitable { .. }
+            | Self::Lookup { .. }
+            | Self::NotAtHome
             | Self::PasswordFile { .. }
             | Self::Tls(_) => None,
         }
+    }
+
+    /// Whether what was to be sent could not be written down, such as a name with NUL in it: nothing was
+    /// sent, and nobody but we is to blame.
+    pub(super) fn is_ours(error: &tokio_postgres::Error) -> bool {
+        let causes = std::iter::successors(error.source(), |&cause| cause.source());
+        causes
+            .filter_map(|cause| cause.downcast_ref::<io::Error>())
+            .any(|cause| cause.kind() == io::ErrorKind::InvalidInput)
     }
 
     /// What several attempts came to.
@@ -136,13 +161,14 @@ impl DatabaseError {
             Self::ConnectDeadline { .. }
             | Self::StatementDeadline { .. }
             | Self::Unsuitable { .. }
+            | Self::Lookup { .. }
             | Self::Lost { .. } => true,
-            Self::Tls(_) | Self::PasswordFile { .. } => false,
+            Self::Tls(_) | Self::PasswordFile { .. } | Self::NotAtHome => false,
             Self::Home(error) => error.is_away(),
             Self::EveryAttempt(errors) => errors.iter().all(Self::is_away),
             Self::Connect { error, .. } | Self::Statement { error, .. } => match error.code() {
                 Some(code) => is_away_code(code),
-                None => error.is_closed() || is_io(error),
+                None => error.is_closed() || (is_io(error) && !Self::is_ours(error)),
             },
         }
     }

@@ -1,8 +1,9 @@
 //! Home connections: a few connections that many workers share.
 //!
 //! The worker in slot *i* is at home on connection *i* mod M, of M for each database. What it can do
-//! there is one statement at a time, outside any transaction: no client is handed out, so that nobody
-//! can begin a transaction around a neighbour's statement, or set what a neighbour runs under.
+//! there is one statement at a time, outside any transaction. No client is handed out, and only
+//! statements that read or write rows are taken, so that nobody can begin a transaction around a
+//! neighbour's statement, or `SET` what a neighbour runs under.
 
 mod line;
 
@@ -68,12 +69,14 @@ struct Line {
 impl Database {
     /// The home connection of a worker in this slot. It is opened when a statement is first run.
     ///
-    /// `dbname` overrides the settings' database.
+    /// `dbname` overrides the settings' database. The connection belongs to the runtime that first uses
+    /// it: where that is not driven, no statement is answered.
     #[must_use]
     pub fn home(&self, slot: usize, dbname: Option<&str>) -> HomeConnection {
+        let other = dbname.filter(|dbname| Some(*dbname) != self.conninfo().dbname());
         HomeConnection {
             database: self.clone(),
-            dbname: dbname.map(str::to_owned),
+            dbname: other.map(str::to_owned),
             slot,
             sent: Arc::default(),
         }
@@ -89,24 +92,54 @@ impl Database {
     pub async fn close(&self) {
         let tasks = self.lines.take().into_iter().map(|line| line.task);
         let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
-        for task in tasks.collect::<Vec<_>>() {
-            let _ = tokio::time::timeout_at(deadline, task).await;
+        for mut task in tasks.collect::<Vec<_>>() {
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+            }
         }
     }
+}
+
+/// Whether a statement reads or writes rows, and nothing of the session.
+fn is_about_rows(sql: &str) -> bool {
+    let mut rest = sql.trim_start();
+    while let Some(comment) = rest.strip_prefix("/*") {
+        rest = comment
+            .split_once("*/")
+            .map_or("", |(_, rest)| rest.trim_start());
+    }
+    let end = rest
+        .find(|c: char| !c.is_ascii_alphabetic())
+        .unwrap_or(rest.len());
+    let word = rest[..end].to_ascii_uppercase();
+    [
+        "SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE",
+    ]
+    .contains(&word.as_str())
 }
 
 // === impl HomeConnection ===
 
 impl HomeConnection {
     /// A statement without parameters that is run again and again.
-    #[must_use]
-    pub fn statement(&self, sql: impl Into<Arc<str>>) -> HomeStatement {
-        HomeStatement {
-            sql: sql.into(),
+    ///
+    /// It may begin with a comment. A function that it calls must leave the session as it is: others use
+    /// it next.
+    ///
+    /// # Errors
+    ///
+    /// If it is not one of `SELECT`, `INSERT`, `UPDATE`, `DELETE`, `MERGE`, `WITH`, `VALUES` and `TABLE`.
+    pub fn statement(&self, sql: impl Into<Arc<str>>) -> Result<HomeStatement, DatabaseError> {
+        let sql = sql.into();
+        if !is_about_rows(&sql) {
+            return Err(DatabaseError::NotAtHome);
+        }
+        Ok(HomeStatement {
+            sql,
             forget: Arc::clone(&self.database.lines),
             dbname: self.dbname.clone(),
             slot: self.slot,
-        }
+        })
     }
 
     /// Runs a statement, and returns its rows. `doing` says what for, in an error.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::connection::Sharing;
+use super::connection::{Question, Sharing};
 use super::{Database, DatabaseError, Server};
 use crate::background_worker::StartTime;
 
@@ -95,13 +95,20 @@ impl Database {
         let mut best = None;
         let mut errors = Vec::new();
         for host in 0..hosts {
-            match self.server.is_in_recovery(host, share).await {
-                Ok(true) => best = best.max(Some((ServerState::Standby, usize::MAX - host))),
-                Ok(false) => {
-                    best = Some((ServerState::Primary, usize::MAX - host));
-                    break;
-                }
-                Err(error) => errors.push(error),
+            for asked in self.server.is_in_recovery(host, share).await {
+                let state = match asked {
+                    Ok(true) => ServerState::Standby,
+                    Ok(false) => ServerState::Primary,
+                    Err(error) => {
+                        errors.push(error);
+                        continue;
+                    }
+                };
+                // Of several that have come as far, the first.
+                best = best.max(Some((state, usize::MAX - host)));
+            }
+            if best.is_some_and(|(state, _)| state == ServerState::Primary) {
+                break;
             }
         }
         if let Some((state, host)) = best {
@@ -119,12 +126,24 @@ impl Database {
 }
 
 impl Server {
-    async fn is_in_recovery(&self, host: usize, share: Duration) -> Result<bool, DatabaseError> {
-        let connection = self
-            .connect_to_host(host, "bgworker", None, Sharing::Own, share)
-            .await?;
-        let answer = connection.is_in_recovery().await;
-        connection.close().await;
-        answer
+    /// Asks the servers at the addresses of a host, until one is a primary.
+    async fn is_in_recovery(
+        &self,
+        host: usize,
+        share: Duration,
+    ) -> Vec<Result<bool, DatabaseError>> {
+        let as_whom = ("bgworker", None, Sharing::Own);
+        let mut answers = Vec::new();
+        let asked = self.connect_to_host(host, as_whom, share, Question::Recovery);
+        for asked in asked.await {
+            answers.push(match asked {
+                Ok((connection, standing)) => {
+                    connection.close().await;
+                    Ok(standing.is_standby)
+                }
+                Err(error) => Err(error),
+            });
+        }
+        answers
     }
 }

@@ -195,6 +195,11 @@ impl TlsSettings {
         }
     }
 
+    /// Whether there is no other way to connect.
+    pub(super) fn is_required(&self, is_socket: bool) -> bool {
+        *self.attempts(is_socket) == [Attempt::Encrypted]
+    }
+
     pub(super) fn is_direct(&self) -> bool {
         self.direct
     }

@@ -140,6 +140,9 @@ impl Folder {
             () = latch.cancel_requested() => {}
             () = stopped => return None,
         }
+        if !session.is_at_work() {
+            return None;
+        }
         session.cancel().await;
         // It may have committed before the cancellation arrived; both is well.
         let _ = tokio::time::timeout(CANCEL_TIMEOUT, cycle).await;
@@ -268,7 +271,13 @@ impl Folder {
 
     /// What follows from a cycle that failed: how long to nap, or the worker's end.
     async fn failed(&mut self, error: DatabaseError) -> Result<Duration, WorkerError> {
-        match Remedy::find(&error, &self.session).await {
+        let latch = self.context.latch().clone();
+        let remedy = tokio::select! {
+            biased;
+            () = latch.stop_requested() => return Ok(Duration::ZERO),
+            remedy = Remedy::find(&error, &self.session) => remedy,
+        };
+        match remedy {
             Remedy::Again => {
                 // What is prepared may be what is out of date.
                 if is_out_of_date(&error) {
@@ -306,7 +315,11 @@ impl Folder {
                     Ok(self.retry(&error.to_string()))
                 }
             },
-            Remedy::Exit => Err(error.into()),
+            Remedy::Exit => {
+                // Something is not as it was: the next incarnation looks for itself.
+                self.known.take();
+                Err(error.into())
+            }
         }
     }
 

@@ -1,7 +1,5 @@
 //! Where a worker's statements run: on its home connection, or on one of its own.
 
-use std::sync::Arc;
-
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
@@ -76,7 +74,7 @@ impl Session {
         sql: String,
     ) -> Result<Repeated, DatabaseError> {
         Ok(match self {
-            Self::Home(home) => Repeated::Home(home.statement(Arc::from(sql))),
+            Self::Home(home) => Repeated::Home(home.statement(sql)?),
             Self::Own(connection) => Repeated::Own(connection.prepare(doing, &sql).await?),
         })
     }

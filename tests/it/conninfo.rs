@@ -84,6 +84,10 @@ fn what_is_wrong_is_named_without_its_value() {
         ),
         ("postgresql://u:p@hunter2@h/d", "must be written as %40"),
         ("postgresql://u:1/hunter2@h/d", "must be written as %40"),
+        (
+            "postgresql://u:pa/ss?hunter2=x@h/d",
+            "must be written as %40",
+        ),
         ("postgresql://u@[::1]6543/d", "a port lacks its \":\""),
         ("hostaddr=hunter2", "\"hostaddr\": it must be an IP address"),
         (

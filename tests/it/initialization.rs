@@ -258,3 +258,26 @@ fn a19_an_empty_name_and_one_with_nul_are_refused() {
         "table name \"a\\0b\" must not contain NUL"
     );
 }
+
+#[actix::test]
+async fn a_table_that_is_dropped_meanwhile_is_one_failure_and_is_made_again() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    let (_sender, settings) = tokio::sync::watch::channel(brisk(&counted));
+    let second = std::time::Duration::from_secs(1);
+    let worker = bgworker::BackgroundWorker::new("w")
+        .access(bgworker::Access::Database)
+        .restart_time(bgworker::RestartTime::After(second));
+    let main = bgworker::worker_spi::main(settings);
+    let worker = postmaster.register(worker, main).await.unwrap();
+    worker.ready().await.unwrap();
+    db.execute("DROP TABLE s.t").await;
+    eventually("it is made again", || async {
+        db.value::<bool>("SELECT to_regclass('s.t') IS NOT NULL")
+            .await
+    })
+    .await;
+    let status = postmaster.worker(worker.id()).await.unwrap().unwrap();
+    assert_eq!(status.starts, 2);
+}

@@ -88,7 +88,7 @@ async fn a_string_leads_where_psql_goes_with_it() {
     fs::write(
         &service,
         format!(
-            "# a comment\n[other]\nport=1\n\n[mine]\nhost=127.0.0.1\nport={port}\nuser=postgres\n\
+            "# a comment\n[other]\nport=1\n\n[mine]\nhost=127.0.0.1\nport={port}\nport=1\nuser=postgres\n\
              application_name=from the file\n[last]\nport=2\n"
         ),
     )
@@ -166,6 +166,7 @@ async fn a_string_leads_where_psql_goes_with_it() {
             ),
             &nobody,
         ),
+        (format!("host=localhost port={port} user=postgres"), &nobody),
         (
             format!("host=127.0.0.1 port={port} user=postgres target_session_attrs=read-write"),
             &nobody,
@@ -322,6 +323,16 @@ async fn a_wrong_password_is_the_workers_failure_and_is_never_shown() {
     assert!(!text.contains("hunter2"), "{text}");
     let parsed = ConnInfo::parse(&conninfo, |_| None).unwrap();
     assert!(!format!("{parsed:?}{parsed:#?}").contains("hunter2"));
+}
+
+#[actix::test]
+async fn a_keepalive_of_0_is_the_systems_own() {
+    let server = TestServer::start();
+    // So say libpq's documents; psql itself fails to set it.
+    let keepalives =
+        "keepalives_idle=0 keepalives_interval=-1 keepalives_count=0 tcp_user_timeout=0";
+    let conninfo = format!("{} {keepalives}", server.conninfo());
+    ours(&conninfo, &environment(&[])).await.unwrap();
 }
 
 #[test]

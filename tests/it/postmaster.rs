@@ -395,6 +395,29 @@ async fn d19_a_panic_of_a_worker_that_was_asked_to_stop_is_still_logged() {
     assert_eq!(exited.len(), 1);
 }
 
+/// An error that panics when it is asked what it is.
+#[derive(Debug)]
+struct Mute;
+
+impl std::fmt::Display for Mute {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("no words")
+    }
+}
+
+impl std::error::Error for Mute {}
+
+#[actix::test]
+async fn a29_an_error_that_panics_when_it_is_read_is_a_crash_that_is_reported() {
+    let postmaster = postmaster();
+    let worker = BackgroundWorker::new("w").restart_time(RestartTime::Never);
+    let main = |_: WorkerContext| async { Err::<(), WorkerError>(Mute.into()) };
+    let worker = postmaster.register(worker, main).await.unwrap();
+    let ended = worker.stopped().await.unwrap();
+    assert_eq!(ended.exit, ExitStatus::Crashed);
+    assert_eq!(ended.reason.as_deref(), Some("no words"));
+}
+
 #[actix::test]
 async fn a33_a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
     tokio::time::pause();

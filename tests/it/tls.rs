@@ -175,7 +175,6 @@ async fn each_mode_encrypts_and_verifies_what_libpq_has_it_encrypt_and_verify() 
             format!("{right} sslmode=verify-ca sslrootcert=/no/such/file"),
             Err("root certificate file \"/no/such/file\" does not exist"),
         ),
-        // Servers before version 17 take such a handshake for nonsense.
         (
             format!("{right} sslmode=require channel_binding=require"),
             Err("channel binding"),

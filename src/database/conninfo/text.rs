@@ -34,7 +34,7 @@ fn parse_url(rest: &str) -> Result<Vec<(String, String)>, ConnInfoError> {
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     // Else a part of a password would be taken for a host or a database, and shown.
-    if rest.contains('@') {
+    if rest.contains('@') || (credentials.is_none() && query.contains('@')) {
         return Err(ConnInfoError::Syntax(
             "in a user or a password, \"@\", \"/\" and \":\" must be written as %40, %2F and %3A",
         ));
@@ -75,7 +75,12 @@ fn parse_url(rest: &str) -> Result<Vec<(String, String)>, ConnInfoError> {
         let (keyword, value) = pair
             .split_once('=')
             .ok_or(ConnInfoError::Syntax("an option of a URL lacks its \"=\""))?;
-        settings.push((decode(keyword)?, decode(value)?));
+        let (keyword, value) = (decode(keyword)?, decode(value)?);
+        settings.push(match (keyword.as_str(), value.as_str()) {
+            // As JDBC has it; libpq takes it too.
+            ("ssl", "true") => ("sslmode".to_owned(), "require".to_owned()),
+            _ => (keyword, value),
+        });
     }
     Ok(settings)
 }

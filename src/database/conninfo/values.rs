@@ -51,13 +51,12 @@ impl<'e> Values<'e> {
 
     /// The value of a keyword, if it has one that is not empty.
     pub(in crate::database) fn get(&self, keyword: &str) -> Option<String> {
-        let in_list = |list: &[(String, String)]| {
-            let set = list.iter().rev().find(|(set, _)| set == keyword);
-            set.map(|(_, value)| value.clone())
-        };
+        let is_it = |(set, _): &&(String, String)| set == keyword;
+        let value = |(_, value): &(String, String)| value.clone();
         let known = KEYWORDS.iter().find(|known| known.name == keyword)?;
-        in_list(&self.given)
-            .or_else(|| in_list(&self.service))
+        // In the text the last one counts, in a service file the first.
+        (self.given.iter().rev().find(is_it).map(value))
+            .or_else(|| self.service.iter().find(is_it).map(value))
             .or_else(|| (self.environment)(known.variable?))
             .filter(|value| !value.is_empty())
     }

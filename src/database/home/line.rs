@@ -15,6 +15,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 use tracing::{info, warn};
@@ -166,13 +167,22 @@ async fn work(
     let deadline = connection.statement_deadline();
     let mut too_late = pin!(tokio::time::sleep(deadline));
     let mut ended = pin!(connection.ended());
-    send(server, connection, &prepared, &mut in_flight, first);
+    let mut is_needed = true;
+    // A statement that is being prepared is sent twice. What is sent in between would run under its
+    // deadline.
+    let mut is_preparing = send(server, connection, &prepared, &mut in_flight, first);
     loop {
+        if in_flight.is_empty() {
+            is_preparing = false;
+            if !is_needed {
+                return End::Unneeded;
+            }
+        }
         tokio::select! {
             biased;
             Some(answered) = in_flight.next(), if !in_flight.is_empty() => {
                 too_late.as_mut().reset(Instant::now() + deadline);
-                if connection.is_closed() {
+                if connection.is_closed() || is_out_of_step(&answered) {
                     return lose(connection, Some(answered), in_flight).await;
                 }
                 answer(connection, &mut prepared, answered).await;
@@ -186,33 +196,35 @@ async fn work(
                 return End::Lost;
             }
             () = &mut ended => return lose(connection, None, in_flight).await,
-            ask = asked.recv(), if in_flight.len() < IN_FLIGHT_MAX => match ask {
+            ask = asked.recv(),
+                if is_needed && !is_preparing && in_flight.len() < IN_FLIGHT_MAX => match ask {
                 Some(Ask::Run(request)) => {
                     if in_flight.is_empty() {
                         too_late.as_mut().reset(Instant::now() + deadline);
                     }
-                    send(server, connection, &prepared, &mut in_flight, request);
+                    is_preparing = send(server, connection, &prepared, &mut in_flight, request);
                 }
                 Some(Ask::Forget(sql)) => drop(prepared.remove(&sql)),
-                None => {
-                    while let Some(answered) = in_flight.next().await {
-                        answer(connection, &mut prepared, answered).await;
-                    }
-                    return End::Unneeded;
-                }
+                None => is_needed = false,
             },
         }
     }
 }
 
-/// Sends a statement, unless it was withdrawn.
+/// Whether what came is no answer of a server: then nothing that follows can be trusted.
+fn is_out_of_step(answered: &Answered) -> bool {
+    let error = answered.rows.as_ref().err();
+    error.is_some_and(|error| error.as_db_error().is_none() && !DatabaseError::is_ours(error))
+}
+
+/// Sends a statement, unless it was withdrawn; whether it is prepared first.
 fn send<'c>(
     server: &Server,
     connection: &'c Connection,
     prepared: &Prepared,
     in_flight: &mut InFlight<'c>,
     request: Request,
-) {
+) -> bool {
     let Request {
         doing,
         work,
@@ -220,7 +232,7 @@ fn send<'c>(
         answer: to,
     } = request;
     if to.is_closed() {
-        return;
+        return false;
     }
     sent.store(true, Ordering::Release);
     let known = match &work {
@@ -228,6 +240,7 @@ fn send<'c>(
         Work::Once { .. } | Work::Batch(_) => None,
     };
     let prepare = server.settings.prepare;
+    let is_preparing = prepare && known.is_none() && matches!(work, Work::Prepared(_));
     in_flight.push_back(Box::pin(async move {
         let mut new = None;
         let client = connection.client();
@@ -260,6 +273,7 @@ fn send<'c>(
             prepared: new,
         }
     }));
+    is_preparing
 }
 
 /// Passes an answer on, and remembers what was prepared for it.
@@ -281,7 +295,7 @@ async fn answer(connection: &Connection, prepared: &mut Prepared, answered: Answ
     let _ = to.send(answer);
 }
 
-/// The connection is gone: everybody in flight is told so.
+/// The connection is gone, or of no use: everybody in flight is told so.
 async fn lose(
     connection: &Connection,
     first: Option<Answered>,
@@ -290,6 +304,9 @@ async fn lose(
     let mut prepared = Prepared::new();
     let many = in_flight.len() + usize::from(first.is_some());
     if let Some(answered) = first {
+        if is_out_of_step(&answered) && !connection.is_closed() {
+            connection.abort();
+        }
         answer(connection, &mut prepared, answered).await;
     }
     // Each of them is answered by the end of the connection.
@@ -315,22 +332,32 @@ async fn give_up(connection: &Connection, mut in_flight: InFlight<'_>, after: Du
         let _ = to.send(Err(DatabaseError::StatementDeadline { doing, after }));
     }
     while let Some(Answered { doing, to, .. }) = in_flight.next().await {
-        let _ = to.send(Err(DatabaseError::Lost {
-            doing,
-            cause: "it was given up, since another statement got no answer in time".to_owned(),
-            sqlstate: None,
-        }));
+        let _ = to.send(Err(given_up_on(doing)));
     }
     warn!("home connection was given up: a statement got no answer in time");
 }
 
-/// Cancels one statement after the other.
+/// Cancels one statement after the other. To those who did not ask for it, the connection was lost.
 async fn cancel_all(connection: &Connection, prepared: &mut Prepared, mut in_flight: InFlight<'_>) {
     while !in_flight.is_empty() {
         connection.cancel_token().cancel().await;
-        match tokio::time::timeout(GRACE, in_flight.next()).await {
-            Ok(Some(answered)) => answer(connection, prepared, answered).await,
-            Ok(None) | Err(_) => return,
+        let next = tokio::time::timeout(GRACE, in_flight.next());
+        let Ok(Some(answered)) = next.await else {
+            return;
+        };
+        let error = answered.rows.as_ref().err();
+        if error.and_then(tokio_postgres::Error::code) == Some(&SqlState::QUERY_CANCELED) {
+            let _ = answered.to.send(Err(given_up_on(answered.doing)));
+        } else {
+            answer(connection, prepared, answered).await;
         }
+    }
+}
+
+fn given_up_on(doing: &'static str) -> DatabaseError {
+    DatabaseError::Lost {
+        doing,
+        cause: "it was given up".to_owned(),
+        sqlstate: None,
     }
 }
