@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 pub use self::connection::{CancelToken, Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
@@ -39,6 +39,7 @@ struct Server {
     conninfo: ConnInfo,
     settings: Settings,
     last_connector: LastConnector,
+    housekeeping: Semaphore,
     /// The host that was last seen to have come furthest.
     best_host: AtomicUsize,
     /// Notified by whoever has reason to doubt what the server was last seen to be.
@@ -86,6 +87,7 @@ impl Database {
             conninfo,
             settings,
             last_connector,
+            housekeeping: Semaphore::new(1),
             suspect: Notify::new(),
             best_host: AtomicUsize::new(usize::MAX),
         });
@@ -103,6 +105,12 @@ impl Database {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.server.settings
+    }
+
+    /// Waits for the turn of what only one at a time should do to a server.
+    pub(crate) async fn housekeeping(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.server.housekeeping.acquire().await.ok()
     }
 
     /// Says that there is reason to doubt what the server was last seen to be.

@@ -74,7 +74,15 @@ impl Latch {
     }
 
     /// Naps for `timeout` at most, and says why it ended. Mirrors `WaitLatch`.
+    ///
+    /// A nap of no time at all lets everybody else have their turn.
     pub async fn wait(&self, timeout: Duration) -> Wake {
+        if timeout.is_zero() {
+            // A timer would take up to a millisecond.
+            tokio::task::yield_now().await;
+            let raised = self.0.raised.load(Ordering::Acquire);
+            return self.take(raised).unwrap_or(Wake::Timeout);
+        }
         tokio::time::timeout(timeout, self.until(|raised| self.take(raised)))
             .await
             .unwrap_or(Wake::Timeout)

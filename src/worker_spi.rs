@@ -9,6 +9,7 @@ mod initialize;
 mod remedy;
 mod session;
 mod statement;
+mod vacuum;
 
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub struct Settings {
     /// About how many deltas it folds in one transaction; more are folded in several, one after the
     /// other. A `Sighup` may change it.
     pub batch: usize,
+    /// After folding so many deltas it has its table vacuumed, on a connection that nobody waits for;
+    /// never if it is `None`. A `Sighup` may change it.
+    pub vacuum_after: Option<u64>,
     /// The database it connects to, if not the one of the connection settings.
     pub database: Option<String>,
     /// Where its statements run.
@@ -86,6 +90,7 @@ impl Settings {
             table,
             naptime: Self::NAPTIME,
             batch: Self::BATCH,
+            vacuum_after: Some(Self::VACUUM_AFTER),
             database: None,
             connection: ConnectionKind::Home,
             initial_total: None,
@@ -98,4 +103,8 @@ impl Settings {
     /// About how many deltas one transaction folds, unless it is told otherwise: some tens of
     /// milliseconds.
     pub const BATCH: usize = 50_000;
+
+    /// After how many deltas it vacuums, unless it is told otherwise: about as many as a probe reads
+    /// past in a millisecond once they are dead.
+    pub const VACUUM_AFTER: u64 = 50_000;
 }

@@ -127,6 +127,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
         table,
         naptime,
         batch,
+        vacuum_after,
         database,
         connection,
         initial_total,
@@ -149,6 +150,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
         ("max_restarts", *restart_limit == new.worker.restart_limit),
         ("naptime", *naptime == new.spi.naptime),
         ("batch", *batch == new.spi.batch),
+        ("vacuum_after", *vacuum_after == new.spi.vacuum_after),
     ]);
     (!keys.is_empty()).then_some(Change::InPlace { worker, keys })
 }

@@ -49,6 +49,7 @@ pub(super) struct Worker {
     pub(super) table: Option<String>,
     pub(super) naptime: Option<Span>,
     pub(super) batch: Option<usize>,
+    pub(super) vacuum_after: Option<u64>,
     pub(super) start_time: Option<StartTime>,
     pub(super) restart_time: Option<RestartTime>,
     pub(super) max_restarts: Option<MaxRestarts>,

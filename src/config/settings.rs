@@ -363,6 +363,11 @@ impl Check<'_> {
             self.refuse(&key("batch"), "it must be at least 1", None);
         }
         self.show(&key("batch"), spi.batch.to_string());
+        if let Some(after) = document.vacuum_after {
+            spi.vacuum_after = Some(after).filter(|after| *after > 0);
+        }
+        let after = spi.vacuum_after.unwrap_or(0);
+        self.show(&key("vacuum_after"), after.to_string());
         spi.database.clone_from(&document.database);
         spi.initial_total = document.initial_total;
         spi.connection = match document.connection {

@@ -12,6 +12,7 @@ use super::initialize::{InitializeError, Known, initialize};
 use super::remedy::{Patience, Remedy};
 use super::session::{Repeated, Session};
 use super::statement::{self, Piece};
+use super::vacuum::Vacuum;
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::DatabaseError;
 use crate::latch::Wake;
@@ -39,6 +40,7 @@ pub(super) struct Folder {
     patience: Patience,
     /// What was reported last: the same again is not.
     reported: Condition,
+    vacuum: Vacuum,
     /// Rows with NULL were reported, and are still there.
     nulls_reported: bool,
 }
@@ -86,6 +88,7 @@ impl Folder {
             initialized: false,
             patience: Patience::default(),
             reported: Condition::Well,
+            vacuum: Vacuum::default(),
             nulls_reported: false,
         }
     }
@@ -257,6 +260,7 @@ impl Folder {
             Outcome::Idle => self.succeeded(),
             Outcome::Folded { rows, total } => {
                 self.succeeded();
+                self.vacuum_after(rows);
                 let worker = self.context.name();
                 let table = &self.settings.borrow().table;
                 info!(
@@ -267,6 +271,20 @@ impl Folder {
         }
         self.patience = Patience::default();
         naptime
+    }
+
+    /// Has the table vacuumed if so many deltas have left their room behind.
+    fn vacuum_after(&mut self, folded: u64) {
+        let settings = self.settings.borrow();
+        if !self.vacuum.is_due(folded, settings.vacuum_after) {
+            return;
+        }
+        if let Some(database) = self.context.database().cloned() {
+            let worker = self.context.name().to_owned();
+            let sql = settings.table.vacuum(&worker);
+            self.vacuum
+                .begin(database, worker, settings.database.clone(), sql);
+        }
     }
 
     /// What follows from a cycle that failed: how long to nap, or the worker's end.

@@ -173,6 +173,11 @@ impl Table {
         )
     }
 
+    /// Gives the room of folded deltas back.
+    pub(super) fn vacuum(&self, worker: &str) -> String {
+        format!("{} VACUUM {}", comment(worker), self.sql())
+    }
+
     pub(super) fn create_schema(&self) -> String {
         format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema))
     }

@@ -2,6 +2,7 @@
 //!
 //! Built on the library's public API alone. No logic lives in this file.
 
+mod bench;
 mod check;
 mod configuration;
 mod demo;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArguments;
 use crate::exit::Exit;
 use crate::logging::LogFormat;
 
@@ -45,6 +47,11 @@ enum Command {
     /// Show the two workers of PostgreSQL's sample at work, on a private server that leaves no
     /// trace.
     Demo(DemoArguments),
+    /// Measure what the built-in worker does in a second, and what that costs.
+    ///
+    /// Makes a schema of its own, and refuses one that it did not make. Each scenario fails if a delta
+    /// was lost.
+    Bench(BenchArguments),
 }
 
 /// Where settings come from.
@@ -107,6 +114,10 @@ fn main() {
         Command::Demo(DemoArguments { logging }) => {
             logging::init(logging.log_format, "warn");
             demo::demo()
+        }
+        Command::Bench(arguments) => {
+            logging::init(None, "warn");
+            bench::bench(&arguments)
         }
     };
     // Not by returning: a name lookup that hangs in a thread would keep the process.

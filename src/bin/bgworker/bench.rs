@@ -1,0 +1,162 @@
+//! `bgworker bench`: what the built-in worker does in a second, and what that costs.
+//!
+//! Everything is measured in one run, and the seed's own statement beside it. Each scenario checks that
+//! no delta was lost; one that did lose some has no figures.
+
+mod baseline;
+mod ground;
+mod page;
+mod report;
+mod scenarios;
+mod usage;
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use actix::System;
+use bgworker::database::ConnInfo;
+use bgworker::embedded::ClusterSettings;
+use clap::{Args, ValueEnum};
+use tracing::error;
+
+use self::ground::Ground;
+use self::report::Report;
+use crate::exit::Exit;
+use crate::private_server::{self, StartError};
+use crate::signals::Signals;
+
+/// How a bench is asked for.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// What to measure; everything unless named.
+    #[arg(value_enum, value_name = "SCENARIO")]
+    scenarios: Vec<Scenario>,
+    /// The server: a URL or a key=value string. A private one is started unless this is given.
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// Run the seed's own statement as well, and show the ratios.
+    #[arg(long)]
+    baseline: bool,
+    /// How long to measure, in seconds, where a scenario has no end of its own.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+    /// How many workers a fleet has, each with a table.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    workers: u32,
+    /// How long they nap, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
+    naptime: u32,
+    /// How many home connections they share.
+    #[arg(long, value_name = "NUMBER", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    connections: u32,
+    /// How many rows a backlog has.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    rows: u32,
+    /// How many rows a second a stream has.
+    #[arg(long, value_name = "NUMBER", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(50..=1_000_000))]
+    rate: u32,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Write a page with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// Empty cycles back to back: one worker, and a fleet.
+    Idle,
+    /// A fleet that naps a second between its cycles: what it costs to have it.
+    Fleet,
+    /// A backlog folded at once.
+    Backlog,
+    /// Inserts at a rate, and what dead rows do to the table.
+    Stream,
+    /// From an insert to its fold.
+    Latency,
+}
+
+/// Measures what is asked for, and reports it.
+pub(crate) fn bench(arguments: &BenchArguments) -> Exit {
+    let end = System::new().block_on(async {
+        let mut signals = Signals::install()?;
+        let (conninfo, cluster) = match &arguments.database {
+            Some(url) => {
+                let environment = crate::configuration::environment();
+                let variable = |name: &str| {
+                    let found = environment.iter().find(|(known, _)| known == name);
+                    found.map(|(_, value)| value.clone())
+                };
+                (ConnInfo::parse(url, variable)?, None)
+            }
+            None => {
+                progress("starting a private PostgreSQL server");
+                let settings = ClusterSettings::temporary().option("max_connections", "120");
+                match private_server::start(settings, &mut signals).await {
+                    Ok(cluster) => (private_server::conninfo(&cluster), Some(cluster)),
+                    Err(StartError::Stopped) => return Ok(Exit::Clean),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        let end = tokio::select! {
+            measured = measure(arguments, conninfo) => measured.map(|()| Exit::Clean),
+            _ = signals.stop() => Ok(Exit::Clean),
+        };
+        if let Some(cluster) = cluster {
+            private_server::stop(cluster).await;
+        }
+        end
+    });
+    end.unwrap_or_else(|error: Box<dyn Error>| {
+        error!("{error}");
+        Exit::Failed
+    })
+}
+
+async fn measure(arguments: &BenchArguments, conninfo: ConnInfo) -> Result<(), Box<dyn Error>> {
+    let ground = Ground::prepare(conninfo).await?;
+    let mut report = Report::new(&ground).await?;
+    let all = Scenario::value_variants();
+    let asked = if arguments.scenarios.is_empty() {
+        all
+    } else {
+        &arguments.scenarios
+    };
+    for scenario in all.iter().filter(|scenario| asked.contains(scenario)) {
+        match scenario {
+            Scenario::Idle => scenarios::idle(&ground, arguments, &mut report).await?,
+            Scenario::Fleet => scenarios::fleet(&ground, arguments, &mut report).await?,
+            Scenario::Backlog => scenarios::backlog(&ground, arguments, &mut report).await?,
+            Scenario::Stream => scenarios::stream(&ground, arguments, &mut report).await?,
+            Scenario::Latency => scenarios::latency(&ground, arguments, &mut report).await?,
+        }
+    }
+    ground.clear().await?;
+    progress("");
+    let text = if arguments.json {
+        report.json()
+    } else {
+        report.table()
+    };
+    // Whether anybody reads it does not matter.
+    let _ = writeln!(io::stdout().lock(), "{text}");
+    if let Some(file) = &arguments.html {
+        std::fs::write(file, page::render(&report))
+            .map_err(|error| format!("could not write \"{}\": {error}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Says what is going on, on a line of its own that the next one overwrites; nothing where nobody
+/// looks on.
+fn progress(doing: &str) {
+    use std::io::IsTerminal as _;
+    let mut out = io::stderr().lock();
+    if out.is_terminal() {
+        let _ = write!(out, "\r\x1b[K{doing}").and_then(|()| out.flush());
+    }
+}

@@ -1,0 +1,100 @@
+//! The seed's own statement, as its worker runs it: prepared, on a connection and a table of its own,
+//! back to back.
+//!
+//! The statement is PostgreSQL's, from `worker_spi.c`.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bgworker::database::{self, Connection, Database, Statement};
+use bgworker::worker_spi::Table;
+use tokio::time::Instant;
+
+use super::ground::Ground;
+use super::usage::{Usage, Used};
+
+/// Clients that run the seed's statement.
+pub(super) struct Baseline {
+    clients: Vec<(Connection, Statement)>,
+}
+
+// === impl Baseline ===
+
+impl Baseline {
+    /// One client for each table.
+    pub(super) async fn on(ground: &Ground, tables: &[Table]) -> Result<Self, Box<dyn Error>> {
+        let settings = database::Settings {
+            statement_timeout: Duration::from_secs(600),
+            ..database::Settings::default()
+        };
+        let database = Database::new(ground.conninfo.clone(), settings)?;
+        let mut clients = Vec::new();
+        for table in tables {
+            let connection = database.connect("bgworker bench baseline", None).await?;
+            let statement = connection.prepare("prepare", &seed(&table.sql())).await?;
+            clients.push((connection, statement));
+        }
+        Ok(Self { clients })
+    }
+
+    /// Runs it once on the first connection, and returns how long that took.
+    pub(super) async fn once(&self) -> Result<Duration, Box<dyn Error>> {
+        let (connection, statement) = self.clients.first().ok_or("no client")?;
+        let begin = Instant::now();
+        connection
+            .query_prepared("the seed's statement", statement)
+            .await?;
+        Ok(begin.elapsed())
+    }
+
+    /// Runs it back to back on each, for so long; how many there were in a second, and what they used.
+    pub(super) async fn back_to_back(
+        self,
+        ground: &Ground,
+        time: Duration,
+    ) -> Result<(f64, Used), Box<dyn Error>> {
+        let done = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let then = Usage::now(ground).await?;
+        let begin = Instant::now();
+        let tasks: Vec<_> = self
+            .clients
+            .into_iter()
+            .map(|(connection, statement)| {
+                let (done, stop) = (Arc::clone(&done), Arc::clone(&stop));
+                tokio::spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        connection
+                            .query_prepared("the seed's statement", &statement)
+                            .await?;
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                    connection.close().await;
+                    Ok::<_, database::DatabaseError>(())
+                })
+            })
+            .collect();
+        tokio::time::sleep(time).await;
+        let cycles = done.load(Ordering::Relaxed);
+        let took = begin.elapsed();
+        // While the backends are still there to be looked at.
+        let used = Usage::now(ground).await?.since(&then);
+        stop.store(true, Ordering::Relaxed);
+        for task in tasks {
+            task.await??;
+        }
+        Ok((cycles as f64 / took.as_secs_f64(), used))
+    }
+}
+
+/// `worker_spi`'s statement on a table.
+fn seed(table: &str) -> String {
+    format!(
+        "WITH deleted AS (DELETE FROM {table} WHERE type = 'delta' RETURNING value), \
+         total AS (SELECT coalesce(sum(value), 0) as sum FROM deleted) \
+         UPDATE {table} SET value = {table}.value + total.sum \
+         FROM total WHERE type = 'total' RETURNING {table}.value"
+    )
+}

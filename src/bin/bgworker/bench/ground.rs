@@ -1,0 +1,121 @@
+//! Where a bench takes place: a schema that it made, and nothing else.
+
+use std::error::Error;
+
+use bgworker::database::{self, ConnInfo, Connection, Database};
+use bgworker::worker_spi::Table;
+
+/// The schema, and the comment by which it is known to be ours.
+const SCHEMA: &str = "bgworker_bench";
+const MARK: &str = "made by bgworker bench";
+
+/// How many tables one statement makes or drops: each takes locks.
+const TABLES_PER_STATEMENT: usize = 50;
+
+/// A server, and our schema on it.
+pub(super) struct Ground {
+    pub(super) conninfo: ConnInfo,
+    pub(super) client: Connection,
+}
+
+// === impl Ground ===
+
+impl Ground {
+    /// Makes the schema. One of that name which is not ours is left alone.
+    pub(super) async fn prepare(conninfo: ConnInfo) -> Result<Self, Box<dyn Error>> {
+        let database = Database::new(conninfo.clone(), database::Settings::default())?;
+        let client = database.connect("bgworker bench", None).await?;
+        let ground = Self { conninfo, client };
+        let look = format!(
+            "SELECT coalesce(obj_description(oid, 'pg_namespace'), '') FROM pg_namespace \
+             WHERE nspname = '{SCHEMA}'"
+        );
+        let rows = ground
+            .client
+            .query("look for the schema", &look, &[])
+            .await?;
+        match rows.first().map(|row| row.get::<_, String>(0)) {
+            None => {}
+            Some(mark) if mark == MARK => ground.clear().await?,
+            Some(_) => {
+                let refusal = format!(
+                    "there is a schema \"{SCHEMA}\" that bgworker bench did not make: it is left alone"
+                );
+                return Err(refusal.into());
+            }
+        }
+        let make = format!("CREATE SCHEMA {SCHEMA}; COMMENT ON SCHEMA {SCHEMA} IS '{MARK}'");
+        ground
+            .client
+            .batch_execute("make the schema", &make)
+            .await?;
+        Ok(ground)
+    }
+
+    /// Makes tables with a total of 0.
+    pub(super) async fn tables(
+        &self,
+        prefix: &str,
+        count: usize,
+    ) -> Result<Vec<Table>, Box<dyn Error>> {
+        let tables: Result<Vec<_>, _> = (0..count)
+            .map(|n| Table::new(SCHEMA, format!("{prefix}_{n}")))
+            .collect();
+        let tables = tables?;
+        for some in tables.chunks(TABLES_PER_STATEMENT) {
+            let sql: String = some
+                .iter()
+                .map(|table| {
+                    let sql = table.sql();
+                    format!(
+                        "CREATE TABLE {sql} (type text NOT NULL, value bigint NOT NULL) \
+                         WITH (fillfactor = 90); \
+                         CREATE UNIQUE INDEX ON {sql} (type) WHERE type = 'total'; \
+                         INSERT INTO {sql} VALUES ('total', 0);"
+                    )
+                })
+                .collect();
+            self.client.batch_execute("make tables", &sql).await?;
+        }
+        Ok(tables)
+    }
+
+    /// Fails unless total and deltas of a table are this much together.
+    pub(super) async fn check(&self, table: &Table, expected: i64) -> Result<(), Box<dyn Error>> {
+        let sql = format!(
+            "SELECT coalesce(sum(value), 0)::bigint FROM {}",
+            table.sql()
+        );
+        let found: i64 = self.value(&sql).await?;
+        if found == expected {
+            return Ok(());
+        }
+        Err(format!("{table}: {found} is there of {expected}: deltas were lost").into())
+    }
+
+    /// The only value of the only row of a query.
+    pub(super) async fn value<T: for<'a> tokio_postgres::types::FromSql<'a>>(
+        &self,
+        sql: &str,
+    ) -> Result<T, Box<dyn Error>> {
+        let rows = self.client.query("measure", sql, &[]).await?;
+        let row = rows.first().ok_or("a query without a row")?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// Drops the schema, some tables at a time.
+    pub(super) async fn clear(&self) -> Result<(), Box<dyn Error>> {
+        let list = format!(
+            "SELECT coalesce(array_agg(format('%I.%I', schemaname, tablename)), '{{}}') \
+             FROM pg_tables WHERE schemaname = '{SCHEMA}'"
+        );
+        let tables: Vec<String> = self.value(&list).await?;
+        for some in tables.chunks(TABLES_PER_STATEMENT) {
+            let sql = format!("DROP TABLE {}", some.join(", "));
+            self.client.batch_execute("drop tables", &sql).await?;
+        }
+        let sql = format!("DROP SCHEMA IF EXISTS {SCHEMA}");
+        self.client.batch_execute("drop the schema", &sql).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+//! What a stretch of time cost: processor, write-ahead log, memory. Of the server as far as its
+//! processes can be looked at from here.
+
+use std::error::Error;
+use std::fs;
+
+use super::ground::Ground;
+
+/// The kernel counts processor time in hundredths of a second.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What had been used at one moment.
+pub(super) struct Usage {
+    client: f64,
+    /// By process. `None` where the server is elsewhere.
+    server: Option<Vec<(i32, f64)>>,
+    wal: f64,
+}
+
+/// What was used between two moments.
+#[derive(Clone, Copy)]
+pub(super) struct Used {
+    /// Seconds of processor, of both sides; `None` where the server is elsewhere.
+    pub(super) cpu: Option<f64>,
+    /// Bytes of write-ahead log.
+    pub(super) wal: f64,
+}
+
+// === impl Usage ===
+
+impl Usage {
+    pub(super) async fn now(ground: &Ground) -> Result<Self, Box<dyn Error>> {
+        let pids = backends(ground, "true").await?;
+        let server: Option<Vec<_>> = pids
+            .into_iter()
+            .map(|pid| Some((pid, cpu(&pid.to_string())?)))
+            .collect();
+        let wal = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8";
+        Ok(Self {
+            client: cpu("self").ok_or("there is no /proc to measure with")?,
+            server,
+            wal: ground.value(wal).await?,
+        })
+    }
+
+    /// What was used since then, by the processes that were there then.
+    pub(super) fn since(&self, then: &Self) -> Used {
+        let server = self.server.as_ref().zip(then.server.as_ref());
+        let server = server.map(|(now, then)| {
+            let used = now.iter().filter_map(|(pid, now)| {
+                let (_, then) = then.iter().find(|(known, _)| known == pid)?;
+                Some(now - then)
+            });
+            used.sum::<f64>()
+        });
+        Used {
+            cpu: server.map(|server| server + self.client - then.client),
+            wal: self.wal - then.wal,
+        }
+    }
+}
+
+/// The memory of this process, and of the backends of the workers; shared pages count in part. Bytes.
+pub(super) async fn memory(ground: &Ground) -> Result<Option<f64>, Box<dyn Error>> {
+    let pids = backends(ground, "application_name = 'bgworker'").await?;
+    let server: Option<f64> = pids.iter().map(|pid| pss(&pid.to_string())).sum();
+    Ok(server
+        .zip(pss("self"))
+        .map(|(server, client)| server + client))
+}
+
+async fn backends(ground: &Ground, which: &str) -> Result<Vec<i32>, Box<dyn Error>> {
+    let sql =
+        format!("SELECT coalesce(array_agg(pid), '{{}}') FROM pg_stat_activity WHERE {which}");
+    ground.value(&sql).await
+}
+
+/// Seconds of processor that a process has used.
+fn cpu(pid: &str) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut ticks = fields.split_whitespace().skip(11).take(2);
+    let user: f64 = ticks.next()?.parse().ok()?;
+    let system: f64 = ticks.next()?.parse().ok()?;
+    Some((user + system) / TICKS_PER_SECOND)
+}
+
+fn pss(pid: &str) -> Option<f64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find(|line| line.starts_with("Pss:"))?;
+    let kilobytes: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024.0)
+}
