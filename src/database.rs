@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 pub use self::connection::{CancelToken, Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
@@ -39,6 +40,7 @@ struct Server {
     conninfo: ConnInfo,
     settings: Settings,
     last_connector: LastConnector,
+    begin: Instant,
     housekeeping: Semaphore,
     /// The host that was last seen to have come furthest.
     best_host: AtomicUsize,
@@ -87,6 +89,7 @@ impl Database {
             conninfo,
             settings,
             last_connector,
+            begin: Instant::now(),
             housekeeping: Semaphore::new(1),
             suspect: Notify::new(),
             best_host: AtomicUsize::new(usize::MAX),

@@ -176,6 +176,11 @@ impl HomeConnection {
         self.ask(doing, Work::Batch(sql.to_owned())).await.map(drop)
     }
 
+    /// How long ago its database was first thought of: a clock that all who share it read alike.
+    pub(crate) fn age(&self) -> Duration {
+        self.database.server.begin.elapsed()
+    }
+
     /// Whether a statement was sent and has not been answered.
     pub(crate) fn is_at_work(&self) -> bool {
         self.sent.load(Ordering::Acquire)

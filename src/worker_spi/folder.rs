@@ -112,7 +112,8 @@ impl Folder {
             let nap = match cycle {
                 Ok(outcome) => {
                     let nap = self.found(outcome);
-                    nap.mul_f64(std::mem::replace(&mut part_of_nap, 1.0))
+                    let nap = nap.mul_f64(std::mem::replace(&mut part_of_nap, 1.0));
+                    self.session.in_company(nap)
                 }
                 Err(InitializeError::Database(error)) => self.failed(error).await?,
                 Err(InitializeError::Unusable(table)) => return Err(table.into()),

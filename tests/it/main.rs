@@ -9,6 +9,7 @@
 )]
 
 mod aggregation;
+mod bench;
 mod configuration;
 mod connection;
 mod conninfo;
