@@ -102,7 +102,7 @@ impl Settings {
 
     /// About how many deltas one transaction folds, unless it is told otherwise: some tens of
     /// milliseconds.
-    pub const BATCH: usize = 50_000;
+    pub const BATCH: usize = 75_000;
 
     /// After how many deltas it vacuums, unless it is told otherwise: about as many as a probe reads
     /// past in a millisecond once they are dead.

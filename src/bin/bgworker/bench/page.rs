@@ -26,12 +26,12 @@ pub(super) fn render(report: &Report) -> String {
         let ratio = figure.ratio();
         let bar = ratio.map_or(String::new(), |ratio| {
             // A bar of the seed's length for each time that it is better.
-            let width = (ratio * 24.0).clamp(1.0, 240.0);
-            format!("<span class=bar style=\"width:{width:.0}px\"></span>{ratio:.2} ×")
+            let width = (ratio * 16.0).clamp(1.0, 200.0);
+            format!("{ratio:.2} ×<span class=bar style=\"width:{width:.0}px\"></span>")
         });
         let _ = write!(
             rows,
-            "<tr><td>{}</td><td class=n>{} {}</td><td class=n>{}</td><td>{bar}</td></tr>",
+            "<tr><td>{}</td><td class=n>{} {}</td><td class=n>{}</td><td class=ratio>{bar}</td></tr>",
             escaped(&figure.what),
             number(figure.ours),
             figure.unit,
@@ -59,8 +59,9 @@ table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .
 border-bottom:1px solid color-mix(in srgb,var(--faint) 35%,transparent);vertical-align:top}\
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}\
 .scenario{padding-top:1rem;color:var(--faint);text-transform:uppercase;font-size:.8rem;\
-letter-spacing:.08em}.bar{display:inline-block;height:.7em;background:var(--line);\
-margin-right:.5em;border-radius:2px}svg{width:100%;height:auto;margin-top:.5rem}\
+letter-spacing:.08em}.ratio{white-space:nowrap;font-variant-numeric:tabular-nums}\
+.bar{display:inline-block;height:.7em;background:var(--line);margin-left:.5em;border-radius:2px}\
+@media(max-width:40rem){.bar{display:none}body{font-size:14px}}svg{width:100%;height:auto;margin-top:.5rem}\
 h2{font-size:1.1rem;margin-top:2rem}text{fill:var(--faint);font-size:12px}";
 
 /// A line over time.

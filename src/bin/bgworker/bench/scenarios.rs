@@ -371,10 +371,11 @@ pub(super) async fn stream(
     report: &mut Report,
 ) -> Result<(), Box<dyn Error>> {
     const INSERTS_PER_SECOND: u32 = 50;
+    const NAPTIME: Duration = Duration::from_millis(50);
     let time = SECOND * arguments.seconds.max(5);
     let tables = ground.tables("stream", 1).await?;
     let table = &tables[0];
-    let fleet = Fleet::on(ground, &tables, 1, SECOND / 10).await?;
+    let fleet = Fleet::on(ground, &tables, 1, NAPTIME).await?;
     let database = Database::new(ground.conninfo.clone(), database::Settings::default())?;
     let client = database.connect("bgworker bench", None).await?;
     let rows = arguments.rate / INSERTS_PER_SECOND;
@@ -405,8 +406,9 @@ pub(super) async fn stream(
             .await?;
         let cycles = fleet.cycles().await?[0];
         sizes.push((at, size as f64 / 1e6));
-        // A nap of 100 ms belongs to each.
-        let each = 1e3 / (cycles - before).max(1) as f64 - 100.0;
+        // A nap belongs to each.
+        let each = SECOND.as_secs_f64() / (cycles - before).max(1) as f64 - NAPTIME.as_secs_f64();
+        let each = each * 1e3;
         cycle_times.push((at, each.max(0.0)));
         before = cycles;
     }
