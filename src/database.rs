@@ -3,6 +3,7 @@
 //! A façade: connection settings come in as a [`ConnInfo`], connections go out. No SQL of any
 //! worker may live here.
 
+mod connect;
 mod connection;
 pub mod conninfo;
 mod error;

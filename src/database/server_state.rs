@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::connection::{Question, Sharing};
+use super::connect::{Question, Sharing};
 use super::{Database, DatabaseError, Server};
 use crate::background_worker::StartTime;
 

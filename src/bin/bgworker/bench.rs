@@ -4,6 +4,7 @@
 //! no delta was lost; one that did lose some has no figures.
 
 mod baseline;
+mod fleet;
 mod ground;
 mod page;
 mod report;

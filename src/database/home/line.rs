@@ -22,7 +22,8 @@ use tracing::{info, warn};
 
 use super::Parameters;
 use crate::backoff::{doubled, jittered};
-use crate::database::connection::{Connection, GRACE, Sharing};
+use crate::database::connect::Sharing;
+use crate::database::connection::{Connection, GRACE};
 use crate::database::{DatabaseError, Server};
 
 /// How many statements are sent and not answered. The rest waits here, and can be withdrawn.

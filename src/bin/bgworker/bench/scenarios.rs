@@ -3,120 +3,24 @@
 use std::error::Error;
 use std::time::Duration;
 
-use bgworker::database::{self, Connection, Database};
-use bgworker::supervision::{Limits, Shutdown};
-use bgworker::worker_spi::{self, Settings, Table};
-use bgworker::{Access, BackgroundWorker, Postmaster, PostmasterHandle};
-use tokio::sync::watch;
+use bgworker::database::{self, Database};
+use bgworker::worker_spi::Table;
 use tokio::time::Instant;
 
 use super::baseline::Baseline;
+use super::fleet::{Fleet, PATIENCE};
 use super::ground::Ground;
 use super::report::{Better, Plot, Report};
-use super::usage::{self, Usage};
+use super::usage::{self, LongestTransaction, Usage};
 use super::{BenchArguments, progress};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// Longer than any worker needs to come so far.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How many connections the baseline is tried with, for its best.
 const CONNECTIONS: [usize; 4] = [1, 8, 32, 64];
 
 /// The time of a nap between which cycles are as good as back to back.
 const NO_NAP: Duration = Duration::ZERO;
-
-/// Workers at work, one for each table.
-struct Fleet {
-    postmaster: PostmasterHandle,
-    settings: watch::Sender<Duration>,
-}
-
-// === impl Fleet ===
-
-impl Fleet {
-    /// Starts a worker on each table, and waits until each has had a cycle.
-    async fn on(
-        ground: &Ground,
-        tables: &[Table],
-        connections: usize,
-        naptime: Duration,
-    ) -> Result<Self, Box<dyn Error>> {
-        let settings = database::Settings {
-            connections,
-            ..database::Settings::default()
-        };
-        let database = Database::new(ground.conninfo.clone(), settings)?;
-        let limits = Limits {
-            max_workers: tables.len(),
-            ..Limits::default()
-        };
-        let postmaster = Postmaster::launch(limits, Some(database))?;
-        let (naptimes, _) = watch::channel(naptime);
-        for (n, table) in tables.iter().enumerate() {
-            let mut settings = Settings::new(table.clone());
-            settings.naptime = naptime;
-            let (sender, receiver) = watch::channel(settings);
-            let mut changed = naptimes.subscribe();
-            tokio::spawn(async move {
-                while changed.changed().await.is_ok() {
-                    let naptime = *changed.borrow_and_update();
-                    sender.send_modify(|settings| settings.naptime = naptime);
-                }
-            });
-            let worker = BackgroundWorker::new(format!("bench {n}")).access(Access::Database);
-            postmaster
-                .register(worker, worker_spi::main(receiver))
-                .await?;
-        }
-        let fleet = Self {
-            postmaster,
-            settings: naptimes,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while fleet.cycles().await?.contains(&0) {
-            if Instant::now() > deadline {
-                return Err("the workers did not come to work".into());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(fleet)
-    }
-
-    async fn cycles(&self) -> Result<Vec<u64>, Box<dyn Error>> {
-        let (workers, _) = self.postmaster.workers().await?;
-        Ok(workers.iter().map(|worker| worker.report.cycles).collect())
-    }
-
-    /// How many cycles there were in a second, and what one of them cost.
-    async fn measure(
-        &self,
-        ground: &Ground,
-        time: Duration,
-    ) -> Result<(f64, f64, usage::Used), Box<dyn Error>> {
-        let (before, then) = (self.cycles().await?, Usage::now(ground).await?);
-        let begin = Instant::now();
-        tokio::time::sleep(time).await;
-        let (after, now) = (self.cycles().await?, Usage::now(ground).await?);
-        let took = begin.elapsed();
-        let cycles: u64 = std::iter::zip(&after, &before).map(|(a, b)| a - b).sum();
-        let cycles = cycles as f64;
-        Ok((cycles / took.as_secs_f64(), cycles, now.since(&then)))
-    }
-
-    /// Another naptime, from now on.
-    fn nap(&self, naptime: Duration) {
-        self.settings.send_replace(naptime);
-        self.postmaster.sighup();
-    }
-
-    async fn stop(self) -> Result<(), Box<dyn Error>> {
-        self.postmaster.shut_down(Shutdown::Smart);
-        self.postmaster.exited().await?;
-        Ok(())
-    }
-}
 
 const PER_SECOND: (&str, Better) = ("/s", Better::Higher);
 const MICROSECONDS: (&str, Better) = ("µs", Better::Lower);
@@ -321,47 +225,6 @@ pub(super) async fn backlog(
         seed_wal,
     );
     Ok(())
-}
-
-/// How long the longest transaction of the workers is seen to last.
-struct LongestTransaction {
-    task: tokio::task::JoinHandle<Result<f64, database::DatabaseError>>,
-    stop: tokio::sync::oneshot::Sender<()>,
-}
-
-// === impl LongestTransaction ===
-
-impl LongestTransaction {
-    async fn watch(ground: &Ground) -> Result<Self, Box<dyn Error>> {
-        let database = Database::new(ground.conninfo.clone(), database::Settings::default())?;
-        let connection = database.connect("bgworker bench", None).await?;
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let task = tokio::spawn(longest_transaction(connection, stopped));
-        Ok(Self { task, stop })
-    }
-
-    /// Milliseconds.
-    async fn stop(self) -> Result<f64, Box<dyn Error>> {
-        let _ = self.stop.send(());
-        Ok(self.task.await??)
-    }
-}
-
-async fn longest_transaction(
-    connection: Connection,
-    mut stopped: tokio::sync::oneshot::Receiver<()>,
-) -> Result<f64, database::DatabaseError> {
-    let sql = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 \
-               FROM pg_stat_activity WHERE application_name = 'bgworker' AND state = 'active'";
-    let statement = connection.prepare("watch", sql).await?;
-    let mut longest = 0_f64;
-    while stopped.try_recv().is_err() {
-        let rows = connection.query_prepared("watch", &statement).await?;
-        longest = longest.max(rows.first().map_or(0.0, |row| row.get(0)));
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    connection.close().await;
-    Ok(longest * 1e3)
 }
 
 /// Inserts at a rate.

@@ -1,8 +1,11 @@
-//! What a stretch of time cost: processor, write-ahead log, memory. Of the server as far as its
+//! What a stretch of time cost: processor, write-ahead log, memory, long transactions. Of the server as far as its
 //! processes can be looked at from here.
 
 use std::error::Error;
 use std::fs;
+use std::time::Duration;
+
+use bgworker::database::{self, Connection, Database};
 
 use super::ground::Ground;
 
@@ -91,4 +94,45 @@ fn pss(pid: &str) -> Option<f64> {
     let line = rollup.lines().find(|line| line.starts_with("Pss:"))?;
     let kilobytes: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kilobytes * 1024.0)
+}
+
+/// How long the longest transaction of the workers is seen to last.
+pub(super) struct LongestTransaction {
+    task: tokio::task::JoinHandle<Result<f64, database::DatabaseError>>,
+    stop: tokio::sync::oneshot::Sender<()>,
+}
+
+// === impl LongestTransaction ===
+
+impl LongestTransaction {
+    pub(super) async fn watch(ground: &Ground) -> Result<Self, Box<dyn Error>> {
+        let database = Database::new(ground.conninfo.clone(), database::Settings::default())?;
+        let connection = database.connect("bgworker bench", None).await?;
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let task = tokio::spawn(longest_transaction(connection, stopped));
+        Ok(Self { task, stop })
+    }
+
+    /// Milliseconds.
+    pub(super) async fn stop(self) -> Result<f64, Box<dyn Error>> {
+        let _ = self.stop.send(());
+        Ok(self.task.await??)
+    }
+}
+
+async fn longest_transaction(
+    connection: Connection,
+    mut stopped: tokio::sync::oneshot::Receiver<()>,
+) -> Result<f64, database::DatabaseError> {
+    let sql = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 \
+               FROM pg_stat_activity WHERE application_name = 'bgworker' AND state = 'active'";
+    let statement = connection.prepare("watch", sql).await?;
+    let mut longest = 0_f64;
+    while stopped.try_recv().is_err() {
+        let rows = connection.query_prepared("watch", &statement).await?;
+        longest = longest.max(rows.first().map_or(0.0, |row| row.get(0)));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    connection.close().await;
+    Ok(longest * 1e3)
 }

@@ -1,0 +1,342 @@
+//! From connection settings to a connection: which host, which address, with encryption or without,
+//! and what the session is set to, all of it within one deadline.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio_postgres::NoTls;
+use tokio_postgres::config::SslNegotiation;
+use tokio_postgres::error::SqlState;
+
+use super::connection::Connection;
+use super::conninfo::{Host, TargetSessionAttrs};
+use super::tls::Attempt;
+use super::{Database, DatabaseError, Server, TlsError, tls};
+
+/// How much later than the server our side gives up on a statement.
+const STATEMENT_SLACK: Duration = Duration::from_secs(1);
+
+/// Longer than anybody waits: times beyond it would overflow the clock.
+const FAR: Duration = Duration::from_secs(86_400_000);
+
+/// What waits for a lock gives up after this time, and comes back: nobody stands in line behind
+/// a client that holds a row.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Whether others wait for what runs on a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Sharing {
+    Shared,
+    Own,
+}
+
+/// Whether a session is one that was asked for.
+enum Suits {
+    Yes,
+    /// If there is none that suits better.
+    AtNeed,
+    No(&'static str),
+}
+
+/// What a server is asked as soon as it is connected to, in the same time.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Question {
+    None,
+    /// Whether its sessions are of this kind.
+    Suits(TargetSessionAttrs),
+    /// Whether it is a primary: there is none that has come further.
+    Recovery,
+}
+
+/// What a server says of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Standing {
+    pub(super) is_standby: bool,
+    is_read_only: bool,
+}
+
+/// Why one attempt came to nothing.
+enum AttemptError {
+    Tls(TlsError),
+    Client(tokio_postgres::Error),
+}
+
+// === impl Database ===
+
+impl Database {
+    /// Connects within the deadline.
+    ///
+    /// `application_name` is what `pg_stat_activity` shows, unless the connection settings name
+    /// one. `dbname` overrides the settings' database.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection by then.
+    pub async fn connect(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+    ) -> Result<Connection, DatabaseError> {
+        let sharing = Sharing::Own;
+        self.server.connect(application_name, dbname, sharing).await
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// See [`Database::connect`].
+    pub(super) async fn connect(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+        sharing: Sharing,
+    ) -> Result<Connection, DatabaseError> {
+        let conninfo = &self.conninfo;
+        let mut order: Vec<usize> = (0..conninfo.hosts().len()).collect();
+        if conninfo.load_balance_hosts() {
+            fastrand::shuffle(&mut order);
+        } else {
+            // Where the server was last seen to have come furthest.
+            let best = self.best_host.load(Ordering::Relaxed);
+            order.sort_by_key(|host| *host != best);
+        }
+        // A host that is silent is not to use up the time of the next one.
+        let hosts = u32::try_from(order.len()).unwrap_or(u32::MAX);
+        let share = self.settings.connect_timeout / hosts.max(1);
+        let wanted = conninfo.target_session_attrs();
+        let mut errors = Vec::new();
+        let mut second_best = None;
+        for host in order {
+            let as_whom = (application_name, dbname, sharing);
+            let question = match wanted {
+                TargetSessionAttrs::Any => Question::None,
+                wanted => Question::Suits(wanted),
+            };
+            for tried in self.connect_to_host(host, as_whom, share, question).await {
+                let (connection, standing) = match tried {
+                    Ok(connected) => connected,
+                    Err(error) if error.is_away() => {
+                        errors.push(error);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                match standing.suits(wanted) {
+                    Suits::Yes => return Ok(connection),
+                    Suits::AtNeed => second_best = second_best.or(Some(connection)),
+                    Suits::No(why) => {
+                        let target = conninfo.target_of(&conninfo.hosts()[host], dbname);
+                        errors.push(DatabaseError::Unsuitable { target, why });
+                    }
+                }
+            }
+        }
+        match second_best {
+            Some(connection) => Ok(connection),
+            None => Err(DatabaseError::of_each(errors)),
+        }
+    }
+
+    /// Connects to one host: to each of its addresses in turn, until one of them will do; each has an
+    /// equal share of the time, and in it, it is also asked what it is.
+    pub(super) async fn connect_to_host(
+        &self,
+        host: usize,
+        as_whom: (&str, Option<&str>, Sharing),
+        share: Duration,
+        question: Question,
+    ) -> Vec<Result<(Connection, Standing), DatabaseError>> {
+        let conninfo = &self.conninfo;
+        let host = &conninfo.hosts()[host];
+        let target = conninfo.target_of(host, as_whom.1);
+        let after = conninfo
+            .connect_timeout()
+            .map_or(share, |own| own.min(share));
+        let addresses = match tokio::time::timeout(after, host.resolve()).await {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => return vec![Err(DatabaseError::Lookup { target, error })],
+            Err(_) => return vec![Err(DatabaseError::ConnectDeadline { target, after })],
+        };
+        let many = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let after = after / many.max(1);
+        let mut tried = Vec::new();
+        for address in &addresses {
+            let connecting = async {
+                let connection = self.connect_to_address(address, as_whom, after).await?;
+                let standing = match question {
+                    Question::None => Standing::default(),
+                    Question::Suits(_) | Question::Recovery => Standing::of(&connection).await?,
+                };
+                Ok((connection, standing))
+            };
+            let target = target.clone();
+            let connected = match tokio::time::timeout(after, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => Err(DatabaseError::ConnectDeadline { target, after }),
+            };
+            let is_enough = match (&connected, question) {
+                (Ok(_), Question::None) => true,
+                (Ok((_, standing)), Question::Suits(wanted)) => {
+                    matches!(standing.suits(wanted), Suits::Yes)
+                }
+                (Ok((_, standing)), Question::Recovery) => !standing.is_standby,
+                (Err(error), _) => !error.is_away(),
+            };
+            tried.push(connected);
+            if is_enough {
+                break;
+            }
+        }
+        tried
+    }
+
+    /// Connects to one address, in each way that its `sslmode` allows.
+    async fn connect_to_address(
+        &self,
+        host: &Host,
+        (application_name, dbname, sharing): (&str, Option<&str>, Sharing),
+        after: Duration,
+    ) -> Result<Connection, DatabaseError> {
+        let conninfo = &self.conninfo;
+        let mut config = conninfo.client_config(host, application_name, dbname);
+        config.connect_timeout(after);
+        if let Some(file) = &self.settings.password_file {
+            config.password(read_password(file)?);
+        }
+        if let Some(options) = self.session_options(sharing) {
+            config.options(options);
+        }
+        if conninfo.tls().is_direct() {
+            config.ssl_negotiation(SslNegotiation::Direct);
+        }
+        let mut errors = Vec::new();
+        for attempt in conninfo.tls().attempts(host.is_socket()) {
+            config.ssl_mode((*attempt).into());
+            match self.attempt(&config, *attempt).await {
+                Ok(connection) => return Ok(connection),
+                // The other way may need none.
+                Err(AttemptError::Tls(error)) => errors.push(DatabaseError::Tls(error)),
+                Err(AttemptError::Client(error)) => {
+                    let may_go_on = is_about_encryption(&error);
+                    let target = conninfo.target_of(host, dbname);
+                    errors.push(DatabaseError::Connect { target, error });
+                    if !may_go_on {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(DatabaseError::of_each(errors))
+    }
+
+    async fn attempt(
+        &self,
+        config: &tokio_postgres::Config,
+        attempt: Attempt,
+    ) -> Result<Connection, AttemptError> {
+        let tls = match attempt {
+            Attempt::Plain => None,
+            Attempt::EncryptedIfOffered | Attempt::Encrypted => {
+                Some(self.conninfo.tls().connector(&self.last_connector)?)
+            }
+        };
+        let deadline = self.settings.statement_timeout.min(FAR) + STATEMENT_SLACK;
+        let prepare = self.settings.prepare;
+        Ok(match tls {
+            Some(tls) => {
+                let (client, connection) = config.connect(tls.0.clone()).await?;
+                Connection::new(client, connection, Some(tls), prepare, deadline)
+            }
+            None => {
+                let (client, connection) = config.connect(NoTls).await?;
+                Connection::new(client, connection, None, prepare, deadline)
+            }
+        })
+    }
+
+    /// What every session of ours sets. Ours come last, so that they win; but for the lock timeout of
+    /// a connection that nobody shares.
+    fn session_options(&self, sharing: Sharing) -> Option<String> {
+        let theirs = self.conninfo.options().unwrap_or_default();
+        if !self.settings.prepare {
+            return Some(theirs.to_owned()).filter(|theirs| !theirs.is_empty());
+        }
+        // A server takes 31 bits of milliseconds, and 0 for no timeout at all.
+        let statement_timeout = self.settings.statement_timeout.as_millis();
+        let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
+        let lock_timeout = format!("-c lock_timeout={}", LOCK_TIMEOUT.as_millis());
+        let (before, after) = match sharing {
+            Sharing::Shared => ("", lock_timeout.as_str()),
+            Sharing::Own => (lock_timeout.as_str(), ""),
+        };
+        Some(format!(
+            "{before} {theirs} {after} \
+             -c default_transaction_isolation=read\\ committed \
+             -c statement_timeout={statement_timeout} \
+             -c client_connection_check_interval=5000 \
+             -c jit=off"
+        ))
+    }
+}
+
+/// A password that lies in a file of its own: all of it, but for the end of its line.
+fn read_password(file: &Path) -> Result<String, DatabaseError> {
+    let text = std::fs::read_to_string(file).map_err(|error| DatabaseError::PasswordFile {
+        file: file.to_owned(),
+        error,
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Whether the same host may be reached with, or without, encryption instead: its handshake failed, or
+/// the server refuses us as we come.
+fn is_about_encryption(error: &tokio_postgres::Error) -> bool {
+    // But for a wrong password, which is as wrong the other way.
+    let refused = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+    refused || tls::is_handshake(error)
+}
+
+impl From<TlsError> for AttemptError {
+    fn from(error: TlsError) -> Self {
+        Self::Tls(error)
+    }
+}
+
+impl From<tokio_postgres::Error> for AttemptError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Client(error)
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    async fn of(connection: &Connection) -> Result<Self, DatabaseError> {
+        let doing = "ask what the session can do";
+        let sql = "SELECT pg_is_in_recovery(), \
+                   current_setting('default_transaction_read_only')::bool";
+        let rows = connection.query(doing, sql, &[]).await?;
+        let is_standby = rows.first().is_some_and(|row| row.get(0));
+        let is_read_only = is_standby || rows.first().is_some_and(|row| row.get(1));
+        Ok(Self {
+            is_standby,
+            is_read_only,
+        })
+    }
+
+    /// Whether it is one of those that `target_session_attrs` asks for. The sentences are libpq's.
+    fn suits(self, wanted: TargetSessionAttrs) -> Suits {
+        let (suits, why) = match wanted {
+            TargetSessionAttrs::Any => (true, ""),
+            TargetSessionAttrs::ReadWrite => (!self.is_read_only, "session is read-only"),
+            TargetSessionAttrs::ReadOnly => (self.is_read_only, "session is not read-only"),
+            TargetSessionAttrs::Primary => (!self.is_standby, "server is in hot standby mode"),
+            TargetSessionAttrs::Standby => (self.is_standby, "server is not in hot standby mode"),
+            TargetSessionAttrs::PreferStandby if self.is_standby => (true, ""),
+            TargetSessionAttrs::PreferStandby => return Suits::AtNeed,
+        };
+        if suits { Suits::Yes } else { Suits::No(why) }
+    }
+}
