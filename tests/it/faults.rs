@@ -273,6 +273,42 @@ async fn what_the_server_refuses_for_good_is_the_workers_failure_and_says_so() {
     }
 }
 
+#[actix::test]
+async fn a30_a_wrong_database_is_tried_once_for_each_restart_time_and_harms_no_neighbour() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let mut good = brisk(&table("s", "good"));
+    good.naptime = SECOND / 20;
+    let good = db.worker(&postmaster, "good", good).await;
+    for settings in [brisk, brisk_on_its_own] {
+        let mut settings = settings(&table("s", "lost"));
+        settings.database = Some("nowhere".to_owned());
+        let name = format!("lost {:?}", settings.connection);
+        let (_sender, receiver) = tokio::sync::watch::channel(settings);
+        let worker = BackgroundWorker::new(name).restart_time(RestartTime::After(SECOND));
+        let main = bgworker::worker_spi::main(receiver);
+        let worker = postmaster.register(worker, main).await.unwrap();
+        let cycles = async || {
+            let status = postmaster.worker(good.id).await.unwrap().unwrap();
+            status.report.cycles
+        };
+        let before = cycles().await;
+        tokio::time::sleep(4 * SECOND).await; // four restart times
+        let done = cycles().await - before;
+        assert!(
+            (60..=82).contains(&done),
+            "{done} cycles of the good one, 50 ms apart"
+        );
+        let status = postmaster.worker(worker.id()).await.unwrap().unwrap();
+        assert!((3..=5).contains(&status.starts), "{} starts", status.starts);
+        assert!(status.reason.unwrap().contains("3D000"));
+        worker.terminate();
+        worker.stopped().await.unwrap();
+    }
+    assert!(!log.with(Level::WARN, "exited").is_empty());
+}
+
 // The way to it.
 
 #[actix::test]
