@@ -144,7 +144,9 @@ impl DatabaseError {
     }
 
     /// What several attempts came to.
-    pub(super) fn of_each(errors: Vec<Self>) -> Self {
+    pub(super) fn of_each(mut errors: Vec<Self>) -> Self {
+        // Refused the same way with encryption and without: once is enough.
+        errors.dedup_by_key(|error| error.to_string());
         match <[Self; 1]>::try_from(errors) {
             Ok([error]) => error,
             Err(errors) => Self::EveryAttempt(errors),

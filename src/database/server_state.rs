@@ -71,7 +71,7 @@ impl Database {
                         warn!(%state, %reason, "server is {state}");
                     }
                     Some(reason) => {
-                        warn!(%state, %reason, "server is there, but does not let us look at it");
+                        warn!(%state, %reason, "server is there, but refuses us");
                     }
                     None => info!(%state, "server is {state}"),
                 }
@@ -116,10 +116,12 @@ impl Database {
             self.server.best_host.store(host, Ordering::Relaxed);
             return (state, None);
         }
-        let state = if errors.iter().all(DatabaseError::is_away) {
-            ServerState::Away
-        } else {
+        // Whoever refuses us is there. What fails on our side says nothing about the server.
+        let refuses = |error: &DatabaseError| !error.is_away() && error.sqlstate().is_some();
+        let state = if errors.iter().any(refuses) {
             ServerState::Primary
+        } else {
+            ServerState::Away
         };
         (state, Some(DatabaseError::of_each(errors)))
     }

@@ -294,7 +294,7 @@ impl Folder {
         let remedy = tokio::select! {
             biased;
             () = latch.stop_requested() => return Ok(Duration::ZERO),
-            remedy = Remedy::find(&error, &self.session) => remedy,
+            remedy = Remedy::find(&error, &self.session, self.initialized) => remedy,
         };
         match remedy {
             Remedy::Again => {

@@ -39,10 +39,14 @@ pub(super) struct Patience {
 // === impl Remedy ===
 
 impl Remedy {
-    /// The remedy for an error of this session.
-    pub(super) async fn find(error: &DatabaseError, session: &Session) -> Self {
+    /// The remedy for an error of this session, of a worker that has been ready or not.
+    pub(super) async fn find(error: &DatabaseError, session: &Session, was_ready: bool) -> Self {
         if error.is_away() {
             return Self::Away;
+        }
+        // A connection that many share was lost and is refused now: not the fault of one of them.
+        if was_ready && matches!(error, DatabaseError::Home(_)) {
+            return Self::BackOff;
         }
         match error.sqlstate() {
             Some("40001" | "40P01" | "55P03" | "26000" | "0A000") => Self::Again,

@@ -19,7 +19,7 @@ fn small() -> std::process::Command {
 }
 
 #[actix::test]
-async fn every_scenario_gives_its_figures_beside_the_seeds_and_leaves_nothing() {
+async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing() {
     let db = TestDatabase::new().await;
     let directory = tempfile::tempdir().unwrap();
     let page = directory.path().join("bench.html");
@@ -53,7 +53,7 @@ async fn every_scenario_gives_its_figures_beside_the_seeds_and_leaves_nothing() 
     );
     assert!(figure("folding 20000 deltas")["bgworker"].as_f64().unwrap() > 0.0);
     assert!(
-        figure("write-ahead log of a delta")["seed"]
+        figure("write-ahead log of a delta")["sample"]
             .as_f64()
             .unwrap()
             > 0.0

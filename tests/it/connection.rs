@@ -49,7 +49,9 @@ async fn a_host_that_is_silent_leaves_time_for_the_next_one() {
     let hosts = "host=127.0.0.1,127.0.0.1";
     let database = impatient(&format!("{hosts} port={silent},{port} user=postgres"));
     database.connect("test", None).await.unwrap();
-    let database = impatient(&format!("{hosts} port={silent},{silent}"));
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = other.local_addr().unwrap().port();
+    let database = impatient(&format!("{hosts} port={silent},{other}"));
     let error = database.connect("test", None).await.unwrap_err();
     assert!(error.is_away());
     assert_eq!(

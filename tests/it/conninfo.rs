@@ -89,6 +89,8 @@ fn what_is_wrong_is_named_without_its_value() {
             "must be written as %40",
         ),
         ("postgresql://u@[::1]6543/d", "a port lacks its \":\""),
+        ("host=h;password=hunter2", "\"host\": a name must not hold"),
+        ("host=u:hunter2@h", "\"host\": a name must not hold"),
         ("hostaddr=hunter2", "\"hostaddr\": it must be an IP address"),
         (
             "mysql://u:hunter2@h/d",

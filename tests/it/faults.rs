@@ -309,6 +309,33 @@ async fn a30_a_wrong_database_is_tried_once_for_each_restart_time_and_harms_no_n
     assert!(!log.with(Level::WARN, "exited").is_empty());
 }
 
+#[actix::test]
+async fn a_role_that_may_not_log_in_for_a_while_costs_no_worker_at_home_its_life() {
+    let log = Log::capture();
+    let server = TestServer::start();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    db.execute("CREATE ROLE app LOGIN SUPERUSER").await;
+    let postmaster = postmaster(&server.conninfo().replace("user=postgres", "user=app"));
+    let home = worker(&db, &postmaster, "home", brisk).await;
+    db.execute("ALTER ROLE app NOLOGIN").await;
+    db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
+        .await;
+    eventually("it is refused, and says so once", || async {
+        !log.with(Level::ERROR, "not permitted to log in").is_empty()
+    })
+    .await;
+    db.execute("ALTER ROLE app LOGIN").await;
+    time_to_fold(&db, "home").await;
+    assert_eq!(starts(&postmaster, &home).await, 1);
+    let refusals = log.with(Level::ERROR, "not permitted to log in");
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    assert_eq!(
+        refusals[0].matches("not permitted").count(),
+        1,
+        "{refusals:?}"
+    );
+}
+
 // The way to it.
 
 #[actix::test]
@@ -344,7 +371,7 @@ async fn a_connection_that_is_cut_is_made_again_at_once() {
     let proxy = Proxy::to(server.port);
     let postmaster = postmaster(&conninfo(proxy.port));
     let db = TestDatabase::at(&server.conninfo()).await;
-    let home = worker(&db, &postmaster, "home", brisk).await;
+    worker(&db, &postmaster, "home", brisk).await;
     worker(&db, &postmaster, "own", brisk_on_its_own).await;
     for _ in 0..3 {
         proxy.cut();
@@ -353,7 +380,6 @@ async fn a_connection_that_is_cut_is_made_again_at_once() {
         println!("fold again {took:?} (home) and {too:?} (own) after the cut");
         assert!(took < SECOND && too < SECOND);
     }
-    assert_eq!(starts(&postmaster, &home).await, 1);
 }
 
 #[actix::test]

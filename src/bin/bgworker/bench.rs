@@ -1,6 +1,6 @@
 //! `bgworker bench`: what the built-in worker does in a second, and what that costs.
 //!
-//! Everything is measured in one run, and the seed's own statement beside it. Each scenario checks that
+//! Everything is measured in one run, and the sample's own statement beside it. Each scenario checks that
 //! no delta was lost; one that did lose some has no figures.
 
 mod baseline;
@@ -36,7 +36,7 @@ pub(crate) struct BenchArguments {
     /// The server: a URL or a key=value string. A private one is started unless this is given.
     #[arg(long, value_name = "URL")]
     database: Option<String>,
-    /// Run the seed's own statement as well, and show the ratios.
+    /// Run the sample's own statement as well, and show the ratios.
     #[arg(long)]
     baseline: bool,
     /// How long to measure, in seconds, where a scenario has no end of its own.

@@ -133,6 +133,16 @@ impl<'e> Values<'e> {
         })?;
         let addresses = parse_each(&list("hostaddr"), "hostaddr", "an IP address", |_| true)?;
         let names = list("host");
+        let is_name = |name: &String| name.starts_with('/') || !name.contains([';', '=', '@']);
+        if !names.iter().all(is_name) {
+            // What stands there may be a password that went astray, and hosts are shown.
+            return Err(ConnInfoError::InvalidValue {
+                keyword: "host",
+                expected:
+                    "a name must not hold \";\", \"=\" or \"@\"; settings are separated by spaces"
+                        .to_owned(),
+            });
+        }
         let servers = names.len().max(addresses.len()).max(1);
         if ports.len() > 1 && ports.len() != servers {
             return Err(ConnInfoError::InvalidValue {

@@ -44,7 +44,7 @@ pub(super) fn render(report: &Report) -> String {
          <meta name=viewport content=\"width=device-width, initial-scale=1\">\
          <title>bgworker bench</title><style>{STYLE}</style>\
          <h1>bgworker bench</h1><p>{}</p>\
-         <div class=wide><table><tr><th></th><th class=n>bgworker</th><th class=n>the seed</th>\
+         <div class=wide><table><tr><th></th><th class=n>bgworker</th><th class=n>the sample</th>\
          <th>times better</th></tr>{rows}</table></div>{plots}</html>",
         escaped(&report.where_)
     )

@@ -78,14 +78,20 @@ impl Report {
         let mut text = format!("{}\n\n", self.where_);
         let width = self.figures.iter().map(|figure| figure.what.len()).max();
         let width = width.unwrap_or(0);
+        let has_baseline = self.figures.iter().any(|figure| figure.baseline.is_some());
+        let (baseline, ratio) = if has_baseline {
+            ("the sample", "ratio")
+        } else {
+            ("", "")
+        };
         let mut scenario = "";
         for figure in &self.figures {
             if figure.scenario != scenario {
                 scenario = figure.scenario;
                 let _ = writeln!(
                     text,
-                    "{scenario:width$}   {:>16}   {:>16}   ratio",
-                    "bgworker", "the seed"
+                    "{scenario:width$}   {:>16}   {:>16}   {ratio}",
+                    "bgworker", baseline
                 );
             }
             let ours = format!("{} {}", number(figure.ours), figure.unit);
@@ -115,7 +121,7 @@ impl Report {
                 "what": figure.what,
                 "unit": figure.unit,
                 "bgworker": figure.ours,
-                "seed": figure.baseline,
+                "sample": figure.baseline,
                 "times_better": figure.ratio(),
             })
         });

@@ -64,7 +64,7 @@ pub(super) async fn idle(
         let seeds = ground.tables("seed", *counts.last().unwrap_or(&1)).await?;
         for count in counts {
             progress(&format!(
-                "idle: the seed's statement on {count} connections"
+                "idle: the sample's statement on {count} connections"
             ));
             let baseline = Baseline::on(ground, &seeds[..count]).await?;
             let (rate, used) = baseline.back_to_back(ground, time).await?;
@@ -82,8 +82,10 @@ pub(super) async fn idle(
     report.add("idle", what, PER_SECOND, alone, single);
     let what = format!("empty cycles, {many} workers on {connections} connections");
     report.add("idle", what, PER_SECOND, together, as_many);
-    let what = "the same, against the seed's best at 1 to 64 connections";
-    report.add("idle", what, PER_SECOND, together, best);
+    if best.is_some() {
+        let what = "the same, against the sample's best at 1 to 64 connections";
+        report.add("idle", what, PER_SECOND, together, best);
+    }
     report.add(
         "idle",
         "write-ahead log of an empty cycle",
@@ -114,7 +116,7 @@ pub(super) async fn fleet(
 
     let mut seed_cpu = None;
     if arguments.baseline {
-        progress("fleet: the seed's statement");
+        progress("fleet: the sample's statement");
         let seeds = ground.tables("fleet_seed", 64).await?;
         let baseline = Baseline::on(ground, &seeds).await?;
         let (rate, used) = baseline.back_to_back(ground, time).await?;
@@ -123,7 +125,7 @@ pub(super) async fn fleet(
     let what = format!("cycles of {many} workers that nap {} s", arguments.naptime);
     report.add("fleet", what, PER_SECOND, rate, None);
     if let Some(cpu) = used.cpu {
-        let what = "processor, both sides, for an empty cycle (the seed: 64 connections)";
+        let what = "processor, both sides, for an empty cycle (the sample: on 64)";
         report.add("fleet", what, MICROSECONDS, cpu * 1e6 / cycles, seed_cpu);
     }
     if let Some(memory) = memory {
@@ -204,7 +206,7 @@ pub(super) async fn backlog(
 
     let (mut seed_took, mut seed_wal) = (None, None);
     if arguments.baseline {
-        progress("backlog: the seed's statement");
+        progress("backlog: the sample's statement");
         fill(&tables[1]).await?;
         let baseline = Baseline::on(ground, &tables[1..]).await?;
         let then = Usage::now(ground).await?;
