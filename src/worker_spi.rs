@@ -1,8 +1,8 @@
 //! The built-in worker: PostgreSQL's `worker_spi`, which folds `delta` rows into the `total` row.
 //!
 //! Connects, makes its table if it is missing, and then, until it is asked to stop: one cycle, one
-//! nap. A cycle is one transaction of one statement. It never deletes a delta that it has not added
-//! to the total, and writes nothing when there is no delta.
+//! nap. A cycle is one look, and where there are deltas, folds of some blocks each: one transaction of
+//! one statement. A fold never deletes a delta that it has not added to the total; a look writes nothing.
 
 mod folder;
 mod initialize;

@@ -39,16 +39,6 @@ enum Suits {
     No(&'static str),
 }
 
-/// What a server is asked as soon as it is connected to, in the same time.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Question {
-    None,
-    /// Whether its sessions are of this kind.
-    Suits(TargetSessionAttrs),
-    /// Whether it is a primary: there is none that has come further.
-    Recovery,
-}
-
 /// What a server says of itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Standing {
@@ -110,11 +100,7 @@ impl Server {
         let mut second_best = None;
         for host in order {
             let as_whom = (application_name, dbname, sharing);
-            let question = match wanted {
-                TargetSessionAttrs::Any => Question::None,
-                wanted => Question::Suits(wanted),
-            };
-            for tried in self.connect_to_host(host, as_whom, share, question).await {
+            for tried in self.connect_to_host(host, as_whom, share, wanted).await {
                 let (connection, standing) = match tried {
                     Ok(connected) => connected,
                     Err(error) if error.is_away() => {
@@ -139,14 +125,14 @@ impl Server {
         }
     }
 
-    /// Connects to one host: to each of its addresses in turn, until one of them will do; each has an
-    /// equal share of the time, and in it, it is also asked what it is.
+    /// Connects to one host: to each of its addresses in turn, until one of them is what is wanted; each
+    /// has an equal share of the time, and in it, it is also asked what it is, unless any will do.
     pub(super) async fn connect_to_host(
         &self,
         host: usize,
         as_whom: (&str, Option<&str>, Sharing),
         share: Duration,
-        question: Question,
+        wanted: TargetSessionAttrs,
     ) -> Vec<Result<(Connection, Standing), DatabaseError>> {
         let conninfo = &self.conninfo;
         let host = &conninfo.hosts()[host];
@@ -165,9 +151,9 @@ impl Server {
         for address in &addresses {
             let connecting = async {
                 let connection = self.connect_to_address(address, as_whom, after).await?;
-                let standing = match question {
-                    Question::None => Standing::default(),
-                    Question::Suits(_) | Question::Recovery => Standing::of(&connection).await?,
+                let standing = match wanted {
+                    TargetSessionAttrs::Any => Standing::default(),
+                    _ => Standing::of(&connection).await?,
                 };
                 Ok((connection, standing))
             };
@@ -176,13 +162,9 @@ impl Server {
                 Ok(connected) => connected,
                 Err(_) => Err(DatabaseError::ConnectDeadline { target, after }),
             };
-            let is_enough = match (&connected, question) {
-                (Ok(_), Question::None) => true,
-                (Ok((_, standing)), Question::Suits(wanted)) => {
-                    matches!(standing.suits(wanted), Suits::Yes)
-                }
-                (Ok((_, standing)), Question::Recovery) => !standing.is_standby,
-                (Err(error), _) => !error.is_away(),
+            let is_enough = match &connected {
+                Ok((_, standing)) => matches!(standing.suits(wanted), Suits::Yes),
+                Err(error) => !error.is_away(),
             };
             tried.push(connected);
             if is_enough {

@@ -137,8 +137,7 @@ impl DatabaseError {
     /// Whether what was to be sent could not be written down, such as a name with NUL in it: nothing was
     /// sent, and nobody but we is to blame.
     pub(super) fn is_ours(error: &tokio_postgres::Error) -> bool {
-        let causes = std::iter::successors(error.source(), |&cause| cause.source());
-        causes
+        causes(error)
             .filter_map(|cause| cause.downcast_ref::<io::Error>())
             .any(|cause| cause.kind() == io::ErrorKind::InvalidInput)
     }
@@ -201,9 +200,16 @@ fn is_away_code(code: &SqlState) -> bool {
 /// Whether the way to the server failed, at whatever depth of the cause: a socket that closes during
 /// the TLS handshake is an error of TLS on top.
 fn is_io(error: &tokio_postgres::Error) -> bool {
-    std::iter::successors(error.source(), |&cause| cause.source()).any(|cause| {
+    causes(error).any(|cause| {
         cause.downcast_ref::<io::Error>().is_some() || cause.to_string().contains("unexpected EOF")
     })
+}
+
+/// What is behind an error of tokio-postgres, from the outside in.
+pub(super) fn causes(
+    error: &tokio_postgres::Error,
+) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| cause.source())
 }
 
 // === impl Each ===
@@ -239,11 +245,6 @@ impl fmt::Display for Cause<'_> {
             return Ok(());
         }
         write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
+        causes(self.0).try_for_each(|cause| write!(f, ": {cause}"))
     }
 }

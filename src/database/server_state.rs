@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::connect::{Question, Sharing};
+use super::connect::Sharing;
+use super::conninfo::TargetSessionAttrs;
 use super::{Database, DatabaseError, Server};
 use crate::background_worker::StartTime;
 
@@ -136,7 +137,7 @@ impl Server {
     ) -> Vec<Result<bool, DatabaseError>> {
         let as_whom = ("bgworker", None, Sharing::Own);
         let mut answers = Vec::new();
-        let asked = self.connect_to_host(host, as_whom, share, Question::Recovery);
+        let asked = self.connect_to_host(host, as_whom, share, TargetSessionAttrs::Primary);
         for asked in asked.await {
             answers.push(match asked {
                 Ok((connection, standing)) => {

@@ -12,6 +12,7 @@ use postgres_native_tls::{MakeTlsConnector, set_postgresql_alpn};
 use thiserror::Error;
 
 use super::conninfo::{ConnInfoError, Values};
+use super::error::causes;
 
 /// What connections are encrypted with, and how far the server is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -313,14 +314,7 @@ impl TlsSettings {
 
 /// Whether a connection failed in its TLS handshake.
 pub(super) fn is_handshake(error: &tokio_postgres::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if cause.is::<native_tls::Error>() {
-            return true;
-        }
-        source = cause.source();
-    }
-    false
+    causes(error).any(|cause| cause.downcast_ref::<native_tls::Error>().is_some())
 }
 
 fn read_if_there(what: &'static str, file: &Path) -> Result<Option<Vec<u8>>, TlsError> {

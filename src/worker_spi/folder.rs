@@ -370,7 +370,7 @@ impl Folder {
     }
 }
 
-/// Sees to the table, and prepares the fold of it.
+/// Sees to the table, and gets the probe of it ready.
 async fn prepare(
     context: &WorkerContext,
     settings: &watch::Receiver<Settings>,

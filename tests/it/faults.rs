@@ -49,6 +49,15 @@ async fn worker(
     worker
 }
 
+/// A server, a proxy that leads to it, a Postmaster that knows the proxy alone, and a way around it.
+async fn behind_a_proxy() -> (TestServer, Proxy, PostmasterHandle, TestDatabase) {
+    let server = TestServer::start();
+    let proxy = Proxy::to(server.port);
+    let postmaster = postmaster(&conninfo(proxy.port));
+    let db = TestDatabase::at(&server.conninfo()).await;
+    (server, proxy, postmaster, db)
+}
+
 /// How long it takes from now until a delta of 1 is folded.
 async fn time_to_fold(db: &TestDatabase, name: &str) -> Duration {
     let begin = Instant::now();
@@ -340,10 +349,7 @@ async fn a_role_that_may_not_log_in_for_a_while_costs_no_worker_at_home_its_life
 
 #[actix::test]
 async fn a_server_that_falls_silent_is_given_up_and_found_again_when_it_speaks() {
-    let server = TestServer::start();
-    let proxy = Proxy::to(server.port);
-    let postmaster = postmaster(&conninfo(proxy.port));
-    let db = TestDatabase::at(&server.conninfo()).await;
+    let (_server, proxy, postmaster, db) = behind_a_proxy().await;
     let home = worker(&db, &postmaster, "home", brisk).await;
     let own = worker(&db, &postmaster, "own", brisk_on_its_own).await;
     proxy.set(Some(Fault::Silence));
@@ -367,10 +373,7 @@ async fn a_server_that_falls_silent_is_given_up_and_found_again_when_it_speaks()
 
 #[actix::test]
 async fn a_connection_that_is_cut_is_made_again_at_once() {
-    let server = TestServer::start();
-    let proxy = Proxy::to(server.port);
-    let postmaster = postmaster(&conninfo(proxy.port));
-    let db = TestDatabase::at(&server.conninfo()).await;
+    let (_server, proxy, postmaster, db) = behind_a_proxy().await;
     worker(&db, &postmaster, "home", brisk).await;
     worker(&db, &postmaster, "own", brisk_on_its_own).await;
     for _ in 0..3 {
@@ -384,10 +387,7 @@ async fn a_connection_that_is_cut_is_made_again_at_once() {
 
 #[actix::test]
 async fn a_server_that_stops_in_the_middle_of_a_row_or_talks_nonsense_is_given_up() {
-    let server = TestServer::start();
-    let proxy = Proxy::to(server.port);
-    let postmaster = postmaster(&conninfo(proxy.port));
-    let db = TestDatabase::at(&server.conninfo()).await;
+    let (_server, proxy, postmaster, db) = behind_a_proxy().await;
     worker(&db, &postmaster, "home", brisk).await;
     for fault in [Fault::SilenceAfter(30), Fault::Garbage] {
         proxy.set(Some(fault));
@@ -429,10 +429,7 @@ async fn each_kind_of_impostor_is_found_out_within_the_deadline() {
 
 #[actix::test]
 async fn a43_a_stop_while_the_server_is_silent_is_quick_and_clean() {
-    let server = TestServer::start();
-    let proxy = Proxy::to(server.port);
-    let postmaster = postmaster(&conninfo(proxy.port));
-    let db = TestDatabase::at(&server.conninfo()).await;
+    let (_server, proxy, postmaster, db) = behind_a_proxy().await;
     worker(&db, &postmaster, "home", brisk).await;
     worker(&db, &postmaster, "own", brisk_on_its_own).await;
     proxy.set(Some(Fault::Silence));
