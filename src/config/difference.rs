@@ -127,6 +127,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
         table,
         naptime,
         batch,
+        fold,
         vacuum_after,
         database,
         connection,
@@ -139,6 +140,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
         ("table", table.name() == new.spi.table.name()),
         ("database", *database == new.spi.database),
         ("connection", *connection == new.spi.connection),
+        ("fold", *fold == new.spi.fold),
         ("initial_total", *initial_total == new.spi.initial_total),
     ]);
     let worker = new.clone();

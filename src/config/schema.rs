@@ -49,6 +49,7 @@ pub(super) struct Worker {
     pub(super) table: Option<String>,
     pub(super) naptime: Option<Span>,
     pub(super) batch: Option<usize>,
+    pub(super) fold: Option<Fold>,
     pub(super) vacuum_after: Option<u64>,
     pub(super) start_time: Option<StartTime>,
     pub(super) restart_time: Option<RestartTime>,
@@ -108,6 +109,13 @@ pub(super) enum StartTime {
 pub(super) enum ConnectionKind {
     Home,
     Own,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Fold {
+    Delete,
+    Truncate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use crate::background_worker::{
 use crate::database::{ConnInfo, ConnInfoError, Settings as DatabaseSettings};
 use crate::spelling;
 use crate::supervision::Limits;
-use crate::worker_spi::{self, ConnectionKind, InvalidTable, Table};
+use crate::worker_spi::{self, ConnectionKind, Fold, InvalidTable, Table};
 
 /// Everything that was set, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -370,17 +370,7 @@ impl Check<'_> {
         self.show(&key("vacuum_after"), after.to_string());
         spi.database.clone_from(&document.database);
         spi.initial_total = document.initial_total;
-        spi.connection = match document.connection {
-            None | Some(schema::ConnectionKind::Home) => ConnectionKind::Home,
-            Some(schema::ConnectionKind::Own) => ConnectionKind::Own,
-        };
-        self.show(
-            &key("connection"),
-            shown_text(match spi.connection {
-                ConnectionKind::Home => "home",
-                ConnectionKind::Own => "own",
-            }),
-        );
+        (spi.fold, spi.connection) = self.fold(path, document);
         if let Some(database) = &spi.database {
             if database.is_empty() || database.contains('\0') {
                 self.refuse(
@@ -422,6 +412,32 @@ impl Check<'_> {
             format!("there is no function \"{function}\""),
             Some(hint),
         );
+    }
+
+    /// How it folds, and on which connection: to truncate takes one of its own.
+    fn fold(&mut self, path: &str, document: &schema::Worker) -> (Fold, ConnectionKind) {
+        let (fold, word) = match document.fold {
+            None | Some(schema::Fold::Delete) => (Fold::Delete, "delete"),
+            Some(schema::Fold::Truncate) => (Fold::Truncate, "truncate"),
+        };
+        let fold_key = format!("{path}.fold");
+        self.show(&fold_key, shown_text(word));
+        let connection = match (document.connection, fold) {
+            (Some(schema::ConnectionKind::Home), Fold::Truncate) => {
+                let message = "to truncate takes a connection of the worker's own";
+                let hint = "leave \"connection\" out, or set it to \"own\"".to_owned();
+                self.refuse(&fold_key, message, Some(hint));
+                ConnectionKind::Own
+            }
+            (Some(schema::ConnectionKind::Own), _) | (_, Fold::Truncate) => ConnectionKind::Own,
+            (Some(schema::ConnectionKind::Home) | None, Fold::Delete) => ConnectionKind::Home,
+        };
+        let word = match connection {
+            ConnectionKind::Home => "home",
+            ConnectionKind::Own => "own",
+        };
+        self.show(&format!("{path}.connection"), shown_text(word));
+        (fold, connection)
     }
 
     fn start_time(&mut self, key: &str, set: Option<schema::StartTime>) -> StartTime {

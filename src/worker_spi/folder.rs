@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use super::Settings;
+use super::{Fold, Settings};
 use super::initialize::{InitializeError, Known, initialize};
 use super::remedy::{Patience, Remedy};
 use super::session::{Repeated, Session};
 use super::statement::{self, Piece};
+use super::truncation::{Truncation, truncate};
 use super::vacuum::Vacuum;
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::DatabaseError;
@@ -43,6 +44,8 @@ pub(super) struct Folder {
     vacuum: Vacuum,
     /// Rows with NULL were reported, and are still there.
     nulls_reported: bool,
+    /// It was reported that the table cannot be truncated, and it still cannot.
+    impossible_reported: bool,
 }
 
 /// A probe that is ready to be run.
@@ -90,6 +93,7 @@ impl Folder {
             reported: Condition::Well,
             vacuum: Vacuum::default(),
             nulls_reported: false,
+            impossible_reported: false,
         }
     }
 
@@ -185,8 +189,50 @@ impl Folder {
         self.report_nulls(nulls);
         match row.get::<_, Option<i64>>(0) {
             None => Ok(Outcome::Idle),
-            Some(block) => self.fold(u32::try_from(block).unwrap_or(0)).await,
+            Some(block) => {
+                let first = u32::try_from(block).unwrap_or(0);
+                match self.truncate(first).await? {
+                    Some(outcome) => Ok(outcome),
+                    None => self.fold(first).await,
+                }
+            }
         }
+    }
+
+    /// Folds everything at once, if that was asked for, can be done, and is worth it.
+    async fn truncate(&mut self, first: u32) -> Result<Option<Outcome>, DatabaseError> {
+        let Settings {
+            table, batch, fold, ..
+        } = self.settings.borrow().clone();
+        if fold == Fold::Delete {
+            return Ok(None);
+        }
+        let worker = self.context.name();
+        let sql = table.count_blocks(worker);
+        let rows = self.session.query("look at its size", &sql, Vec::new());
+        let blocks = rows.await?.first().map_or(0, |row| row.get::<_, i64>(0));
+        if blocks <= i64::from(first) + i64::from(blocks_of(batch)) {
+            return Ok(None);
+        }
+        match truncate(&self.session, &table, worker).await? {
+            Truncation::Folded { rows, total } => {
+                self.impossible_reported = false;
+                self.context.progress().folded(rows, total);
+                return Ok(Some(Outcome::Folded { rows, total }));
+            }
+            Truncation::Busy => {}
+            Truncation::Impossible(why) => {
+                if !std::mem::replace(&mut self.impossible_reported, true) {
+                    warn!(
+                        worker,
+                        "{worker}: {table} cannot be truncated, its deltas are deleted: {why}"
+                    );
+                }
+            }
+        }
+        // Cancelled, it is not to begin anything else.
+        let is_to_end = self.context.latch().is_stop_requested();
+        Ok(is_to_end.then_some(Outcome::Idle))
     }
 
     /// Folds piece by piece, each a transaction of its own, from this block to the end of the table.
@@ -195,9 +241,7 @@ impl Folder {
         let Settings { table, batch, .. } = self.settings.borrow().clone();
         let mut piece = Piece {
             from: first,
-            blocks: u32::try_from(batch / ROWS_PER_BLOCK)
-                .unwrap_or(u32::MAX)
-                .max(1),
+            blocks: blocks_of(batch),
         };
         let mut folded: Option<(u64, i64)> = None;
         loop {
@@ -391,6 +435,12 @@ async fn prepare(
         statement: session.prepare("prepare to look for deltas", sql).await?,
         may_be_null,
     })
+}
+
+/// How many blocks hold about so many deltas.
+fn blocks_of(deltas: usize) -> u32 {
+    let blocks = u32::try_from(deltas / ROWS_PER_BLOCK);
+    blocks.unwrap_or(u32::MAX).max(1)
 }
 
 /// Whether the connection is gone with the error. Otherwise it leads to a server that will not do.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::{ConnectionKind, Settings};
+use super::{ConnectionKind, Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::{
     Connection, DatabaseError, HomeConnection, HomeStatement, Parameters, Statement,
@@ -38,9 +38,11 @@ impl Session {
         settings: &Settings,
     ) -> Result<Self, WorkerError> {
         let dbname = settings.database.as_deref();
-        Ok(match settings.connection {
-            ConnectionKind::Home => Self::Home(context.home(dbname)?),
-            ConnectionKind::Own => Self::Own(Box::new(context.connect(dbname).await?)),
+        Ok(match (settings.connection, settings.fold) {
+            (ConnectionKind::Home, Fold::Delete) => Self::Home(context.home(dbname)?),
+            (ConnectionKind::Own, _) | (_, Fold::Truncate) => {
+                Self::Own(Box::new(context.connect(dbname).await?))
+            }
         })
     }
 

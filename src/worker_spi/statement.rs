@@ -178,6 +178,58 @@ impl Table {
         format!("{} VACUUM {}", comment(worker), self.sql())
     }
 
+    /// How many blocks the table has.
+    pub(super) fn count_blocks(&self, worker: &str) -> String {
+        format!(
+            "{} SELECT pg_relation_size({}::regclass) / current_setting('block_size')::bigint",
+            comment(worker),
+            literal(&self.sql()),
+        )
+    }
+
+    /// Begins a transaction that has the table for itself, if it gets it soon.
+    ///
+    /// What others have committed before is seen by the statements that follow: each has a snapshot of
+    /// its own.
+    pub(super) fn lock(&self, worker: &str) -> String {
+        format!(
+            "{} BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '100ms'; \
+             SET LOCAL idle_in_transaction_session_timeout = '5s'; \
+             LOCK TABLE {} IN ACCESS EXCLUSIVE MODE",
+            comment(worker),
+            self.sql(),
+        )
+    }
+
+    /// Sums up a table that is locked: one row of whether it is a plain table of our two columns, the
+    /// number of its rows, of deltas and of totals, and the sum of all values, or NULL if one is NULL.
+    ///
+    /// A table is not plain if something hangs on its deletions or hides rows of it: triggers, foreign
+    /// keys, rules, children, row security.
+    pub(super) fn sum_up(&self, worker: &str) -> String {
+        let table = self.sql();
+        let literal = literal(&table);
+        format!(
+            "{worker} SELECT (SELECT relkind = 'r' AND NOT (relhastriggers OR relhasrules OR relhassubclass \
+             OR relispartition OR row_security_active(oid)) AND (SELECT count(*) FROM pg_attribute \
+             WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) = 2 \
+             FROM pg_class AS c WHERE oid = {literal}::regclass), count(*), \
+             count(*) FILTER (WHERE type = 'delta'), \
+             (SELECT count(*) FROM {table} WHERE type = 'total'), \
+             CASE WHEN count(value) = count(*) THEN sum(value)::bigint END FROM {table}",
+            worker = comment(worker),
+        )
+    }
+
+    /// Empties a table that is locked, puts its total back, and ends the transaction.
+    pub(super) fn truncate(&self, worker: &str, total: i64) -> String {
+        format!(
+            "{} TRUNCATE {table}; INSERT INTO {table} (type, value) VALUES ('total', '{total}'); COMMIT",
+            comment(worker),
+            table = self.sql(),
+        )
+    }
+
     pub(super) fn create_schema(&self) -> String {
         format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema))
     }

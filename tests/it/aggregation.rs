@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bgworker::database::{self, ConnInfo, Database};
 use bgworker::supervision::{Limits, Shutdown, WorkerState};
-use bgworker::worker_spi::{ConnectionKind, Settings, Table};
+use bgworker::worker_spi::{ConnectionKind, Fold, Settings, Table};
 use bgworker::{Postmaster, PostmasterHandle, WorkerId};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
@@ -254,7 +254,7 @@ async fn a21_eight_workers_at_once_on_one_new_schema_are_all_ready() {
 
 /// Four workers fold while four clients insert 10,000 ones, one client adds 1 to the total 100
 /// times, and one deletes the total and inserts it again with the value it got back, 100 times.
-async fn nothing_is_lost_under(isolation: &str) {
+async fn nothing_is_lost_under(isolation: &str, fold: Fold) {
     let db = TestDatabase::new().await;
     let name: String = db.value("SELECT current_database()::text").await;
     db.execute(&format!(
@@ -262,16 +262,26 @@ async fn nothing_is_lost_under(isolation: &str) {
     ))
     .await;
     let counted = table("s", "t");
+    let mut settings = brisk(&counted);
+    settings.fold = fold;
+    // For one that truncates, a batch so small that there is mostly more.
+    let (batch, rows) = match fold {
+        Fold::Delete => (settings.batch, 1),
+        Fold::Truncate => (1, 100),
+    };
+    settings.batch = batch;
+    let log = Log::capture();
     let postmaster = db.postmaster();
-    db.worker(&postmaster, "w0", brisk(&counted)).await;
+    db.worker(&postmaster, "w0", settings.clone()).await;
     db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    let made: u32 = db.value("SELECT pg_relation_filenode('s.t')").await;
     for n in 1..4 {
-        db.worker(&postmaster, &format!("w{n}"), brisk(&counted))
+        db.worker(&postmaster, &format!("w{n}"), settings.clone())
             .await;
     }
     let mut clients = JoinSet::new();
     for _ in 0..4 {
-        clients.spawn_local(insert_ones(db.connect_plainly().await, 2_500));
+        clients.spawn_local(insert_ones(db.connect_plainly().await, 2_500 / rows, rows));
     }
     clients.spawn_local(add_to_total(db.connect_plainly().await, 100));
     clients.spawn_local(replace_total(db.connect_plainly().await, 100));
@@ -279,6 +289,8 @@ async fn nothing_is_lost_under(isolation: &str) {
     db.wait_for_rows(&counted, &[&format!("total|{added}")])
         .await;
     assert!((10_000..=10_100).contains(&added), "{added}");
+    let is_truncated = made != db.value::<u32>("SELECT pg_relation_filenode('s.t')").await;
+    assert_eq!(is_truncated, fold == Fold::Truncate, "{}", log.text());
 }
 
 /// Whether a client of such an isolation must do it again. Others' failures are the test's.
@@ -293,15 +305,13 @@ fn again<T>(done: Result<T, tokio_postgres::Error>) -> Option<T> {
 }
 
 /// Each client returns by how much it changed the sum.
-async fn insert_ones(client: Client, times: i64) -> i64 {
-    let insert = client
-        .prepare("INSERT INTO s.t VALUES ('delta', 1)")
-        .await
-        .unwrap();
+async fn insert_ones(client: Client, times: i64, rows: i64) -> i64 {
+    let insert = "INSERT INTO s.t SELECT 'delta', 1 FROM generate_series(1, $1::bigint)";
+    let insert = client.prepare(insert).await.unwrap();
     for _ in 0..times {
-        while again(client.execute(&insert, &[]).await).is_none() {}
+        while again(client.execute(&insert, &[&rows]).await).is_none() {}
     }
-    times
+    times * rows
 }
 
 /// Now and then there is no total to add to: then nothing is added.
@@ -342,17 +352,27 @@ async fn replace_total_once(client: &Client) -> Result<(), tokio_postgres::Error
 
 #[actix::test]
 async fn a22_nothing_is_lost_where_read_committed_is_the_default() {
-    nothing_is_lost_under("read committed").await;
+    nothing_is_lost_under("read committed", Fold::Delete).await;
 }
 
 #[actix::test]
 async fn a22_nothing_is_lost_where_repeatable_read_is_the_default() {
-    nothing_is_lost_under("repeatable read").await;
+    nothing_is_lost_under("repeatable read", Fold::Delete).await;
 }
 
 #[actix::test]
 async fn a22_nothing_is_lost_where_serializable_is_the_default() {
-    nothing_is_lost_under("serializable").await;
+    nothing_is_lost_under("serializable", Fold::Delete).await;
+}
+
+#[actix::test]
+async fn nothing_is_lost_by_truncation_where_read_committed_is_the_default() {
+    nothing_is_lost_under("read committed", Fold::Truncate).await;
+}
+
+#[actix::test]
+async fn nothing_is_lost_by_truncation_where_serializable_is_the_default() {
+    nothing_is_lost_under("serializable", Fold::Truncate).await;
 }
 
 #[actix::test]

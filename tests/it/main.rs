@@ -31,3 +31,4 @@ mod supervision_properties;
 mod support;
 mod tidy;
 mod tls;
+mod truncation;

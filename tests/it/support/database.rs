@@ -136,7 +136,7 @@ impl TestDatabase {
             return format!("{conninfo} {keyword}='{value}'");
         }
         let separator = if conninfo.contains('?') { '&' } else { '?' };
-        let value = value.replace(' ', "%20");
+        let value = value.replace(' ', "%20").replace('=', "%3D");
         format!("{conninfo}{separator}{keyword}={value}")
     }
 
