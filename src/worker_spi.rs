@@ -127,8 +127,8 @@ impl Settings {
     pub const NAPTIME: Duration = Duration::from_secs(1);
 
     /// About how many deltas one transaction folds, unless it is told otherwise: some tens of
-    /// milliseconds.
-    pub const BATCH: usize = 75_000;
+    /// milliseconds, and no more than a `work_mem` of 4 MB takes without a file.
+    pub const BATCH: usize = 50_000;
 
     /// After how many deltas it vacuums, unless it is told otherwise: about as many as a probe reads
     /// past in a millisecond once they are dead.

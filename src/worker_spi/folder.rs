@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use super::{Fold, Settings};
 use super::initialize::{InitializeError, Known, initialize};
 use super::remedy::{Patience, Remedy};
 use super::session::{Repeated, Session};
 use super::statement::{self, Piece};
 use super::truncation::{Truncation, truncate};
 use super::vacuum::Vacuum;
+use super::{Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::DatabaseError;
 use crate::latch::Wake;

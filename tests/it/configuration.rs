@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bgworker::config::{self, Change, ConfigFile, Problems, Server, Settings, Sources};
-use bgworker::worker_spi::Table;
+use bgworker::worker_spi::{ConnectionKind, Fold, Table};
 use bgworker::{Access, Backoff, RestartLimit, RestartTime, StartTime};
 
 fn sources(text: &str) -> Sources {
@@ -219,6 +219,15 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
             "4:1: worker[0].restart_time: background worker \"w\": invalid",
         ),
         (
+            "fold = 'truncate'\nconnection = 'home'",
+            "4:1: worker[0].fold: to truncate takes a connection of the worker's own (leave \"connection\" \
+             out, or set it to \"own\")",
+        ),
+        (
+            "fold = 'drop'",
+            "4:8: worker[0].fold: unknown value (the values here are delete, truncate)",
+        ),
+        (
             "initial_total = 'x'",
             "4:17: worker[0].initial_total: expected a whole number, but found a value of type string",
         ),
@@ -253,6 +262,16 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
         assert_eq!(found.len(), 1, "{lines}: {found:#?}");
         assert!(found[0].starts_with(expected), "{lines}: {}", found[0]);
     }
+}
+
+#[test]
+fn a_worker_that_truncates_has_a_connection_of_its_own() {
+    let settings = read(&worker(&format!("fold = 'truncate'\n{WHOLE}"))).unwrap();
+    let spi = &settings.workers[0].spi;
+    assert_eq!(
+        (spi.fold, spi.connection),
+        (Fold::Truncate, ConnectionKind::Own)
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod baseline;
 mod fleet;
 mod ground;
 mod page;
+mod progress;
 mod report;
 mod scenarios;
 mod usage;
@@ -22,6 +23,7 @@ use clap::{Args, ValueEnum};
 use tracing::error;
 
 use self::ground::Ground;
+use self::progress::Progress;
 use self::report::Report;
 use crate::exit::Exit;
 use crate::private_server::{self, StartError};
@@ -94,7 +96,6 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Exit {
                 (ConnInfo::parse(url, variable)?, None)
             }
             None => {
-                progress("starting a private PostgreSQL server");
                 let settings = ClusterSettings::temporary().option("max_connections", "120");
                 match private_server::start(settings, &mut signals).await {
                     Ok(cluster) => (private_server::conninfo(&cluster), Some(cluster)),
@@ -127,17 +128,24 @@ async fn measure(arguments: &BenchArguments, conninfo: ConnInfo) -> Result<(), B
     } else {
         &arguments.scenarios
     };
-    for scenario in all.iter().filter(|scenario| asked.contains(scenario)) {
+    let asked: Vec<_> = all
+        .iter()
+        .filter(|scenario| asked.contains(scenario))
+        .collect();
+    let steps: usize = asked.iter().map(|scenario| scenario.steps(arguments)).sum();
+    let progress = Progress::new(steps as u64);
+    for scenario in asked {
+        let (report, progress) = (&mut report, &progress);
         match scenario {
-            Scenario::Idle => scenarios::idle(&ground, arguments, &mut report).await?,
-            Scenario::Fleet => scenarios::fleet(&ground, arguments, &mut report).await?,
-            Scenario::Backlog => scenarios::backlog(&ground, arguments, &mut report).await?,
-            Scenario::Stream => scenarios::stream(&ground, arguments, &mut report).await?,
-            Scenario::Latency => scenarios::latency(&ground, arguments, &mut report).await?,
+            Scenario::Idle => scenarios::idle(&ground, arguments, report, progress).await?,
+            Scenario::Fleet => scenarios::fleet(&ground, arguments, report, progress).await?,
+            Scenario::Backlog => scenarios::backlog(&ground, arguments, report, progress).await?,
+            Scenario::Stream => scenarios::stream(&ground, arguments, report, progress).await?,
+            Scenario::Latency => scenarios::latency(&ground, arguments, report, progress).await?,
         }
     }
     ground.clear().await?;
-    progress("");
+    drop(progress);
     let text = if arguments.json {
         report.json()
     } else {
@@ -152,12 +160,16 @@ async fn measure(arguments: &BenchArguments, conninfo: ConnInfo) -> Result<(), B
     Ok(())
 }
 
-/// Says what is going on, on a line of its own that the next one overwrites; nothing where nobody
-/// looks on.
-fn progress(doing: &str) {
-    use std::io::IsTerminal as _;
-    let mut out = io::stderr().lock();
-    if out.is_terminal() {
-        let _ = write!(out, "\r\x1b[K{doing}").and_then(|()| out.flush());
+// === impl Scenario ===
+
+impl Scenario {
+    /// How many steps it takes.
+    fn steps(self, arguments: &BenchArguments) -> usize {
+        match self {
+            Self::Idle => scenarios::idle_steps(arguments),
+            Self::Fleet => scenarios::fleet_steps(arguments),
+            Self::Backlog => scenarios::backlog_steps(arguments),
+            Self::Stream | Self::Latency => 1,
+        }
     }
 }

@@ -32,20 +32,32 @@ impl Fleet {
         connections: usize,
         naptime: Duration,
     ) -> Result<Self, Box<dyn Error>> {
+        let settings = tables.iter().map(|table| {
+            let mut settings = Settings::new(table.clone());
+            settings.naptime = naptime;
+            settings
+        });
+        Self::of(ground, settings.collect(), connections).await
+    }
+
+    /// Starts a worker of each of these, and waits until each has had a cycle.
+    pub(super) async fn of(
+        ground: &Ground,
+        workers: Vec<Settings>,
+        connections: usize,
+    ) -> Result<Self, Box<dyn Error>> {
         let settings = database::Settings {
             connections,
             ..database::Settings::default()
         };
         let database = Database::new(ground.conninfo.clone(), settings)?;
         let limits = Limits {
-            max_workers: tables.len(),
+            max_workers: workers.len(),
             ..Limits::default()
         };
         let postmaster = Postmaster::launch(limits, Some(database))?;
-        let (naptimes, _) = watch::channel(naptime);
-        for (n, table) in tables.iter().enumerate() {
-            let mut settings = Settings::new(table.clone());
-            settings.naptime = naptime;
+        let (naptimes, _) = watch::channel(Settings::NAPTIME);
+        for (n, settings) in workers.into_iter().enumerate() {
             let (sender, receiver) = watch::channel(settings);
             let mut changed = naptimes.subscribe();
             tokio::spawn(async move {

@@ -125,7 +125,7 @@ async fn longest_transaction(
     mut stopped: tokio::sync::oneshot::Receiver<()>,
 ) -> Result<f64, database::DatabaseError> {
     let sql = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 \
-               FROM pg_stat_activity WHERE application_name = 'bgworker' AND state = 'active'";
+               FROM pg_stat_activity WHERE query LIKE '/* bgworker: %' AND state <> 'idle'";
     let statement = connection.prepare("watch", sql).await?;
     let mut longest = 0_f64;
     while stopped.try_recv().is_err() {

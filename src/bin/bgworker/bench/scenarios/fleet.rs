@@ -1,0 +1,86 @@
+//! A fleet that mostly naps: what it costs to have it.
+
+use std::error::Error;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{MEGABYTES, MICROSECONDS, MILLISECONDS, PER_SECOND, SECOND, percentile};
+use crate::bench::BenchArguments;
+use crate::bench::baseline::Baseline;
+use crate::bench::fleet::Fleet;
+use crate::bench::ground::Ground;
+use crate::bench::progress::Progress;
+use crate::bench::report::Report;
+use crate::bench::usage;
+
+/// A fleet that mostly naps.
+pub(in crate::bench) async fn fleet(
+    ground: &Ground,
+    arguments: &BenchArguments,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<(), Box<dyn Error>> {
+    let time = SECOND * arguments.seconds.max(2 * arguments.naptime);
+    let (many, connections) = (arguments.workers as usize, arguments.connections as usize);
+    progress.step("fleet");
+    let tables = ground.tables("fleet", many).await?;
+    let naptime = SECOND * arguments.naptime;
+    let fleet = Fleet::on(ground, &tables, connections, naptime).await?;
+    tokio::time::sleep(naptime).await; // so that their first naps are over
+    let (rate, cycles, used) = fleet.measure(ground, time).await?;
+    let memory = usage::memory(ground).await?;
+    let late = lateness(&fleet, naptime, time).await?;
+    fleet.stop().await?;
+    for table in &tables {
+        ground.check(table, 0).await?;
+    }
+
+    let mut seed_cpu = None;
+    if arguments.baseline {
+        progress.step("fleet: the sample on 64 connections");
+        let seeds = ground.tables("fleet_seed", 64).await?;
+        let baseline = Baseline::on(ground, &seeds).await?;
+        let (rate, used) = baseline.back_to_back(ground, time).await?;
+        seed_cpu = used.cpu.map(|cpu| cpu * 1e6 / (rate * time.as_secs_f64()));
+    }
+    let what = format!("cycles of {many} workers that nap {} s", arguments.naptime);
+    report.add("fleet", what, PER_SECOND, rate, None);
+    if let Some(cpu) = used.cpu {
+        let what = "processor, both sides, for an empty cycle (the sample: on 64)";
+        report.add("fleet", what, MICROSECONDS, cpu * 1e6 / cycles, seed_cpu);
+    }
+    if let Some(memory) = memory {
+        let what = "memory of the program and of its backends";
+        report.add("fleet", what, MEGABYTES, memory / 1e6, None);
+    }
+    report.add(
+        "fleet",
+        "lateness of a cycle, p99",
+        MILLISECONDS,
+        late * 1e3,
+        None,
+    );
+    Ok(())
+}
+
+/// By how much the last cycle of a worker is older than its naptime, in the worst hundredth of looks.
+/// Seconds.
+async fn lateness(fleet: &Fleet, naptime: Duration, time: Duration) -> Result<f64, Box<dyn Error>> {
+    let begin = Instant::now();
+    let mut late = Vec::new();
+    while begin.elapsed() < time {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (workers, _) = fleet.postmaster.workers().await?;
+        late.extend(workers.iter().filter_map(|worker| {
+            let age = worker.report.last_success?.elapsed();
+            Some(age.saturating_sub(naptime).as_secs_f64())
+        }));
+    }
+    Ok(percentile(&mut late, 99))
+}
+
+/// How many steps it takes.
+pub(in crate::bench) fn steps(arguments: &BenchArguments) -> usize {
+    1 + usize::from(arguments.baseline)
+}

@@ -1,0 +1,96 @@
+//! Empty cycles, back to back: how many a second, and what they write.
+
+use std::error::Error;
+use std::time::Duration;
+
+use super::{BYTES, PER_SECOND, SECOND};
+use crate::bench::BenchArguments;
+use crate::bench::baseline::Baseline;
+use crate::bench::fleet::Fleet;
+use crate::bench::ground::Ground;
+use crate::bench::progress::Progress;
+use crate::bench::report::Report;
+
+/// How many connections the baseline is tried with, for its best.
+const CONNECTIONS: [usize; 4] = [1, 8, 32, 64];
+
+/// The time of a nap between which cycles are as good as back to back.
+const NO_NAP: Duration = Duration::ZERO;
+
+/// Empty cycles, back to back.
+pub(in crate::bench) async fn idle(
+    ground: &Ground,
+    arguments: &BenchArguments,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<(), Box<dyn Error>> {
+    let time = SECOND * arguments.seconds;
+    let connections = arguments.connections as usize;
+    progress.step("idle: one worker");
+    let one = ground.tables("one", 1).await?;
+    let fleet = Fleet::on(ground, &one, 1, NO_NAP).await?;
+    let (alone, cycles, used) = fleet.measure(ground, time).await?;
+    fleet.stop().await?;
+    let wal = used.wal / cycles;
+
+    let many = arguments.workers as usize;
+    progress.step("idle: a fleet");
+    let tables = ground.tables("many", many).await?;
+    let fleet = Fleet::on(ground, &tables, connections, SECOND).await?;
+    fleet.nap(NO_NAP);
+    tokio::time::sleep(SECOND).await; // until all have heard of it
+    let (together, ..) = fleet.measure(ground, time).await?;
+    fleet.stop().await?;
+    for table in one.iter().chain(&tables) {
+        ground.check(table, 0).await?;
+    }
+
+    let (mut single, mut as_many, mut best, mut seed_wal) = (None, None, None, None);
+    if arguments.baseline {
+        let counts = baseline_connections(connections);
+        let seeds = ground.tables("seed", *counts.last().unwrap_or(&1)).await?;
+        for count in counts {
+            progress.step(format!("idle: the sample on {count} connections"));
+            let baseline = Baseline::on(ground, &seeds[..count]).await?;
+            let (rate, used) = baseline.back_to_back(ground, time).await?;
+            if count == 1 {
+                single = Some(rate);
+                seed_wal = Some(used.wal / (rate * time.as_secs_f64()));
+            }
+            if count == connections {
+                as_many = Some(rate);
+            }
+            best = Some(best.map_or(rate, |best: f64| best.max(rate)));
+        }
+    }
+    let what = "empty cycles, one worker";
+    report.add("idle", what, PER_SECOND, alone, single);
+    let what = format!("empty cycles, {many} workers on {connections} connections");
+    report.add("idle", what, PER_SECOND, together, as_many);
+    if best.is_some() {
+        let what = "the same, against the sample's best at 1 to 64 connections";
+        report.add("idle", what, PER_SECOND, together, best);
+    }
+    report.add(
+        "idle",
+        "write-ahead log of an empty cycle",
+        BYTES,
+        wal,
+        seed_wal,
+    );
+    Ok(())
+}
+
+/// With how many connections the baseline is run.
+fn baseline_connections(connections: usize) -> Vec<usize> {
+    let mut counts: Vec<_> = CONNECTIONS.into_iter().chain([connections]).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    counts
+}
+
+/// How many steps it takes.
+pub(in crate::bench) fn steps(arguments: &BenchArguments) -> usize {
+    let baseline = baseline_connections(arguments.connections as usize).len();
+    2 + if arguments.baseline { baseline } else { 0 }
+}

@@ -1,0 +1,176 @@
+//! Inserts at a rate: what dead rows do to the table and to its cycles, how long a delta waits, what it all
+//! costs.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bgworker::database::{self, Connection, Database, DatabaseError};
+use bgworker::worker_spi::Table;
+use tokio::time::Instant;
+
+use super::{BYTES, MEGABYTES, MILLISECONDS, PER_SECOND, SECOND, SECONDS, percentile};
+use crate::bench::BenchArguments;
+use crate::bench::fleet::{Fleet, PATIENCE};
+use crate::bench::ground::Ground;
+use crate::bench::progress::Progress;
+use crate::bench::report::{Plot, Report};
+use crate::bench::usage::Usage;
+
+const INSERTS_PER_SECOND: u32 = 50;
+
+const NAPTIME: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether an insert has been folded.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Inserts that have not been seen folded: the sum of all up to it, and when it was committed.
+type Waiting = Arc<Mutex<VecDeque<(i64, Instant)>>>;
+
+/// Inserts at a rate.
+pub(in crate::bench) async fn stream(
+    ground: &Ground,
+    arguments: &BenchArguments,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<(), Box<dyn Error>> {
+    let time = SECOND * arguments.seconds.max(5);
+    progress.step("stream");
+    let tables = ground.tables("stream", 1).await?;
+    let table = &tables[0];
+    let fleet = Fleet::on(ground, &tables, 1, NAPTIME).await?;
+    let database = Database::new(ground.conninfo.clone(), database::Settings::default())?;
+    let inserter = database.connect("bgworker bench", None).await?;
+    let looker = database.connect("bgworker bench", None).await?;
+    let waiting = Waiting::default();
+    let then = Usage::now(ground).await?;
+    let begin = Instant::now();
+    let rows = arguments.rate / INSERTS_PER_SECOND;
+    let inserting = insert(inserter, table.clone(), rows, time, Arc::clone(&waiting));
+    let inserting = tokio::spawn(inserting);
+    let looking = tokio::spawn(look(looker, table.clone(), waiting));
+    let (mut sizes, mut cycle_times) = (Vec::new(), Vec::new());
+    let mut before = fleet.cycles().await?[0];
+    while !inserting.is_finished() {
+        let at = begin.elapsed().as_secs_f64();
+        progress.say(format!("stream: {at:.0} s of {} s", time.as_secs()));
+        tokio::time::sleep(SECOND).await;
+        let size: i64 = ground
+            .value(&format!("SELECT pg_relation_size('{}')", table.sql()))
+            .await?;
+        let cycles = fleet.cycles().await?[0];
+        sizes.push((at, size as f64 / 1e6));
+        // A nap belongs to each.
+        let each = SECOND.as_secs_f64() / (cycles - before).max(1) as f64 - NAPTIME.as_secs_f64();
+        let each = each * 1e3;
+        cycle_times.push((at, each.max(0.0)));
+        before = cycles;
+    }
+    let inserted = inserting.await??;
+    let used = Usage::now(ground).await?.since(&then);
+    let mut latencies = match looking.await? {
+        Ok(latencies) => latencies,
+        Err(error) => return Err(error),
+    };
+    fleet.stop().await?;
+    ground.check(table, inserted).await?;
+    let largest = |points: &[(f64, f64)]| points.iter().map(|(_, y)| *y).fold(0.0, f64::max);
+    let rate = inserted as f64 / time.as_secs_f64();
+    let what = "rows inserted, and folded";
+    report.add("stream", what, PER_SECOND, rate, None);
+    let what = "size of the table at most";
+    report.add("stream", what, MEGABYTES, largest(&sizes), None);
+    let what = "mean cycle of the worst second";
+    report.add("stream", what, MILLISECONDS, largest(&cycle_times), None);
+    for (what, percent) in [("p50", 50), ("p99", 99), ("at most", 100)] {
+        let what = format!("from an insert to its fold, naptime 50 ms, {what}");
+        let latency = percentile(&mut latencies, percent);
+        report.add("stream", what, MILLISECONDS, latency, None);
+    }
+    if let Some(cpu) = used.cpu {
+        let what = "processor, both sides and the inserts, for a million rows";
+        report.add("stream", what, SECONDS, cpu * 1e6 / inserted as f64, None);
+    }
+    let what = "write-ahead log of a row, inserted and folded";
+    report.add("stream", what, BYTES, used.wal / inserted as f64, None);
+    report.plots.push(Plot {
+        title: "stream: size of the table".to_owned(),
+        unit: "MB",
+        points: sizes,
+    });
+    report.plots.push(Plot {
+        title: "stream: mean time of a cycle".to_owned(),
+        unit: "ms",
+        points: cycle_times,
+    });
+    Ok(())
+}
+
+/// Inserts so many rows at a time for so long, and returns how many they were.
+async fn insert(
+    client: Connection,
+    table: Table,
+    rows: u32,
+    time: Duration,
+    waiting: Waiting,
+) -> Result<i64, DatabaseError> {
+    let sql = format!(
+        "INSERT INTO {} SELECT 'delta', 1 FROM generate_series(1, {rows})",
+        table.sql()
+    );
+    let mut interval = tokio::time::interval(SECOND / INSERTS_PER_SECOND);
+    let begin = Instant::now();
+    let mut inserted = 0_i64;
+    while begin.elapsed() < time {
+        interval.tick().await;
+        client.batch_execute("insert", &sql).await?;
+        inserted += i64::from(rows);
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push_back((inserted, Instant::now()));
+    }
+    client.close().await;
+    Ok(inserted)
+}
+
+/// Looks at the total until whoever inserts is done and all is folded; returns how long each insert waited,
+/// in milliseconds.
+async fn look(
+    client: Connection,
+    table: Table,
+    waiting: Waiting,
+) -> Result<Vec<f64>, Box<dyn Error + Send + Sync>> {
+    let sql = format!(
+        "SELECT value::bigint FROM {} WHERE type = 'total'",
+        table.sql()
+    );
+    let total = client.prepare("look at the total", &sql).await?;
+    let mut latencies = Vec::new();
+    let mut since = Instant::now();
+    loop {
+        let rows = client.query_prepared("look at the total", &total).await?;
+        let total: i64 = rows.first().map_or(0, |row| row.get(0));
+        // Whoever inserts has the other one until it is done.
+        let is_done = Arc::strong_count(&waiting) == 1;
+        let is_empty = {
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            while let Some((sum, at)) = waiting.front().copied() {
+                if sum > total {
+                    break;
+                }
+                waiting.pop_front();
+                latencies.push(at.elapsed().as_secs_f64() * 1e3);
+                since = Instant::now();
+            }
+            waiting.is_empty()
+        };
+        if is_empty && is_done {
+            client.close().await;
+            return Ok(latencies);
+        }
+        if since.elapsed() > PATIENCE {
+            return Err("a delta was not folded".into());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
