@@ -70,10 +70,14 @@ mod context;
 pub mod database;
 #[cfg(feature = "embedded")]
 pub mod embedded;
+#[cfg(feature = "http")]
+pub mod http;
 mod latch;
 mod postmaster;
 mod spelling;
 pub mod supervision;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod worker;
 pub mod worker_spi;
 

@@ -116,13 +116,29 @@ impl Postmaster {
         limits: Limits,
         database: Option<Database>,
     ) -> Result<PostmasterHandle, NoSystem> {
+        let reached = match database {
+            Some(_) => StartTime::PostmasterStart,
+            None => StartTime::RecoveryFinished,
+        };
+        Self::launch_at(reached, limits, database)
+    }
+
+    /// Starts one whose server is away, and what somebody else says.
+    #[cfg(feature = "testing")]
+    pub(crate) fn launch_without_server(limits: Limits) -> Result<PostmasterHandle, NoSystem> {
+        Self::launch_at(StartTime::PostmasterStart, limits, None)
+    }
+
+    fn launch_at(
+        reached: StartTime,
+        limits: Limits,
+        database: Option<Database>,
+    ) -> Result<PostmasterHandle, NoSystem> {
         System::try_current().ok_or(NoSystem)?;
         let (exit, exited) = watch::channel(None);
         let (reports, reported) = unbounded_channel();
         let mut machine = StateMachine::new(now(), limits);
-        if database.is_none() {
-            machine.reached(now(), StartTime::RecoveryFinished);
-        }
+        machine.reached(now(), reached);
         let postmaster = Self {
             machine,
             children: Children::new(reports),
@@ -245,7 +261,7 @@ impl Postmaster {
     /// Says that every worker has ended, once the connections that they shared are closed.
     fn exit(&mut self) {
         // Nothing keeps the actor any longer but those who may still ask.
-        self.children.close_reports();
+        self.children.close();
         self.stop_watching();
         let aborted = std::mem::take(&mut self.aborted);
         let exit = self.exit.clone();

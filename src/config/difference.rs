@@ -74,6 +74,7 @@ pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
         ),
         ("database.connections", *connections == database.connections),
         ("database.prepare", *prepare == database.prepare),
+        ("http.listen", old.http_listen == new.http_listen),
     ]);
     let needs_restart = needs_restart.into_iter();
     changes.extend(needs_restart.map(|parameter| Change::NeedsRestart { parameter }));

@@ -16,6 +16,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 pub(super) struct Document {
     pub(super) database: Database,
     pub(super) postmaster: Postmaster,
+    pub(super) http: Http,
     pub(super) worker: Vec<Worker>,
 }
 
@@ -38,6 +39,12 @@ pub(super) struct Postmaster {
     pub(super) max_workers: Option<usize>,
     pub(super) starts_per_tick: Option<usize>,
     pub(super) shutdown_timeout: Option<Span>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Http {
+    pub(super) listen: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -86,6 +93,9 @@ impl Document {
                     .or(below.postmaster.starts_per_tick),
                 shutdown_timeout: (self.postmaster.shutdown_timeout)
                     .or(below.postmaster.shutdown_timeout),
+            },
+            http: Http {
+                listen: self.http.listen.or(below.http.listen),
             },
             worker,
         }

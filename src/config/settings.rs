@@ -1,6 +1,7 @@
 //! Checked settings: what may be registered and connected to, as it is.
 
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Settings {
     pub database_settings: DatabaseSettings,
     /// What bounds the Postmaster.
     pub limits: Limits,
+    /// Where the Postmaster is to be seen over HTTP; nowhere unless set.
+    pub http_listen: Option<SocketAddr>,
     /// The workers, in the order in which they are registered.
     pub workers: Vec<WorkerSettings>,
     /// Every setting in force, for people.
@@ -94,11 +97,13 @@ pub(super) fn check(layered: Layered, sources: &Sources, found: &mut Found) -> O
     let server = check.server(sources);
     let database_settings = check.database_settings();
     let limits = check.limits();
+    let http_listen = check.http_listen();
     let workers = check.workers(limits.max_workers);
     Some(Settings {
         server: server?,
         database_settings,
         limits,
+        http_listen,
         workers,
         shown: check.shown,
     })
@@ -263,6 +268,27 @@ impl Check<'_> {
         limits.shutdown_timeout =
             self.time(key, set.shutdown_timeout, limits.shutdown_timeout, TIME_MAX);
         limits
+    }
+
+    /// An address with a port; a port alone is one of this machine that nobody else reaches.
+    fn http_listen(&mut self) -> Option<SocketAddr> {
+        let listen = self.layered.document.http.listen.clone()?;
+        let port = listen.parse().ok().filter(|port| *port > 0);
+        let listen = match port {
+            Some(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            None => match listen.parse() {
+                Ok(listen) => listen,
+                Err(_) => {
+                    let message = format!("\"{listen}\" is not an address with a port");
+                    let hint = "such as \"127.0.0.1:9187\" or \"[::1]:9187\"; a port alone, \"9187\", \
+                                is one of 127.0.0.1";
+                    self.refuse("http.listen", message, Some(hint.to_owned()));
+                    return None;
+                }
+            },
+        };
+        self.show("http.listen", shown_text(&listen.to_string()));
+        Some(listen)
     }
 
     /// A time that is more than zero and at most `max`, and its default.

@@ -3,6 +3,7 @@
 //! Shared and not sent: no message per cycle.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -22,6 +23,8 @@ pub struct Report {
     pub cycles: u64,
     /// When the last of them did.
     pub last_success: Option<Instant>,
+    /// How old that may become before somebody should know, as the worker itself says.
+    pub success_within: Option<Duration>,
     /// How many failures there have been since then.
     pub consecutive_failures: u32,
     /// The last failure, with its whole cause.
@@ -42,6 +45,12 @@ impl Progress {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Promises a success at least so often. One that is late makes the worker unhealthy; without a promise
+    /// none is late.
+    pub fn promise_success_within(&self, within: Duration) {
+        self.write(|report| report.success_within = Some(within));
     }
 
     /// A cycle succeeded.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use actix::Addr;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{broadcast, oneshot};
+use tokio::time::Instant;
 use tracing::field::display;
 use tracing::{debug, error, info, warn};
 
@@ -32,7 +33,8 @@ const EVENTS_MAX: usize = 1024;
 pub(super) struct Children {
     slots: Vec<Option<Child>>,
     ended: VecDeque<EndedWorker>,
-    events: broadcast::Sender<Event>,
+    /// Where subscribers hear; nowhere after the exit, when nothing happens any more.
+    events: Option<broadcast::Sender<Event>>,
     /// Where incarnations report to; nowhere after the exit, when none can be started.
     reports: Option<UnboundedSender<WorkerReport>>,
 }
@@ -45,6 +47,8 @@ struct Child {
     /// How often it was started.
     starts: u64,
     running: Option<Addr<Worker>>,
+    /// Since when it is where it is.
+    since: Instant,
     /// Why its last incarnation ended.
     reason: Option<Reason>,
     repetition: Repetition,
@@ -64,18 +68,23 @@ impl Children {
             reports: Some(reports),
             slots: Vec::new(),
             ended: VecDeque::new(),
-            events,
+            events: Some(events),
         }
     }
 
-    /// Nobody will be started any more.
-    pub(super) fn close_reports(&mut self) {
+    /// Nobody will be started any more, and nothing will happen.
+    pub(super) fn close(&mut self) {
         self.reports = None;
+        self.events = None;
     }
 
     /// What happens from now on.
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+        match &self.events {
+            Some(events) => events.subscribe(),
+            // A stream that has ended.
+            None => broadcast::channel(1).1,
+        }
     }
 
     /// Keeps a worker that has just been registered, and returns where its end will be found.
@@ -91,6 +100,7 @@ impl Children {
             progress: Arc::default(),
             starts: 0,
             running: None,
+            since: Instant::now(),
             reason: None,
             repetition: Repetition::default(),
             gave_up: false,
@@ -110,6 +120,7 @@ impl Children {
             return;
         };
         child.starts += 1;
+        child.since = Instant::now();
         let worker = &child.name;
         let (slot, generation) = (child.id.slot(), child.id.generation());
         if child.starts == 1 {
@@ -133,6 +144,7 @@ impl Children {
     /// An incarnation said that it is ready.
     pub(super) fn ready(&mut self, incarnation: Incarnation) {
         if let Some(child) = self.get_mut(incarnation.worker) {
+            child.since = Instant::now();
             child.waiters.reached(Milestone::Ready);
         }
         self.tell(incarnation.worker, EventKind::Ready(incarnation));
@@ -216,6 +228,7 @@ impl Children {
     ) {
         if let Some(child) = self.get_mut(incarnation.worker) {
             child.running = None;
+            child.since = Instant::now();
             child.gave_up = matches!(afterwards, Afterwards::GiveUp(_));
             child.log_exit(exit, afterwards);
             let reason = child.reason.as_ref().map(|reason| Arc::clone(&reason.text));
@@ -248,6 +261,7 @@ impl Children {
             id,
             name,
             exit,
+            since: child.since,
             gave_up: child.gave_up,
             reason: child.reason.map(|reason| reason.text),
             starts: child.starts,
@@ -270,6 +284,7 @@ impl Children {
             id,
             worker: machine.worker(id)?.clone(),
             state: machine.state(id)?,
+            since: child.since,
             starts: child.starts,
             reason: child.reason.as_ref().map(|reason| Arc::clone(&reason.text)),
             report: child.progress.report(),
@@ -288,12 +303,13 @@ impl Children {
 
     /// Tells the subscribers. Where there are none, that is nothing.
     fn tell(&self, worker: WorkerId, kind: EventKind) {
-        if self.events.receiver_count() == 0 {
+        let events = self.events.as_ref();
+        let Some(events) = events.filter(|events| events.receiver_count() > 0) else {
             return;
-        }
+        };
         if let Some(child) = self.get(worker) {
             let name = Arc::clone(&child.name);
-            let _ = self.events.send(Event { worker, name, kind });
+            let _ = events.send(Event { worker, name, kind });
         }
     }
 

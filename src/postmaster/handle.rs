@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use actix::{Addr, MailboxError};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot, watch};
+use tokio::time::Instant;
 
 use super::Postmaster;
 use super::event::{Event, Milestone, WaitError};
@@ -85,6 +86,8 @@ pub struct WorkerStatus {
     pub worker: BackgroundWorker,
     /// Where it is.
     pub state: WorkerState,
+    /// Since when.
+    pub since: Instant,
     /// How often it was started.
     pub starts: u64,
     /// Why its last incarnation ended, if it did not finish.
@@ -102,6 +105,8 @@ pub struct EndedWorker {
     pub name: Arc<str>,
     /// How it ended.
     pub exit: ExitStatus,
+    /// When.
+    pub since: Instant,
     /// Whether it was stopped for good because it failed more often than its limit allows.
     pub gave_up: bool,
     /// Why, if it did not finish.
@@ -154,7 +159,8 @@ impl PostmasterHandle {
     }
 
     /// All that happens to workers from now on. A subscriber that lags 1,024 events behind misses
-    /// the oldest, and is told how many; the stream ends with the Postmaster.
+    /// the oldest, and is told how many; the stream ends when the last worker has ended after a shutdown
+    /// request, or with the Postmaster.
     ///
     /// # Errors
     ///
@@ -209,6 +215,12 @@ impl PostmasterHandle {
     /// If the Postmaster is gone.
     pub async fn workers(&self) -> Result<(Vec<WorkerStatus>, Vec<EndedWorker>), RequestError> {
         Ok(self.postmaster.send(GetWorkers).await?)
+    }
+
+    /// Says what the server is, where nobody watches it.
+    #[cfg(feature = "testing")]
+    pub(crate) fn server_is(&self, state: crate::database::ServerState) {
+        self.postmaster.do_send(super::ServerReached(state));
     }
 
     /// Tells every running worker that settings may have changed.

@@ -24,6 +24,9 @@ const RETRIES_UNTIL_WARNING: u32 = 8;
 /// About how many deltas a block holds, in a table of our own.
 const ROWS_PER_BLOCK: usize = 167;
 
+/// After so many naps, and the longest statement, a worker without a success is late.
+const NAPS_UNTIL_LATE: u32 = 3;
+
 /// How long a cancelled cycle may take to say so.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -110,6 +113,7 @@ impl Folder {
         // Thousands that started together are not to march in step.
         let mut part_of_nap = fastrand::f64();
         loop {
+            self.promise();
             let Some(cycle) = self.cycle_unless_stopped().await else {
                 return Ok(());
             };
@@ -128,6 +132,18 @@ impl Folder {
                 Wake::Sigterm | Wake::Sigint | Wake::PostmasterDeath => return Ok(()),
             }
         }
+    }
+
+    /// Says how old a success may become before somebody should know.
+    fn promise(&self) {
+        let naptime = self.settings.borrow().naptime;
+        let statement_timeout = self.context.database().map_or(Duration::ZERO, |database| {
+            database.settings().statement_timeout
+        });
+        let within = naptime
+            .saturating_mul(NAPS_UNTIL_LATE)
+            .saturating_add(statement_timeout);
+        self.context.progress().promise_success_within(within);
     }
 
     /// One cycle. `None` if the worker is to end, and it was cancelled or had not begun.

@@ -11,13 +11,13 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::support::database::database;
 use crate::support::postmaster;
-use crate::support::scripted::{NAPS, Script, Stage};
+use bgworker::testing::{PausedClock, Probe, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn register(postmaster: &PostmasterHandle, name: &str, script: Script) -> WorkerHandle {
     let worker = BackgroundWorker::new(name).restart_time(RestartTime::Never);
-    let main = Stage::new().main(script);
+    let main = Probe::new().main(script);
     postmaster.register(worker, main).await.unwrap()
 }
 
@@ -31,7 +31,7 @@ async fn ready_after_a_second(mut context: WorkerContext) -> Result<(), bgworker
 
 #[actix::test]
 async fn a45_a_handle_goes_from_not_yet_started_to_started_to_ready_to_stopped() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let worker = BackgroundWorker::new("w");
     let worker = postmaster
@@ -61,7 +61,7 @@ async fn a45_a_handle_goes_from_not_yet_started_to_started_to_ready_to_stopped()
 
 #[actix::test]
 async fn a45_waiting_for_a_worker_that_ends_before_it_is_ready_is_an_error() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let worker = BackgroundWorker::new("w").restart_time(RestartTime::Never);
     let main = |_: WorkerContext| async { Err(bgworker::WorkerError::failed("not today")) };
@@ -74,7 +74,7 @@ async fn a45_waiting_for_a_worker_that_ends_before_it_is_ready_is_an_error() {
 
 #[actix::test]
 async fn a46_terminate_in_every_state_ends_it_and_a_handle_from_before_means_nobody() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     // Nobody serves this: whoever needs a server is never started.
     let postmaster = bgworker::Postmaster::launch(
         bgworker::supervision::Limits::default(),
@@ -82,13 +82,13 @@ async fn a46_terminate_in_every_state_ends_it_and_a_handle_from_before_means_nob
     )
     .unwrap();
     let early = |name: &str| BackgroundWorker::new(name).start_time(StartTime::PostmasterStart);
-    let stage = Stage::new();
-    let not_started = register(&postmaster, "not started", NAPS).await;
+    let probe = Probe::new();
+    let not_started = register(&postmaster, "not started", Script::NAPS).await;
     let runs = postmaster
-        .register(early("runs"), stage.main(NAPS))
+        .register(early("runs"), probe.main(Script::NAPS))
         .await
         .unwrap();
-    let fails = stage.main(Script::FailAfter(Duration::ZERO));
+    let fails = probe.main(Script::FailAfter(Duration::ZERO));
     let backs_off = postmaster
         .register(early("backs off"), fails)
         .await
@@ -102,7 +102,7 @@ async fn a46_terminate_in_every_state_ends_it_and_a_handle_from_before_means_nob
         assert_eq!(worker.stopped().await.unwrap().exit, ExitStatus::Stopped);
     }
     let next = postmaster
-        .register(early("next"), stage.main(NAPS))
+        .register(early("next"), probe.main(Script::NAPS))
         .await
         .unwrap();
     next.ready().await.unwrap();
@@ -119,13 +119,13 @@ async fn a46_terminate_in_every_state_ends_it_and_a_handle_from_before_means_nob
 
 #[actix::test]
 async fn a47_a_shutdown_refuses_registrations_and_releases_whoever_waits() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let postmaster = bgworker::Postmaster::launch(
         bgworker::supervision::Limits::default(),
         Some(database("host=/no/such/directory")),
     )
     .unwrap();
-    let worker = register(&postmaster, "never started", NAPS).await;
+    let worker = register(&postmaster, "never started", Script::NAPS).await;
     let waits = {
         let worker = worker.clone();
         actix_rt::spawn(async move { worker.ready().await })
@@ -140,7 +140,9 @@ async fn a47_a_shutdown_refuses_registrations_and_releases_whoever_waits() {
     assert_eq!(stopped.await.unwrap().unwrap().exit, ExitStatus::Stopped);
     postmaster.exited().await.unwrap();
     let late = BackgroundWorker::new("late");
-    let refused = postmaster.register(late, Stage::new().main(NAPS)).await;
+    let refused = postmaster
+        .register(late, Probe::new().main(Script::NAPS))
+        .await;
     assert!(matches!(refused.unwrap_err(), RequestError::Refused(_)));
     assert_eq!(
         worker.started().await.unwrap_err(),
@@ -150,11 +152,11 @@ async fn a47_a_shutdown_refuses_registrations_and_releases_whoever_waits() {
 
 #[actix::test]
 async fn events_tell_a_workers_life_to_whoever_subscribed() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let mut events = postmaster.subscribe().await.unwrap();
     let worker = BackgroundWorker::new("w").restart_time(RestartTime::After(SECOND));
-    let main = Stage::new().main(Script::FailAfter(SECOND));
+    let main = Probe::new().main(Script::FailAfter(SECOND));
     let worker = postmaster.register(worker, main).await.unwrap();
     let mut told = Vec::new();
     while told.len() < 6 {

@@ -8,17 +8,17 @@ use tracing::Level;
 
 use crate::support::database::{TestDatabase, brisk, register, table};
 use crate::support::log::Log;
-use crate::support::scripted::{NAPS, Script, Stage};
 use crate::support::{eventually, postmaster};
+use bgworker::testing::{PausedClock, Probe, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 #[actix::test]
 async fn a51_a_workers_life_without_a_database() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let log = Log::capture();
     let postmaster = postmaster();
-    let stage = Stage::new();
+    let probe = Probe::new();
     for (name, script, restart_time) in [
         (
             "SPI worker 1",
@@ -43,7 +43,7 @@ async fn a51_a_workers_life_without_a_database() {
     ] {
         let worker = BackgroundWorker::new(name).restart_time(restart_time);
         postmaster
-            .register(worker, stage.main(script))
+            .register(worker, probe.main(script))
             .await
             .unwrap();
     }
@@ -62,29 +62,29 @@ async fn a51_refusals() {
         ..Limits::default()
     };
     let postmaster = Postmaster::launch(limits, None).unwrap();
-    let stage = Stage::new();
+    let probe = Probe::new();
     let early = BackgroundWorker::new("early")
         .access(Access::Database)
         .start_time(StartTime::PostmasterStart);
     postmaster
-        .register(early, stage.main(NAPS))
+        .register(early, probe.main(Script::NAPS))
         .await
         .unwrap_err();
     postmaster
-        .register(BackgroundWorker::new("first"), stage.main(NAPS))
+        .register(BackgroundWorker::new("first"), probe.main(Script::NAPS))
         .await
         .unwrap();
     for name in ["first", "second"] {
         let worker = BackgroundWorker::new(name);
         postmaster
-            .register(worker, stage.main(NAPS))
+            .register(worker, probe.main(Script::NAPS))
             .await
             .unwrap_err();
     }
     postmaster.shut_down(Shutdown::Smart);
     let late = BackgroundWorker::new("late");
     postmaster
-        .register(late, stage.main(NAPS))
+        .register(late, probe.main(Script::NAPS))
         .await
         .unwrap_err();
     insta::assert_snapshot!(log.text());

@@ -14,9 +14,9 @@ use tracing::Level;
 use crate::support::database::{TestDatabase, TestWorker, brisk, brisk_on_its_own, table};
 use crate::support::log::Log;
 use crate::support::proxy::{Fault, Proxy, impostor};
-use crate::support::scripted::{NAPS, Stage};
 use crate::support::server::{TestServer, conninfo};
 use crate::support::{eventually, within};
+use bgworker::testing::{Probe, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -118,11 +118,14 @@ async fn a13b_a_demotion_parks_those_that_write_and_a_promotion_brings_them_back
     let standby = primary.standby();
     let proxy = Proxy::to(primary.port);
     let postmaster = postmaster(&conninfo(proxy.port));
-    let stage = Stage::new();
+    let probe = Probe::new();
     let reader = BackgroundWorker::new("reader")
         .start_time(StartTime::ConsistentState)
         .restart_time(RestartTime::Never);
-    let reader = postmaster.register(reader, stage.main(NAPS)).await.unwrap();
+    let reader = postmaster
+        .register(reader, probe.main(Script::NAPS))
+        .await
+        .unwrap();
     let on_primary = TestDatabase::at(&primary.conninfo()).await;
     let home = worker(&on_primary, &postmaster, "home", brisk).await;
     let own = worker(&on_primary, &postmaster, "own", brisk_on_its_own).await;

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tracing::Level;
 
 use crate::support::log::{Line, Log};
-use crate::support::scripted::{NAPS, Said, Script, Stage};
 use crate::support::{eventually, postmaster};
+use bgworker::testing::{PausedClock, Probe, Said, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -48,13 +48,16 @@ async fn a4_with_max_workers_2_the_third_is_refused_and_two_run() {
         ..Limits::default()
     };
     let postmaster = Postmaster::launch(limits, None).unwrap();
-    let stage = Stage::new();
+    let probe = Probe::new();
     for name in ["a", "b"] {
         let worker = BackgroundWorker::new(name);
-        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+        postmaster
+            .register(worker, probe.main(Script::NAPS))
+            .await
+            .unwrap();
     }
     let refused = postmaster
-        .register(BackgroundWorker::new("c"), stage.main(NAPS))
+        .register(BackgroundWorker::new("c"), probe.main(Script::NAPS))
         .await;
     let Err(RequestError::Refused(RegisterError::TooManyWorkers { name, limit })) = refused else {
         panic!("{refused:?}");
@@ -70,10 +73,13 @@ async fn start_many(count: usize) -> (Duration, Duration) {
         ..Limits::default()
     };
     let postmaster = Postmaster::launch(limits, None).unwrap();
-    let stage = Stage::new();
+    let probe = Probe::new();
     for n in 0..count {
         let worker = BackgroundWorker::new(format!("w{n}")).start_time(StartTime::RecoveryFinished);
-        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+        postmaster
+            .register(worker, probe.main(Script::NAPS))
+            .await
+            .unwrap();
     }
     let begin = Instant::now();
     let mut slowest = Duration::ZERO;
@@ -187,44 +193,47 @@ async fn a11_a_sigterm_after_ten_of_fifty_starts_is_the_end_of_starting() {
 async fn a12_a_hundred_times_the_order_is_that_of_registration() {
     for _ in 0..100 {
         let postmaster = postmaster();
-        let mut stage = Stage::new();
+        let mut probe = Probe::new();
         let names: Vec<_> = (0..20).map(|n| format!("w{n}")).collect();
         for name in &names {
             let worker = BackgroundWorker::new(name.as_str());
-            postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+            postmaster
+                .register(worker, probe.main(Script::NAPS))
+                .await
+                .unwrap();
         }
         for name in &names {
-            assert_eq!(stage.started().await.0, *name);
+            assert_eq!(probe.started().await.0, *name);
         }
         postmaster.shut_down(Shutdown::Smart);
         postmaster.exited().await.unwrap();
     }
 }
 
-/// Registers one worker with a script, and returns the Postmaster, its handle and its stage.
+/// Registers one worker with a script, and returns the Postmaster, its handle and its probe.
 async fn one(
     script: Script,
     restart_time: RestartTime,
-) -> (PostmasterHandle, bgworker::WorkerId, Stage) {
+) -> (PostmasterHandle, bgworker::WorkerId, Probe) {
     let postmaster = postmaster();
-    let stage = Stage::new();
+    let probe = Probe::new();
     let worker = BackgroundWorker::new("w").restart_time(restart_time);
     let id = postmaster
-        .register(worker, stage.main(script))
+        .register(worker, probe.main(script))
         .await
         .unwrap()
         .id();
-    (postmaster, id, stage)
+    (postmaster, id, probe)
 }
 
 #[actix::test]
 async fn a25_a_failing_worker_starts_two_seconds_after_each_failure() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let script = Script::FailAfter(SECOND);
-    let (_postmaster, _, mut stage) = one(script, after(2 * SECOND)).await;
-    let (_, mut last) = stage.started().await;
+    let (_postmaster, _, mut probe) = one(script, after(2 * SECOND)).await;
+    let (_, mut last) = probe.started().await;
     for _ in 0..5 {
-        let (_, at) = stage.started().await;
+        let (_, at) = probe.started().await;
         let (ran_and_waited, timer) = (3 * SECOND, Duration::from_millis(3));
         let between = at - last;
         assert!(
@@ -237,10 +246,10 @@ async fn a25_a_failing_worker_starts_two_seconds_after_each_failure() {
 
 #[actix::test]
 async fn a_backoff_doubles_and_a_limit_ends_it_with_one_loud_line() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let log = Log::capture();
     let postmaster = postmaster();
-    let mut stage = Stage::new();
+    let mut probe = Probe::new();
     let worker = BackgroundWorker::new("w")
         .restart_time(RestartTime::Backoff(Backoff {
             initial: SECOND,
@@ -251,18 +260,18 @@ async fn a_backoff_doubles_and_a_limit_ends_it_with_one_loud_line() {
             restarts: 5,
             within: 3600 * SECOND,
         });
-    let main = stage.main(Script::FailAfter(Duration::ZERO));
+    let main = probe.main(Script::FailAfter(Duration::ZERO));
     postmaster.register(worker, main).await.unwrap();
-    let (_, mut last) = stage.started().await;
+    let (_, mut last) = probe.started().await;
     for wait in [1, 2, 4, 4, 4] {
-        let (_, at) = stage.started().await;
+        let (_, at) = probe.started().await;
         let (waited, most) = (at - last, wait * SECOND);
         assert!(waited <= most + Duration::from_millis(10), "{waited:?}");
         assert!(waited >= most * 3 / 4, "{waited:?}");
         last = at;
     }
     tokio::time::sleep(3600 * SECOND).await;
-    assert_eq!(stage.rest().len(), 0);
+    assert_eq!(probe.rest().len(), 0);
     let (_, ended) = postmaster.workers().await.unwrap();
     assert!(ended[0].gave_up);
     assert_eq!((ended[0].exit, ended[0].starts), (ExitStatus::Failed, 6));
@@ -275,17 +284,17 @@ async fn a_backoff_doubles_and_a_limit_ends_it_with_one_loud_line() {
 
 #[actix::test]
 async fn a26_a_worker_that_never_restarts_says_why_and_others_run_on() {
-    tokio::time::pause();
-    let (postmaster, id, mut stage) = one(Script::FailAfter(SECOND), RestartTime::Never).await;
+    let _clock = PausedClock::pause();
+    let (postmaster, id, mut probe) = one(Script::FailAfter(SECOND), RestartTime::Never).await;
     let other = BackgroundWorker::new("other");
     let other = postmaster
-        .register(other, stage.main(NAPS))
+        .register(other, probe.main(Script::NAPS))
         .await
         .unwrap()
         .id();
     tokio::time::sleep(100 * SECOND).await;
     assert_eq!(
-        stage.rest().len(),
+        probe.rest().len(),
         2,
         "each started once, and nobody was told anything"
     );
@@ -302,8 +311,8 @@ async fn a26_a_worker_that_never_restarts_says_why_and_others_run_on() {
 
 #[actix::test]
 async fn a27_a_worker_that_returns_is_finished_and_its_name_is_free() {
-    tokio::time::pause();
-    let (postmaster, id, stage) = one(Script::FinishAfter(SECOND), after(SECOND)).await;
+    let _clock = PausedClock::pause();
+    let (postmaster, id, probe) = one(Script::FinishAfter(SECOND), after(SECOND)).await;
     tokio::time::sleep(100 * SECOND).await;
     let (_, ended) = postmaster.workers().await.unwrap();
     assert_eq!(
@@ -311,7 +320,7 @@ async fn a27_a_worker_that_returns_is_finished_and_its_name_is_free() {
         (id, ExitStatus::Finished, 1)
     );
     let next = postmaster
-        .register(BackgroundWorker::new("w"), stage.main(NAPS))
+        .register(BackgroundWorker::new("w"), probe.main(Script::NAPS))
         .await
         .unwrap()
         .id();
@@ -320,18 +329,18 @@ async fn a27_a_worker_that_returns_is_finished_and_its_name_is_free() {
 
 #[actix::test]
 async fn a28_two_failing_workers_keep_their_own_times() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let postmaster = postmaster();
-    let mut stage = Stage::new();
+    let mut probe = Probe::new();
     let begin = Instant::now();
     for (name, seconds) in [("one", 1), ("five", 5)] {
         let worker = BackgroundWorker::new(name).restart_time(after(Duration::from_secs(seconds)));
-        let main = stage.main(Script::FailAfter(Duration::ZERO));
+        let main = probe.main(Script::FailAfter(Duration::ZERO));
         postmaster.register(worker, main).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(10_500)).await;
     let mut starts = [0, 0];
-    for said in stage.rest() {
+    for said in probe.rest() {
         let Said::Started { name, at } = said else {
             panic!("{said:?}")
         };
@@ -349,10 +358,10 @@ async fn a28_two_failing_workers_keep_their_own_times() {
 
 #[actix::test]
 async fn a29_a_panic_in_a_main_is_a_crash_with_its_text_and_the_postmaster_lives() {
-    tokio::time::pause();
-    let (postmaster, id, mut stage) = one(Script::PanicAfter(SECOND), after(SECOND)).await;
+    let _clock = PausedClock::pause();
+    let (postmaster, id, mut probe) = one(Script::PanicAfter(SECOND), after(SECOND)).await;
     for _ in 0..3 {
-        stage.started().await;
+        probe.started().await;
     }
     let status = postmaster.worker(id).await.unwrap().unwrap();
     assert_eq!(
@@ -364,7 +373,7 @@ async fn a29_a_panic_in_a_main_is_a_crash_with_its_text_and_the_postmaster_lives
 
 #[actix::test]
 async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     fn constructor(_: WorkerContext) -> std::future::Ready<Result<(), WorkerError>> {
         panic!("no future")
     }
@@ -382,7 +391,7 @@ async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
 
 #[actix::test]
 async fn d19_a_panic_of_a_worker_that_was_asked_to_stop_is_still_logged() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let log = Log::capture();
     let (postmaster, id, _stage) = one(Script::PanicWhenStopped, after(SECOND)).await;
     all_running(&postmaster, 1).await;
@@ -420,10 +429,10 @@ async fn a29_an_error_that_panics_when_it_is_read_is_a_crash_that_is_reported() 
 
 #[actix::test]
 async fn a33_a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let log = Log::capture();
     let postmaster = postmaster();
-    let mut stage = Stage::new();
+    let mut probe = Probe::new();
     for (name, access) in [
         ("alone", Access::None),
         ("shares", Access::Shared),
@@ -432,10 +441,13 @@ async fn a33_a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start
         let worker = BackgroundWorker::new(name)
             .access(access)
             .restart_time(RestartTime::Never);
-        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+        postmaster
+            .register(worker, probe.main(Script::NAPS))
+            .await
+            .unwrap();
     }
     all_running(&postmaster, 3).await;
-    stage.rest();
+    probe.rest();
     let (hook, mut hooked) = unbounded_channel();
     let begin = Instant::now();
     postmaster
@@ -448,22 +460,22 @@ async fn a33_a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start
     let crashing = BackgroundWorker::new("crashing")
         .access(Access::Shared)
         .restart_time(after(10 * SECOND));
-    let main = stage.main(Script::PanicAfter(SECOND));
+    let main = probe.main(Script::PanicAfter(SECOND));
     postmaster.register(crashing, main).await.unwrap();
-    assert_eq!(stage.started().await.0, "crashing");
+    assert_eq!(probe.started().await.0, "crashing");
     let mut told = Vec::new();
     for _ in 0..2 {
-        let Said::Woke { name, wake } = stage.next().await else {
+        let Said::Woke { name, wake } = probe.said().await else {
             panic!("nobody starts before all have stopped");
         };
         assert_eq!(wake, Wake::Sigterm);
         told.push(name.to_string());
     }
     assert_eq!(told, ["shares", "has a database"]);
-    assert_eq!(stage.started().await.0, "shares");
-    assert_eq!(stage.started().await.0, "has a database");
+    assert_eq!(probe.started().await.0, "shares");
+    assert_eq!(probe.started().await.0, "has a database");
     assert!(hooked.recv().await.unwrap() >= SECOND);
-    let (name, at) = stage.started().await;
+    let (name, at) = probe.started().await;
     assert_eq!(name, "crashing", "at its own restart time");
     assert!(at - begin >= 11 * SECOND);
     assert_eq!(
@@ -479,11 +491,11 @@ async fn a33_a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start
 
 #[actix::test]
 async fn a_lost_database_brings_even_a_worker_back_that_never_restarts() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let script = Script::LoseDatabaseAfter(SECOND);
-    let (_postmaster, _, mut stage) = one(script, RestartTime::Never).await;
-    let (_, first) = stage.started().await;
-    let (_, second) = stage.started().await;
+    let (_postmaster, _, mut probe) = one(script, RestartTime::Never).await;
+    let (_, first) = probe.started().await;
+    let (_, second) = probe.started().await;
     assert!(
         second - first < SECOND + Duration::from_millis(10),
         "at once the first time"
@@ -492,21 +504,24 @@ async fn a_lost_database_brings_even_a_worker_back_that_never_restarts() {
 
 #[actix::test]
 async fn a34_a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let postmaster = postmaster();
-    let mut stage = Stage::new();
+    let mut probe = Probe::new();
     for name in ["naps", "naps too"] {
         let worker = BackgroundWorker::new(name);
-        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+        postmaster
+            .register(worker, probe.main(Script::NAPS))
+            .await
+            .unwrap();
     }
     let worker = BackgroundWorker::new("waits for its restart").restart_time(after(3600 * SECOND));
-    let main = stage.main(Script::FailAfter(Duration::ZERO));
+    let main = probe.main(Script::FailAfter(Duration::ZERO));
     postmaster.register(worker, main).await.unwrap();
     tokio::time::sleep(SECOND).await;
-    assert_eq!(stage.rest().len(), 3);
+    assert_eq!(probe.rest().len(), 3);
     postmaster.sighup();
     tokio::time::sleep(SECOND).await;
-    let woke: Vec<_> = stage
+    let woke: Vec<_> = probe
         .rest()
         .into_iter()
         .map(|said| match said {
@@ -520,7 +535,7 @@ async fn a34_a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
 
 #[actix::test]
 async fn a34_a_sighup_during_a_cycle_is_handled_once_after_it() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let (woke, mut wakes) = unbounded_channel();
     let main = move |mut context: WorkerContext| {
@@ -555,11 +570,11 @@ async fn a34_a_sighup_during_a_cycle_is_handled_once_after_it() {
 
 #[actix::test]
 async fn the_same_failure_again_and_again_is_told_at_each_doubling() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let log = Log::capture();
-    let (_postmaster, _, mut stage) = one(Script::FailAfter(SECOND), after(SECOND)).await;
+    let (_postmaster, _, mut probe) = one(Script::FailAfter(SECOND), after(SECOND)).await;
     for _ in 0..21 {
-        stage.started().await;
+        probe.started().await;
     }
     let times = |line: &Line| {
         let (_, times) = line.fields.split_once(" times=").unwrap_or_default();
@@ -573,30 +588,33 @@ async fn the_same_failure_again_and_again_is_told_at_each_doubling() {
 
 #[actix::test]
 async fn a37_a_thousand_sighups_wake_a_worker_a_bounded_number_of_times() {
-    let (postmaster, _, mut stage) = one(NAPS, after(SECOND)).await;
+    let (postmaster, _, mut probe) = one(Script::NAPS, after(SECOND)).await;
     all_running(&postmaster, 1).await;
-    stage.rest();
+    probe.rest();
     for _ in 0..1000 {
         postmaster.sighup();
     }
     // Answered after all of them, and after what they led to.
     postmaster.status().await.unwrap();
     all_running(&postmaster, 1).await;
-    let woke = stage.rest().len();
+    let woke = probe.rest().len();
     assert!((1..=3).contains(&woke), "{woke}");
 }
 
 #[actix::test]
 async fn a38_idle_workers_end_at_once_on_sigterm_and_are_told_once() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let postmaster = postmaster();
-    let mut stage = Stage::new();
+    let mut probe = Probe::new();
     for n in 0..1000 {
         let worker = BackgroundWorker::new(format!("w{n}"));
-        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+        postmaster
+            .register(worker, probe.main(Script::NAPS))
+            .await
+            .unwrap();
     }
     all_running(&postmaster, 1000).await;
-    stage.rest();
+    probe.rest();
     let begin = Instant::now();
     postmaster.shut_down(Shutdown::Smart);
     assert_eq!(postmaster.exited().await.unwrap().aborted.len(), 0);
@@ -605,7 +623,7 @@ async fn a38_idle_workers_end_at_once_on_sigterm_and_are_told_once() {
         "{:?}",
         begin.elapsed()
     );
-    let woke = stage.rest();
+    let woke = probe.rest();
     assert_eq!(woke.len(), 1000);
     let sigterm = |said: &Said| {
         matches!(
@@ -621,12 +639,15 @@ async fn a38_idle_workers_end_at_once_on_sigterm_and_are_told_once() {
 
 #[actix::test]
 async fn a41_a_worker_that_ignores_everything_is_aborted_at_the_deadline_and_named() {
-    tokio::time::pause();
-    let (postmaster, _, mut stage) = one(Script::IgnoreEverything, after(SECOND)).await;
+    let _clock = PausedClock::pause();
+    let (postmaster, _, mut probe) = one(Script::IgnoreEverything, after(SECOND)).await;
     let worker = BackgroundWorker::new("polite");
-    postmaster.register(worker, stage.main(NAPS)).await.unwrap();
-    stage.started().await;
-    stage.started().await;
+    postmaster
+        .register(worker, probe.main(Script::NAPS))
+        .await
+        .unwrap();
+    probe.started().await;
+    probe.started().await;
     let begin = Instant::now();
     postmaster.shut_down(Shutdown::Smart);
     let exit = postmaster.exited().await.unwrap();
@@ -644,8 +665,8 @@ async fn a41_a_worker_that_ignores_everything_is_aborted_at_the_deadline_and_nam
 
 #[actix::test]
 async fn a48_two_postmasters_in_one_system_are_independent() {
-    let (first, _, _stage) = one(NAPS, after(SECOND)).await;
-    let (second, id, _stage) = one(NAPS, after(SECOND)).await;
+    let (first, _, _stage) = one(Script::NAPS, after(SECOND)).await;
+    let (second, id, _stage) = one(Script::NAPS, after(SECOND)).await;
     all_running(&first, 1).await;
     all_running(&second, 1).await;
     first.shut_down(Shutdown::Smart);
@@ -656,16 +677,16 @@ async fn a48_two_postmasters_in_one_system_are_independent() {
 
 #[actix::test]
 async fn a_patience_beyond_all_time_is_one_that_does_not_end() {
-    tokio::time::pause();
+    let _clock = PausedClock::pause();
     let limits = Limits {
         shutdown_timeout: Duration::MAX,
         ..Limits::default()
     };
     let postmaster = Postmaster::launch(limits, None).unwrap();
-    let stage = Stage::new();
+    let probe = Probe::new();
     for name in ["terminated", "shut down"] {
         let worker = BackgroundWorker::new(name);
-        let main = stage.main(Script::IgnoreEverything);
+        let main = probe.main(Script::IgnoreEverything);
         let worker = postmaster.register(worker, main).await.unwrap();
         worker.ready().await.unwrap();
         if name == "terminated" {
@@ -683,13 +704,13 @@ async fn a_patience_beyond_all_time_is_one_that_does_not_end() {
 
 #[actix::test]
 async fn a_latch_wakes_a_nap_early() {
-    tokio::time::pause();
-    let (postmaster, _, mut stage) = one(NAPS, after(SECOND)).await;
-    stage.started().await;
+    let _clock = PausedClock::pause();
+    let (postmaster, _, mut probe) = one(Script::NAPS, after(SECOND)).await;
+    probe.started().await;
     let begin = Instant::now();
     postmaster.sighup();
     assert!(matches!(
-        stage.next().await,
+        probe.said().await,
         Said::Woke {
             wake: Wake::Sighup,
             ..
@@ -700,11 +721,11 @@ async fn a_latch_wakes_a_nap_early() {
 
 #[actix::test]
 async fn a_nap_that_nothing_wakes_lasts_its_time() {
-    tokio::time::pause();
-    let (_postmaster, _, mut stage) = one(Script::NapUntilStopped(7 * SECOND), after(SECOND)).await;
-    let (_, begin) = stage.started().await;
+    let _clock = PausedClock::pause();
+    let (_postmaster, _, mut probe) = one(Script::NapUntilStopped(7 * SECOND), after(SECOND)).await;
+    let (_, begin) = probe.started().await;
     assert!(matches!(
-        stage.next().await,
+        probe.said().await,
         Said::Woke {
             wake: Wake::Timeout,
             ..
@@ -733,9 +754,9 @@ fn bomb() -> impl Main {
 
 #[actix::test]
 async fn the_death_of_the_postmaster_ends_every_nap_at_once_and_no_request_hangs() {
-    tokio::time::pause();
-    let (postmaster, id, mut stage) = one(NAPS, after(SECOND)).await;
-    stage.started().await;
+    let _clock = PausedClock::pause();
+    let (postmaster, id, mut probe) = one(Script::NAPS, after(SECOND)).await;
+    probe.started().await;
     let waiting = postmaster.clone();
     let waiting = actix_rt::spawn(async move { waiting.exited().await });
     let begin = Instant::now();
@@ -743,7 +764,7 @@ async fn the_death_of_the_postmaster_ends_every_nap_at_once_and_no_request_hangs
         .register(BackgroundWorker::new("bomb"), bomb())
         .await
         .unwrap();
-    let woke = stage.next().await;
+    let woke = probe.said().await;
     assert!(
         matches!(
             woke,
@@ -761,16 +782,16 @@ async fn the_death_of_the_postmaster_ends_every_nap_at_once_and_no_request_hangs
     assert_eq!(postmaster.status().await.unwrap_err(), died);
     assert_eq!(postmaster.worker(id).await.unwrap_err(), died);
     let late = postmaster
-        .register(BackgroundWorker::new("late"), stage.main(NAPS))
+        .register(BackgroundWorker::new("late"), probe.main(Script::NAPS))
         .await;
     assert_eq!(late.unwrap_err(), died);
 }
 
 #[actix::test]
 async fn terminate_ends_a_worker_for_good_and_its_handle_says_so() {
-    tokio::time::pause();
-    let (postmaster, id, mut stage) = one(NAPS, after(SECOND)).await;
-    stage.started().await;
+    let _clock = PausedClock::pause();
+    let (postmaster, id, mut probe) = one(Script::NAPS, after(SECOND)).await;
+    probe.started().await;
     postmaster.terminate(id).await.unwrap();
     postmaster.terminate(id).await.unwrap();
     tokio::time::sleep(100 * SECOND).await;

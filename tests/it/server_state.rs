@@ -13,8 +13,8 @@ use tracing::Level;
 use crate::embedded::reachable_directory;
 use crate::support::database::{TestDatabase, brisk_on_its_own, database, table};
 use crate::support::log::Log;
-use crate::support::scripted::{NAPS, Stage};
 use crate::support::{eventually, within};
+use bgworker::testing::{Probe, Script};
 
 const LEVELS: [StartTime; 3] = [
     StartTime::RecoveryFinished,
@@ -23,14 +23,17 @@ const LEVELS: [StartTime; 3] = [
 ];
 
 /// A Postmaster with one scripted worker of each level, the latest first.
-async fn one_of_each_level(conninfo: &str) -> (PostmasterHandle, Stage) {
+async fn one_of_each_level(conninfo: &str) -> (PostmasterHandle, Probe) {
     let postmaster = Postmaster::launch(Limits::default(), Some(database(conninfo))).unwrap();
-    let stage = Stage::new();
+    let probe = Probe::new();
     for level in LEVELS {
         let worker = BackgroundWorker::new(level.to_string()).start_time(level);
-        postmaster.register(worker, stage.main(NAPS)).await.unwrap();
+        postmaster
+            .register(worker, probe.main(Script::NAPS))
+            .await
+            .unwrap();
     }
-    (postmaster, stage)
+    (postmaster, probe)
 }
 
 async fn running(postmaster: &PostmasterHandle) -> usize {
@@ -44,8 +47,8 @@ async fn without_a_server_only_postmaster_start_runs_and_the_rest_follows_when_i
     let port = listener.local_addr().unwrap().port();
     drop(listener);
     let conninfo = format!("host=127.0.0.1 port={port} user=postgres");
-    let (postmaster, mut stage) = one_of_each_level(&conninfo).await;
-    assert_eq!(stage.started().await.0, "postmaster start");
+    let (postmaster, mut probe) = one_of_each_level(&conninfo).await;
+    assert_eq!(probe.started().await.0, "postmaster start");
     eventually("the server is found away", || async {
         !log.with(Level::WARN, "server is away").is_empty()
     })
@@ -62,8 +65,8 @@ async fn without_a_server_only_postmaster_start_runs_and_the_rest_follows_when_i
         running(&postmaster).await == 3
     })
     .await;
-    assert_eq!(stage.started().await.0, "recovery finished");
-    assert_eq!(stage.started().await.0, "consistent state");
+    assert_eq!(probe.started().await.0, "recovery finished");
+    assert_eq!(probe.started().await.0, "consistent state");
     assert_eq!(
         log.with(Level::WARN, "server is").len(),
         1,
@@ -85,8 +88,8 @@ async fn a13_on_a_standby_consistent_state_runs_and_the_rest_follows_its_promoti
         database(&cluster.conninfo()).server_state().await.0,
         ServerState::Standby
     );
-    let (postmaster, mut stage) = one_of_each_level(&cluster.conninfo()).await;
-    let mut started = [stage.started().await.0, stage.started().await.0];
+    let (postmaster, mut probe) = one_of_each_level(&cluster.conninfo()).await;
+    let mut started = [probe.started().await.0, probe.started().await.0];
     started.sort();
     assert_eq!(started, ["consistent state", "postmaster start"]);
     tokio::time::sleep(Duration::from_millis(1500)).await; // a second look at the server
@@ -101,7 +104,7 @@ async fn a13_on_a_standby_consistent_state_runs_and_the_rest_follows_its_promoti
         running(&postmaster).await == 3
     })
     .await;
-    assert_eq!(stage.started().await.0, "recovery finished");
+    assert_eq!(probe.started().await.0, "recovery finished");
     postmaster.shut_down(Shutdown::Smart);
     postmaster.exited().await.unwrap();
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room of the house, and the rooms that it may use. No other edges, no cycles.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "postmaster",
         &[
@@ -42,6 +42,14 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ),
     ("database", &["background_worker", "backoff", "spelling"]),
     ("supervision", &["background_worker", "backoff"]),
+    (
+        "http",
+        &["postmaster", "context", "background_worker", "supervision"],
+    ),
+    (
+        "testing",
+        &["postmaster", "context", "latch", "database", "supervision"],
+    ),
     ("background_worker", &[]),
     ("latch", &[]),
     ("embedded", &[]),

@@ -28,7 +28,8 @@ pub(crate) fn init(format: Option<LogFormat>, level: &str) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(match &filter {
             Ok(Some(filter)) => filter.clone(),
-            Ok(None) | Err(_) => EnvFilter::new(level),
+            // What the web server has to say of itself is of no interest unless it is in trouble.
+            Ok(None) | Err(_) => EnvFilter::new(format!("{level},actix_server=warn")),
         })
         .with_writer(io::stderr)
         // Where nobody reads the log any more, the workers are not to suffer for it.

@@ -11,7 +11,10 @@ mod logging;
 mod private_server;
 mod reload;
 mod run;
+mod service_manager;
 mod signals;
+mod status;
+mod web;
 
 use std::path::PathBuf;
 
@@ -44,6 +47,10 @@ enum Command {
     ///
     /// Opens no connection and writes no file. Exits with 0 if all is well, with 78 if not.
     Check(CheckArguments),
+    /// Ask a running instance how its workers are.
+    ///
+    /// It must listen: [http] listen. Exits with 0 only if every worker is healthy, else with 1.
+    Status(StatusArguments),
     /// Show the two workers of PostgreSQL's sample at work, on a private server that leaves no
     /// trace.
     Demo(DemoArguments),
@@ -84,6 +91,18 @@ struct CheckArguments {
 }
 
 #[derive(Debug, Args)]
+struct StatusArguments {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Where it listens; what the configuration says unless this is given.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Print what it answers, as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct DemoArguments {
     #[command(flatten)]
     logging: Logging,
@@ -111,6 +130,7 @@ fn main() {
             configuration,
             print,
         }) => check::check(&configuration, print),
+        Command::Status(arguments) => status::status(&arguments),
         Command::Demo(DemoArguments { logging }) => {
             logging::init(logging.log_format, "warn");
             demo::demo()

@@ -49,6 +49,7 @@ impl InForce {
         }
         // What needs a restart is still what it was, and is to be named again.
         new.server = self.settings.server.clone();
+        new.http_listen = self.settings.http_listen;
         new.database_settings = self.settings.database_settings.clone();
         self.settings = new;
         self.postmaster.sighup();

@@ -13,7 +13,9 @@ use crate::configuration::{self, ConfigurationError};
 use crate::exit::Exit;
 use crate::private_server::{self, StartError};
 use crate::reload::InForce;
+use crate::service_manager::ServiceManager;
 use crate::signals::{Request, Signals};
+use crate::web::Web;
 
 /// Reads the configuration, runs its workers, and says how that ended.
 pub(crate) fn run(configuration: &Configuration) -> Exit {
@@ -90,20 +92,21 @@ async fn supervise(
     cluster: Option<&mut Cluster>,
     mut signals: Signals,
 ) -> Exit {
-    let (postmaster, mut in_force) = match launch(settings, conninfo).await {
+    let (postmaster, web, mut in_force) = match launch(settings, conninfo).await {
         Ok(launched) => launched,
         Err(error) => {
             error!("{error}");
             return Exit::Failed;
         }
     };
+    let service_manager = ServiceManager::ready(&postmaster);
     let exited = postmaster.exited();
     let mut exited = std::pin::pin!(exited);
     let mut server_ended = std::pin::pin!(private_server::ended(cluster));
     let mut has_server = true;
-    loop {
+    let exit = loop {
         tokio::select! {
-            exit = &mut exited => return match exit {
+            exit = &mut exited => break match exit {
                 Ok(_) if !has_server => Exit::Failed,
                 Ok(exit) if exit.aborted.is_empty() => Exit::Clean,
                 Ok(_) => Exit::Aborted,
@@ -115,39 +118,58 @@ async fn supervise(
             error = &mut server_ended, if has_server => {
                 error!("{error}");
                 has_server = false;
+                service_manager.stopping();
                 postmaster.shut_down(Shutdown::Fast);
             }
             request = signals.next() => match request {
                 Request::Reload => {
-                    reload_and_listen(configuration, &mut in_force, &postmaster, &mut signals).await;
+                    service_manager.reloading();
+                    let stop = reload_and_listen(configuration, &mut in_force, &postmaster, &mut signals);
+                    let is_to_stop = stop.await;
+                    service_manager.reloaded();
+                    if is_to_stop {
+                        service_manager.stopping();
+                    }
                 }
-                Request::ShutDown(mode) => postmaster.shut_down(mode),
+                Request::ShutDown(mode) => {
+                    service_manager.stopping();
+                    postmaster.shut_down(mode);
+                }
             },
         }
+    };
+    if let Some(web) = web {
+        web.stop().await;
     }
+    exit
 }
 
 async fn launch(
     settings: Settings,
     conninfo: ConnInfo,
-) -> Result<(PostmasterHandle, InForce), Box<dyn std::error::Error>> {
+) -> Result<(PostmasterHandle, Option<Web>, InForce), Box<dyn std::error::Error>> {
     if settings.workers.is_empty() {
         warn!("the configuration has no [[worker]]: there is nothing to do");
     }
     let database = Database::new(conninfo, settings.database_settings.clone())?;
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
+    // Before a worker has done anything: whoever cannot listen is not to have worked.
+    let listen = settings.http_listen;
+    let web = listen.map(|listen| Web::serve(listen, &postmaster));
+    let web = web.transpose()?;
     let in_force = InForce::register(settings, postmaster.clone()).await?;
-    Ok((postmaster, in_force))
+    Ok((postmaster, web, in_force))
 }
 
 /// Reloads, and meanwhile passes on what asks to stop: a worker that is being replaced may take its
-/// time. A request to reload meanwhile is served by one more.
+/// time. A request to reload meanwhile is served by one more. Returns whether it was asked to stop.
 async fn reload_and_listen(
     configuration: &Configuration,
     in_force: &mut InForce,
     postmaster: &PostmasterHandle,
     signals: &mut Signals,
-) {
+) -> bool {
+    let mut is_to_stop = false;
     let mut again = true;
     while std::mem::take(&mut again) {
         let mut reloading = std::pin::pin!(reload(configuration, in_force));
@@ -156,11 +178,15 @@ async fn reload_and_listen(
                 () = &mut reloading => break,
                 request = signals.next() => match request {
                     Request::Reload => again = true,
-                    Request::ShutDown(mode) => postmaster.shut_down(mode),
+                    Request::ShutDown(mode) => {
+                        is_to_stop = true;
+                        postmaster.shut_down(mode);
+                    }
                 },
             }
         }
     }
+    is_to_stop
 }
 
 /// Reads the configuration again, and applies it whole or not at all.

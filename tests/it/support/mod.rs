@@ -2,10 +2,10 @@
 
 pub(crate) mod daemon;
 pub(crate) mod database;
+pub(crate) mod example;
 pub(crate) mod histories;
 pub(crate) mod log;
 pub(crate) mod proxy;
-pub(crate) mod scripted;
 pub(crate) mod server;
 
 use std::future::Future;

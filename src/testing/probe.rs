@@ -1,17 +1,26 @@
-//! Workers that do what a test says, and tell what happens to them.
+//! Workers that do what a test says, and a probe that hears what they tell.
+
+#![expect(
+    clippy::panic,
+    reason = "a script may say so, and a test whose probe hears nothing fails"
+)]
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bgworker::{Main, Wake, WorkerContext, WorkerError};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use super::LONG;
+use crate::context::{Main, WorkerContext, WorkerError};
+use crate::latch::Wake;
+
+/// How long a probe listens before it gives up: longer than any restart time on a clock that stands still.
+const PATIENCE: Duration = Duration::from_secs(60_000);
 
 /// What a scripted worker does once it has said that it started.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Script {
+#[non_exhaustive]
+pub enum Script {
     /// Naps for so long at a time, until it is asked to stop.
     NapUntilStopped(Duration),
     /// Returns `Ok` unasked, after this long.
@@ -29,39 +38,70 @@ pub(crate) enum Script {
 }
 
 /// What a scripted worker tells.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Said {
-    Started { name: Arc<str>, at: Instant },
-    Woke { name: Arc<str>, wake: Wake },
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// An incarnation has started.
+    Started {
+        /// The worker's name.
+        name: Arc<str>,
+        /// When.
+        at: Instant,
+    },
+    /// A nap has ended.
+    Woke {
+        /// The worker's name.
+        name: Arc<str>,
+        /// Why.
+        wake: Wake,
+    },
 }
 
 /// Hears what scripted workers tell.
-pub(crate) struct Stage {
+#[derive(Debug)]
+pub struct Probe {
     heard: UnboundedReceiver<Said>,
     told: UnboundedSender<Said>,
 }
 
-/// Naps until it is asked to stop.
-pub(crate) const NAPS: Script = Script::NapUntilStopped(Duration::from_secs(3600));
+// === impl Script ===
 
-impl Stage {
-    pub(crate) fn new() -> Self {
+impl Script {
+    /// Naps an hour at a time, until it is asked to stop.
+    pub const NAPS: Self = Self::NapUntilStopped(Duration::from_secs(3600));
+}
+
+// === impl Probe ===
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Probe {
+    /// A probe that has heard nothing.
+    #[must_use]
+    pub fn new() -> Self {
         let (told, heard) = unbounded_channel();
         Self { heard, told }
     }
 
     /// The main of a worker that follows a script, the same in each incarnation.
-    pub(crate) fn main(&self, script: Script) -> impl Main {
+    pub fn main(&self, script: Script) -> impl Main {
         let told = self.told.clone();
         move |context| follow(context, script, told.clone())
     }
 
     /// The next thing that is told.
+    ///
+    /// # Panics
+    ///
+    /// If nothing is, for a very long time.
     #[track_caller]
-    pub(crate) fn next(&mut self) -> impl Future<Output = Said> {
+    pub fn said(&mut self) -> impl Future<Output = Said> {
         let caller = std::panic::Location::caller();
         async move {
-            match tokio::time::timeout(LONG * 1000, self.heard.recv()).await {
+            match tokio::time::timeout(PATIENCE, self.heard.recv()).await {
                 Ok(Some(said)) => said,
                 Ok(None) | Err(_) => panic!("{caller}: no worker says anything"),
             }
@@ -69,11 +109,15 @@ impl Stage {
     }
 
     /// The next start: who, and when.
+    ///
+    /// # Panics
+    ///
+    /// If something else is told first, or nothing for a very long time.
     #[track_caller]
-    pub(crate) fn started(&mut self) -> impl Future<Output = (String, Instant)> {
+    pub fn started(&mut self) -> impl Future<Output = (String, Instant)> {
         let caller = std::panic::Location::caller();
         async move {
-            match self.next().await {
+            match self.said().await {
                 Said::Started { name, at } => (name.to_string(), at),
                 said @ Said::Woke { .. } => panic!("{caller}: a start was due, but: {said:?}"),
             }
@@ -81,7 +125,7 @@ impl Stage {
     }
 
     /// Whatever has been told and not been heard yet.
-    pub(crate) fn rest(&mut self) -> Vec<Said> {
+    pub fn rest(&mut self) -> Vec<Said> {
         std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
     }
 }

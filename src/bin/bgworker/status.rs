@@ -1,0 +1,168 @@
+//! `bgworker status`: what a running instance says of its workers.
+
+use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bgworker::http::{Snapshot, WorkerSnapshot};
+use thiserror::Error;
+
+use crate::configuration::{self, ConfigurationError};
+use crate::exit::Exit;
+use crate::{Configuration, StatusArguments};
+
+/// How long the answer may take, all of it.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is nothing to show.
+#[derive(Debug, Error)]
+enum StatusError {
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
+    #[error(
+        "the configuration does not say where a running instance listens: set \"listen\" in [http], such as \
+         listen = \"127.0.0.1:9187\", and start it again; or pass --url URL"
+    )]
+    NotListening,
+    #[error("could not ask {url}: {error}: is bgworker running, with [http] listen?")]
+    Unreachable { url: String, error: ureq::Error },
+    #[error("{url} does not answer as bgworker does: {error}")]
+    Strange {
+        url: String,
+        error: serde_json::Error,
+    },
+}
+
+/// Asks, prints, and exits with 0 only if every worker is healthy.
+pub(crate) fn status(arguments: &StatusArguments) -> Exit {
+    let (text, snapshot) = match ask(arguments) {
+        Ok(answer) => answer,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{error}");
+            return match error {
+                StatusError::Configuration(_) => Exit::Configuration,
+                _ => Exit::Failed,
+            };
+        }
+    };
+    let text = if arguments.json {
+        text
+    } else {
+        table(&snapshot)
+    };
+    // Whether anybody reads it does not matter.
+    let _ = writeln!(io::stdout().lock(), "{}", text.trim_end());
+    if snapshot.healthy {
+        Exit::Clean
+    } else {
+        Exit::Failed
+    }
+}
+
+fn ask(arguments: &StatusArguments) -> Result<(String, Snapshot), StatusError> {
+    let url = match &arguments.url {
+        Some(url) => url.clone(),
+        None => url(&arguments.configuration)?,
+    };
+    let url = format!("{}/status", url.trim_end_matches('/'));
+    let settings = ureq::Agent::config_builder()
+        .timeout_global(Some(TIMEOUT))
+        .build();
+    let answer = ureq::Agent::new_with_config(settings).get(&url).call();
+    let text = answer.and_then(|mut answer| answer.body_mut().read_to_string());
+    let text = text.map_err(|error| StatusError::Unreachable {
+        url: url.clone(),
+        error,
+    })?;
+    match serde_json::from_str(&text) {
+        Ok(snapshot) => Ok((text, snapshot)),
+        Err(error) => Err(StatusError::Strange { url, error }),
+    }
+}
+
+/// Where the instance of this configuration listens.
+fn url(configuration: &Configuration) -> Result<String, StatusError> {
+    let settings = configuration::read(configuration)?;
+    let listen = settings.http_listen.ok_or(StatusError::NotListening)?;
+    // Whoever listens everywhere listens here too.
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    Ok(format!("http://{}", SocketAddr::new(ip, listen.port())))
+}
+
+/// For people: a line for each worker, and below it what its trouble is.
+fn table(snapshot: &Snapshot) -> String {
+    let heading = [
+        "worker", "state", "since", "success", "restarts", "rows", "total",
+    ]
+    .map(str::to_owned);
+    let rows: Vec<_> = std::iter::once(heading)
+        .chain(snapshot.workers.iter().map(row))
+        .collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let widths: [usize; 7] = std::array::from_fn(width);
+    let shutdown = snapshot.shutdown.as_ref();
+    let shutdown = shutdown.map_or(String::new(), |mode| format!(", {mode} shutdown"));
+    let mut text = format!(
+        "bgworker {}: {}{shutdown}\n\n",
+        snapshot.version, snapshot.reached
+    );
+    let troubles = std::iter::once(None).chain(snapshot.workers.iter().map(trouble));
+    for (row, trouble) in std::iter::zip(&rows, troubles) {
+        for (column, cell) in row.iter().enumerate() {
+            let fill = " ".repeat(widths[column] - cell.chars().count());
+            // Numbers stand at the right.
+            let cell = if column < 2 {
+                format!("{cell}{fill}")
+            } else {
+                format!("{fill}{cell}")
+            };
+            text += if column == 0 { "" } else { "  " };
+            text += &cell;
+        }
+        text.truncate(text.trim_end_matches(' ').len());
+        text += "\n";
+        text.extend(trouble.map(|trouble| format!("    {trouble}\n")));
+    }
+    text
+}
+
+fn row(worker: &WorkerSnapshot) -> [String; 7] {
+    [
+        worker.name.clone(),
+        match worker.next_start_seconds {
+            Some(wait) => format!("{}, starts in {}", worker.state, span(wait)),
+            None => worker.state.clone(),
+        },
+        span(worker.state_seconds),
+        worker
+            .last_success_seconds
+            .map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age))),
+        worker.restarts.to_string(),
+        worker.rows_folded.to_string(),
+        worker
+            .total
+            .map_or(String::new(), |total| total.to_string()),
+    ]
+}
+
+fn trouble(worker: &WorkerSnapshot) -> Option<String> {
+    let has_trouble = !worker.healthy || worker.consecutive_failures > 0;
+    let error = worker.last_error.as_ref().filter(|_| has_trouble)?;
+    Some(match worker.consecutive_failures {
+        0 | 1 => error.clone(),
+        failures => format!("{failures} × {error}"),
+    })
+}
+
+/// Whole seconds, in the largest units.
+fn span(seconds: f64) -> String {
+    let whole = Duration::try_from_secs_f64(seconds.floor());
+    humantime::format_duration(whole.unwrap_or_default()).to_string()
+}

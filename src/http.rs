@@ -1,0 +1,138 @@
+//! The Postmaster over HTTP, to be mounted in an actix-web application.
+//!
+//! Asks the Postmaster and renders what it answers; keeps nothing, and changes nothing: there is nothing
+//! but GET. No answer holds a secret, but they name workers, tables and errors: mount it where strangers
+//! do not come.
+//!
+//! | path | is |
+//! |---|---|
+//! | `/` | a page that shows every worker, live |
+//! | `/livez` | 200 if the Postmaster has answered within a second; no database is asked |
+//! | `/readyz` | 200 if every worker is healthy, else 503 and the names of those that are not |
+//! | `/status` | a [`Snapshot`] as JSON |
+//! | `/events` | server-sent events: `worker` for each [`Event`](crate::Event), `status` for snapshots |
+//! | `/metrics` | OpenMetrics text, for Prometheus |
+//!
+//! ```
+//! use actix_web::{App, web};
+//! use bgworker::PostmasterHandle;
+//!
+//! fn app(postmaster: &PostmasterHandle) {
+//!     let workers = web::scope("/workers").configure(bgworker::http::configure(postmaster.clone()));
+//!     let app = App::new().service(workers);
+//!     # drop(app);
+//! }
+//! ```
+
+mod events;
+mod metrics;
+mod snapshot;
+
+use std::time::Duration;
+
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
+use actix_web::web::{self, ServiceConfig};
+use actix_web::{HttpResponse, HttpResponseBuilder};
+
+pub use self::snapshot::{Snapshot, WorkerSnapshot};
+use crate::postmaster::PostmasterHandle;
+
+/// How long the Postmaster may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The page may use what is in it, and ask where it comes from.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Adds the endpoints to an application, or to a scope of it.
+///
+/// The streams of `/events` end when the Postmaster has exited. Shut it down before the server is stopped,
+/// or the server waits for them.
+pub fn configure(postmaster: PostmasterHandle) -> impl FnOnce(&mut ServiceConfig) + Clone + Send {
+    move |config| {
+        // A scope passes on what follows its prefix, with the slash or without.
+        for path in ["", "/"] {
+            config.service(web::resource(path).route(web::get().to(page)));
+        }
+        let on = |path: &str| (web::resource(path), postmaster.clone());
+        let (livez, handle) = on("/livez");
+        config.service(livez.route(web::get().to(move || live(handle.clone()))));
+        let (readyz, handle) = on("/readyz");
+        config.service(readyz.route(web::get().to(move || ready(handle.clone()))));
+        let (status, handle) = on("/status");
+        config.service(status.route(web::get().to(move || snapshot(handle.clone()))));
+        let (metrics, handle) = on("/metrics");
+        config.service(metrics.route(web::get().to(move || metrics_text(handle.clone()))));
+        let (events, handle) = on("/events");
+        config.service(events.route(web::get().to(move || events::events(handle.clone()))));
+    }
+}
+
+async fn page() -> HttpResponse {
+    fresh(HttpResponse::Ok())
+        .insert_header((CONTENT_SECURITY_POLICY, PAGE_POLICY))
+        .content_type("text/html; charset=utf-8")
+        .body(include_str!("http/page.html"))
+}
+
+async fn live(postmaster: PostmasterHandle) -> HttpResponse {
+    match tokio::time::timeout(ANSWER_TIMEOUT, postmaster.status()).await {
+        Ok(Ok(_)) => fresh(HttpResponse::Ok()).body("the Postmaster answers\n"),
+        Ok(Err(error)) => unavailable(&error),
+        Err(_) => unavailable(&"the Postmaster does not answer"),
+    }
+}
+
+async fn ready(postmaster: PostmasterHandle) -> HttpResponse {
+    match take(&postmaster).await {
+        Ok(snapshot) if snapshot.healthy => {
+            fresh(HttpResponse::Ok()).body("every background worker is healthy\n")
+        }
+        Ok(snapshot) => {
+            let ill = snapshot.workers.iter().filter(|worker| !worker.healthy);
+            let ill: Vec<_> = ill
+                .map(|worker| format!("background worker \"{}\" is {}", worker.name, worker.state))
+                .collect();
+            unavailable(&ill.join("\n"))
+        }
+        Err(unavailable) => unavailable,
+    }
+}
+
+async fn snapshot(postmaster: PostmasterHandle) -> HttpResponse {
+    match take(&postmaster).await {
+        Ok(snapshot) => fresh(HttpResponse::Ok())
+            .content_type("application/json")
+            .json(snapshot),
+        Err(unavailable) => unavailable,
+    }
+}
+
+async fn metrics_text(postmaster: PostmasterHandle) -> HttpResponse {
+    match take(&postmaster).await {
+        Ok(snapshot) => fresh(HttpResponse::Ok())
+            .content_type(metrics::CONTENT_TYPE)
+            .body(metrics::render(&snapshot)),
+        Err(unavailable) => unavailable,
+    }
+}
+
+/// Asks for everything, but not for ever.
+async fn take(postmaster: &PostmasterHandle) -> Result<Snapshot, HttpResponse> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, Snapshot::take(postmaster)).await {
+        Ok(Ok(snapshot)) => Ok(snapshot),
+        Ok(Err(error)) => Err(unavailable(&error)),
+        Err(_) => Err(unavailable(&"the Postmaster does not answer")),
+    }
+}
+
+fn unavailable(why: &dyn std::fmt::Display) -> HttpResponse {
+    fresh(HttpResponse::ServiceUnavailable()).body(format!("{why}\n"))
+}
+
+/// What is true now may be false in a second.
+fn fresh(mut response: HttpResponseBuilder) -> HttpResponseBuilder {
+    response.insert_header((CACHE_CONTROL, "no-store"));
+    response.content_type("text/plain; charset=utf-8");
+    response
+}

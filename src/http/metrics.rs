@@ -1,0 +1,115 @@
+//! A snapshot as OpenMetrics text. Counts nothing itself.
+
+use std::time::SystemTime;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::snapshot::{Snapshot, WorkerSnapshot};
+
+/// The type of the text.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The states of a worker that is registered.
+const STATES: [&str; 8] = [
+    "registered",
+    "starting",
+    "ready",
+    "napping",
+    "running",
+    "parked",
+    "backing off",
+    "stopping",
+];
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>;
+type Counters = Family<Labels, Counter>;
+
+/// Renders a snapshot.
+pub(super) fn render(snapshot: &Snapshot) -> String {
+    let mut registry = Registry::with_prefix("bgworker");
+    let version = Info::new([("version", snapshot.version.clone())]);
+    registry.register("build", "The version of bgworker", version);
+    let gauge = |registry: &mut Registry, name, help, points: Vec<(Labels, f64)>| {
+        let family = Gauges::default();
+        for (labels, value) in points {
+            family.get_or_create(&labels).set(value);
+        }
+        registry.register(name, help, family);
+    };
+    let counter = |registry: &mut Registry, name, help, value: fn(&WorkerSnapshot) -> u64| {
+        let family = Counters::default();
+        for worker in &snapshot.workers {
+            family.get_or_create(&of(worker)).inc_by(value(worker));
+        }
+        registry.register(name, help, family);
+    };
+    let one = |value: bool| vec![(Labels::new(), f64::from(u8::from(value)))];
+    let each = |value: &dyn Fn(&WorkerSnapshot) -> Option<f64>| -> Vec<(Labels, f64)> {
+        let workers = snapshot.workers.iter();
+        workers
+            .filter_map(|worker| Some((of(worker), value(worker)?)))
+            .collect()
+    };
+
+    let help = "Whether every background worker is healthy";
+    gauge(&mut registry, "healthy", help, one(snapshot.healthy));
+    let help = "Whether the server accepts writes";
+    let is_primary = snapshot.reached == "recovery finished";
+    gauge(&mut registry, "recovery_finished", help, one(is_primary));
+    let help = "How many background workers are in each state";
+    let counts = STATES.into_iter().map(|state| {
+        let workers = snapshot.workers.iter();
+        let count = workers.filter(|worker| worker.state == state).count();
+        (vec![("state", state.to_owned())], count as f64)
+    });
+    gauge(&mut registry, "workers", help, counts.collect());
+    let help = "Whether the background worker is healthy";
+    let points = each(&|worker| Some(f64::from(u8::from(worker.healthy))));
+    gauge(&mut registry, "worker_healthy", help, points);
+    let help = "When a cycle of the background worker last succeeded";
+    let now = unix_time();
+    let points = each(&|worker| Some(now - worker.last_success_seconds?));
+    let name = "worker_last_success_timestamp_seconds";
+    gauge(&mut registry, name, help, points);
+    let help = "Failures of the background worker since its last success";
+    let points = each(&|worker| Some(f64::from(worker.consecutive_failures)));
+    gauge(&mut registry, "worker_consecutive_failures", help, points);
+    let help = "The total after the last fold";
+    let points = each(&|worker| worker.total.map(|total| total as f64));
+    gauge(&mut registry, "worker_sum", help, points);
+    let help = "How often the background worker was started again";
+    counter(&mut registry, "worker_restarts", help, |worker| {
+        worker.restarts
+    });
+    let help = "Cycles of the background worker that succeeded";
+    counter(&mut registry, "worker_cycles", help, |worker| worker.cycles);
+    let help = "Rows that the background worker has folded";
+    counter(&mut registry, "worker_rows_folded", help, |worker| {
+        worker.rows_folded
+    });
+
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+/// The time of day, which is what Prometheus compares with.
+fn unix_time() -> f64 {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "there is no other clock of the time of day"
+    )]
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs_f64()
+}
+
+fn of(worker: &WorkerSnapshot) -> Labels {
+    vec![("worker", worker.name.clone())]
+}

@@ -1,0 +1,135 @@
+//! The examples do what they say, and end.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use nix::sys::signal::Signal;
+
+use crate::support::daemon::Daemon;
+use crate::support::example::example;
+
+/// Runs an example to its end, and returns what it said.
+fn run(name: &str) -> String {
+    let mut program = Daemon::start(&mut example(name));
+    let (code, _) = program.wait();
+    assert_eq!(code, Some(0), "{:?}", program.said);
+    program.said.join("\n")
+}
+
+#[test]
+fn hello_worker_says_hello_until_it_is_interrupted() {
+    let mut hello = Daemon::start(&mut example("hello_worker"));
+    hello.wait_for("hello from hello");
+    hello.wait_for("hello from hello");
+    hello.signal(Signal::SIGINT);
+    assert_eq!(hello.wait().0, Some(0), "{:?}", hello.said);
+}
+
+#[test]
+fn dynamic_workers_come_and_go() {
+    let out = run("dynamic_workers");
+    for line in [
+        "naps is ready",
+        "naps was started 1 time(s)",
+        "naps is unregistered",
+        "fails is unregistered",
+        "all have ended",
+    ] {
+        assert!(out.lines().any(|said| said == line), "{line}: {out}");
+    }
+    let failures = out
+        .lines()
+        .filter(|line| line.starts_with("fails has failed: start "));
+    assert!(failures.count() >= 2, "{out}");
+}
+
+#[test]
+fn own_actor_gets_sighup_and_sigterm_as_messages() {
+    let out = run("own_actor");
+    let said: Vec<_> = out
+        .lines()
+        .map(|line| line.split(" at ").next().unwrap())
+        .collect();
+    assert_eq!(said, ["got sighup!", "got sigterm!", "all have ended"]);
+}
+
+#[test]
+fn own_arbiter_computes_without_holding_up_the_systems_thread() {
+    let out = run("own_arbiter");
+    let ticks = out
+        .split("ticked ")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap();
+    // Half a second of ticks of 10 ms, on a machine that may be busy; none if it were held up.
+    assert!(ticks.parse::<u32>().unwrap() > 5, "{out}");
+}
+
+fn ask(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request =
+        format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn actix_web_service_inserts_folds_and_ends_in_the_right_order() {
+    let mut service = Daemon::start(example("actix_web_service").arg("127.0.0.1:0"));
+    let line = service.wait_for("listening on http://");
+    let address = line
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap()
+        .to_owned();
+    for value in [5, -2, 39] {
+        let answer = ask(&address, &format!("POST /deltas/{value}"));
+        assert!(answer.ends_with(&format!("inserted {value}\n")), "{answer}");
+    }
+    let deadline = std::time::Instant::now() + crate::support::LONG;
+    while !ask(&address, "GET /total").ends_with("\r\n42\n") {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the deltas are not folded"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(ask(&address, "POST /deltas/x").starts_with("HTTP/1.1 404"));
+    assert!(ask(&address, "GET /workers/readyz").starts_with("HTTP/1.1 200"));
+    for page in ["/workers", "/workers/"] {
+        assert!(
+            ask(&address, &format!("GET {page}")).contains("<title>bgworker"),
+            "{page}"
+        );
+    }
+    // Somebody who listens does not hold it up.
+    let mut listener = TcpStream::connect(&address).unwrap();
+    listener
+        .write_all(b"GET /workers/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    let mut begin = [0; 12];
+    listener.read_exact(&mut begin).unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    service.signal(Signal::SIGTERM);
+    let (code, took) = service.wait();
+    assert_eq!(code, Some(0), "{:?}", service.said);
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+    let order: Vec<_> = service
+        .said
+        .iter()
+        .filter(|line| line.ends_with(" ended"))
+        .collect();
+    assert_eq!(
+        order,
+        [
+            "the workers have ended",
+            "the web server has ended",
+            "all have ended"
+        ]
+    );
+}

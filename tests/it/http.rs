@@ -1,0 +1,364 @@
+//! The endpoints: what they answer while workers fare well and ill.
+
+use std::time::Duration;
+
+use actix_web::App;
+use actix_web::body::to_bytes;
+use actix_web::http::StatusCode;
+use actix_web::test::{TestRequest, call_service, init_service};
+use bgworker::database::ServerState;
+use bgworker::http::{Snapshot, configure};
+use bgworker::supervision::{Limits, Shutdown};
+use bgworker::testing::{FakeServer, PausedClock, Probe, Script};
+use bgworker::{
+    BackgroundWorker, PostmasterHandle, RestartTime, StartTime, WorkerContext, WorkerError,
+};
+
+use crate::support::database::{TestDatabase, brisk, table};
+use crate::support::{eventually, postmaster};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn ask(postmaster: &PostmasterHandle, request: TestRequest) -> (StatusCode, String) {
+    let app = init_service(App::new().configure(configure(postmaster.clone()))).await;
+    let response = call_service(&app, request.to_request()).await;
+    let status = response.status();
+    let body = to_bytes(response.into_body()).await.unwrap();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn get(postmaster: &PostmasterHandle, path: &str) -> (StatusCode, String) {
+    ask(postmaster, TestRequest::get().uri(path)).await
+}
+
+async fn snapshot(postmaster: &PostmasterHandle) -> Snapshot {
+    let (status, text) = get(postmaster, "/status").await;
+    assert_eq!(status, StatusCode::OK);
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A name, a state, and whether it is healthy.
+async fn states(postmaster: &PostmasterHandle) -> Vec<(String, String, bool)> {
+    let workers = snapshot(postmaster).await.workers.into_iter();
+    workers
+        .map(|worker| (worker.name, worker.state, worker.healthy))
+        .collect()
+}
+
+fn state(name: &str, state: &str, healthy: bool) -> (String, String, bool) {
+    (name.to_owned(), state.to_owned(), healthy)
+}
+
+async fn is_ready(postmaster: &PostmasterHandle) -> bool {
+    let (status, _) = get(postmaster, "/readyz").await;
+    status == StatusCode::OK
+}
+
+#[actix::test]
+async fn a_worker_is_healthy_where_its_start_time_allows_it_to_be() {
+    let clock = PausedClock::pause();
+    let (postmaster, server) = FakeServer::launch(Limits::default()).unwrap();
+    let probe = Probe::new();
+    for (name, start_time) in [
+        ("early", StartTime::PostmasterStart),
+        ("reads", StartTime::ConsistentState),
+        ("writes", StartTime::RecoveryFinished),
+    ] {
+        let worker = BackgroundWorker::new(name).start_time(start_time);
+        let main = probe.main(Script::NAPS);
+        postmaster.register(worker, main).await.unwrap();
+    }
+    let in_state = |early: &str, reads: &str, writes: &str| {
+        [("early", early), ("reads", reads), ("writes", writes)].map(|(n, s)| state(n, s, true))
+    };
+    for (is, expected) in [
+        (
+            ServerState::Away,
+            in_state("napping", "registered", "registered"),
+        ),
+        (
+            ServerState::Standby,
+            in_state("napping", "napping", "registered"),
+        ),
+        (
+            ServerState::Primary,
+            in_state("napping", "napping", "napping"),
+        ),
+        (
+            ServerState::Standby,
+            in_state("napping", "napping", "parked"),
+        ),
+        (ServerState::Away, in_state("napping", "parked", "parked")),
+        (
+            ServerState::Primary,
+            in_state("napping", "napping", "napping"),
+        ),
+    ] {
+        server.becomes(is);
+        clock.advance(SECOND).await;
+        assert_eq!(states(&postmaster).await, expected, "{is}");
+        assert!(is_ready(&postmaster).await, "{is}");
+        assert_eq!(get(&postmaster, "/livez").await.0, StatusCode::OK);
+    }
+}
+
+#[actix::test]
+async fn a_worker_that_fails_is_named_until_it_runs_again() {
+    let clock = PausedClock::pause();
+    let postmaster = postmaster();
+    // Fails once, then runs.
+    let main = |mut context: WorkerContext| async move {
+        if context.incarnation().number == 1 {
+            return Err(WorkerError::failed("the disk is on fire"));
+        }
+        context.ready();
+        context.progress().succeeded();
+        while !context.nap(SECOND).await.is_stop() {}
+        Ok(())
+    };
+    let worker = BackgroundWorker::new("w").restart_time(RestartTime::After(10 * SECOND));
+    postmaster.register(worker, main).await.unwrap();
+    clock.advance(4 * SECOND).await;
+    let (status, text) = get(&postmaster, "/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(text, "background worker \"w\" is backing off\n");
+    let worker = &snapshot(&postmaster).await.workers[0];
+    assert_eq!(worker.last_error.as_deref(), Some("the disk is on fire"));
+    assert_eq!(worker.consecutive_failures, 1);
+    assert_eq!(worker.next_start_seconds.unwrap().round(), 6.0);
+    assert_eq!(worker.state_seconds.round(), 4.0);
+    clock.advance(7 * SECOND).await;
+    assert!(is_ready(&postmaster).await);
+    let worker = &snapshot(&postmaster).await.workers[0];
+    assert_eq!((worker.restarts, worker.consecutive_failures), (1, 0));
+    assert_eq!(worker.last_success_seconds.unwrap().round(), 1.0);
+    assert_eq!(worker.next_start_seconds, None);
+}
+
+#[actix::test]
+async fn a_success_that_is_older_than_was_promised_is_not_healthy() {
+    let clock = PausedClock::pause();
+    let postmaster = postmaster();
+    let main = |mut context: WorkerContext| async move {
+        context.progress().promise_success_within(60 * SECOND);
+        context.ready();
+        context.progress().succeeded();
+        // It stalls: awake, and without a word.
+        context.latch().stop_requested().await;
+        Ok(())
+    };
+    postmaster
+        .register(BackgroundWorker::new("w"), main)
+        .await
+        .unwrap();
+    clock.advance(59 * SECOND).await;
+    assert!(is_ready(&postmaster).await);
+    clock.advance(2 * SECOND).await;
+    assert_eq!(states(&postmaster).await, [state("w", "running", false)]);
+    assert!(!is_ready(&postmaster).await);
+    // It is alive nevertheless: whoever restarts the process for that restarts it for nothing.
+    assert_eq!(get(&postmaster, "/livez").await.0, StatusCode::OK);
+}
+
+#[actix::test]
+async fn one_that_never_succeeds_is_late_from_its_start_on() {
+    let clock = PausedClock::pause();
+    let postmaster = postmaster();
+    let main = |mut context: WorkerContext| async move {
+        context.progress().promise_success_within(60 * SECOND);
+        context.ready();
+        while !context.nap(SECOND).await.is_stop() {}
+        Ok(())
+    };
+    postmaster
+        .register(BackgroundWorker::new("w"), main)
+        .await
+        .unwrap();
+    clock.advance(59 * SECOND).await;
+    assert!(is_ready(&postmaster).await);
+    clock.advance(2 * SECOND).await;
+    assert!(!is_ready(&postmaster).await);
+}
+
+#[actix::test]
+async fn one_that_has_ended_by_a_failure_is_ill_until_another_has_its_name() {
+    let clock = PausedClock::pause();
+    let postmaster = postmaster();
+    let probe = Probe::new();
+    for (name, script) in [
+        ("fails", Script::FailAfter(SECOND)),
+        ("panics", Script::PanicAfter(SECOND)),
+        ("is done", Script::FinishAfter(SECOND)),
+    ] {
+        let worker = BackgroundWorker::new(name).restart_time(RestartTime::Never);
+        postmaster
+            .register(worker, probe.main(script))
+            .await
+            .unwrap();
+    }
+    clock.advance(2 * SECOND).await;
+    let mut found = states(&postmaster).await;
+    found.sort();
+    let expected = [
+        state("fails", "failed", false),
+        state("is done", "finished", true),
+        state("panics", "crashed", false),
+    ];
+    assert_eq!(found, expected);
+    for name in ["fails", "panics"] {
+        assert!(!is_ready(&postmaster).await);
+        let worker = BackgroundWorker::new(name);
+        postmaster
+            .register(worker, probe.main(Script::NAPS))
+            .await
+            .unwrap();
+        clock.advance(SECOND).await;
+    }
+    assert!(is_ready(&postmaster).await);
+}
+
+#[actix::test]
+async fn nothing_but_get_is_answered() {
+    let postmaster = postmaster();
+    for path in ["/", "/livez", "/readyz", "/status", "/metrics", "/events"] {
+        for request in [
+            TestRequest::post(),
+            TestRequest::put(),
+            TestRequest::delete(),
+            TestRequest::patch(),
+        ] {
+            let (status, _) = ask(&postmaster, request.uri(path)).await;
+            assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        }
+    }
+}
+
+#[actix::test]
+async fn a_postmaster_that_is_gone_is_said_to_be_gone() {
+    let postmaster = postmaster();
+    let handle = postmaster.clone();
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+    // It answers as long as somebody has a handle, and its streams have ended.
+    assert_eq!(get(&handle, "/livez").await.0, StatusCode::OK);
+    let (status, text) = get(&handle, "/events").await;
+    assert_eq!((status, &*text), (StatusCode::OK, ""));
+
+    // One whose System has stopped does not.
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let system = std::thread::spawn(|| {
+        actix::System::new().block_on(async {
+            let postmaster = crate::support::postmaster();
+            let _ = sender.send(postmaster);
+        });
+    });
+    let orphan = receiver.await.unwrap();
+    system.join().unwrap();
+    for path in ["/livez", "/readyz", "/status", "/metrics", "/events"] {
+        let (status, text) = get(&orphan, path).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(text, "the Postmaster has died\n", "{path}");
+    }
+}
+
+#[actix::test]
+async fn events_tell_what_happens_and_how_all_are_and_end_with_the_postmaster() {
+    let clock = PausedClock::pause();
+    let postmaster = postmaster();
+    let handle = postmaster.clone();
+    let listening = actix::spawn(async move { get(&handle, "/events").await });
+    clock.advance(SECOND / 10).await;
+    let worker = BackgroundWorker::new("w").restart_time(RestartTime::After(2 * SECOND));
+    let main = Probe::new().main(Script::FailAfter(SECOND / 2));
+    postmaster.register(worker, main).await.unwrap();
+    clock.advance(SECOND).await;
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+    let (_, text) = listening.await.unwrap();
+    let told: Vec<&str> = text
+        .split("\n\n")
+        .filter(|event| !event.is_empty())
+        .collect();
+    let happened: Vec<_> = told
+        .iter()
+        .filter_map(|event| event.strip_prefix("event: worker\ndata: "))
+        .collect();
+    let of_it = r#"{"worker":"w","slot":0,"generation":1,"kind":"#;
+    let expected = [
+        "\"registered\"}",
+        "\"started\"}",
+        "\"ready\"}",
+        "\"exited\",\"exit\":\"failed\",\"reason\":\"the script says so\",\"restart_in_seconds\":2.0}",
+        "\"unregistered\",\"exit\":\"stopped\"}",
+    ];
+    assert_eq!(happened, expected.map(|event| format!("{of_it}{event}")));
+    let snapshots: Vec<Snapshot> = told
+        .iter()
+        .filter_map(|event| event.strip_prefix("event: status\ndata: "))
+        .map(|snapshot| serde_json::from_str(snapshot).unwrap())
+        .collect();
+    // At once, soon after it was registered, and soon after it failed.
+    let seen: Vec<_> = snapshots
+        .iter()
+        .map(|snapshot| snapshot.workers.first().map(|worker| &*worker.state))
+        .collect();
+    assert_eq!(seen, [None, Some("ready"), Some("backing off")]);
+}
+
+#[actix::test]
+async fn metrics_have_their_names_and_the_values_of_the_snapshot() {
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    db.worker(&postmaster, "w \"1\"", brisk(&table("s", "t")))
+        .await;
+    db.execute("INSERT INTO s.t VALUES ('total', 40), ('delta', 1), ('delta', 1)")
+        .await;
+    db.wait_for_rows(&table("s", "t"), &["total|42"]).await;
+    eventually("it says so", || async {
+        snapshot(&postmaster).await.workers[0].total == Some(42)
+    })
+    .await;
+    let (_, text) = get(&postmaster, "/metrics").await;
+    for line in [
+        "bgworker_healthy{} 1.0",
+        "bgworker_recovery_finished{} 1.0",
+        "bgworker_worker_healthy{worker=\"w \\\"1\\\"\"} 1.0",
+        "bgworker_worker_consecutive_failures{worker=\"w \\\"1\\\"\"} 0.0",
+        "bgworker_worker_sum{worker=\"w \\\"1\\\"\"} 42.0",
+        "bgworker_worker_rows_folded_total{worker=\"w \\\"1\\\"\"} 2",
+        "bgworker_worker_restarts_total{worker=\"w \\\"1\\\"\"} 0",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
+    let success = text.lines().find_map(|line| {
+        line.strip_prefix("bgworker_worker_last_success_timestamp_seconds{worker=\"w \\\"1\\\"\"} ")
+    });
+    let success: f64 = success.unwrap().parse().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs_f64();
+    assert!((now - 60.0..=now).contains(&success), "{success}");
+}
+
+#[actix::test]
+async fn the_page_needs_nothing_from_elsewhere_and_may_ask_nowhere_else() {
+    let postmaster = postmaster();
+    let app = init_service(App::new().configure(configure(postmaster))).await;
+    let response = call_service(&app, TestRequest::get().uri("/").to_request()).await;
+    let policy = response
+        .headers()
+        .get("content-security-policy")
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert!(policy.starts_with("default-src 'none';"), "{policy}");
+    let page = to_bytes(response.into_body()).await.unwrap();
+    let page = String::from_utf8(page.to_vec()).unwrap();
+    assert!(page.starts_with("<!doctype html>"));
+    for elsewhere in ["http:", "https:", "src=", "@import", "url("] {
+        assert!(!page.contains(elsewhere), "{elsewhere}");
+    }
+}
