@@ -24,6 +24,7 @@ mod http;
 mod idle;
 mod initialization;
 mod libpq;
+mod page;
 mod pooler;
 mod postmaster;
 mod server_state;

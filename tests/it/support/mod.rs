@@ -1,5 +1,6 @@
 //! The harness: a server per test process, a database per test, scripted workers, captured logs.
 
+pub(crate) mod browser;
 pub(crate) mod daemon;
 pub(crate) mod database;
 pub(crate) mod example;

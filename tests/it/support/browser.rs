@@ -1,0 +1,97 @@
+//! A real browser without a window: Chromium, driven by WebDriver.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::LONG;
+
+/// A browser with one page. It is closed when it is dropped.
+pub(crate) struct Browser {
+    driver: Child,
+    session: String,
+}
+
+impl Browser {
+    /// Opens a page, in a window of this size.
+    pub(crate) fn open(url: &str, width: u32, height: u32) -> Self {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("chromedriver: {error}: install chromium-driver"));
+        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let line = lines.find_map(|line| {
+            line.ok()
+                .filter(|line| line.contains("successfully on port "))
+        });
+        let line = line.expect("chromedriver does not say where it listens");
+        let port = line.rsplit(' ').next().unwrap().trim_end_matches('.');
+        let base = format!("http://127.0.0.1:{port}/session");
+        let mut browser = Self {
+            driver,
+            session: base,
+        };
+        // As root there is no sandbox, and a container has little shared memory.
+        let arguments = [
+            "--headless=new".to_owned(),
+            "--no-sandbox".to_owned(),
+            "--disable-gpu".to_owned(),
+            "--disable-dev-shm-usage".to_owned(),
+            format!("--window-size={width},{height}"),
+        ];
+        let options = json!({ "goog:chromeOptions": { "args": arguments } });
+        let wanted = json!({ "capabilities": { "alwaysMatch": options } });
+        let opened = browser.post("", &wanted);
+        let id = opened["sessionId"].as_str().expect("a session");
+        browser.session = format!("{}/{id}", browser.session);
+        browser.post("/url", &json!({ "url": url }));
+        browser
+    }
+
+    /// The value of an expression in the page.
+    pub(crate) fn value(&self, expression: &str) -> Value {
+        let script = json!({ "script": format!("return {expression}"), "args": [] });
+        self.post("/execute/sync", &script)
+    }
+
+    /// Waits until an expression has this value.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, expression: &str, value: &Value) {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let found = self.value(expression);
+            if found == *value {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{expression} is {found}, and not {value}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Value {
+        let url = format!("{}{path}", self.session);
+        let answer = ureq::post(&url)
+            .config()
+            .timeout_global(Some(LONG))
+            .build()
+            .send_json(body);
+        let mut answer = answer.unwrap_or_else(|error| panic!("{url}: {error}"));
+        let mut answer: Value = answer.body_mut().read_json().unwrap();
+        answer["value"].take()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = ureq::delete(&self.session).call();
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
