@@ -20,7 +20,7 @@
 //! use bgworker::{BackgroundWorker, Postmaster, Wake, WorkerContext, WorkerError};
 //!
 //! /// A worker's main is a plain async function.
-//! async fn main(mut context: WorkerContext) -> Result<(), WorkerError> {
+//! async fn hello(mut context: WorkerContext) -> Result<(), WorkerError> {
 //!     context.ready();
 //!     loop {
 //!         // … one cycle of work …
@@ -34,7 +34,7 @@
 //! # fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! actix::System::new().block_on(async {
 //!     let postmaster = Postmaster::launch(Limits::default(), None)?;
-//!     postmaster.register(BackgroundWorker::new("hello"), main).await?;
+//!     postmaster.register(BackgroundWorker::new("hello"), hello).await?;
 //!     postmaster.shut_down(Shutdown::Smart);
 //!     postmaster.exited().await?;
 //!     Ok(())

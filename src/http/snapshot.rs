@@ -43,8 +43,8 @@ pub struct WorkerSnapshot {
     pub state: String,
     /// For how long it has been there, but for naps and cycles, which come and go. Seconds.
     pub state_seconds: f64,
-    /// Whether it is where its start time allows it to be, and its last success is not too old; of one that
-    /// has ended, whether it did so without a failure.
+    /// Whether it is where its start time allows it to be, and its last success is not too old, be it that it
+    /// stalls or that the server is away; of one that has ended, whether it did so without a failure.
     pub healthy: bool,
     /// How often it was started again.
     pub restarts: u64,
@@ -129,7 +129,11 @@ impl WorkerSnapshot {
         };
         let is_where_it_may_be = match worker.state {
             WorkerState::Running => !is_too_old(report, age, now),
-            WorkerState::Registered | WorkerState::Parked => worker.worker.start_time > reached,
+            // On a standby it has nothing to do; without a server it does not do what it promised.
+            WorkerState::Registered | WorkerState::Parked => {
+                let is_away = reached == StartTime::PostmasterStart;
+                worker.worker.start_time > reached && !(is_away && is_too_old(report, age, now))
+            }
             WorkerState::Starting | WorkerState::Stopping | WorkerState::BackingOff { .. } => false,
         };
         Self {
@@ -189,15 +193,15 @@ impl WorkerSnapshot {
     }
 }
 
-/// Whether a worker that runs should have had a success since.
-fn is_too_old(report: &Report, running: Duration, now: Instant) -> bool {
+/// Whether a worker should have had a success in the time that it has been where it is.
+fn is_too_old(report: &Report, since: Duration, now: Instant) -> bool {
     let Some(within) = report.success_within else {
         return false;
     };
     let success = report
         .last_success
         .map(|at| now.saturating_duration_since(at));
-    // What was before it was started again does not count.
-    let age = success.map_or(running, |success| success.min(running));
+    // What was before it came there does not count.
+    let age = success.map_or(since, |success| success.min(since));
     age > within
 }

@@ -5,54 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tempfile::TempDir;
 
 use crate::embedded::{processes_with, reachable_directory};
+use crate::support::configuration::{Config, given};
 use crate::support::daemon::{Daemon, bgworker, run};
 use crate::support::database::{TestDatabase, table};
 use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// A configuration file, in a directory of its own.
-struct Config {
-    directory: TempDir,
-    path: PathBuf,
-}
-
-impl Config {
-    fn new(text: &str) -> Self {
-        let directory = reachable_directory();
-        let path = directory.path().join("bgworker.toml");
-        let config = Self { directory, path };
-        config.write(text);
-        config
-    }
-
-    /// One on a server that runs, with workers of this naptime.
-    fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> Self {
-        Self::new(&given(db, naptime, schemas))
-    }
-
-    fn write(&self, text: &str) {
-        fs::write(&self.path, text).unwrap();
-    }
-
-    fn data_dir(&self) -> PathBuf {
-        self.directory.path().join("data")
-    }
-}
-
-fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> String {
-    let url = db.conninfo().replace('"', "\\\"");
-    let mut text = format!("[database]\nurl = \"{url}\"\n");
-    for schema in schemas {
-        text.push_str(&format!(
-            "[[worker]]\nname = \"{schema}\"\nschema = \"{schema}\"\ntable = \"t\"\nnaptime = \"{naptime}\"\n"
-        ));
-    }
-    text
-}
 
 /// The same, with a connection for each worker.
 fn on_their_own(text: &str) -> String {

@@ -161,6 +161,38 @@ async fn a_success_that_is_older_than_was_promised_is_not_healthy() {
 }
 
 #[actix::test]
+async fn a_server_that_is_away_for_longer_than_was_promised_is_not_healthy_but_a_standby_is() {
+    let clock = PausedClock::pause();
+    let (postmaster, server) = FakeServer::launch(Limits::default()).unwrap();
+    let main = |mut context: WorkerContext| async move {
+        context.progress().promise_success_within(60 * SECOND);
+        context.ready();
+        context.progress().succeeded();
+        while !context.nap(SECOND).await.is_stop() {
+            context.progress().succeeded();
+        }
+        Ok(())
+    };
+    let worker = BackgroundWorker::new("w");
+    postmaster.register(worker, main).await.unwrap();
+    server.becomes(ServerState::Primary);
+    clock.advance(SECOND).await;
+    server.becomes(ServerState::Standby);
+    clock.advance(1000 * SECOND).await;
+    assert_eq!(states(&postmaster).await, [state("w", "parked", true)]);
+    server.becomes(ServerState::Primary);
+    clock.advance(SECOND).await;
+    server.becomes(ServerState::Away);
+    clock.advance(59 * SECOND).await;
+    assert_eq!(states(&postmaster).await, [state("w", "parked", true)]);
+    clock.advance(3 * SECOND).await;
+    assert_eq!(states(&postmaster).await, [state("w", "parked", false)]);
+    server.becomes(ServerState::Primary);
+    clock.advance(SECOND).await;
+    assert!(is_ready(&postmaster).await);
+}
+
+#[actix::test]
 async fn one_that_never_succeeds_is_late_from_its_start_on() {
     let clock = PausedClock::pause();
     let postmaster = postmaster();

@@ -38,10 +38,13 @@ impl Web {
             .shutdown_timeout(1)
             .bind(listen)
             .map_err(|error| ListenError { listen, error })?;
+        // The port that it has, where any will do.
+        for address in server.addrs() {
+            info!("listening on http://{address}/");
+        }
         let server = server.run();
         let handle = server.handle();
         actix::spawn(server);
-        info!("listening on http://{listen}/");
         Ok(Self(handle))
     }
 

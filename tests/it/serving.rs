@@ -1,0 +1,179 @@
+//! The program to those who ask it: `[http] listen`, and `bgworker status`.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use bgworker::http::Snapshot;
+use nix::sys::signal::Signal;
+
+use crate::support::configuration::{Config, given};
+use crate::support::daemon::{Daemon, bgworker, run};
+use crate::support::database::TestDatabase;
+use crate::support::eventually;
+
+/// What a test appends to a configuration: any port will do.
+const LISTEN: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
+
+/// Where the program says that it listens.
+fn url(daemon: &mut Daemon) -> String {
+    let line = daemon.wait_for("listening on http://");
+    let url = line.split("listening on ").nth(1).unwrap();
+    url.to_owned()
+}
+
+/// `bgworker status --url`: exit code, standard output, standard error.
+fn status(url: &str, flags: &[&str]) -> (i32, String, String) {
+    run(bgworker().args(["status", "--url", url]).args(flags))
+}
+
+#[actix::test]
+async fn status_shows_each_worker_and_exits_with_0_when_all_are_well() {
+    let db = TestDatabase::new().await;
+    let config = Config::new(&(given(&db, "100ms", &["one", "number two"]) + LISTEN));
+    let mut daemon = Daemon::run(&config.path);
+    let url = url(&mut daemon);
+    daemon.wait_for_all(&["one initialized", "number two initialized"]);
+    let sql = r#"INSERT INTO "number two".t (type, value) VALUES ('total', 40), ('delta', -3), ('delta', 5)"#;
+    db.execute(sql).await;
+    daemon.wait_for("is now 42");
+    let (code, out, err) = status(&url, &[]);
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    let lines: Vec<_> = out.lines().collect();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(lines[0], format!("bgworker {version}: recovery finished"));
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        words(lines[2]),
+        [
+            "worker", "state", "since", "success", "restarts", "rows", "total"
+        ]
+    );
+    assert!(lines[3].starts_with("one         "), "{out}");
+    assert!(lines[4].starts_with("number two  "), "{out}");
+    assert_eq!(
+        words(lines[4])[words(lines[4]).len() - 3..],
+        ["0", "2", "42"],
+        "{out}"
+    );
+    assert_eq!(lines.len(), 5, "{out}");
+
+    // For programs, and from the page's own address.
+    let (code, out, _) = status(url.trim_end_matches('/'), &["--json"]);
+    assert_eq!(code, 0);
+    let snapshot: Snapshot = serde_json::from_str(&out).unwrap();
+    assert!(snapshot.healthy);
+    assert_eq!(
+        (snapshot.workers[1].rows_folded, snapshot.workers[1].total),
+        (2, Some(42))
+    );
+    let mut page = ureq::get(&url).call().unwrap();
+    assert!(
+        page.body_mut()
+            .read_to_string()
+            .unwrap()
+            .contains("<title>bgworker")
+    );
+
+    // Somebody who listens does not hold up its end.
+    let mut listener = ureq::get(format!("{url}events")).call().unwrap();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().0, Some(0));
+    let heard = listener.body_mut().read_to_string().unwrap();
+    assert!(heard.contains("\"kind\":\"unregistered\""), "{heard}");
+    assert_eq!(status(&url, &[]).0, 1);
+}
+
+#[actix::test]
+async fn status_names_the_trouble_of_a_worker_and_exits_with_1() {
+    let db = TestDatabase::new().await;
+    let sql = "CREATE SCHEMA s; CREATE TABLE s.t (type text, value bigint)";
+    db.execute(sql).await;
+    let config = Config::new(&(given(&db, "1s", &["s"]) + LISTEN));
+    let mut daemon = Daemon::run(&config.path);
+    let url = url(&mut daemon);
+    daemon.wait_for("has no unique index");
+    eventually("it is known to be ill", async || status(&url, &[]).0 == 1).await;
+    let (code, out, err) = status(&url, &[]);
+    assert_eq!((code, &*err), (1, ""), "{out}");
+    let lines: Vec<_> = out.lines().collect();
+    assert!(
+        lines[3].starts_with("s       backing off, starts in 5"),
+        "{out}"
+    );
+    assert!(lines[3].contains("never"), "{out}");
+    assert!(
+        lines[4].starts_with("    ") && lines[4].contains("has no unique index"),
+        "{out}"
+    );
+}
+
+#[actix::test]
+async fn status_finds_the_instance_of_a_configuration() {
+    let db = TestDatabase::new().await;
+    // A port that was free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let listen = format!("[http]\nlisten = \"{port}\"\n");
+    let config = Config::new(&(given(&db, "1s", &["s"]) + &listen));
+    let ask = || run(bgworker().args(["status", "--config"]).arg(&config.path));
+    let (code, out, err) = ask();
+    assert_eq!((code, &*out), (1, ""));
+    assert!(
+        err.starts_with(&format!("could not ask http://127.0.0.1:{port}/status: "))
+            && err.ends_with(": is bgworker running, with [http] listen?\n"),
+        "{err}"
+    );
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for("s initialized");
+    eventually("it is well", async || ask().0 == 0).await;
+
+    // Where it listens needs a restart, and the log says so each time.
+    config.write(&given(&db, "1s", &["s"]));
+    for _ in 0..2 {
+        daemon.signal(Signal::SIGHUP);
+        daemon.wait_for("parameter \"http.listen\" cannot be changed without restarting");
+    }
+    let (code, out, err) = ask();
+    assert_eq!((code, &*out), (1, ""));
+    assert!(err.contains("set \"listen\" in [http]"), "{err}");
+
+    // A second one on that port says so, and has not touched anything.
+    let second = Config::new(&(given(&db, "1s", &["never made"]) + &listen));
+    let (code, _, err) = run(bgworker()
+        .args(["--log-format", "text", "--config"])
+        .arg(&second.path));
+    assert_eq!(code, 1);
+    let expected = format!("could not listen on 127.0.0.1:{port}: ");
+    assert!(
+        err.contains(&expected) && err.contains("another address in \"listen\""),
+        "{err}"
+    );
+    let sql = "SELECT count(*) FROM pg_namespace WHERE nspname = 'never made'";
+    assert_eq!(db.value::<i64>(sql).await, 0);
+}
+
+#[test]
+fn status_of_somebody_else_or_of_nobody_is_an_error_that_says_so() {
+    let (code, _, err) = run(bgworker().args(["status", "--config", "/no/such/file"]));
+    assert_eq!(code, 78, "{err}");
+    let (code, _, err) = status("not a url", &[]);
+    assert_eq!(code, 1, "{err}");
+    // Somebody who accepts and never answers is given up.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let begin = std::time::Instant::now();
+    let (code, _, err) = status(&url, &[]);
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("could not ask") && err.contains("timeout"),
+        "{err}"
+    );
+    assert!(begin.elapsed() < Duration::from_secs(20));
+}

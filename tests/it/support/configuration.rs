@@ -1,0 +1,50 @@
+//! Configuration files for the program.
+
+use std::fs;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::database::TestDatabase;
+use crate::embedded::reachable_directory;
+
+/// A configuration file, in a directory of its own.
+pub(crate) struct Config {
+    directory: TempDir,
+    pub(crate) path: PathBuf,
+}
+
+impl Config {
+    pub(crate) fn new(text: &str) -> Self {
+        let directory = reachable_directory();
+        let path = directory.path().join("bgworker.toml");
+        let config = Self { directory, path };
+        config.write(text);
+        config
+    }
+
+    /// One on a server that runs, with workers of this naptime.
+    pub(crate) fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> Self {
+        Self::new(&given(db, naptime, schemas))
+    }
+
+    pub(crate) fn write(&self, text: &str) {
+        fs::write(&self.path, text).unwrap();
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+}
+
+/// `[database]` and workers.
+pub(crate) fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> String {
+    let url = db.conninfo().replace('"', "\\\"");
+    let mut text = format!("[database]\nurl = \"{url}\"\n");
+    for schema in schemas {
+        text.push_str(&format!(
+            "[[worker]]\nname = \"{schema}\"\nschema = \"{schema}\"\ntable = \"t\"\nnaptime = \"{naptime}\"\n"
+        ));
+    }
+    text
+}
