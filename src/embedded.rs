@@ -194,6 +194,8 @@ impl Cluster {
             watchdog.arg("-c").arg(format!("{parameter}={value}"));
         }
         user.assume(&mut watchdog);
+        // To a service manager the program speaks for itself, and its server would, too.
+        watchdog.env_remove("NOTIFY_SOCKET");
         let log = user.open_log(&data_dir.join("server.log"))?;
         let log_end = log
             .try_clone()

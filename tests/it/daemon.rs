@@ -20,7 +20,7 @@ fn on_their_own(text: &str) -> String {
 }
 
 /// The seed's configuration, on a private server in a directory of the test's.
-fn seed() -> (Config, String) {
+pub(crate) fn seed() -> (Config, String) {
     let config = Config::new("");
     let data_dir = format!("embedded = true\ndata_dir = {:?}", config.data_dir());
     let text = include_str!("../../conf/seed.toml").replace("embedded = true", &data_dir);

@@ -28,6 +28,7 @@ mod page;
 mod pooler;
 mod postmaster;
 mod server_state;
+mod service_manager;
 mod serving;
 mod supervision;
 mod supervision_model;

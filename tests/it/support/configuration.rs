@@ -32,6 +32,10 @@ impl Config {
         fs::write(&self.path, text).unwrap();
     }
 
+    pub(crate) fn read(&self) -> String {
+        fs::read_to_string(&self.path).unwrap()
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }

@@ -1,0 +1,175 @@
+//! What systemd hears of the program: ready, reloading, stopping, alive. A socket of the test's own stands in.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::sys::time::TimeValLike as _;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::daemon::seed;
+use crate::support::LONG;
+use crate::support::configuration::Config;
+use crate::support::daemon::{Daemon, bgworker};
+use crate::support::database::TestDatabase;
+
+/// The service manager's end.
+struct ServiceManager {
+    socket: UnixDatagram,
+    /// What it has heard, a line each.
+    heard: Vec<String>,
+}
+
+impl ServiceManager {
+    /// One whose socket lies beside a configuration, open to everybody.
+    fn listen(config: &Config) -> Self {
+        let path = Self::path(config);
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let everybody = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(path, everybody).unwrap();
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        let heard = Vec::new();
+        Self { socket, heard }
+    }
+
+    fn path(config: &Config) -> std::path::PathBuf {
+        config.path.with_file_name("notify")
+    }
+
+    /// The program, as the service manager starts it.
+    fn command(config: &Config) -> Command {
+        let mut command = bgworker();
+        command
+            .args(["--log-format", "text", "--config"])
+            .arg(&config.path)
+            .env("NOTIFY_SOCKET", Self::path(config));
+        command
+    }
+
+    /// Waits for the next lines but for those of its status and watchdog.
+    fn next(&mut self) -> Vec<String> {
+        loop {
+            let lines = self.next_of_any_kind();
+            if !lines.iter().any(|line| line.starts_with("STATUS=")) {
+                return lines;
+            }
+        }
+    }
+
+    fn next_of_any_kind(&mut self) -> Vec<String> {
+        let mut message = [0; 4096];
+        let length = self.socket.recv(&mut message).expect("it tells nothing");
+        let message = str::from_utf8(&message[..length]).unwrap();
+        let lines: Vec<_> = message.lines().map(str::to_owned).collect();
+        self.heard.extend(lines.iter().cloned());
+        lines
+    }
+
+    /// What it hears until nobody can tell it anything any more.
+    fn rest(&mut self) {
+        self.socket.set_nonblocking(true).unwrap();
+        let mut message = [0; 4096];
+        while let Ok(length) = self.socket.recv(&mut message) {
+            let message = str::from_utf8(&message[..length]).unwrap();
+            self.heard.extend(message.lines().map(str::to_owned));
+        }
+    }
+}
+
+#[actix::test]
+async fn it_is_told_of_the_start_each_reload_and_the_stop() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "100ms", &["s", "s2"]);
+    let mut manager = ServiceManager::listen(&config);
+    let mut daemon = Daemon::start(&mut ServiceManager::command(&config));
+    assert_eq!(manager.next(), ["READY=1"]);
+    daemon.wait_for_all(&["s initialized", "s2 initialized"]);
+    // Its status line, too, when it is next looked at.
+    while !manager
+        .heard
+        .iter()
+        .any(|line| line == "STATUS=2 of 2 background workers run")
+    {
+        manager.next_of_any_kind();
+    }
+
+    for text in [config.read(), "[worker".to_owned()] {
+        config.write(&text);
+        let micros = || {
+            clock_gettime(ClockId::CLOCK_MONOTONIC)
+                .unwrap()
+                .num_microseconds()
+        };
+        let before = micros();
+        daemon.signal(Signal::SIGHUP);
+        let reloading = manager.next();
+        assert_eq!(reloading[0], "RELOADING=1");
+        let at: i64 = reloading[1]
+            .strip_prefix("MONOTONIC_USEC=")
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!((before..=micros()).contains(&at), "{at}");
+        assert_eq!(manager.next(), ["READY=1"]);
+    }
+
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(manager.next(), ["STOPPING=1"]);
+    assert_eq!(daemon.wait().0, Some(0));
+}
+
+#[actix::test]
+async fn it_is_ready_while_it_waits_for_its_server() {
+    let config = Config::new(
+        "[database]\nurl = \"host=/no/such/directory\"\n[[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\n",
+    );
+    let mut manager = ServiceManager::listen(&config);
+    let mut daemon = Daemon::start(&mut ServiceManager::command(&config));
+    assert_eq!(manager.next(), ["READY=1"]);
+    let status = manager.next_of_any_kind();
+    assert_eq!(status[0], "STATUS=0 of 1 background workers run");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(manager.next(), ["STOPPING=1"]);
+    assert_eq!(daemon.wait().0, Some(0));
+}
+
+#[actix::test]
+async fn its_watchdog_is_fed_twice_as_often_as_it_must_be() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "1s", &["s"]);
+    let mut manager = ServiceManager::listen(&config);
+    let within = Duration::from_millis(1000);
+    let mut command = ServiceManager::command(&config);
+    command.env("WATCHDOG_USEC", within.as_micros().to_string());
+    let mut daemon = Daemon::start(&mut command);
+    assert_eq!(manager.next(), ["READY=1"]);
+    let begin = Instant::now();
+    for _ in 0..6 {
+        assert_eq!(manager.next_of_any_kind()[1], "WATCHDOG=1");
+    }
+    let six = begin.elapsed();
+    assert!(within * 2 < six && six < within * 5, "{six:?}");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+}
+
+/// PostgreSQL, too, tells a service manager that it is ready: not the one that started us, please.
+#[test]
+fn a_private_server_does_not_speak_for_the_program() {
+    let (config, _) = seed();
+    let mut manager = ServiceManager::listen(&config);
+    let mut daemon = Daemon::start(&mut ServiceManager::command(&config));
+    daemon.wait_for_all(&["worker 1 initialized", "worker 2 initialized"]);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().0, Some(0));
+    manager.rest();
+    let heard = |text: &str| manager.heard.iter().filter(|line| *line == text).count();
+    assert_eq!(
+        (heard("READY=1"), heard("STOPPING=1")),
+        (1, 1),
+        "{:?}",
+        manager.heard
+    );
+}
