@@ -63,6 +63,8 @@
 //! The library installs no signal handler, no tracing subscriber and no panic hook, and reads no
 //! file and no environment unless it is told to.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod background_worker;
 mod backoff;
 pub mod config;

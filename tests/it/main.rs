@@ -16,6 +16,7 @@ mod conninfo;
 mod daemon;
 mod dynamic;
 mod embedded;
+mod embedding;
 mod events;
 mod examples;
 mod faults;

@@ -2,6 +2,8 @@
 //!
 //! Built on the library's public API alone. No logic lives in this file.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod bench;
 mod check;
 mod configuration;
