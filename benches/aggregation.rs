@@ -136,10 +136,7 @@ fn cycles(c: &mut Criterion) {
 
 /// The mean time of a statement, of so many workers that run so many each.
 async fn at_home(conninfo: &str, connections: usize, workers: usize, times: u64) -> Duration {
-    let settings = database::Settings {
-        connections,
-        ..database::Settings::default()
-    };
+    let settings = database::Settings::default().connections(connections);
     let database = Database::new(ConnInfo::parse(conninfo, |_| None).unwrap(), settings).unwrap();
     let begin = Instant::now();
     let tasks: Vec<_> = (0..workers)

@@ -97,10 +97,7 @@ fn run(workers: usize) -> Figures {
 
 async fn fleet(workers: usize) -> Figures {
     let done = Arc::new(Done::default());
-    let limits = Limits {
-        max_workers: workers,
-        ..Limits::default()
-    };
+    let limits = Limits::default().max_workers(workers);
     let before = resident();
     let postmaster = Postmaster::launch(limits, None).unwrap();
     let registering = Instant::now();

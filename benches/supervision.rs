@@ -18,10 +18,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A machine with so many running workers, and their incarnations.
 fn running(workers: usize) -> (StateMachine, Instant, Vec<Incarnation>) {
     let now = Instant::now();
-    let limits = Limits {
-        max_workers: workers + 1,
-        ..Limits::default()
-    };
+    let limits = Limits::default().max_workers(workers + 1);
     let mut machine = StateMachine::new(now, limits);
     machine.reached(now, StartTime::RecoveryFinished);
     for n in 0..workers {

@@ -41,8 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // The workers, before the web server: they live on this thread, and not on one of its own.
     let postmaster = Postmaster::launch(Limits::default(), Some(database.clone()))?;
-    let mut settings = Settings::new(Table::new("shop", "sales")?);
-    settings.initial_total = Some(0);
+    let settings = Settings::new(Table::new("shop", "sales")?).initial_total(0);
     let (_settings, receiver) = watch::channel(settings);
     let worker = BackgroundWorker::new("sales").access(Access::Database);
     let worker = postmaster

@@ -51,20 +51,17 @@ struct Server {
 
 /// How a server is talked to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settings {
-    /// How long a connection as a whole may take: name lookup, socket, TLS, authentication. 10 s by
-    /// default.
+    /// How long a connection as a whole may take: name lookup, socket, TLS, authentication.
     pub connect_timeout: Duration,
-    /// How long one statement may take. 60 s by default. Set on the server; our side gives up one
-    /// second later.
+    /// How long one statement may take.
     pub statement_timeout: Duration,
-    /// A file that holds the password and nothing else, read at every connect. It goes before every
-    /// other password.
+    /// A file that holds the password and nothing else.
     pub password_file: Option<PathBuf>,
-    /// How many home connections the workers of one database share. 8 by default, at least 1.
+    /// How many home connections the workers of one database share.
     pub connections: usize,
-    /// Whether statements are prepared, and sessions set up. `true` by default; `false` is for poolers
-    /// that hand out another session for each transaction.
+    /// Whether statements are prepared, and sessions set up.
     pub prepare: bool,
 }
 
@@ -124,6 +121,46 @@ impl Database {
 }
 
 // === impl Settings ===
+
+impl Settings {
+    /// Sets how long a connection as a whole may take; 10 s unless set.
+    #[must_use]
+    pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = connect_timeout;
+        self
+    }
+
+    /// Sets how long one statement may take; 60 s unless set. The server is told (`statement_timeout`);
+    /// our side gives up one second later.
+    #[must_use]
+    pub fn statement_timeout(mut self, statement_timeout: Duration) -> Self {
+        self.statement_timeout = statement_timeout;
+        self
+    }
+
+    /// Sets a file that holds the password and nothing else; none unless set. It is read at every connect,
+    /// and goes before every other password.
+    #[must_use]
+    pub fn password_file(mut self, password_file: impl Into<PathBuf>) -> Self {
+        self.password_file = Some(password_file.into());
+        self
+    }
+
+    /// Sets how many home connections the workers of one database share; 8 unless set, and at least 1.
+    #[must_use]
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections;
+        self
+    }
+
+    /// Sets whether statements are prepared, and sessions set up; they are unless set. `false` is for
+    /// poolers that hand out another session for each transaction.
+    #[must_use]
+    pub fn prepare(mut self, prepare: bool) -> Self {
+        self.prepare = prepare;
+        self
+    }
+}
 
 impl Default for Settings {
     fn default() -> Self {

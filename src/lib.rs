@@ -67,6 +67,7 @@
 
 mod background_worker;
 mod backoff;
+#[cfg(feature = "config")]
 pub mod config;
 mod context;
 pub mod database;

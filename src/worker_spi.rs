@@ -133,4 +133,54 @@ impl Settings {
     /// After how many deltas it vacuums, unless it is told otherwise: about as many as a probe reads
     /// past in a millisecond once they are dead.
     pub const VACUUM_AFTER: u64 = 50_000;
+
+    /// Sets how long it naps between two cycles; [`NAPTIME`](Self::NAPTIME) unless set.
+    #[must_use]
+    pub fn naptime(mut self, naptime: Duration) -> Self {
+        self.naptime = naptime;
+        self
+    }
+
+    /// Sets about how many deltas one transaction folds; [`BATCH`](Self::BATCH) unless set, and at least 1.
+    #[must_use]
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// Sets how it takes folded deltas away; [`Fold::Delete`] unless set.
+    #[must_use]
+    pub fn fold(mut self, fold: Fold) -> Self {
+        self.fold = fold;
+        self
+    }
+
+    /// Sets after how many folded deltas it vacuums its table, or that it never does;
+    /// [`VACUUM_AFTER`](Self::VACUUM_AFTER) unless set.
+    #[must_use]
+    pub fn vacuum_after(mut self, vacuum_after: Option<u64>) -> Self {
+        self.vacuum_after = vacuum_after;
+        self
+    }
+
+    /// Sets the database it connects to; that of the connection settings unless set.
+    #[must_use]
+    pub fn database(mut self, database: impl Into<String>) -> Self {
+        self.database = Some(database.into());
+        self
+    }
+
+    /// Sets where its statements run; [`ConnectionKind::Home`] unless set.
+    #[must_use]
+    pub fn connection(mut self, connection: ConnectionKind) -> Self {
+        self.connection = connection;
+        self
+    }
+
+    /// Sets the total that it inserts if there is none; unless set, deltas wait for somebody else's.
+    #[must_use]
+    pub fn initial_total(mut self, initial_total: i64) -> Self {
+        self.initial_total = Some(initial_total);
+        self
+    }
 }

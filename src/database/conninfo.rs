@@ -155,6 +155,7 @@ impl ConnInfo {
     }
 
     /// Whether any `PG*` variable says where a server is.
+    #[cfg(feature = "config")]
     pub(crate) fn is_in_environment(environment: impl Fn(&str) -> Option<String>) -> bool {
         ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"]
             .into_iter()

@@ -61,6 +61,7 @@ pub enum RequestError {
 
 /// How a Postmaster that was asked to shut down ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PostmasterExit {
     /// The names of the workers that did not end in time.
     pub aborted: Vec<Arc<str>>,
@@ -68,6 +69,7 @@ pub struct PostmasterExit {
 
 /// The Postmaster at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Status {
     /// How far the server has come.
     pub reached: StartTime,
@@ -79,6 +81,7 @@ pub struct Status {
 
 /// A registered worker at one moment.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct WorkerStatus {
     /// Its handle.
     pub id: WorkerId,
@@ -98,6 +101,7 @@ pub struct WorkerStatus {
 
 /// A worker that was unregistered.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct EndedWorker {
     /// The handle it had.
     pub id: WorkerId,

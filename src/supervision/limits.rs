@@ -4,13 +4,13 @@ use std::time::Duration;
 
 /// What the Postmaster's settings bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
-    /// How many workers can be registered at once (`max_worker_processes`); 1024 by default.
+    /// How many workers can be registered at once (`max_worker_processes`).
     pub max_workers: usize,
-    /// How many workers one tick may start (`MAX_BGWORKERS_TO_LAUNCH`); 1 by default, at least 1, at
-    /// most [`STARTS_PER_TICK_MAX`](Self::STARTS_PER_TICK_MAX).
+    /// How many workers one tick may start (`MAX_BGWORKERS_TO_LAUNCH`).
     pub starts_per_tick: usize,
-    /// How long a worker that was asked to stop may take for what it has begun; 20 s by default.
+    /// How long a worker that was asked to stop may take for what it has begun.
     pub shutdown_timeout: Duration,
 }
 
@@ -26,6 +26,30 @@ impl Limits {
 
     /// How long a worker may take to stop for a reset, before it is aborted.
     pub const RESET_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Sets how many workers can be registered at once; 1024 unless set. Whoever is registered already
+    /// stays.
+    #[must_use]
+    pub fn max_workers(mut self, max_workers: usize) -> Self {
+        self.max_workers = max_workers;
+        self
+    }
+
+    /// Sets how many workers one tick may start; 1 unless set, and at least, and at most
+    /// [`STARTS_PER_TICK_MAX`](Self::STARTS_PER_TICK_MAX).
+    #[must_use]
+    pub fn starts_per_tick(mut self, starts_per_tick: usize) -> Self {
+        self.starts_per_tick = starts_per_tick;
+        self
+    }
+
+    /// Sets how long a worker that was asked to stop may take for what it has begun; 20 s unless set. It is
+    /// also when a smart shutdown becomes fast.
+    #[must_use]
+    pub fn shutdown_timeout(mut self, shutdown_timeout: Duration) -> Self {
+        self.shutdown_timeout = shutdown_timeout;
+        self
+    }
 }
 
 impl Default for Limits {

@@ -591,10 +591,7 @@ async fn a_fold_that_takes_too_long_is_reported_for_what_it_is_and_backs_off() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let conninfo = ConnInfo::parse(db.conninfo(), |_| None).unwrap();
-    let settings = database::Settings {
-        statement_timeout: Duration::from_millis(100),
-        ..database::Settings::default()
-    };
+    let settings = database::Settings::default().statement_timeout(Duration::from_millis(100));
     let impatient = Database::new(conninfo, settings).unwrap();
     let postmaster = Postmaster::launch(Limits::default(), Some(impatient)).unwrap();
     let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
@@ -784,10 +781,7 @@ async fn blocked_without_lock_timeout(mode: Shutdown) -> Duration {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let endless = db.conninfo_with("options", "-c lock_timeout=0");
-    let limits = Limits {
-        shutdown_timeout: SECOND,
-        ..Limits::default()
-    };
+    let limits = Limits::default().shutdown_timeout(SECOND);
     let database = crate::support::database::database(&endless);
     let postmaster = Postmaster::launch(limits, Some(database)).unwrap();
     let worker = napping(&db, &postmaster, &counted, ConnectionKind::Own).await;

@@ -13,11 +13,9 @@ use crate::support::proxy::free_port;
 
 fn impatient(conninfo: &str) -> Database {
     let conninfo = ConnInfo::parse(conninfo, |_| None).unwrap();
-    let settings = database::Settings {
-        connect_timeout: Duration::from_millis(300),
-        statement_timeout: Duration::from_millis(300),
-        ..database::Settings::default()
-    };
+    let settings = database::Settings::default()
+        .connect_timeout(Duration::from_millis(300))
+        .statement_timeout(Duration::from_millis(300));
     Database::new(conninfo, settings).unwrap()
 }
 

@@ -137,9 +137,8 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     let db = TestDatabase::new().await;
     let table = table("s", "t");
     let postmaster = db.postmaster();
-    let mut settings = brisk(&table);
-    settings.initial_total = Some(0);
-    db.worker(&postmaster, "folds", settings).await;
+    db.worker(&postmaster, "folds", brisk(&table).initial_total(0))
+        .await;
     let (url, web_server) = serve(db.connect().await, postmaster.clone());
     let load = Load::start(&url);
     load.goes_on().await;

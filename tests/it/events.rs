@@ -57,10 +57,7 @@ async fn a51_a_workers_life_without_a_database() {
 #[actix::test]
 async fn a51_refusals() {
     let log = Log::capture();
-    let limits = Limits {
-        max_workers: 1,
-        ..Limits::default()
-    };
+    let limits = Limits::default().max_workers(1);
     let postmaster = Postmaster::launch(limits, None).unwrap();
     let probe = Probe::new();
     let early = BackgroundWorker::new("early")

@@ -22,11 +22,9 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A second for what must answer, so that tests need not wait for a minute.
 fn impatient(conninfo: &str) -> Database {
-    let settings = database::Settings {
-        connect_timeout: SECOND,
-        statement_timeout: SECOND,
-        ..database::Settings::default()
-    };
+    let settings = database::Settings::default()
+        .connect_timeout(SECOND)
+        .statement_timeout(SECOND);
     Database::new(ConnInfo::parse(conninfo, |_| None).unwrap(), settings).unwrap()
 }
 

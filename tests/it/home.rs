@@ -19,10 +19,7 @@ const HOMES: &str = "SELECT count(*) FROM pg_stat_activity \
                      WHERE datname = current_database() AND application_name = 'bgworker'";
 
 fn with_connections(conninfo: &str, connections: usize) -> Database {
-    let settings = database::Settings {
-        connections,
-        ..database::Settings::default()
-    };
+    let settings = database::Settings::default().connections(connections);
     Database::new(ConnInfo::parse(conninfo, |_| None).unwrap(), settings).unwrap()
 }
 

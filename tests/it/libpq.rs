@@ -288,10 +288,7 @@ async fn a_password_that_lies_in_a_file_of_its_own_can_be_changed_meanwhile() {
         "host=127.0.0.1 port={} user=app dbname=postgres",
         server.port
     );
-    let settings = database::Settings {
-        password_file: Some(file.clone()),
-        ..database::Settings::default()
-    };
+    let settings = database::Settings::default().password_file(file.clone());
     let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
     let database = Database::new(conninfo, settings).unwrap();
     let error = database.connect("", None).await.unwrap_err();

@@ -70,10 +70,7 @@ impl Drop for Pooler {
 
 fn through(pooler: &Pooler, prepare: bool) -> Database {
     let conninfo = ConnInfo::parse(&conninfo(pooler.port), |_| None).unwrap();
-    let settings = database::Settings {
-        prepare,
-        ..database::Settings::default()
-    };
+    let settings = database::Settings::default().prepare(prepare);
     Database::new(conninfo, settings).unwrap()
 }
 

@@ -43,10 +43,7 @@ fn without_a_system_there_is_an_error_not_a_panic() {
 
 #[actix::test]
 async fn a4_with_max_workers_2_the_third_is_refused_and_two_run() {
-    let limits = Limits {
-        max_workers: 2,
-        ..Limits::default()
-    };
+    let limits = Limits::default().max_workers(2);
     let postmaster = Postmaster::launch(limits, None).unwrap();
     let probe = Probe::new();
     for name in ["a", "b"] {
@@ -68,10 +65,7 @@ async fn a4_with_max_workers_2_the_third_is_refused_and_two_run() {
 
 /// Registers so many workers, and asks for status every millisecond until all run.
 async fn start_many(count: usize) -> (Duration, Duration) {
-    let limits = Limits {
-        max_workers: count,
-        ..Limits::default()
-    };
+    let limits = Limits::default().max_workers(count);
     let postmaster = Postmaster::launch(limits, None).unwrap();
     let probe = Probe::new();
     for n in 0..count {
@@ -678,10 +672,7 @@ async fn a48_two_postmasters_in_one_system_are_independent() {
 #[actix::test]
 async fn a_patience_beyond_all_time_is_one_that_does_not_end() {
     let _clock = PausedClock::pause();
-    let limits = Limits {
-        shutdown_timeout: Duration::MAX,
-        ..Limits::default()
-    };
+    let limits = Limits::default().shutdown_timeout(Duration::MAX);
     let postmaster = Postmaster::launch(limits, None).unwrap();
     let probe = Probe::new();
     for name in ["terminated", "shut down"] {

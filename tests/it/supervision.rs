@@ -143,10 +143,7 @@ fn a3_a_restart_time_beyond_31_bits_of_milliseconds_is_kept_not_overflowed() {
 
 #[test]
 fn a4_the_registration_over_the_limit_is_refused_naming_worker_number_and_key() {
-    let mut machine = Machine::new(Limits {
-        max_workers: 2,
-        ..Limits::default()
-    });
+    let mut machine = Machine::new(Limits::default().max_workers(2));
     machine.register("a");
     machine.register("b");
     let error = machine
@@ -257,10 +254,7 @@ fn a12_workers_start_in_the_order_of_their_registration_one_per_tick() {
 
 #[test]
 fn starts_per_tick_is_how_many_one_tick_starts() {
-    let mut machine = Machine::new(Limits {
-        starts_per_tick: 3,
-        ..Limits::default()
-    });
+    let mut machine = Machine::new(Limits::default().starts_per_tick(3));
     for n in 0..7 {
         machine.register(&format!("w{n}"));
     }

@@ -136,9 +136,10 @@ fn restart_limit() -> impl Strategy<Value = Option<RestartLimit>> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (3..8_usize, 0..4_usize, 0..20_000_u64).prop_map(|(max_workers, starts_per_tick, ms)| Limits {
-        max_workers,
-        starts_per_tick,
-        shutdown_timeout: Duration::from_millis(ms),
+    (3..8_usize, 0..4_usize, 0..20_000_u64).prop_map(|(max_workers, starts_per_tick, ms)| {
+        Limits::default()
+            .max_workers(max_workers)
+            .starts_per_tick(starts_per_tick)
+            .shutdown_timeout(Duration::from_millis(ms))
     })
 }

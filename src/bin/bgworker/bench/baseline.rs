@@ -25,10 +25,7 @@ pub(super) struct Baseline {
 impl Baseline {
     /// One client for each table.
     pub(super) async fn on(ground: &Ground, tables: &[Table]) -> Result<Self, Box<dyn Error>> {
-        let settings = database::Settings {
-            statement_timeout: Duration::from_secs(600),
-            ..database::Settings::default()
-        };
+        let settings = database::Settings::default().statement_timeout(Duration::from_secs(600));
         let database = Database::new(ground.conninfo.clone(), settings)?;
         let mut clients = Vec::new();
         for table in tables {

@@ -46,15 +46,9 @@ impl Fleet {
         workers: Vec<Settings>,
         connections: usize,
     ) -> Result<Self, Box<dyn Error>> {
-        let settings = database::Settings {
-            connections,
-            ..database::Settings::default()
-        };
+        let settings = database::Settings::default().connections(connections);
         let database = Database::new(ground.conninfo.clone(), settings)?;
-        let limits = Limits {
-            max_workers: workers.len(),
-            ..Limits::default()
-        };
+        let limits = Limits::default().max_workers(workers.len());
         let postmaster = Postmaster::launch(limits, Some(database))?;
         let (naptimes, _) = watch::channel(Settings::NAPTIME);
         for (n, settings) in workers.into_iter().enumerate() {
