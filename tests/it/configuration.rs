@@ -265,6 +265,37 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
 }
 
 #[test]
+fn the_page_is_served_at_an_address_with_a_port_or_at_a_port_of_this_machine() {
+    let listen = |value: &str| worker(&format!("{WHOLE}\n[http]\nlisten = {value}"));
+    for (value, address) in [
+        ("'9187'", "127.0.0.1:9187"),
+        ("'0.0.0.0:80'", "0.0.0.0:80"),
+        ("'[::1]:9187'", "[::1]:9187"),
+    ] {
+        let listen = read(&listen(value)).unwrap().http_listen;
+        assert_eq!(listen, Some(address.parse().unwrap()));
+    }
+    assert_eq!(read(&worker(WHOLE)).unwrap().http_listen, None);
+    for value in ["'localhost:9187'", "'127.0.0.1'", "'0'", "'65536'", "''"] {
+        let found = mistakes(&listen(value));
+        let plain = value.trim_matches('\'');
+        let expected = format!(
+            "http.listen: \"{plain}\" is not an address with a port (such as \"127.0.0.1:9187\" or"
+        );
+        assert!(
+            found.len() == 1 && found[0].contains(&expected),
+            "{found:#?}"
+        );
+    }
+    let found = mistakes(&listen("9187"));
+    let expected = "http.listen: expected a string, but found a value of type integer";
+    assert!(
+        found.len() == 1 && found[0].contains(expected),
+        "{found:#?}"
+    );
+}
+
+#[test]
 fn a_worker_that_truncates_has_a_connection_of_its_own() {
     let settings = read(&worker(&format!("fold = 'truncate'\n{WHOLE}"))).unwrap();
     let spi = &settings.workers[0].spi;
@@ -527,6 +558,12 @@ fn d10_the_difference_of_settings_says_what_a_reload_has_to_do() {
     let parameter = "database.url";
     assert_eq!(
         config::difference(&old, &elsewhere),
+        [Change::NeedsRestart { parameter }]
+    );
+    let served = file(&format!("[http]\nlisten = '9187'\n{}", worker(WHOLE)));
+    let parameter = "http.listen";
+    assert_eq!(
+        config::difference(&old, &served),
         [Change::NeedsRestart { parameter }]
     );
     let bounded = format!("[postmaster]\nmax_workers = 3\n{}", worker(WHOLE));
