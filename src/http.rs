@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `/` | a page that shows every worker, live |
 //! | `/livez` | 200 if the Postmaster has answered within a second; no database is asked |
-//! | `/readyz` | 200 if every worker is healthy, else 503 and the names of those that are not |
+//! | `/readyz` | 200 if every worker is healthy, else 503, and which are not and why |
 //! | `/status` | a [`Snapshot`] as JSON |
 //! | `/events` | server-sent events: `worker` for each [`Event`](crate::Event), `status` for snapshots |
 //! | `/metrics` | OpenMetrics text, for Prometheus |
@@ -90,13 +90,21 @@ async fn ready(postmaster: PostmasterHandle) -> HttpResponse {
         }
         Ok(snapshot) => {
             let ill = snapshot.workers.iter().filter(|worker| !worker.healthy);
-            let ill: Vec<_> = ill
-                .map(|worker| format!("background worker \"{}\" is {}", worker.name, worker.state))
-                .collect();
+            let ill: Vec<_> = ill.map(why_it_is_ill).collect();
             unavailable(&ill.join("\n"))
         }
         Err(unavailable) => unavailable,
     }
+}
+
+fn why_it_is_ill(worker: &WorkerSnapshot) -> String {
+    let WorkerSnapshot { name, state, .. } = worker;
+    let why = match (worker.trouble(), worker.last_success_seconds) {
+        (Some(trouble), _) => format!(": {trouble}"),
+        (None, Some(age)) => format!(", and its last success was {age:.0} s ago"),
+        (None, None) => String::new(),
+    };
+    format!("background worker \"{name}\" is {state}{why}")
 }
 
 async fn snapshot(postmaster: PostmasterHandle) -> HttpResponse {

@@ -114,6 +114,17 @@ impl Snapshot {
 // === impl WorkerSnapshot ===
 
 impl WorkerSnapshot {
+    /// Its last failure, and how many there have been since its last success; `None` once it has succeeded.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let error = self.last_error.as_ref()?;
+        match self.consecutive_failures {
+            0 => None,
+            1 => Some(error.clone()),
+            failures => Some(format!("{failures} × {error}")),
+        }
+    }
+
     fn registered(worker: &WorkerStatus, reached: StartTime, now: Instant) -> Self {
         let report = &worker.report;
         let age = now.saturating_duration_since(worker.since);

@@ -309,14 +309,14 @@ impl Folder {
         match outcome {
             Outcome::Skipped => return self.retry("others hold its total"),
             Outcome::NoTotal => {
+                let table = &self.settings.borrow().table.clone();
+                let waits =
+                    format!("{table} has deltas but no total: they wait until one is inserted");
                 if self.is_news(Condition::NoTotal) {
                     let worker = self.context.name();
-                    let table = &self.settings.borrow().table;
-                    warn!(
-                        worker,
-                        "{worker}: {table} has deltas but no total: they wait until one is inserted"
-                    );
+                    warn!(worker, "{worker}: {waits}");
                 }
+                self.context.progress().failed(waits);
             }
             Outcome::Idle => self.succeeded(),
             Outcome::Folded { rows, total } => {

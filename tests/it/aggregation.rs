@@ -115,9 +115,15 @@ async fn a16_without_a_total_deltas_stay_and_one_warning_says_so() {
     tokio::time::sleep(Duration::from_millis(200)).await; // some ten cycles
     assert_eq!(db.rows(&counted).await, ["delta|1", "delta|2"]);
     assert_eq!(log.with(Level::WARN, "no total").len(), 1);
+    let report = || async { postmaster.worker(worker.id).await.unwrap().unwrap().report };
+    let waiting = report().await;
+    let waits = "s.t has deltas but no total: they wait until one is inserted";
+    assert_eq!(waiting.last_error.as_deref(), Some(waits));
+    assert!(waiting.consecutive_failures > 1, "{waiting:?}");
     db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
     db.wait_for_rows(&counted, &["total|3"]).await;
     cycles(&postmaster, worker.id, 2).await;
+    assert_eq!(report().await.consecutive_failures, 0);
     db.execute("DELETE FROM s.t").await;
     db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
     eventually("a warning for the new state", || async {

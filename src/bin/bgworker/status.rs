@@ -113,7 +113,8 @@ fn table(snapshot: &Snapshot) -> String {
         "bgworker {}: {}{shutdown}\n\n",
         snapshot.version, snapshot.reached
     );
-    let troubles = std::iter::once(None).chain(snapshot.workers.iter().map(trouble));
+    let troubles =
+        std::iter::once(None).chain(snapshot.workers.iter().map(WorkerSnapshot::trouble));
     for (row, trouble) in std::iter::zip(&rows, troubles) {
         for (column, cell) in row.iter().enumerate() {
             let fill = " ".repeat(widths[column] - cell.chars().count());
@@ -150,15 +151,6 @@ fn row(worker: &WorkerSnapshot) -> [String; 7] {
             .total
             .map_or(String::new(), |total| total.to_string()),
     ]
-}
-
-fn trouble(worker: &WorkerSnapshot) -> Option<String> {
-    let has_trouble = !worker.healthy || worker.consecutive_failures > 0;
-    let error = worker.last_error.as_ref().filter(|_| has_trouble)?;
-    Some(match worker.consecutive_failures {
-        0 | 1 => error.clone(),
-        failures => format!("{failures} × {error}"),
-    })
 }
 
 /// Whole seconds, in the largest units.
