@@ -4,6 +4,7 @@
 //! nap. A cycle is one look, and where there are deltas, folds of some blocks each: one transaction of
 //! one statement. A fold never deletes a delta that it has not added to the total; a look writes nothing.
 
+mod cycle;
 mod folder;
 mod initialize;
 mod remedy;

@@ -1,4 +1,4 @@
-//! One worker at work: a cycle, a nap, and what it says of them.
+//! One worker at work: a cycle, a nap, and what follows from what the cycle found.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -7,22 +7,19 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use super::initialize::{InitializeError, Known, initialize};
+use super::Settings;
+use super::cycle::{Cycle, Outcome};
+use super::initialize::{InitializeError, Known};
 use super::remedy::{Patience, Remedy};
-use super::session::{Repeated, Session};
-use super::statement::{self, Piece};
-use super::truncation::{Truncation, truncate};
+use super::session::Session;
+use super::statement;
 use super::vacuum::Vacuum;
-use super::{Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::DatabaseError;
 use crate::latch::Wake;
 
 /// After so many retries in a row, somebody should know.
 const RETRIES_UNTIL_WARNING: u32 = 8;
-
-/// About how many deltas a block holds, in a table of our own.
-const ROWS_PER_BLOCK: usize = 167;
 
 /// After so many naps, and the longest statement, a worker without a success is late.
 const NAPS_UNTIL_LATE: u32 = 3;
@@ -35,36 +32,11 @@ pub(super) struct Folder {
     context: WorkerContext,
     settings: watch::Receiver<Settings>,
     session: Rc<Session>,
-    /// The probe, once the table can be worked on; gone when it is out of date.
-    probe: Option<Probe>,
-    /// What is known of the table.
-    known: Known,
-    /// It said that it is initialized.
-    initialized: bool,
+    cycle: Cycle,
     patience: Patience,
     /// What was reported last: the same again is not.
     reported: Condition,
     vacuum: Vacuum,
-    /// Rows with NULL were reported, and are still there.
-    nulls_reported: bool,
-    /// It was reported that the table cannot be truncated, and it still cannot.
-    impossible_reported: bool,
-}
-
-/// A probe that is ready to be run.
-struct Probe {
-    statement: Repeated,
-    /// It looks for values that are NULL.
-    may_be_null: bool,
-}
-
-/// What a cycle found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Folded { rows: u64, total: i64 },
-    Idle,
-    Skipped,
-    NoTotal,
 }
 
 /// What somebody has to be told, once.
@@ -85,24 +57,22 @@ impl Folder {
         session: Session,
         known: Known,
     ) -> Self {
+        let session = Rc::new(session);
         Self {
+            cycle: Cycle::new(settings.clone(), Rc::clone(&session), known),
             context,
             settings,
-            session: Rc::new(session),
-            probe: None,
-            known,
-            initialized: false,
+            session,
             patience: Patience::default(),
             reported: Condition::Well,
             vacuum: Vacuum::default(),
-            nulls_reported: false,
-            impossible_reported: false,
         }
     }
 
     /// Cycles and naps until it is asked to stop, or cannot go on; then closes its session.
     pub(super) async fn work(mut self) -> Result<(), WorkerError> {
         let end = self.cycle_and_nap().await;
+        drop(self.cycle);
         if let Some(session) = Rc::into_inner(self.session) {
             session.close().await;
         }
@@ -150,7 +120,7 @@ impl Folder {
     async fn cycle_unless_stopped(&mut self) -> Option<Result<Outcome, InitializeError>> {
         let latch = self.context.latch().clone();
         let session = Rc::clone(&self.session);
-        let mut cycle = pin!(self.cycle());
+        let mut cycle = pin!(self.cycle.run(&mut self.context));
         let stopped = async {
             latch.stop_requested().await;
             if session.is_at_work() {
@@ -173,143 +143,13 @@ impl Folder {
         None
     }
 
-    /// One look, after the preparations that it needs, and if there is something to fold, the folds.
-    async fn cycle(&mut self) -> Result<Outcome, InitializeError> {
-        let probe = match &self.probe {
-            Some(probe) => probe,
-            None => &*self
-                .probe
-                .insert(prepare(&self.context, &self.settings, &self.session, &self.known).await?),
-        };
-        if !self.initialized {
-            self.initialized = true;
-            let table = self.settings.borrow().table.clone();
-            let (worker, schema, name) = (self.context.name(), table.schema(), table.name());
-            info!(
-                worker,
-                schema,
-                table = name,
-                "{worker} initialized with {schema}.{name}"
-            );
-            self.context.ready();
-        }
-        let rows = self
-            .session
-            .run("look for deltas", &probe.statement)
-            .await?;
-        self.known.set(probe.may_be_null);
-        let Some(row) = rows.first() else {
-            return Ok(Outcome::Skipped);
-        };
-        let nulls = row.get(1);
-        self.report_nulls(nulls);
-        match row.get::<_, Option<i64>>(0) {
-            None => Ok(Outcome::Idle),
-            Some(block) => {
-                let first = u32::try_from(block).unwrap_or(0);
-                match self.truncate(first).await? {
-                    Some(outcome) => Ok(outcome),
-                    None => self.fold(first).await,
-                }
-            }
-        }
-    }
-
-    /// Folds everything at once, if that was asked for, can be done, and is worth it.
-    async fn truncate(&mut self, first: u32) -> Result<Option<Outcome>, DatabaseError> {
-        let Settings {
-            table, batch, fold, ..
-        } = self.settings.borrow().clone();
-        if fold == Fold::Delete {
-            return Ok(None);
-        }
-        let worker = self.context.name();
-        let sql = table.count_blocks(worker);
-        let rows = self.session.query("look at its size", &sql, Vec::new());
-        let blocks = rows.await?.first().map_or(0, |row| row.get::<_, i64>(0));
-        if blocks <= i64::from(first) + i64::from(blocks_of(batch)) {
-            return Ok(None);
-        }
-        match truncate(&self.session, &table, worker).await? {
-            Truncation::Folded { rows, total } => {
-                self.impossible_reported = false;
-                self.context.progress().folded(rows, total);
-                return Ok(Some(Outcome::Folded { rows, total }));
-            }
-            Truncation::Busy => {}
-            Truncation::Impossible(why) => {
-                if !std::mem::replace(&mut self.impossible_reported, true) {
-                    warn!(
-                        worker,
-                        "{worker}: {table} cannot be truncated, its deltas are deleted: {why}"
-                    );
-                }
-            }
-        }
-        // Cancelled, it is not to begin anything else.
-        let is_to_end = self.context.latch().is_stop_requested();
-        Ok(is_to_end.then_some(Outcome::Idle))
-    }
-
-    /// Folds piece by piece, each a transaction of its own, from this block to the end of the table.
-    /// Between two of them neighbours on the connection have their turn.
-    async fn fold(&mut self, first: u32) -> Result<Outcome, InitializeError> {
-        let Settings { table, batch, .. } = self.settings.borrow().clone();
-        let mut piece = Piece {
-            from: first,
-            blocks: blocks_of(batch),
-        };
-        let mut folded: Option<(u64, i64)> = None;
-        loop {
-            let sql = table.fold(self.context.name(), piece);
-            let rows = self.session.query("fold", &sql, Vec::new()).await?;
-            let Some(row) = rows.first() else {
-                return Ok(Outcome::Skipped);
-            };
-            let more: bool = row.get(3);
-            match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
-                (statement::FOLDED, Some(total), Some(rows)) => {
-                    let rows = rows.unsigned_abs();
-                    self.context.progress().folded(rows, total);
-                    folded = Some((rows + folded.map_or(0, |(rows, _)| rows), total));
-                }
-                (statement::IDLE, ..) => {}
-                // What was folded before is told; the rest comes with the next cycle.
-                (..) if folded.is_some() => break,
-                (statement::NO_TOTAL, ..) => return Ok(Outcome::NoTotal),
-                _ => return Ok(Outcome::Skipped),
-            }
-            if !more || self.context.latch().is_stop_requested() {
-                break;
-            }
-            piece.from = piece.from.saturating_add(piece.blocks);
-        }
-        Ok(match folded {
-            Some((rows, total)) => Outcome::Folded { rows, total },
-            // Somebody else was first.
-            None => Outcome::Idle,
-        })
-    }
-
-    fn report_nulls(&mut self, nulls: bool) {
-        if nulls && !self.nulls_reported {
-            let worker = self.context.name();
-            let table = &self.settings.borrow().table;
-            warn!(
-                worker,
-                "{worker}: {table} has rows whose value is NULL: they are left alone"
-            );
-        }
-        self.nulls_reported = nulls;
-    }
-
     /// What follows from what a cycle found: how long to nap.
     fn found(&mut self, outcome: Outcome) -> Duration {
         let naptime = self.settings.borrow().naptime;
         match outcome {
             Outcome::Skipped => return self.retry("others hold its total"),
             Outcome::NoTotal => {
-                let table = &self.settings.borrow().table.clone();
+                let table = self.settings.borrow().table.clone();
                 let waits =
                     format!("{table} has deltas but no total: they wait until one is inserted");
                 if self.is_news(Condition::NoTotal) {
@@ -354,14 +194,13 @@ impl Folder {
         let remedy = tokio::select! {
             biased;
             () = latch.stop_requested() => return Ok(Duration::ZERO),
-            remedy = Remedy::find(&error, &self.session, self.initialized) => remedy,
+            remedy = Remedy::find(&error, &self.session, self.cycle.is_initialized()) => remedy,
         };
         match remedy {
             Remedy::Again => {
                 // What is prepared may be what is out of date.
                 if is_out_of_date(&error) {
-                    self.probe = None;
-                    self.known.take();
+                    self.cycle.forget();
                 }
                 self.context.progress().failed(error.to_string());
                 Ok(self.retry(&error.to_string()))
@@ -396,7 +235,7 @@ impl Folder {
             },
             Remedy::Exit => {
                 // Something is not as it was: the next incarnation looks for itself.
-                self.known.take();
+                self.cycle.forget();
                 Err(error.into())
             }
         }
@@ -428,35 +267,6 @@ impl Folder {
         self.reported = condition;
         is_news
     }
-}
-
-/// Sees to the table, and gets the probe of it ready.
-async fn prepare(
-    context: &WorkerContext,
-    settings: &watch::Receiver<Settings>,
-    session: &Session,
-    known: &Known,
-) -> Result<Probe, InitializeError> {
-    let Settings {
-        table,
-        initial_total,
-        ..
-    } = settings.borrow().clone();
-    let may_be_null = match known.take() {
-        Some(may_be_null) => may_be_null,
-        None => initialize(session, &table, initial_total).await?,
-    };
-    let sql = table.probe(context.name(), may_be_null);
-    Ok(Probe {
-        statement: session.prepare("prepare to look for deltas", sql).await?,
-        may_be_null,
-    })
-}
-
-/// How many blocks hold about so many deltas.
-fn blocks_of(deltas: usize) -> u32 {
-    let blocks = u32::try_from(deltas / ROWS_PER_BLOCK);
-    blocks.unwrap_or(u32::MAX).max(1)
 }
 
 /// Whether the connection is gone with the error. Otherwise it leads to a server that will not do.
