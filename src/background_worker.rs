@@ -248,35 +248,34 @@ impl BackgroundWorker {
     ///
     /// The first rule that it breaks.
     pub fn check(&self) -> Result<(), InvalidWorker> {
+        self.mistakes().into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Every rule that it breaks.
+    pub(crate) fn mistakes(&self) -> Vec<InvalidWorker> {
+        let mut mistakes = Vec::new();
         let name = || Arc::clone(&self.name);
         if self.name.is_empty() || self.name.len() > Self::NAME_MAX || self.name.contains('\0') {
-            return Err(InvalidWorker::Name { name: name() });
+            mistakes.push(InvalidWorker::Name { name: name() });
         }
         if self.access == Access::Database && self.start_time == StartTime::PostmasterStart {
-            return Err(InvalidWorker::DatabaseAtPostmasterStart { name: name() });
+            mistakes.push(InvalidWorker::DatabaseAtPostmasterStart { name: name() });
         }
-        if !self
-            .restart_time
-            .waits()
-            .into_iter()
-            .all(is_restart_interval)
+        let waits = self.restart_time.waits();
+        if !waits.into_iter().all(is_restart_interval) {
+            mistakes.push(InvalidWorker::RestartTime { name: name() });
+        }
+        if let RestartTime::Backoff(Backoff { initial, max, .. }) = self.restart_time
+            && initial > max
         {
-            return Err(InvalidWorker::RestartTime { name: name() });
+            mistakes.push(InvalidWorker::Backoff { name: name() });
         }
-        match self.restart_time {
-            RestartTime::Backoff(Backoff { initial, max, .. }) if initial > max => {
-                return Err(InvalidWorker::Backoff { name: name() });
-            }
-            RestartTime::Backoff(_) | RestartTime::After(_) | RestartTime::Never => {}
+        if let Some(RestartLimit { restarts, within }) = self.restart_limit
+            && (restarts == 0 || !is_restart_interval(within))
+        {
+            mistakes.push(InvalidWorker::RestartLimit { name: name() });
         }
-        match self.restart_limit {
-            Some(RestartLimit { restarts, within })
-                if restarts == 0 || !is_restart_interval(within) =>
-            {
-                Err(InvalidWorker::RestartLimit { name: name() })
-            }
-            Some(_) | None => Ok(()),
-        }
+        mistakes
     }
 }
 

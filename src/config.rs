@@ -3,6 +3,7 @@
 //! Nothing here reads a file or the environment by itself, or connects to anything: the texts come
 //! in, the settings go out. What is secret is neither shown nor repeated in a problem.
 
+mod check;
 mod difference;
 mod document;
 mod problem;
@@ -22,6 +23,6 @@ pub use self::sources::{ConfigFile, Sources};
 /// Every mistake that there is, in the order of the file.
 pub fn read(sources: &Sources) -> Result<Settings, Problems> {
     let (layered, mut problems) = sources.layer();
-    let settings = settings::check(layered, sources, &mut problems);
+    let settings = check::check(layered, sources, &mut problems);
     problems.into_result(settings)
 }

@@ -356,6 +356,37 @@ fn a_mistake_in_the_file_hides_neither_a_flag_nor_a_variable() {
 }
 
 #[test]
+fn a_mistake_in_one_key_of_a_worker_hides_none_in_another() {
+    let long = "x".repeat(64);
+    let found = mistakes(&format!(
+        "[database]\nurl = \"postgresql://h/d\"\n[[worker]]\nschema = \"\"\ntable = \"{long}\"\n\
+         batch = 0\nstart_time = \"postmaster_start\"\nrestart_time = \"0s\"\n\
+         max_restarts = {{ restarts = 0, within = \"1s\" }}\nfold = \"truncate\"\nconnection = \"home\"\n\
+         database = \"\"\n",
+    ));
+    let keys: Vec<_> = found
+        .iter()
+        .map(|line| line.split(": ").nth(1).unwrap())
+        .collect();
+    let expected = [
+        "name",
+        "schema",
+        "table",
+        "batch",
+        "start_time",
+        "restart_time",
+        "max_restarts",
+        "fold",
+        "database",
+    ];
+    assert_eq!(
+        keys,
+        expected.map(|key| format!("worker[0].{key}")),
+        "{found:#?}"
+    );
+}
+
+#[test]
 fn d14_more_workers_than_max_workers_are_refused() {
     let text = format!(
         "[database]\nembedded = true\n[postmaster]\nmax_workers = 1\n[[worker]]\n{WHOLE}[[worker]]\n{WHOLE}"
