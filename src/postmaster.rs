@@ -20,14 +20,14 @@ use std::task::{self, Poll};
 use std::time::Instant;
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult,
-    SpawnHandle, StreamHandler, System, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, SpawnHandle,
+    StreamHandler, System, WrapFuture,
 };
 use futures_util::Stream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use self::children::Children;
 pub use self::event::{Event, EventKind, WaitError};
@@ -35,14 +35,11 @@ pub use self::handle::{
     EndedWorker, NoSystem, PostmasterExit, PostmasterHandle, RequestError, Status, WorkerHandle,
     WorkerStatus,
 };
-use self::message::{
-    GetStatus, GetWorker, GetWorkers, OnReset, Register, Registered, ResetHook, SetLimits,
-    SetRestart, Subscribe, Terminate, Wait,
-};
-use crate::background_worker::{ExitStatus, InvalidWorker, StartTime};
+use self::message::ResetHook;
+use crate::background_worker::{ExitStatus, StartTime};
 use crate::context::{WorkerEvent, WorkerReport};
 use crate::database::{Database, ServerState};
-use crate::supervision::{Action, Limits, RegisterError, Shutdown, StateMachine};
+use crate::supervision::{Action, Limits, Shutdown, StateMachine};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm};
 
 /// How many actions one turn performs before everything else on the thread has its own.
@@ -340,83 +337,6 @@ impl Drop for Postmaster {
     }
 }
 
-impl Handler<Register> for Postmaster {
-    type Result = Result<Registered, RegisterError>;
-
-    fn handle(
-        &mut self,
-        Register { worker, main }: Register,
-        ctx: &mut Self::Context,
-    ) -> Self::Result {
-        let name = Arc::clone(&worker.name);
-        debug!(worker = %name, "registering background worker \"{name}\"");
-        let registered = self.advance(ctx, |machine, now| machine.register(now, worker));
-        let id = registered.inspect_err(|refusal| warn!(worker = %name, "{refusal}"))?;
-        let end = self.children.insert(id, name, main);
-        Ok(Registered { id, end })
-    }
-}
-
-impl Handler<SetLimits> for Postmaster {
-    type Result = ();
-
-    fn handle(&mut self, SetLimits(limits): SetLimits, ctx: &mut Self::Context) {
-        self.advance(ctx, |machine, now| machine.set_limits(now, limits));
-    }
-}
-
-impl Handler<SetRestart> for Postmaster {
-    type Result = Result<(), InvalidWorker>;
-
-    fn handle(&mut self, set: SetRestart, ctx: &mut Self::Context) -> Self::Result {
-        let SetRestart {
-            worker,
-            restart_time,
-            restart_limit,
-        } = set;
-        self.advance(ctx, |machine, now| {
-            machine.set_restart(now, worker, restart_time, restart_limit)
-        })
-    }
-}
-
-impl Handler<Wait> for Postmaster {
-    type Result = ();
-
-    fn handle(&mut self, wait: Wait, _: &mut Self::Context) {
-        let Wait {
-            worker,
-            milestone,
-            waiter,
-        } = wait;
-        self.children.wait(worker, milestone, waiter, &self.machine);
-    }
-}
-
-impl Handler<Subscribe> for Postmaster {
-    type Result = MessageResult<Subscribe>;
-
-    fn handle(&mut self, Subscribe: Subscribe, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.children.subscribe())
-    }
-}
-
-impl Handler<Terminate> for Postmaster {
-    type Result = ();
-
-    fn handle(&mut self, Terminate(id): Terminate, ctx: &mut Self::Context) {
-        self.advance(ctx, |machine, now| machine.terminate(now, id));
-    }
-}
-
-impl Handler<OnReset> for Postmaster {
-    type Result = ();
-
-    fn handle(&mut self, OnReset(hook): OnReset, _: &mut Self::Context) {
-        self.on_reset = Some(hook);
-    }
-}
-
 impl StreamHandler<WorkerReport> for Postmaster {
     /// No more reports: every worker has ended. Whoever has a handle may still ask.
     fn finished(&mut self, _: &mut Self::Context) {}
@@ -481,33 +401,5 @@ impl Handler<Sigquit> for Postmaster {
     fn handle(&mut self, Sigquit: Sigquit, ctx: &mut Self::Context) {
         info!("received immediate shutdown request");
         self.shut_down(ctx, Shutdown::Immediate);
-    }
-}
-
-impl Handler<GetStatus> for Postmaster {
-    type Result = MessageResult<GetStatus>;
-
-    fn handle(&mut self, GetStatus: GetStatus, _: &mut Self::Context) -> Self::Result {
-        MessageResult(Status {
-            reached: self.machine.level(),
-            shutdown: self.machine.shutdown(),
-            counts: self.machine.counts(),
-        })
-    }
-}
-
-impl Handler<GetWorker> for Postmaster {
-    type Result = MessageResult<GetWorker>;
-
-    fn handle(&mut self, GetWorker(id): GetWorker, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.children.status(id, &self.machine))
-    }
-}
-
-impl Handler<GetWorkers> for Postmaster {
-    type Result = MessageResult<GetWorkers>;
-
-    fn handle(&mut self, GetWorkers: GetWorkers, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.children.statuses(&self.machine))
     }
 }
