@@ -24,6 +24,7 @@ pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
+pub(crate) use self::home::{HomeQuestion, Tid};
 pub use self::server_state::ServerState;
 use self::tls::LastConnector;
 pub use self::tls::TlsError;

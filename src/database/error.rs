@@ -35,7 +35,7 @@ pub enum DatabaseError {
         /// The deadline.
         after: Duration,
     },
-    /// A home connection could not be made; said to everybody who waited for it.
+    /// What went wrong for several workers at a home connection; said to each of them.
     #[error(transparent)]
     Home(Arc<Self>),
     /// The server can be connected to, but is not of the kind that was asked for.

@@ -5,20 +5,26 @@
 //! statements that read or write rows are taken, so that nobody can begin a transaction around a
 //! neighbour's statement, or `SET` what a neighbour runs under.
 
+mod groups;
+mod in_flight;
+mod inbox;
 mod line;
+mod question;
+mod request;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use self::line::{Ask, Request, Work};
+pub(crate) use self::question::{HomeQuestion, Tid};
+use self::request::{Ask, Request, Waiter, Work};
 use super::{Database, DatabaseError, Server};
 
 /// How long the lines may take to close.
@@ -54,6 +60,8 @@ pub struct HomeStatement {
 pub(super) struct Lines {
     server: Arc<Server>,
     lines: Mutex<HashMap<Option<String>, Vec<Option<Line>>>>,
+    /// How many questions there have been.
+    questions: AtomicU64,
 }
 
 /// The way to one home connection.
@@ -176,9 +184,18 @@ impl HomeConnection {
         self.ask(doing, Work::Batch(sql.to_owned())).await.map(drop)
     }
 
-    /// How long ago its database was first thought of: a clock that all who share it read alike.
-    pub(crate) fn age(&self) -> Duration {
-        self.database.server.begin.elapsed()
+    /// How long ago the last beat of this length was. All who share a connection have it at the same time, and so
+    /// has every other connection; the rest halfway between, so that thousands do not march in step.
+    pub(crate) fn since_beat(&self, beat: Duration) -> Duration {
+        let line = self.slot % self.database.settings().connections.max(1);
+        let turn = if line.is_multiple_of(2) {
+            Duration::ZERO
+        } else {
+            beat / 2
+        };
+        let age = self.database.server.begin.elapsed() + turn;
+        let since = age.as_nanos().checked_rem(beat.as_nanos()).unwrap_or(0);
+        Duration::from_nanos(u64::try_from(since).unwrap_or(u64::MAX))
     }
 
     /// Whether a statement was sent and has not been answered.
@@ -196,29 +213,26 @@ impl HomeConnection {
     }
 
     async fn ask(&self, doing: &'static str, work: Work) -> Result<Vec<Row>, DatabaseError> {
-        let (answer, answered) = oneshot::channel();
-        let sent = Arc::clone(&self.sent);
-        let request = Request {
-            doing,
-            work,
-            sent: Arc::clone(&sent),
-            answer,
-        };
+        self.send(doing, |waiter| Ask::Run(Request { work, waiter }))
+            .await
+    }
+
+    async fn send<T>(
+        &self,
+        doing: &'static str,
+        ask: impl FnOnce(Waiter<T>) -> Ask,
+    ) -> Result<T, DatabaseError> {
+        let (waiter, answered) = Waiter::new(doing, Arc::clone(&self.sent));
+        let ask = ask(waiter);
         let lines = &self.database.lines;
         lines.with(self.dbname.as_ref(), self.slot, |line| {
             // A line ends only when nobody can reach it any more, or with its runtime; then the
             // answer's end is dropped with the request.
-            let _ = line.asks.send(Ask::Run(request));
+            let _ = line.asks.send(ask);
         });
         let answer = answered.await;
-        sent.store(false, Ordering::Release);
-        answer.unwrap_or_else(|_| {
-            Err(DatabaseError::Lost {
-                doing,
-                cause: "it was given up".to_owned(),
-                sqlstate: None,
-            })
-        })
+        self.sent.store(false, Ordering::Release);
+        answer.unwrap_or_else(|_| Err(in_flight::given_up_on(doing)))
     }
 }
 
@@ -256,6 +270,7 @@ impl Lines {
         Self {
             server,
             lines: Mutex::default(),
+            questions: AtomicU64::new(0),
         }
     }
 

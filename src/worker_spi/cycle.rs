@@ -8,12 +8,12 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::initialize::{InitializeError, Known, initialize};
-use super::session::{Repeated, Session};
+use super::session::{PreparedProbe, Session};
 use super::statement::{self, Piece};
 use super::truncation::{Truncation, truncate};
 use super::{Fold, Settings};
 use crate::context::WorkerContext;
-use crate::database::DatabaseError;
+use crate::database::{DatabaseError, Tid};
 
 /// About how many deltas a block holds, in a table of our own.
 const ROWS_PER_BLOCK: usize = 167;
@@ -49,9 +49,10 @@ pub(super) enum Outcome {
 
 /// A probe that is ready to be run.
 struct Probe {
-    statement: Repeated,
+    prepared: PreparedProbe,
     /// It looks for values that are NULL.
     may_be_null: bool,
+    has_answered: bool,
 }
 
 // === impl Cycle ===
@@ -94,22 +95,17 @@ impl Cycle {
             None => self.prepare(context).await?,
         };
         let probe = self.probe.insert(probe);
-        let rows = self
-            .session
-            .run("look for deltas", &probe.statement)
-            .await?;
-        self.known.set(probe.may_be_null);
-        let Some(row) = rows.first() else {
-            return Ok(Outcome::Skipped);
-        };
-        self.report_nulls(context.name(), row.get(1));
-        let Some(block) = row.get::<_, Option<i64>>(0) else {
+        let found = self.session.run("look for deltas", &probe.prepared).await?;
+        if !std::mem::replace(&mut probe.has_answered, true) {
+            self.known.set(probe.may_be_null);
+        }
+        self.report_nulls(context.name(), matches!(found.get(1), Some(Some(_))));
+        let Some(Some(Tid { block })) = found.first().copied() else {
             return Ok(Outcome::Idle);
         };
-        let first = u32::try_from(block).unwrap_or(0);
-        match self.truncate(context, first).await? {
+        match self.truncate(context, block).await? {
             Some(outcome) => Ok(outcome),
-            None => self.fold(context, first).await,
+            None => self.fold(context, block).await,
         }
     }
 
@@ -125,9 +121,9 @@ impl Cycle {
             None => initialize(&self.session, &table, initial_total).await?,
         };
         let worker = context.name();
-        let sql = table.probe(worker, may_be_null);
+        let probe = table.probe(worker, may_be_null);
         let doing = "prepare to look for deltas";
-        let statement = self.session.prepare(doing, sql).await?;
+        let prepared = self.session.prepare(doing, probe).await?;
         if !std::mem::replace(&mut self.is_initialized, true) {
             let (schema, table) = (table.schema(), table.name());
             info!(
@@ -137,8 +133,9 @@ impl Cycle {
             context.ready();
         }
         Ok(Probe {
-            statement,
+            prepared,
             may_be_null,
+            has_answered: false,
         })
     }
 

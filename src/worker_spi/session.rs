@@ -5,15 +5,15 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::statement::Probe;
 use super::{ConnectionKind, Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::{
-    Connection, DatabaseError, HomeConnection, HomeStatement, Parameters, Statement,
+    Connection, DatabaseError, HomeConnection, HomeQuestion, Parameters, Statement, Tid,
 };
 
-/// In so many groups the workers of one naptime wake. Few, because that is cheaper; not fewer, because a nap
-/// that comes into step is longer or shorter by up to half of what is between two of them.
-const BEATS_PER_NAP: u32 = 3;
+/// By so much of itself a nap is longer or shorter, at most, while it comes into step.
+const STEP: u32 = 6;
 
 /// Shorter naps are left alone.
 const COMPANY_FROM: Duration = Duration::from_millis(100);
@@ -24,9 +24,9 @@ pub(super) enum Session {
     Own(Box<Connection>),
 }
 
-/// A statement that is run again and again.
-pub(super) enum Repeated {
-    Home(HomeStatement),
+/// A probe that is run again and again.
+pub(super) enum PreparedProbe {
+    Home(HomeQuestion),
     Own(Statement),
 }
 
@@ -78,31 +78,34 @@ impl Session {
         }
     }
 
-    /// Gets a statement ready to be run again and again.
+    /// Gets a probe ready to be run again and again.
     pub(super) async fn prepare(
         &self,
         doing: &'static str,
-        sql: String,
-    ) -> Result<Repeated, DatabaseError> {
+        probe: Probe,
+    ) -> Result<PreparedProbe, DatabaseError> {
         Ok(match self {
-            Self::Home(home) => Repeated::Home(home.statement(sql)?),
-            Self::Own(connection) => Repeated::Own(connection.prepare(doing, &sql).await?),
+            Self::Home(home) => PreparedProbe::Home(home.question(probe.asker, probe.scalars)),
+            Self::Own(connection) => {
+                PreparedProbe::Own(connection.prepare(doing, &probe.sql()).await?)
+            }
         })
     }
 
-    /// Runs such a statement.
+    /// Runs a probe, and returns what it found.
     pub(super) async fn run(
         &self,
         doing: &'static str,
-        statement: &Repeated,
-    ) -> Result<Vec<Row>, DatabaseError> {
-        match (self, statement) {
-            (Self::Home(home), Repeated::Home(statement)) => home.run(doing, statement).await,
-            (Self::Own(connection), Repeated::Own(statement)) => {
-                connection.query_prepared(doing, statement).await
+        probe: &PreparedProbe,
+    ) -> Result<Vec<Option<Tid>>, DatabaseError> {
+        match (self, probe) {
+            (Self::Home(home), PreparedProbe::Home(question)) => home.answer(doing, question).await,
+            (Self::Own(connection), PreparedProbe::Own(statement)) => {
+                let rows = connection.query_prepared(doing, statement).await?;
+                Ok(rows.first().map_or_else(Vec::new, |row| row.get(0)))
             }
-            (Self::Home(_), Repeated::Own(_)) | (Self::Own(_), Repeated::Home(_)) => {
-                unreachable!("a statement is run where it was prepared")
+            (Self::Home(_), PreparedProbe::Own(_)) | (Self::Own(_), PreparedProbe::Home(_)) => {
+                unreachable!("a probe is run where it was prepared")
             }
         }
     }
@@ -131,16 +134,17 @@ impl Session {
         }
     }
 
-    /// A nap of about this length, at the end of which neighbours wake too, so that their statements
-    /// travel together: it costs both sides less to be woken once.
+    /// A nap of about this length, which comes into step with those of neighbours, so that their questions
+    /// are asked together: it costs both sides less to be woken once.
     pub(super) fn in_company(&self, nap: Duration) -> Duration {
         match self {
             Self::Home(home) if nap >= COMPANY_FROM => {
-                let beat = (nap / BEATS_PER_NAP).as_nanos();
-                let now = home.age().as_nanos();
-                let nearest = (now + nap.as_nanos() + beat / 2) / beat * beat;
-                let nap = nearest.saturating_sub(now);
-                Duration::from_nanos(u64::try_from(nap).unwrap_or(u64::MAX))
+                let after_beat = home.since_beat(nap);
+                if after_beat <= nap / 2 {
+                    nap - after_beat.min(nap / STEP)
+                } else {
+                    nap + (nap - after_beat).min(nap / STEP)
+                }
             }
             Self::Home(_) | Self::Own(_) => nap,
         }

@@ -101,27 +101,26 @@ impl Table {
         format!("{}.{}", quoted(&self.schema), quoted(&self.name))
     }
 
-    /// Looks for something to fold: one row of the block of some delta, or NULL where there is none, and
-    /// whether there are rows with NULL.
+    /// Looks for something to fold.
     ///
     /// Writes nothing, and is all that an idle cycle does. It is small on purpose: what a backend keeps
     /// of a prepared statement is the memory of a fleet.
     ///
     /// `may_be_null` says whether to look for rows with NULL at all.
-    pub(super) fn probe(&self, worker: &str, may_be_null: bool) -> String {
+    pub(super) fn probe(&self, worker: &str, may_be_null: bool) -> Probe {
         let table = self.sql();
-        let worker = comment(worker);
-        let has_nulls = if may_be_null {
-            format!(
-                "EXISTS (SELECT FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL)"
-            )
-        } else {
-            "false".to_owned()
-        };
-        format!(
-            "{worker} SELECT (SELECT (ctid::text::point)[0]::bigint FROM {table} \
-             WHERE type = 'delta' AND value IS NOT NULL LIMIT 1), {has_nulls}"
-        )
+        let mut scalars = vec![format!(
+            "(SELECT ctid FROM {table} WHERE type = 'delta' AND value IS NOT NULL LIMIT 1)"
+        )];
+        if may_be_null {
+            scalars.push(format!(
+                "(SELECT ctid FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL LIMIT 1)"
+            ));
+        }
+        Probe {
+            asker: in_comment(worker),
+            scalars,
+        }
     }
 
     /// Folds the deltas of some blocks into the total, and says what came of it: one row of the new
@@ -202,7 +201,7 @@ impl Table {
     }
 
     /// Sums up a table that is locked: one row of whether it is a plain table of our two columns, the
-    /// number of its rows, of deltas and of totals, and the sum of all values, or NULL if one is NULL.
+    /// number of its rows, of deltas and of totals that are not NULL, and the sum of all values.
     ///
     /// A table is not plain if something hangs on its deletions or hides rows of it: triggers, foreign
     /// keys, rules, children, row security.
@@ -214,9 +213,9 @@ impl Table {
              OR relispartition OR row_security_active(oid)) AND (SELECT count(*) FROM pg_attribute \
              WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) = 2 \
              FROM pg_class AS c WHERE oid = {literal}::regclass), count(*), \
-             count(*) FILTER (WHERE type = 'delta'), \
-             (SELECT count(*) FROM {table} WHERE type = 'total'), \
-             CASE WHEN count(value) = count(*) THEN sum(value)::bigint END FROM {table}",
+             count(*) FILTER (WHERE type = 'delta' AND value IS NOT NULL), \
+             (SELECT count(*) FROM {table} WHERE type = 'total' AND value IS NOT NULL), \
+             sum(value)::bigint FROM {table}",
             worker = comment(worker),
         )
     }
@@ -276,6 +275,15 @@ impl Table {
     }
 }
 
+/// What an idle cycle wants to know: where there is some delta; and, if need be, where there is a row with NULL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Probe {
+    /// Whose it is, as a comment has it.
+    pub(super) asker: String,
+    /// Scalar subqueries of type `tid`.
+    pub(super) scalars: Vec<String>,
+}
+
 /// Some blocks of a table, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -294,6 +302,19 @@ pub(super) const SKIPPED: &str = "skipped";
 /// The outcome of a fold: there are deltas and no total.
 pub(super) const NO_TOTAL: &str = "no total";
 
+// === impl Probe ===
+
+impl Probe {
+    /// As a statement of its own: one row of one array.
+    pub(super) fn sql(&self) -> String {
+        let Self { asker, scalars } = self;
+        format!(
+            "/* bgworker: {asker} */ SELECT ARRAY[{}]",
+            scalars.join(", ")
+        )
+    }
+}
+
 impl fmt::Display for Table {
     /// `schema.table`, each in quotes unless it is plain: lower-case letters, digits, underscores.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -309,9 +330,14 @@ impl fmt::Display for Table {
     }
 }
 
-/// Says whose statement it is, in a comment that no name can end.
+/// Says whose statement it is.
 fn comment(worker: &str) -> String {
-    format!("/* bgworker: {} */", utf8_percent_encode(worker, COMMENT))
+    format!("/* bgworker: {} */", in_comment(worker))
+}
+
+/// A name that cannot end the comment it is in.
+fn in_comment(worker: &str) -> String {
+    utf8_percent_encode(worker, COMMENT).to_string()
 }
 
 /// A text, as a statement has it whatever `standard_conforming_strings` is.

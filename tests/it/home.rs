@@ -8,7 +8,7 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{Postmaster, WorkerContext};
 use tracing::Level;
 
-use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, table};
+use crate::support::database::{TestDatabase, TestWorker, brisk, brisk_on_its_own, table};
 use crate::support::log::Log;
 use crate::support::{eventually, within};
 
@@ -197,7 +197,9 @@ async fn what_a_worker_prepared_is_forgotten_when_it_ends() {
     let database = with_connections(db.conninfo(), 1);
     let postmaster = Postmaster::launch(Limits::default(), Some(database.clone())).unwrap();
     let home = database.home(0, None);
-    let count = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '/* bgworker:%'";
+    // Several may be asked for in one statement.
+    let count = "SELECT count(*) FROM generate_series(0, 9) AS n WHERE EXISTS \
+                 (SELECT FROM pg_prepared_statements WHERE statement ~ format('^/\\* bgworker: .*w%s[, ]', n))";
     let prepared = home.statement(count).unwrap();
     let count = || async {
         let rows = home.run("count", &prepared).await.unwrap();
@@ -216,6 +218,108 @@ async fn what_a_worker_prepared_is_forgotten_when_it_ends() {
         postmaster.terminate(worker.id).await.unwrap();
     }
     eventually("none is", || async { count().await == 0 }).await;
+}
+
+/// Workers on tables of their own with a total each, at home on one connection, that nap long enough to come into step.
+async fn in_step(db: &TestDatabase, many: usize) -> (bgworker::PostmasterHandle, Vec<TestWorker>) {
+    let database = with_connections(db.conninfo(), 1);
+    let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
+    let mut workers = Vec::new();
+    for n in 0..many {
+        let settings = brisk(&table("s", &format!("t{n}")))
+            .naptime(Duration::from_millis(100))
+            .initial_total(0);
+        workers.push(db.worker(&postmaster, &format!("w{n}"), settings).await);
+    }
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND {many} = \
+         (SELECT count(*) FROM generate_series(0, {many}) AS n \
+          WHERE query ~ format('^/\\* bgworker: .*w%s[, ]', n)))"
+    );
+    eventually("one statement asks for all", || async {
+        db.value::<bool>(&sql).await
+    })
+    .await;
+    (postmaster, workers)
+}
+
+#[actix::test]
+async fn neighbours_that_wake_together_ask_in_one_statement_and_each_folds_what_is_its_own() {
+    let db = TestDatabase::new().await;
+    let (postmaster, workers) = in_step(&db, 20).await;
+    for n in [0, 7, 19] {
+        db.execute(&format!(
+            "INSERT INTO s.t{n} VALUES ('delta', {n}), ('delta', 1)"
+        ))
+        .await;
+    }
+    for n in 0..20 {
+        let total = if [0, 7, 19].contains(&n) { n + 1 } else { 0 };
+        db.wait_for_rows(&table("s", &format!("t{n}")), &[&format!("total|{total}")])
+            .await;
+    }
+    for (n, worker) in workers.iter().enumerate() {
+        let report = postmaster.worker(worker.id).await.unwrap().unwrap().report;
+        let rows = if [0, 7, 19].contains(&n) { 2 } else { 0 };
+        assert_eq!(
+            (report.rows, report.consecutive_failures),
+            (rows, 0),
+            "w{n}"
+        );
+    }
+}
+
+#[actix::test]
+async fn a_question_that_cannot_be_answered_keeps_no_neighbour_from_its_answer() {
+    let db = TestDatabase::new().await;
+    let (postmaster, workers) = in_step(&db, 8).await;
+    let report = async |n: usize| {
+        postmaster
+            .worker(workers[n].id)
+            .await
+            .unwrap()
+            .unwrap()
+            .report
+    };
+    // Nobody else can look at the table of one of them.
+    let holder = db.connect_plainly().await;
+    holder
+        .batch_execute("BEGIN; LOCK TABLE s.t3 IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    eventually("it is refused", || async {
+        let report = report(3).await;
+        report.consecutive_failures > 3 && report.last_error.unwrap().contains("55P03")
+    })
+    .await;
+    for n in [0, 1, 2, 4, 5, 6, 7] {
+        let before = report(n).await.cycles;
+        eventually("a neighbour goes on", || async {
+            let report = report(n).await;
+            assert_eq!(report.consecutive_failures, 0, "{:?}", report.last_error);
+            report.cycles > before + 2
+        })
+        .await;
+    }
+    holder.batch_execute("COMMIT").await.unwrap();
+    db.execute("INSERT INTO s.t3 VALUES ('delta', 5)").await;
+    db.wait_for_rows(&table("s", "t3"), &["total|5"]).await;
+    // Or it is gone: then it is that worker alone which fails.
+    db.execute("DROP TABLE s.t5").await;
+    eventually("it has failed", || async {
+        let status = postmaster.worker(workers[5].id).await.unwrap();
+        status.is_none_or(|status| status.starts > 1 || status.report.last_error.is_some())
+    })
+    .await;
+    for n in [0, 1, 2, 3, 4, 6, 7] {
+        let status = postmaster.worker(workers[n].id).await.unwrap().unwrap();
+        assert_eq!(status.starts, 1, "w{n}");
+        let of_a_lock = status
+            .report
+            .last_error
+            .is_none_or(|error| error.contains("55P03"));
+        assert!(of_a_lock, "w{n}");
+    }
 }
 
 #[actix::test]

@@ -96,7 +96,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Exit {
                 (ConnInfo::parse(url, variable)?, None)
             }
             None => {
-                let settings = ClusterSettings::temporary().option("max_connections", "120");
+                let settings = ClusterSettings::temporary();
                 match private_server::start(settings, &mut signals).await {
                     Ok(cluster) => (private_server::conninfo(&cluster), Some(cluster)),
                     Err(StartError::Stopped) => return Ok(Exit::Clean),
@@ -168,7 +168,7 @@ impl Scenario {
         match self {
             Self::Idle => scenarios::idle_steps(arguments),
             Self::Fleet => scenarios::fleet_steps(arguments),
-            Self::Backlog => scenarios::backlog_steps(arguments),
+            Self::Backlog => scenarios::BACKLOG_STEPS,
             Self::Stream | Self::Latency => 1,
         }
     }

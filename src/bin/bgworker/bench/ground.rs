@@ -103,6 +103,25 @@ impl Ground {
         Ok(row.try_get(0)?)
     }
 
+    /// Writes out what is dirty, so that it is not written while something is measured.
+    pub(super) async fn checkpoint(&self) -> Result<(), Box<dyn Error>> {
+        let checkpointed = self.client.batch_execute("checkpoint", "CHECKPOINT").await;
+        Ok(checkpointed?)
+    }
+
+    pub(super) async fn drop(&self, table: &Table) -> Result<(), Box<dyn Error>> {
+        self.drop_all(&[table.sql()]).await
+    }
+
+    async fn drop_all(&self, tables: &[String]) -> Result<(), Box<dyn Error>> {
+        // A vacuum may be under way.
+        let sql = format!(
+            "SET LOCAL lock_timeout = 0; DROP TABLE {}",
+            tables.join(", ")
+        );
+        Ok(self.client.batch_execute("drop tables", &sql).await?)
+    }
+
     /// Drops the schema, some tables at a time.
     pub(super) async fn clear(&self) -> Result<(), Box<dyn Error>> {
         let list = format!(
@@ -111,8 +130,7 @@ impl Ground {
         );
         let tables: Vec<String> = self.value(&list).await?;
         for some in tables.chunks(TABLES_PER_STATEMENT) {
-            let sql = format!("DROP TABLE {}", some.join(", "));
-            self.client.batch_execute("drop tables", &sql).await?;
+            self.drop_all(some).await?;
         }
         let sql = format!("DROP SCHEMA IF EXISTS {SCHEMA}");
         self.client.batch_execute("drop the schema", &sql).await?;

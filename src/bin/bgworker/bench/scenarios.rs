@@ -8,7 +8,7 @@ mod stream;
 
 use std::time::Duration;
 
-pub(super) use self::backlog::{backlog, steps as backlog_steps};
+pub(super) use self::backlog::{BACKLOG_STEPS, backlog};
 pub(super) use self::fleet::{fleet, steps as fleet_steps};
 pub(super) use self::idle::{idle, steps as idle_steps};
 pub(super) use self::latency::latency;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bgworker::worker_spi::{Fold, Settings, Table};
 use tokio::time::Instant;
 
-use super::{BYTES, MILLISECONDS, SECOND};
+use super::{BYTES, MILLISECONDS, SECOND, percentile};
 use crate::bench::BenchArguments;
 use crate::bench::baseline::Baseline;
 use crate::bench::fleet::{Fleet, PATIENCE};
@@ -15,17 +15,25 @@ use crate::bench::progress::Progress;
 use crate::bench::report::Report;
 use crate::bench::usage::{LongestTransaction, Usage};
 
-/// What one way of folding took.
+/// How a worker may fold.
+const WAYS: [Fold; 2] = [Fold::Delete, Fold::Truncate];
+
+/// A nap that ends by a Sighup alone.
+const LONG: Duration = Duration::from_secs(86_400);
+
+/// How often each way is measured; the medians count.
+const ROUNDS: usize = 3;
+
+/// What one way of folding took, round by round.
+#[derive(Default)]
 struct Folded {
     /// Milliseconds.
-    took: f64,
-    /// Milliseconds.
-    longest: f64,
-    /// Bytes.
-    wal: f64,
+    took: Vec<f64>,
+    /// Bytes, for a delta.
+    wal: Vec<f64>,
 }
 
-/// A backlog, folded at once.
+/// A backlog, folded at once. The ways take turns, so that each has its share of what else the machine does.
 pub(in crate::bench) async fn backlog(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -33,77 +41,112 @@ pub(in crate::bench) async fn backlog(
     progress: &Progress,
 ) -> Result<(), Box<dyn Error>> {
     let rows = arguments.rows;
-    let tables = ground.tables("backlog", 3).await?;
-    let deleting = fold(ground, &tables[0], Fold::Delete, rows, progress).await?;
-    let truncating = fold(ground, &tables[1], Fold::Truncate, rows, progress).await?;
-
-    let (mut seed_took, mut seed_wal) = (None, None);
-    if arguments.baseline {
-        progress.step("backlog: filling");
-        fill(ground, &tables[2], rows).await?;
-        progress.step("backlog: the sample");
-        let baseline = Baseline::on(ground, &tables[2..]).await?;
-        let then = Usage::now(ground).await?;
-        seed_took = Some(baseline.once().await?.as_secs_f64() * 1e3);
-        seed_wal = Some(Usage::now(ground).await?.since(&then).wal / f64::from(rows));
-        ground.check(&tables[2], i64::from(rows)).await?;
+    let (mut ours, mut seed) = ([Folded::default(), Folded::default()], Folded::default());
+    for round in 1..=ROUNDS {
+        progress.step(format!("backlog: round {round} of {ROUNDS}"));
+        for (fold, folded) in std::iter::zip(WAYS, &mut ours) {
+            let stage = Stage::fill(ground, fold, rows).await?;
+            let then = Usage::now(ground).await?;
+            folded.took.push(stage.fold().await?);
+            let used = Usage::now(ground).await?.since(&then);
+            folded.wal.push(used.wal / f64::from(rows));
+            stage.end().await?;
+        }
+        if arguments.baseline {
+            let table = table(ground, rows).await?;
+            let baseline = Baseline::on(ground, std::slice::from_ref(&table)).await?;
+            let then = Usage::now(ground).await?;
+            seed.took.push(baseline.once().await?.as_secs_f64() * 1e3);
+            let used = Usage::now(ground).await?.since(&then);
+            seed.wal.push(used.wal / f64::from(rows));
+            ground.check(&table, i64::from(rows)).await?;
+            ground.drop(&table).await?;
+        }
     }
-    for (way, folded) in [("", deleting), (", fold = \"truncate\"", truncating)] {
-        let Folded { took, longest, wal } = folded;
-        let what = format!("folding {rows} deltas{way}");
+    let median = |values: &mut [f64]| percentile(values, 50);
+    let seed_took = arguments.baseline.then(|| median(&mut seed.took));
+    let seed_wal = arguments.baseline.then(|| median(&mut seed.wal));
+    for (fold, mut folded) in std::iter::zip(WAYS, ours) {
+        progress.step("backlog: the longest transaction");
+        // Whoever watches takes some of the processor: so it is no part of the rounds.
+        let stage = Stage::fill(ground, fold, rows).await?;
+        let watcher = LongestTransaction::watch(ground).await?;
+        stage.fold().await?;
+        let longest = watcher.stop().await?;
+        stage.end().await?;
+        let way = match fold {
+            Fold::Delete => "",
+            Fold::Truncate => ", fold = \"truncate\"",
+        };
+        let (what, took) = (
+            format!("folding {rows} deltas{way}"),
+            median(&mut folded.took),
+        );
         report.add("backlog", what, MILLISECONDS, took, seed_took);
         let what = format!("the longest transaction of it{way}");
         report.add("backlog", what, MILLISECONDS, longest, seed_took);
         let (what, wal) = (
             format!("write-ahead log of a delta{way}"),
-            wal / f64::from(rows),
+            median(&mut folded.wal),
         );
         report.add("backlog", what, BYTES, wal, seed_wal);
     }
     Ok(())
 }
 
-/// Has a worker fold this many deltas.
-async fn fold(
-    ground: &Ground,
-    table: &Table,
-    fold: Fold,
+/// A worker that naps beside a table full of deltas.
+struct Stage<'g> {
+    ground: &'g Ground,
+    table: Table,
     rows: u32,
-    progress: &Progress,
-) -> Result<Folded, Box<dyn Error>> {
-    progress.step("backlog: filling");
-    let mut settings = Settings::new(table.clone());
-    settings.fold = fold;
-    settings.naptime = Duration::from_secs(86_400);
-    let fleet = Fleet::of(ground, vec![settings], 1).await?;
-    fill(ground, table, rows).await?;
-    progress.step(match fold {
-        Fold::Delete => "backlog: deleting",
-        Fold::Truncate => "backlog: truncating",
-    });
-    let then = Usage::now(ground).await?;
-    let watcher = LongestTransaction::watch(ground).await?;
-    let begin = Instant::now();
-    fleet.postmaster.sighup();
-    loop {
-        let (workers, _) = fleet.postmaster.workers().await?;
-        if workers
-            .iter()
-            .all(|worker| worker.report.rows == u64::from(rows))
-        {
-            break;
-        }
-        if begin.elapsed() > PATIENCE {
-            return Err("the backlog was not folded".into());
-        }
-        tokio::time::sleep(SECOND / 1000).await;
+    fleet: Fleet,
+}
+
+impl<'g> Stage<'g> {
+    async fn fill(ground: &'g Ground, fold: Fold, rows: u32) -> Result<Self, Box<dyn Error>> {
+        let table = table(ground, 0).await?;
+        let settings = Settings::new(table.clone()).fold(fold).naptime(LONG);
+        let fleet = Fleet::of(ground, vec![settings], 1).await?;
+        fill(ground, &table, rows).await?;
+        Ok(Self {
+            ground,
+            table,
+            rows,
+            fleet,
+        })
     }
-    let took = begin.elapsed().as_secs_f64() * 1e3;
-    let longest = watcher.stop().await?;
-    let wal = Usage::now(ground).await?.since(&then).wal;
-    fleet.stop().await?;
-    ground.check(table, i64::from(rows)).await?;
-    Ok(Folded { took, longest, wal })
+
+    /// Wakes the worker, and returns how long it took to fold everything, in milliseconds.
+    async fn fold(&self) -> Result<f64, Box<dyn Error>> {
+        let begin = Instant::now();
+        self.fleet.postmaster.sighup();
+        loop {
+            let (workers, _) = self.fleet.postmaster.workers().await?;
+            let mut rows = workers.iter().map(|worker| worker.report.rows);
+            if rows.all(|rows| rows == u64::from(self.rows)) {
+                return Ok(begin.elapsed().as_secs_f64() * 1e3);
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err("the backlog was not folded".into());
+            }
+            tokio::time::sleep(SECOND / 1000).await;
+        }
+    }
+
+    async fn end(self) -> Result<(), Box<dyn Error>> {
+        self.fleet.stop().await?;
+        let Self { table, rows, .. } = self;
+        self.ground.check(&table, i64::from(rows)).await?;
+        self.ground.drop(&table).await
+    }
+}
+
+/// A table with so many deltas.
+async fn table(ground: &Ground, rows: u32) -> Result<Table, Box<dyn Error>> {
+    let mut tables = ground.tables("backlog", 1).await?;
+    let table = tables.pop().ok_or("no table was made")?;
+    fill(ground, &table, rows).await?;
+    Ok(table)
 }
 
 async fn fill(ground: &Ground, table: &Table, rows: u32) -> Result<(), Box<dyn Error>> {
@@ -112,14 +155,8 @@ async fn fill(ground: &Ground, table: &Table, rows: u32) -> Result<(), Box<dyn E
         table.sql()
     );
     ground.client.batch_execute("fill", &sql).await?;
-    // So that none falls into what is measured.
-    Ok(ground
-        .client
-        .batch_execute("checkpoint", "CHECKPOINT")
-        .await?)
+    ground.checkpoint().await
 }
 
 /// How many steps it takes.
-pub(in crate::bench) fn steps(arguments: &BenchArguments) -> usize {
-    4 + if arguments.baseline { 2 } else { 0 }
-}
+pub(in crate::bench) const BACKLOG_STEPS: usize = ROUNDS + WAYS.len();

@@ -27,7 +27,8 @@ pub(in crate::bench) async fn fleet(
     let tables = ground.tables("fleet", many).await?;
     let naptime = SECOND * arguments.naptime;
     let fleet = Fleet::on(ground, &tables, connections, naptime).await?;
-    tokio::time::sleep(naptime).await; // so that their first naps are over
+    tokio::time::sleep(3 * naptime).await; // so that they have come into step
+    ground.checkpoint().await?;
     let (rate, cycles, used) = fleet.measure(ground, time).await?;
     let memory = usage::memory(ground).await?;
     let late = lateness(&fleet, naptime, time).await?;
@@ -36,10 +37,12 @@ pub(in crate::bench) async fn fleet(
         ground.check(table, 0).await?;
     }
 
-    let mut seed_cpu = None;
+    let (mut seed_cpu, mut seeds_at) = (None, String::new());
     if arguments.baseline {
-        progress.step("fleet: the sample on 64 connections");
-        let seeds = ground.tables("fleet_seed", 64).await?;
+        let most = connections_left(ground).await?;
+        seeds_at = format!(" (the sample: back to back on {most})");
+        progress.step(format!("fleet: the sample on {most} connections"));
+        let seeds = ground.tables("fleet_seed", most).await?;
         let baseline = Baseline::on(ground, &seeds).await?;
         let (rate, used) = baseline.back_to_back(ground, time).await?;
         seed_cpu = used.cpu.map(|cpu| cpu * 1e6 / (rate * time.as_secs_f64()));
@@ -47,7 +50,7 @@ pub(in crate::bench) async fn fleet(
     let what = format!("cycles of {many} workers that nap {} s", arguments.naptime);
     report.add("fleet", what, PER_SECOND, rate, None);
     if let Some(cpu) = used.cpu {
-        let what = "processor, both sides, for an empty cycle (the sample: on 64)";
+        let what = format!("processor, both sides, for an empty cycle{seeds_at}");
         report.add("fleet", what, MICROSECONDS, cpu * 1e6 / cycles, seed_cpu);
     }
     if let Some(memory) = memory {
@@ -62,6 +65,15 @@ pub(in crate::bench) async fn fleet(
         None,
     );
     Ok(())
+}
+
+/// How many connections the server allows besides those that it has.
+async fn connections_left(ground: &Ground) -> Result<usize, Box<dyn Error>> {
+    let sql = "SELECT current_setting('max_connections')::bigint \
+               - current_setting('superuser_reserved_connections')::bigint - count(*) \
+               FROM pg_stat_activity WHERE backend_type = 'client backend'";
+    let left = usize::try_from(ground.value::<i64>(sql).await?)?;
+    Ok(left.max(1))
 }
 
 /// By how much the last cycle of a worker is older than its naptime, in the worst hundredth of looks.

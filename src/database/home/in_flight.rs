@@ -1,0 +1,212 @@
+//! The statements of a home connection that were sent and not answered, and how each of them ends.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
+use tracing::warn;
+
+use super::groups::{Asked, Groups};
+use super::question::Scalars;
+use super::request::{Message, Request, Waiter, Work};
+use crate::database::DatabaseError;
+use crate::database::connection::{Connection, GRACE};
+
+/// What was prepared on one connection.
+pub(super) type Prepared = HashMap<Arc<str>, Statement>;
+
+/// Answered in the order in which they were sent.
+pub(super) type InFlight<'c> = FuturesOrdered<Pin<Box<dyn Future<Output = Answered> + Send + 'c>>>;
+
+type Rows = Result<Vec<Row>, tokio_postgres::Error>;
+
+/// A statement that was sent, as it is when it has been answered.
+pub(super) struct Answered {
+    message: Message,
+    rows: Rows,
+    /// What was prepared for it.
+    prepared: Option<(Arc<str>, Statement)>,
+}
+
+/// Sends a statement; whether it is prepared first.
+pub(super) fn send<'c>(
+    connection: &'c Connection,
+    prepare: bool,
+    prepared: &Prepared,
+    in_flight: &mut InFlight<'c>,
+    message: Message,
+) -> bool {
+    message.is_sent();
+    let to_prepare = message.to_prepare().filter(|_| prepare).cloned();
+    let known = to_prepare.as_ref().and_then(|sql| prepared.get(sql));
+    let known = known.cloned();
+    let is_preparing = to_prepare.is_some() && known.is_none();
+    in_flight.push_back(Box::pin(async move {
+        let client = connection.client();
+        let (rows, prepared) = match (to_prepare, known) {
+            (_, Some(statement)) => (client.query(&statement, &[]).await, None),
+            (Some(sql), None) => prepare_and_run(client, sql).await,
+            (None, None) => (run(client, &message).await, None),
+        };
+        Answered {
+            message,
+            rows,
+            prepared,
+        }
+    }));
+    is_preparing
+}
+
+async fn prepare_and_run(client: &Client, sql: Arc<str>) -> (Rows, Option<(Arc<str>, Statement)>) {
+    match client.prepare(&sql).await {
+        Ok(statement) => (client.query(&statement, &[]).await, Some((sql, statement))),
+        Err(error) => (Err(error), None),
+    }
+}
+
+async fn run(client: &Client, message: &Message) -> Rows {
+    let work = match message {
+        Message::Questions(batch) => return client.query_typed(&batch.sql, &[]).await,
+        Message::Request(Request { work, .. }) => work,
+    };
+    match work {
+        Work::Prepared(sql) => client.query_typed(sql, &[]).await,
+        Work::Once { sql, parameters } => {
+            let parameters: Vec<_> = parameters
+                .iter()
+                .map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone()))
+                .collect();
+            client.query_typed(sql, &parameters).await
+        }
+        Work::Batch(sql) => client.batch_execute(sql).await.map(|()| Vec::new()),
+    }
+}
+
+/// Passes an answer on, and remembers what was prepared for it. Returns the questions that have to be asked again.
+pub(super) async fn answer(
+    connection: &Connection,
+    prepared: &mut Prepared,
+    groups: &mut Groups,
+    answered: Answered,
+) -> Vec<Asked<Waiter<Scalars>>> {
+    let Answered {
+        message,
+        rows,
+        prepared: new,
+    } = answered;
+    let is_wanted = match &message {
+        Message::Request(_) => !message.is_withdrawn(),
+        Message::Questions(batch) => groups.has(batch),
+    };
+    // Otherwise nobody is there any more who would let it be forgotten.
+    if is_wanted {
+        prepared.extend(new);
+    }
+    match (message, &rows) {
+        (Message::Questions(batch), Err(error))
+            if !batch.is_of_one && error.as_db_error().is_some() && !connection.is_closed() =>
+        {
+            groups.failed(batch)
+        }
+        (message, _) => {
+            if let Message::Questions(batch) = &message {
+                groups.succeeded(batch);
+            }
+            tell(connection, message, rows).await;
+            Vec::new()
+        }
+    }
+}
+
+/// Tells whoever waits for a statement what became of it.
+async fn tell(connection: &Connection, message: Message, rows: Rows) {
+    match rows {
+        Ok(rows) => message.answer(rows),
+        Err(error) => {
+            let error = connection.explain(message.doing(), error).await;
+            message.fail(error);
+        }
+    }
+}
+
+// === impl Answered ===
+
+impl Answered {
+    /// Whether what came is no answer of a server: then nothing that follows can be trusted.
+    pub(super) fn is_out_of_step(&self) -> bool {
+        let error = self.rows.as_ref().err();
+        error.is_some_and(|error| error.as_db_error().is_none() && !DatabaseError::is_ours(error))
+    }
+}
+
+/// The connection is gone, or of no use: everybody in flight is told so.
+pub(super) async fn lose(
+    connection: &Connection,
+    first: Option<Answered>,
+    mut in_flight: InFlight<'_>,
+) {
+    let many = in_flight.len() + usize::from(first.is_some());
+    if let Some(answered) = first {
+        if answered.is_out_of_step() && !connection.is_closed() {
+            connection.abort();
+        }
+        tell(connection, answered.message, answered.rows).await;
+    }
+    // Each of them is answered by the end of the connection.
+    while let Some(answered) = in_flight.next().await {
+        tell(connection, answered.message, answered.rows).await;
+    }
+    let cause = connection.cause_of_end().await;
+    warn!(in_flight = many, cause, "home connection was lost");
+}
+
+/// The first in line got no answer in time: it is cancelled, and the connection is given up.
+pub(super) async fn give_up(connection: &Connection, mut in_flight: InFlight<'_>, after: Duration) {
+    connection.cancel_token().cancel().await;
+    // Whatever comes now, it is too late; but it may still end cleanly.
+    let first = tokio::time::timeout(GRACE, in_flight.next()).await;
+    connection.abort();
+    let first = match first {
+        Ok(first) => first,
+        Err(_) => in_flight.next().await,
+    };
+    if let Some(Answered { message, .. }) = first {
+        message.refuse(|doing| DatabaseError::StatementDeadline { doing, after });
+    }
+    while let Some(Answered { message, .. }) = in_flight.next().await {
+        message.refuse(given_up_on);
+    }
+    warn!("home connection was given up: a statement got no answer in time");
+}
+
+/// Cancels one statement after the other. To those who did not ask for it, the connection was lost.
+pub(super) async fn cancel_all(connection: &Connection, mut in_flight: InFlight<'_>) {
+    while !in_flight.is_empty() {
+        connection.cancel_token().cancel().await;
+        let next = tokio::time::timeout(GRACE, in_flight.next());
+        let Ok(Some(answered)) = next.await else {
+            return;
+        };
+        let error = answered.rows.as_ref().err();
+        if error.and_then(tokio_postgres::Error::code) == Some(&SqlState::QUERY_CANCELED) {
+            answered.message.refuse(given_up_on);
+        } else {
+            tell(connection, answered.message, answered.rows).await;
+        }
+    }
+}
+
+/// What a statement comes to whose connection is given up for the sake of another.
+pub(super) fn given_up_on(doing: &'static str) -> DatabaseError {
+    DatabaseError::Lost {
+        doing,
+        cause: "it was given up".to_owned(),
+        sqlstate: None,
+    }
+}

@@ -1,0 +1,123 @@
+//! What waits to be sent on a home connection, and can still be withdrawn.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::groups::{Asked, Groups, QUESTIONS_MAX};
+use super::question::Scalars;
+use super::request::{Ask, Message, Waiter};
+use crate::database::DatabaseError;
+
+/// What waits to be sent, whatever becomes of the connection.
+pub(super) struct Inbox {
+    messages: VecDeque<Message>,
+    /// Questions, until it is known who else has some.
+    questions: Vec<Asked<Waiter<Scalars>>>,
+    groups: Groups,
+    /// What nobody will send any more.
+    forgotten: Vec<Arc<str>>,
+}
+
+// === impl Inbox ===
+
+impl Inbox {
+    /// `together` says whether questions may be asked together.
+    pub(super) fn new(together: bool) -> Self {
+        Self {
+            messages: VecDeque::new(),
+            questions: Vec::new(),
+            groups: Groups::new(if together { QUESTIONS_MAX } else { 1 }),
+            forgotten: Vec::new(),
+        }
+    }
+
+    /// Waits until somebody asks something, if nothing waits yet; `false` if nobody can any more.
+    ///
+    /// Loses nothing when it is dropped.
+    pub(super) async fn wait(&mut self, asked: &mut UnboundedReceiver<Ask>) -> bool {
+        if self.messages.is_empty() && self.questions.is_empty() {
+            match asked.recv().await {
+                Some(ask) => self.take(ask),
+                None => return false,
+            }
+        }
+        // Who was woken with whoever has asked is about to ask as well.
+        let mut many = 0;
+        while many < self.questions.len() {
+            many = self.questions.len();
+            tokio::task::yield_now().await;
+            self.take_all(asked);
+        }
+        self.gather();
+        true
+    }
+
+    fn take_all(&mut self, asked: &mut UnboundedReceiver<Ask>) {
+        while let Ok(ask) = asked.try_recv() {
+            self.take(ask);
+        }
+    }
+
+    fn take(&mut self, ask: Ask) {
+        match ask {
+            Ask::Run(request) => self.messages.push_back(Message::Request(request)),
+            Ask::Evaluate(question) => self.questions.push(question),
+            Ask::Forget(sql) => self.forgotten.push(sql),
+            Ask::ForgetQuestion(number) => self.groups.forget(number),
+        }
+    }
+
+    fn gather(&mut self) {
+        let batches = self.groups.gather(std::mem::take(&mut self.questions));
+        self.messages
+            .extend(batches.into_iter().map(Message::Questions));
+    }
+
+    /// What is to be sent next.
+    pub(super) fn next(&mut self) -> Option<Message> {
+        self.drop_withdrawn();
+        self.messages.pop_front()
+    }
+
+    /// Whether there is nothing that anybody waits for.
+    pub(super) fn is_idle(&mut self) -> bool {
+        self.drop_withdrawn();
+        self.messages.is_empty()
+    }
+
+    fn drop_withdrawn(&mut self) {
+        while self.messages.front().is_some_and(Message::is_withdrawn) {
+            self.messages.pop_front();
+        }
+    }
+
+    /// Which questions go together.
+    pub(super) fn groups(&mut self) -> &mut Groups {
+        &mut self.groups
+    }
+
+    /// Takes questions back that have failed together.
+    pub(super) fn ask_again(&mut self, questions: Vec<Asked<Waiter<Scalars>>>) {
+        for batch in self.groups.gather(questions) {
+            self.messages.push_front(Message::Questions(batch));
+        }
+    }
+
+    /// The statements that nobody will send any more.
+    pub(super) fn take_forgotten(&mut self) -> Vec<Arc<str>> {
+        self.forgotten.extend(self.groups.take_dissolved());
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// Tells everybody who waits what went wrong.
+    pub(super) fn refuse(&mut self, asked: &mut UnboundedReceiver<Ask>, error: DatabaseError) {
+        self.take_all(asked);
+        self.gather();
+        let error = Arc::new(error);
+        while let Some(message) = self.next() {
+            message.refuse(|_| DatabaseError::Home(Arc::clone(&error)));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What a home connection is asked, and who waits for the answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::oneshot;
+use tokio_postgres::Row;
+
+use super::Parameters;
+use super::groups::{Asked, Batch};
+use super::question::Scalars;
+use crate::database::DatabaseError;
+
+/// What a line is asked.
+pub(super) enum Ask {
+    Run(Request),
+    Evaluate(Asked<Waiter<Scalars>>),
+    /// Let the server forget what was prepared of this.
+    Forget(Arc<str>),
+    /// Nobody wants to know this any more.
+    ForgetQuestion(u64),
+}
+
+/// A statement, and who waits for its rows.
+pub(super) struct Request {
+    pub(super) work: Work,
+    pub(super) waiter: Waiter<Vec<Row>>,
+}
+
+pub(super) enum Work {
+    /// Prepared when it is first run.
+    Prepared(Arc<str>),
+    Once {
+        sql: String,
+        parameters: Parameters,
+    },
+    /// Several statements, one transaction.
+    Batch(String),
+}
+
+/// Whoever waits for an answer.
+pub(super) struct Waiter<T> {
+    /// What it is about, in an error.
+    pub(super) doing: &'static str,
+    /// Set when it is sent.
+    sent: Arc<AtomicBool>,
+    answer: oneshot::Sender<Result<T, DatabaseError>>,
+}
+
+/// What is sent as one statement.
+pub(super) enum Message {
+    Request(Request),
+    Questions(Batch<Waiter<Scalars>>),
+}
+
+// === impl Waiter ===
+
+impl<T> Waiter<T> {
+    pub(super) fn new(
+        doing: &'static str,
+        sent: Arc<AtomicBool>,
+    ) -> (Self, oneshot::Receiver<Result<T, DatabaseError>>) {
+        let (answer, answered) = oneshot::channel();
+        let waiter = Self {
+            doing,
+            sent,
+            answer,
+        };
+        (waiter, answered)
+    }
+
+    /// Whether nobody waits any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.answer.is_closed()
+    }
+
+    pub(super) fn is_sent(&self) {
+        self.sent.store(true, Ordering::Release);
+    }
+
+    /// Whoever does not wait any more needs no answer.
+    pub(super) fn answer(self, answer: Result<T, DatabaseError>) {
+        let _ = self.answer.send(answer);
+    }
+
+    fn refuse(self, error: impl Fn(&'static str) -> DatabaseError) {
+        let error = error(self.doing);
+        self.answer(Err(error));
+    }
+}
+
+// === impl Message ===
+
+impl Message {
+    /// Whether nobody waits for it any more.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        match self {
+            Self::Request(request) => request.waiter.is_gone(),
+            Self::Questions(batch) => batch.asked.iter().all(|(_, asked)| asked.waiter.is_gone()),
+        }
+    }
+
+    /// The text that is prepared for it, if any is.
+    pub(super) fn to_prepare(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Request(Request {
+                work: Work::Prepared(sql),
+                ..
+            }) => Some(sql),
+            Self::Request(_) => None,
+            Self::Questions(batch) => Some(&batch.sql),
+        }
+    }
+
+    pub(super) fn is_sent(&self) {
+        match self {
+            Self::Request(request) => request.waiter.is_sent(),
+            Self::Questions(batch) => batch
+                .asked
+                .iter()
+                .for_each(|(_, asked)| asked.waiter.is_sent()),
+        }
+    }
+
+    /// What it is about, in an error.
+    pub(super) fn doing(&self) -> &'static str {
+        match self {
+            Self::Request(request) => request.waiter.doing,
+            Self::Questions(batch) => batch
+                .asked
+                .first()
+                .map_or("ask", |(_, asked)| asked.waiter.doing),
+        }
+    }
+
+    /// Gives everybody who waits for it the answer.
+    pub(super) fn answer(self, rows: Vec<Row>) {
+        let batch = match self {
+            Self::Request(Request { waiter, .. }) => return waiter.answer(Ok(rows)),
+            Self::Questions(batch) => batch,
+        };
+        let values = rows.first().map(|row| row.try_get::<_, Scalars>(0));
+        // Without the array that was asked for they are not answered, and take the connection for lost.
+        if let Some(Ok(values)) = values {
+            for (place, Asked { question, waiter }) in batch.asked {
+                let scalars = values.iter().skip(place).take(question.scalars.len());
+                waiter.answer(Ok(scalars.copied().collect()));
+            }
+        }
+    }
+
+    /// Tells everybody who waits for it what went wrong.
+    pub(super) fn refuse(self, error: impl Fn(&'static str) -> DatabaseError) {
+        match self {
+            Self::Request(Request { waiter, .. }) => waiter.refuse(&error),
+            Self::Questions(batch) => {
+                let waiters = batch.asked.into_iter().map(|(_, asked)| asked.waiter);
+                waiters.for_each(|waiter| waiter.refuse(&error));
+            }
+        }
+    }
+
+    /// As [`refuse`](Self::refuse), where there is but one error.
+    pub(super) fn fail(self, error: DatabaseError) {
+        let mut waiters: Vec<_> = match self {
+            Self::Request(Request { waiter, .. }) => return waiter.answer(Err(error)),
+            Self::Questions(batch) => {
+                let waiters = batch.asked.into_iter().map(|(_, asked)| asked.waiter);
+                waiters.filter(|waiter| !waiter.is_gone()).collect()
+            }
+        };
+        match waiters.pop() {
+            Some(waiter) if waiters.is_empty() => waiter.answer(Err(error)),
+            last => {
+                let error = Arc::new(error);
+                for waiter in waiters.into_iter().chain(last) {
+                    waiter.answer(Err(DatabaseError::Home(Arc::clone(&error))));
+                }
+            }
+        }
+    }
+}
