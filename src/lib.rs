@@ -12,6 +12,30 @@
 //! What is not re-implemented: shared memory, processes (a worker is a task), and anything that
 //! needs code in the server.
 //!
+//! # Theory of operation
+//!
+//! Deciding is kept apart from doing. [`supervision::StateMachine`] decides which worker starts,
+//! stops or is forgotten, and when to look again; it has no clock, no task and no I/O. The
+//! [`Postmaster`] actor is a funnel in front of it: every message becomes an input, every action
+//! that comes out is carried out, and one timer waits for the machine's next deadline. Each start of
+//! a worker is an actor that turns messages into the worker's [`Latch`], and a task that runs its
+//! [`Main`], which never sees an actor. However a main ends, that is reported once.
+//!
+//! | its main | is | and then |
+//! |---|---|---|
+//! | returns `Ok` unasked | finished | unregistered, never restarted |
+//! | returns [`WorkerError::Failed`] | failed | restarted after its restart time, or unregistered with [`RestartTime::Never`] |
+//! | panics | crashed | as failed |
+//! | returns [`WorkerError::DatabaseAway`] | not to blame | started again, at once the first time |
+//! | ends after it was asked to stop | stopped | unregistered |
+//!
+//! A worker comes up when the server has come as far as its [`StartTime`] asks for, one per turn of the
+//! Postmaster's loop; one with [`Access`] to something shared is started anew when another one crashes; and if the
+//! server goes away or becomes a standby, those that need more are parked until it is back.
+//!
+//! The library installs no signal handler, no tracing subscriber and no panic hook, and reads no
+//! file and no environment unless it is told to.
+//!
 //! # Example
 //!
 //! ```
@@ -43,25 +67,22 @@
 //! # run().unwrap();
 //! ```
 //!
-//! # Theory of operation
+//! # Where to go from here
 //!
-//! Deciding is kept apart from doing. [`supervision::StateMachine`] decides which worker starts,
-//! stops or is forgotten, and when to look again; it has no clock, no task and no I/O. The
-//! [`Postmaster`] actor is a funnel in front of it: every message becomes an input, every action
-//! that comes out is carried out, and one timer waits for the machine's next deadline. Each start of
-//! a worker is an actor that turns messages into the worker's [`Latch`], and a task that runs its
-//! [`Main`], which never sees an actor. However a main ends, that is reported once.
+//! - What a worker is: [`BackgroundWorker`], and what its main is given: [`WorkerContext`].
+//! - How to run workers, and to watch them: [`Postmaster::launch`], [`PostmasterHandle`], [`WorkerHandle`],
+//!   [`Event`].
+//! - How workers reach a server, on a few connections that they share or on their own: [`database`].
+//! - The built-in worker: [`worker_spi`].
+//! - The rules, without a clock: [`supervision`].
 //!
-//! | its main | is | and then |
-//! |---|---|---|
-//! | returns `Ok` unasked | finished | unregistered, never restarted |
-//! | returns [`WorkerError::Failed`] | failed | restarted after its restart time, or unregistered with [`RestartTime::Never`] |
-//! | panics | crashed | as failed |
-//! | returns [`WorkerError::DatabaseAway`] | not to blame | started again, at once the first time |
-//! | ends after it was asked to stop | stopped | unregistered |
-//!
-//! The library installs no signal handler, no tracing subscriber and no panic hook, and reads no
-//! file and no environment unless it is told to.
+//! | feature | brings |
+//! |---|---|
+//! | `config` | settings from a file, flags and the environment, with every mistake at once |
+//! | `embedded` | a private server from the PostgreSQL binaries of this machine |
+//! | `http` | the page and the endpoints, to mount in an actix-web application |
+//! | `testing` | for your tests: scripted workers, a probe that hears them, a clock that stands still |
+//! | `cli`, the default | the program, with all but `testing` |
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

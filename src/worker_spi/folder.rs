@@ -81,7 +81,7 @@ impl Folder {
 
     async fn cycle_and_nap(&mut self) -> Result<(), WorkerError> {
         // Thousands that started together are not to march in step.
-        let mut part_of_nap = fastrand::f64();
+        let mut first_nap = Some(fastrand::f64());
         loop {
             self.promise();
             let Some(cycle) = self.cycle_unless_stopped().await else {
@@ -90,8 +90,10 @@ impl Folder {
             let nap = match cycle {
                 Ok(outcome) => {
                     let nap = self.found(outcome);
-                    let nap = nap.mul_f64(std::mem::replace(&mut part_of_nap, 1.0));
-                    self.session.in_company(nap)
+                    match first_nap.take() {
+                        Some(part) => nap.mul_f64(part),
+                        None => self.session.in_company(nap),
+                    }
                 }
                 Err(InitializeError::Database(error)) => self.failed(error).await?,
                 Err(InitializeError::Unusable(table)) => return Err(table.into()),

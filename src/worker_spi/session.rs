@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::statement::Probe;
+use super::statement::ProbeSql;
 use super::{ConnectionKind, Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::{
@@ -82,7 +82,7 @@ impl Session {
     pub(super) async fn prepare(
         &self,
         doing: &'static str,
-        probe: Probe,
+        probe: ProbeSql,
     ) -> Result<PreparedProbe, DatabaseError> {
         Ok(match self {
             Self::Home(home) => PreparedProbe::Home(home.question(probe.asker, probe.scalars)),

@@ -107,7 +107,7 @@ impl Table {
     /// of a prepared statement is the memory of a fleet.
     ///
     /// `may_be_null` says whether to look for rows with NULL at all.
-    pub(super) fn probe(&self, worker: &str, may_be_null: bool) -> Probe {
+    pub(super) fn probe(&self, worker: &str, may_be_null: bool) -> ProbeSql {
         let table = self.sql();
         let mut scalars = vec![format!(
             "(SELECT ctid FROM {table} WHERE type = 'delta' AND value IS NOT NULL LIMIT 1)"
@@ -117,7 +117,7 @@ impl Table {
                 "(SELECT ctid FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL LIMIT 1)"
             ));
         }
-        Probe {
+        ProbeSql {
             asker: in_comment(worker),
             scalars,
         }
@@ -277,7 +277,7 @@ impl Table {
 
 /// What an idle cycle wants to know: where there is some delta; and, if need be, where there is a row with NULL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Probe {
+pub(super) struct ProbeSql {
     /// Whose it is, as a comment has it.
     pub(super) asker: String,
     /// Scalar subqueries of type `tid`.
@@ -302,9 +302,9 @@ pub(super) const SKIPPED: &str = "skipped";
 /// The outcome of a fold: there are deltas and no total.
 pub(super) const NO_TOTAL: &str = "no total";
 
-// === impl Probe ===
+// === impl ProbeSql ===
 
-impl Probe {
+impl ProbeSql {
     /// As a statement of its own: one row of one array.
     pub(super) fn sql(&self) -> String {
         let Self { asker, scalars } = self;

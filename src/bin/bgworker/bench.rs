@@ -96,7 +96,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Exit {
                 (ConnInfo::parse(url, variable)?, None)
             }
             None => {
-                let settings = ClusterSettings::temporary();
+                let settings = ClusterSettings::temporary().option("max_connections", "120");
                 match private_server::start(settings, &mut signals).await {
                     Ok(cluster) => (private_server::conninfo(&cluster), Some(cluster)),
                     Err(StartError::Stopped) => return Ok(Exit::Clean),

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use super::question::Question;
 
-/// How many questions one statement has at most: so that it takes tenths of a millisecond, and locks no more tables
-/// than it must.
+/// How many questions one statement has at most: so that it takes tenths of a millisecond where tables are small, and
+/// locks no more tables than it must.
 pub(super) const QUESTIONS_MAX: usize = 32;
 
-/// After so many times in a row that most of a group did not come, it is a group no more.
+/// So many times in a row most of a group may be missing; the next time it is a group no more.
 const MISSES_MAX: u8 = 8;
 
 /// A question, and who waits for the answer.
@@ -105,12 +105,11 @@ impl Groups {
         let is_loose = |groups: &Self, question| !groups.group_of.contains_key(question);
         let loose = present.keys().filter(|one| is_loose(self, one));
         let loose = loose.filter(|one| !self.suspects.contains(one)).count();
-        let all = loose
-            + growing
-                .iter()
-                .map(|group| self.groups[group].questions.len())
-                .sum::<usize>();
-        if all.div_ceil(self.max) < growing.len() + usize::from(loose > 0) {
+        let grown = growing
+            .iter()
+            .map(|group| self.groups[group].questions.len());
+        let all = loose + grown.sum::<usize>();
+        if all.div_ceil(self.max) < growing.len() + loose.div_ceil(self.max) {
             for group in growing {
                 self.dissolve(group);
             }
@@ -128,8 +127,8 @@ impl Groups {
         }
     }
 
-    /// Whether a group, some of which are present, may be put together with others. One whose questions do not
-    /// come together any more is a group no more.
+    /// Whether a group, some of which are present, may be put together with others: if all of it is. One whose
+    /// questions do not come together any more is a group no more.
     fn may_grow(&mut self, number: u64, present: &HashMap<u64, &Arc<Question>>) -> bool {
         let Some(group) = self.groups.get_mut(&number) else {
             return false;
@@ -138,7 +137,8 @@ impl Groups {
         let here = questions
             .iter()
             .filter(|one| present.contains_key(&one.number));
-        if 2 * here.count() >= questions.len() {
+        let here = here.count();
+        if 2 * here >= questions.len() {
             group.misses = 0;
         } else if group.misses == MISSES_MAX {
             self.dissolve(number);
@@ -147,7 +147,8 @@ impl Groups {
             group.misses += 1;
         }
         let is_suspect = |one: &Arc<Question>| self.suspects.contains(&one.number);
-        questions.len() < self.max && group.misses == 0 && !questions.iter().any(is_suspect)
+        let is_whole = here == questions.len();
+        is_whole && here < self.max && !questions.iter().any(is_suspect)
     }
 
     /// Whether a batch may be sent again as it is.
@@ -155,7 +156,7 @@ impl Groups {
         self.groups.contains_key(&batch.group)
     }
 
-    /// A batch was answered: its questions are as good as any.
+    /// A batch was answered with values: its questions are as good as any.
     pub(super) fn succeeded<W>(&mut self, batch: &Batch<W>) {
         if !self.suspects.is_empty() {
             for (_, asked) in &batch.asked {
@@ -172,7 +173,21 @@ impl Groups {
             self.suspects.extend(numbers);
         }
         self.dissolve(batch.group);
-        batch.asked.into_iter().map(|(_, asked)| asked).collect()
+        let asked: Vec<_> = batch.asked.into_iter().map(|(_, asked)| asked).collect();
+        // It may have been a group no more when it failed, and they are in others by now.
+        for asked in &asked {
+            let number = asked.question.number;
+            self.suspects.insert(number);
+            if let Some(group) = self.group_of.get(&number) {
+                self.dissolve(*group);
+            }
+        }
+        asked
+    }
+
+    /// A batch took too long: from now on groups are half as large.
+    pub(super) fn shrink(&mut self) {
+        self.max = (self.max / 2).max(1);
     }
 
     /// Nobody asks this any more.
@@ -308,6 +323,43 @@ mod tests {
         assert_eq!(many, [2, 1]);
         groups.succeeded(&batches[1]);
         assert_eq!(gather(&mut groups, 0..3).len(), 1);
+    }
+
+    #[test]
+    fn a_statement_that_fails_when_its_group_is_no_more_still_makes_suspects() {
+        let mut groups = Groups::new(32);
+        let batch = gather(&mut groups, 0..3).remove(0);
+        groups.forget(1);
+        assert_eq!(gather(&mut groups, [0, 2]).len(), 1, "another group");
+        let again = groups.failed(batch);
+        assert_eq!(groups.gather(again).len(), 3, "each alone");
+    }
+
+    #[test]
+    fn groups_that_meet_by_chance_are_not_torn_apart() {
+        let mut groups = Groups::new(32);
+        gather(&mut groups, [0, 1]);
+        gather(&mut groups, [2]);
+        groups.take_dissolved();
+        for _ in 0..10 {
+            assert_eq!(gather(&mut groups, [0, 2]).len(), 2);
+            gather(&mut groups, [1]);
+        }
+        assert!(groups.take_dissolved().is_empty());
+    }
+
+    #[test]
+    fn groups_that_take_too_long_become_smaller() {
+        let mut groups = Groups::new(4);
+        let batch = gather(&mut groups, 0..4).remove(0);
+        groups.shrink();
+        groups.failed(batch);
+        for _ in 0..2 {
+            for batch in gather(&mut groups, 0..4) {
+                groups.succeeded(&batch);
+            }
+        }
+        assert_eq!(gather(&mut groups, 0..4).len(), 2);
     }
 
     proptest! {

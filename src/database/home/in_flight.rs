@@ -42,7 +42,7 @@ pub(super) fn send<'c>(
     in_flight: &mut InFlight<'c>,
     message: Message,
 ) -> bool {
-    message.is_sent();
+    message.mark_sent();
     let to_prepare = message.to_prepare().filter(|_| prepare).cloned();
     let known = to_prepare.as_ref().and_then(|sql| prepared.get(sql));
     let known = known.cloned();
@@ -112,10 +112,13 @@ pub(super) async fn answer(
         (Message::Questions(batch), Err(error))
             if !batch.is_of_one && error.as_db_error().is_some() && !connection.is_closed() =>
         {
+            if is_cancelled(error) {
+                groups.shrink();
+            }
             groups.failed(batch)
         }
         (message, _) => {
-            if let Message::Questions(batch) = &message {
+            if let (Message::Questions(batch), Ok(_)) = (&message, &rows) {
                 groups.succeeded(batch);
             }
             tell(connection, message, rows).await;
@@ -124,10 +127,19 @@ pub(super) async fn answer(
     }
 }
 
+/// Whether the server has cancelled a statement: it took too long, or somebody has asked for it.
+fn is_cancelled(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::QUERY_CANCELED)
+}
+
 /// Tells whoever waits for a statement what became of it.
 async fn tell(connection: &Connection, message: Message, rows: Rows) {
     match rows {
         Ok(rows) => message.answer(rows),
+        // Whose question it was is not known, and there is no time to find it out.
+        Err(error) if message.is_of_several() && error.as_db_error().is_some() => {
+            message.refuse(given_up_on);
+        }
         Err(error) => {
             let error = connection.explain(message.doing(), error).await;
             message.fail(error);
@@ -193,8 +205,7 @@ pub(super) async fn cancel_all(connection: &Connection, mut in_flight: InFlight<
         let Ok(Some(answered)) = next.await else {
             return;
         };
-        let error = answered.rows.as_ref().err();
-        if error.and_then(tokio_postgres::Error::code) == Some(&SqlState::QUERY_CANCELED) {
+        if answered.rows.as_ref().is_err_and(is_cancelled) {
             answered.message.refuse(given_up_on);
         } else {
             tell(connection, answered.message, answered.rows).await;

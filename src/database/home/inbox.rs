@@ -70,7 +70,8 @@ impl Inbox {
     }
 
     fn gather(&mut self) {
-        let batches = self.groups.gather(std::mem::take(&mut self.questions));
+        let questions = std::mem::take(&mut self.questions);
+        let batches = self.groups.gather(still_asked(questions));
         self.messages
             .extend(batches.into_iter().map(Message::Questions));
     }
@@ -100,7 +101,7 @@ impl Inbox {
 
     /// Takes questions back that have failed together.
     pub(super) fn ask_again(&mut self, questions: Vec<Asked<Waiter<Scalars>>>) {
-        for batch in self.groups.gather(questions) {
+        for batch in self.groups.gather(still_asked(questions)).into_iter().rev() {
             self.messages.push_front(Message::Questions(batch));
         }
     }
@@ -120,4 +121,10 @@ impl Inbox {
             message.refuse(|_| DatabaseError::Home(Arc::clone(&error)));
         }
     }
+}
+
+/// Those that somebody still waits for. The others may have been forgotten before, and would never be again.
+fn still_asked(mut questions: Vec<Asked<Waiter<Scalars>>>) -> Vec<Asked<Waiter<Scalars>>> {
+    questions.retain(|asked| !asked.waiter.is_gone());
+    questions
 }

@@ -74,7 +74,7 @@ impl<T> Waiter<T> {
         self.answer.is_closed()
     }
 
-    pub(super) fn is_sent(&self) {
+    pub(super) fn mark_sent(&self) {
         self.sent.store(true, Ordering::Release);
     }
 
@@ -100,6 +100,14 @@ impl Message {
         }
     }
 
+    /// Whether it is of several workers.
+    pub(super) fn is_of_several(&self) -> bool {
+        match self {
+            Self::Request(_) => false,
+            Self::Questions(batch) => !batch.is_of_one,
+        }
+    }
+
     /// The text that is prepared for it, if any is.
     pub(super) fn to_prepare(&self) -> Option<&Arc<str>> {
         match self {
@@ -112,13 +120,13 @@ impl Message {
         }
     }
 
-    pub(super) fn is_sent(&self) {
+    pub(super) fn mark_sent(&self) {
         match self {
-            Self::Request(request) => request.waiter.is_sent(),
+            Self::Request(request) => request.waiter.mark_sent(),
             Self::Questions(batch) => batch
                 .asked
                 .iter()
-                .for_each(|(_, asked)| asked.waiter.is_sent()),
+                .for_each(|(_, asked)| asked.waiter.mark_sent()),
         }
     }
 

@@ -39,7 +39,7 @@ pub(in crate::bench) async fn fleet(
 
     let (mut seed_cpu, mut seeds_at) = (None, String::new());
     if arguments.baseline {
-        let most = connections_left(ground).await?;
+        let most = connections_left(ground, arguments).await?;
         seeds_at = format!(" (the sample: back to back on {most})");
         progress.step(format!("fleet: the sample on {most} connections"));
         let seeds = ground.tables("fleet_seed", most).await?;
@@ -67,13 +67,19 @@ pub(in crate::bench) async fn fleet(
     Ok(())
 }
 
-/// How many connections the server allows besides those that it has.
-async fn connections_left(ground: &Ground) -> Result<usize, Box<dyn Error>> {
+/// How many connections the server still allows; of one that is not ours we leave others more than we take.
+async fn connections_left(
+    ground: &Ground,
+    arguments: &BenchArguments,
+) -> Result<usize, Box<dyn Error>> {
     let sql = "SELECT current_setting('max_connections')::bigint \
                - current_setting('superuser_reserved_connections')::bigint - count(*) \
                FROM pg_stat_activity WHERE backend_type = 'client backend'";
     let left = usize::try_from(ground.value::<i64>(sql).await?)?;
-    Ok(left.max(1))
+    Ok(match arguments.database {
+        Some(_) => (left / 3).clamp(1, 64),
+        None => left.max(1),
+    })
 }
 
 /// By how much the last cycle of a worker is older than its naptime, in the worst hundredth of looks.
