@@ -108,23 +108,22 @@ pub(super) async fn answer(
     if is_wanted {
         prepared.extend(new);
     }
-    match (message, &rows) {
+    match (message, rows) {
+        (Message::Questions(batch), Ok(rows)) => {
+            groups.succeeded(&batch);
+            Message::Questions(batch).answer(rows);
+        }
         (Message::Questions(batch), Err(error))
             if !batch.is_of_one && error.as_db_error().is_some() && !connection.is_closed() =>
         {
-            if is_cancelled(error) {
+            if is_cancelled(&error) {
                 groups.shrink();
             }
-            groups.failed(batch)
+            return groups.failed(batch);
         }
-        (message, _) => {
-            if let (Message::Questions(batch), Ok(_)) = (&message, &rows) {
-                groups.succeeded(batch);
-            }
-            tell(connection, message, rows).await;
-            Vec::new()
-        }
+        (message, rows) => tell(connection, message, rows).await,
     }
+    Vec::new()
 }
 
 /// Whether the server has cancelled a statement: it took too long, or somebody has asked for it.
