@@ -27,7 +27,8 @@ pub(super) fn render(report: &Report) -> String {
         let bar = ratio.map_or(String::new(), |ratio| {
             // A bar of the seed's length for each time that it is better.
             let width = (ratio * 16.0).clamp(1.0, 200.0);
-            format!("{ratio:.2} ×<span class=bar style=\"width:{width:.0}px\"></span>")
+            let ratio = number(ratio);
+            format!("<b>{ratio} ×</b><span class=bar style=\"width:{width:.0}px\"></span>")
         });
         let _ = write!(
             rows,
@@ -60,7 +61,8 @@ border-bottom:1px solid color-mix(in srgb,var(--faint) 35%,transparent);vertical
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}\
 .scenario{padding-top:1rem;color:var(--faint);text-transform:uppercase;font-size:.8rem;\
 letter-spacing:.08em}.ratio{white-space:nowrap;font-variant-numeric:tabular-nums}\
-.bar{display:inline-block;height:.7em;background:var(--line);margin-left:.5em;border-radius:2px}\
+.ratio b{display:inline-block;min-width:4em;font-weight:400}\
+.bar{display:inline-block;height:.7em;background:var(--line);border-radius:2px}\
 @media(max-width:40rem){.bar{display:none}body{font-size:14px}}svg{width:100%;height:auto;margin-top:.5rem}\
 h2{font-size:1.1rem;margin-top:2rem}text{fill:var(--faint);font-size:12px}";
 

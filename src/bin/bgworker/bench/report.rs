@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
+use indicatif::HumanCount;
+
 use super::ground::Ground;
 
 /// All that was measured.
@@ -100,7 +102,7 @@ impl Report {
                     format!("{} {}", number(baseline), figure.unit),
                     figure
                         .ratio()
-                        .map_or(String::new(), |ratio| format!("{ratio:.2} ×")),
+                        .map_or(String::new(), |ratio| format!("{} ×", number(ratio))),
                 ),
                 None => (String::new(), String::new()),
             };
@@ -154,6 +156,7 @@ impl Figure {
 /// Three digits that mean something.
 pub(super) fn number(value: f64) -> String {
     match value.abs() {
+        size if size >= 1000.0 => HumanCount(value.round() as u64).to_string(),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size > 0.0 => format!("{value:.2}"),
