@@ -1,7 +1,25 @@
 //! The server, as bgworker talks to it: where it is, how to connect, how far it has come.
 //!
-//! A façade: connection settings come in as a [`ConnInfo`], connections go out. No SQL of any
-//! worker may live here.
+//! A [`ConnInfo`] is libpq's connection settings, a [`Database`] is a server as it is reached by them. A worker
+//! gets at it through its [`WorkerContext`](crate::WorkerContext): either a [`Connection`] of its own, on which it may do as it
+//! likes, or a [`HomeConnection`], which it shares with others and on which it runs one statement at a time.
+//! Nothing here waits without a deadline.
+//!
+//! ```no_run
+//! use bgworker::{WorkerContext, WorkerError};
+//!
+//! /// Counts the rows of a table once, over a connection that it shares.
+//! async fn counts(context: WorkerContext) -> Result<(), WorkerError> {
+//!     let home = context.home(None)?;
+//!     let count = home.statement("SELECT count(*) FROM shop.sales")?;
+//!     let rows = home.run("count the sales", &count).await?;
+//!     let count: i64 = rows[0].get(0);
+//!     println!("{count} sales");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A façade: no SQL of any worker may live here.
 
 mod connect;
 mod connection;

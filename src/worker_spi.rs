@@ -3,6 +3,24 @@
 //! Connects, makes its table if it is missing, and then, until it is asked to stop: one cycle, one
 //! nap. A cycle is one look, and where there are deltas, folds of some blocks each: one transaction of
 //! one statement. A fold never deletes a delta that it has not added to the total; a look writes nothing.
+//!
+//! ```no_run
+//! use bgworker::worker_spi::{self, Settings, Table};
+//! use bgworker::{Access, BackgroundWorker, PostmasterHandle};
+//! use tokio::sync::watch;
+//!
+//! /// A worker on the table `shop.sales`; what the sender changes holds from the next cycle, or a `Sighup`, on.
+//! async fn register(
+//!     postmaster: &PostmasterHandle,
+//! ) -> Result<watch::Sender<Settings>, Box<dyn std::error::Error>> {
+//!     let settings = Settings::new(Table::new("shop", "sales")?).initial_total(0);
+//!     let (sender, receiver) = watch::channel(settings);
+//!     let worker = BackgroundWorker::new("sales").access(Access::Database);
+//!     let worker = postmaster.register(worker, worker_spi::main(receiver)).await?;
+//!     worker.ready().await?; // its table exists
+//!     Ok(sender)
+//! }
+//! ```
 
 mod cycle;
 mod folder;

@@ -203,7 +203,7 @@ impl Server {
                 Err(AttemptError::Client(error)) => {
                     let may_go_on = is_about_encryption(&error);
                     let target = conninfo.target_of(host, dbname);
-                    errors.push(DatabaseError::Connect { target, error });
+                    errors.push(DatabaseError::of_attempt(target, error));
                     if !may_go_on {
                         break;
                     }

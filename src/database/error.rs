@@ -27,6 +27,15 @@ pub enum DatabaseError {
         /// What it or the way to it said.
         error: tokio_postgres::Error,
     },
+    /// The server asks for a password, and none was given.
+    #[error(
+        "could not connect to {target}: fe_sendauth: no password supplied: give one in the connection settings, \
+         by PGPASSWORD, or in a password file"
+    )]
+    NoPassword {
+        /// Which server.
+        target: String,
+    },
     /// No connection could be made in time.
     #[error("could not connect to {target} within {}", humantime::format_duration(*.after))]
     ConnectDeadline {
@@ -129,6 +138,7 @@ impl DatabaseError {
             | Self::Unsuitable { .. }
             | Self::Lookup { .. }
             | Self::NotAtHome
+            | Self::NoPassword { .. }
             | Self::PasswordFile { .. }
             | Self::Tls(_) => None,
         }
@@ -140,6 +150,25 @@ impl DatabaseError {
         causes(error)
             .filter_map(|cause| cause.downcast_ref::<io::Error>())
             .any(|cause| cause.kind() == io::ErrorKind::InvalidInput)
+    }
+
+    /// Whether a server is there, and does not let us in.
+    pub(super) fn is_refused(&self) -> bool {
+        match self {
+            Self::NoPassword { .. } => true,
+            Self::EveryAttempt(errors) => errors.iter().any(Self::is_refused),
+            error => !error.is_away() && error.sqlstate().is_some(),
+        }
+    }
+
+    /// What an attempt to connect came to.
+    pub(super) fn of_attempt(target: String, error: tokio_postgres::Error) -> Self {
+        // It has no kind of its own.
+        if causes(&error).any(|cause| cause.to_string() == "password missing") {
+            Self::NoPassword { target }
+        } else {
+            Self::Connect { target, error }
+        }
     }
 
     /// What several attempts came to.
@@ -164,7 +193,10 @@ impl DatabaseError {
             | Self::Unsuitable { .. }
             | Self::Lookup { .. }
             | Self::Lost { .. } => true,
-            Self::Tls(_) | Self::PasswordFile { .. } | Self::NotAtHome => false,
+            Self::Tls(_)
+            | Self::NoPassword { .. }
+            | Self::PasswordFile { .. }
+            | Self::NotAtHome => false,
             Self::Home(error) => error.is_away(),
             Self::EveryAttempt(errors) => errors.iter().all(Self::is_away),
             Self::Connect { error, .. } | Self::Statement { error, .. } => match error.code() {

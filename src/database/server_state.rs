@@ -118,8 +118,7 @@ impl Database {
             return (state, None);
         }
         // Whoever refuses us is there. What fails on our side says nothing about the server.
-        let refuses = |error: &DatabaseError| !error.is_away() && error.sqlstate().is_some();
-        let state = if errors.iter().any(refuses) {
+        let state = if errors.iter().any(DatabaseError::is_refused) {
             ServerState::Primary
         } else {
             ServerState::Away

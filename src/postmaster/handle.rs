@@ -281,7 +281,8 @@ impl WorkerHandle {
         self.wait(Milestone::Started).await
     }
 
-    /// Waits until it has said that it is ready.
+    /// Waits until it has said that it is ready. While the server is away that may be long: who cannot wait
+    /// puts it into a `tokio::time::timeout`.
     ///
     /// # Errors
     ///

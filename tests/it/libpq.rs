@@ -323,6 +323,23 @@ async fn a_wrong_password_is_the_workers_failure_and_is_never_shown() {
 }
 
 #[actix::test]
+async fn a_password_that_is_missing_is_no_outage_and_the_error_says_where_to_give_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server_with_a_password(directory.path()).await;
+    let conninfo = format!("postgresql://app@127.0.0.1:{}/postgres", server.port);
+    let error = connect(&conninfo, &environment(&[])).await.unwrap_err();
+    let text = error.to_string();
+    assert!(!error.is_away(), "{text}");
+    for part in ["no password supplied", "PGPASSWORD", "password file"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
+    let database = Database::new(conninfo, database::Settings::default()).unwrap();
+    let (state, reason) = database.server_state().await;
+    assert_eq!(state, database::ServerState::Primary, "{reason:?}");
+}
+
+#[actix::test]
 async fn a_keepalive_of_0_is_the_systems_own() {
     let server = TestServer::start();
     // So say libpq's documents; psql itself fails to set it.
