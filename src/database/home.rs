@@ -4,6 +4,9 @@
 //! there is one statement at a time, outside any transaction. No client is handed out, and only
 //! statements that read or write rows are taken, so that nobody can begin a transaction around a
 //! neighbour's statement, or `SET` what a neighbour runs under.
+//!
+//! What the built-in workers want to know again and again, they ask as *questions*: those that come at the same
+//! moment are one statement.
 
 mod groups;
 mod in_flight;

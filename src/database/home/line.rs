@@ -149,9 +149,10 @@ async fn work(
                 lose(connection, None, in_flight).await;
                 return End::Lost;
             }
-            is_asked = inbox.wait(asked), if is_needed && !is_preparing && in_flight.len() < IN_FLIGHT_MAX => {
-                is_needed = is_asked;
-            }
+            is_asked = inbox.wait(asked),
+                if is_needed && !is_preparing && in_flight.len() < IN_FLIGHT_MAX => {
+                    is_needed = is_asked;
+                }
         }
     }
 }
