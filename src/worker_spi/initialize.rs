@@ -25,7 +25,9 @@ pub enum UnusableTable {
         table: String,
     },
     /// A column is missing or cannot hold what it must.
-    #[error("{table} has the wrong shape: column \"{column}\" must be {expected}, but is {found}")]
+    #[error(
+        "{table} has the wrong shape: column \"{column}\" must be {expected}, but is {found}; this mends it: {mend}"
+    )]
     Column {
         /// Which table.
         table: String,
@@ -35,6 +37,8 @@ pub enum UnusableTable {
         expected: &'static str,
         /// What it is.
         found: String,
+        /// The statement.
+        mend: String,
     },
     /// Nothing keeps the total the only one.
     #[error("{table} has no unique index on its total; this makes one: {mend}")]
@@ -161,25 +165,31 @@ fn check_shape(
     value_type: Option<String>,
     value_not_null: Option<bool>,
 ) -> Result<bool, UnusableTable> {
-    let table = || table.to_string();
     if kind != "r" {
-        return Err(UnusableTable::NotATable { table: table() });
+        return Err(UnusableTable::NotATable {
+            table: table.to_string(),
+        });
     }
-    let column = |column, expected, found: Option<String>| {
+    let column = |column, expected, mended, found: Option<String>| {
+        let mend = match found {
+            Some(_) => table.alter_column(column, mended),
+            None => table.add_column(column, mended),
+        };
         Err(UnusableTable::Column {
-            table: table(),
+            table: table.to_string(),
             column,
             expected,
             found: found.unwrap_or_else(|| "missing".to_owned()),
+            mend,
         })
     };
     match type_type.as_deref() {
         Some("text" | "character varying") => {}
-        _ => return column("type", "text", type_type),
+        _ => return column("type", "text", "text", type_type),
     }
     match value_type.as_deref() {
         Some("bigint" | "integer" | "smallint") => {}
-        _ => return column("value", "bigint or integer", value_type),
+        _ => return column("value", "bigint or integer", "bigint", value_type),
     }
     Ok(value_not_null != Some(true))
 }

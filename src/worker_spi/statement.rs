@@ -243,6 +243,17 @@ impl Table {
         )
     }
 
+    pub(super) fn add_column(&self, column: &str, kind: &str) -> String {
+        format!("ALTER TABLE {} ADD COLUMN {column} {kind}", self.sql())
+    }
+
+    pub(super) fn alter_column(&self, column: &str, kind: &str) -> String {
+        format!(
+            "ALTER TABLE {} ALTER COLUMN {column} TYPE {kind} USING {column}::{kind}",
+            self.sql()
+        )
+    }
+
     pub(super) fn create_index(&self) -> String {
         format!(
             "CREATE UNIQUE INDEX {} ON {} (type) WHERE type = 'total'",
