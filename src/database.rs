@@ -42,7 +42,7 @@ pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
-pub(crate) use self::home::{HomeQuestion, Tid};
+pub(crate) use self::home::{HomeQuestion, Tid, ask_all};
 pub use self::server_state::ServerState;
 use self::tls::LastConnector;
 pub use self::tls::TlsError;

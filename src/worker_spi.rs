@@ -28,6 +28,7 @@ mod initialize;
 mod remedy;
 mod session;
 mod statement;
+mod table;
 mod truncation;
 mod vacuum;
 
@@ -39,7 +40,7 @@ use self::folder::Folder;
 use self::initialize::Known;
 pub use self::initialize::UnusableTable;
 use self::session::Session;
-pub use self::statement::{InvalidTable, Table};
+pub use self::table::{InvalidTable, Table};
 use crate::context::{Main, WorkerContext, WorkerError};
 
 /// What one built-in worker does.

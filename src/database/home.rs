@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-pub(crate) use self::question::{HomeQuestion, Tid};
+pub(crate) use self::question::{HomeQuestion, Tid, ask_all};
 use self::request::{Ask, Request, Waiter, Work};
 use super::{Database, DatabaseError, Server};
 
@@ -323,5 +323,23 @@ impl Line {
             given_up,
             task,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::{ConnInfo, Settings};
+
+    #[test]
+    fn every_other_connection_has_its_beat_halfway_between() {
+        let conninfo = ConnInfo::parse("host=127.0.0.1", |_| None).unwrap();
+        let database = Database::new(conninfo, Settings::default().connections(3)).unwrap();
+        let hour = Duration::from_secs(3600);
+        let minutes = |slot| database.home(slot, None).since_beat(hour).as_secs() / 60;
+        // Slot 3 is at home where slot 0 is.
+        assert_eq!([0, 1, 2, 3].map(minutes), [0, 30, 0, 0]);
+        let of_no_length = database.home(0, None).since_beat(Duration::ZERO);
+        assert_eq!(of_no_length, Duration::ZERO);
     }
 }

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::session::Session;
-use super::statement::Table;
+use super::table::Table;
 use crate::database::{DatabaseError, Parameters};
 
 /// A table that the worker cannot work on.

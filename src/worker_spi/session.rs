@@ -9,7 +9,7 @@ use super::statement::ProbeSql;
 use super::{ConnectionKind, Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::{
-    Connection, DatabaseError, HomeConnection, HomeQuestion, Parameters, Statement, Tid,
+    Connection, DatabaseError, HomeConnection, HomeQuestion, Parameters, Statement, Tid, ask_all,
 };
 
 /// By so much of itself a nap is longer or shorter, at most, while it comes into step.
@@ -87,7 +87,8 @@ impl Session {
         Ok(match self {
             Self::Home(home) => PreparedProbe::Home(home.question(probe.asker, probe.scalars)),
             Self::Own(connection) => {
-                PreparedProbe::Own(connection.prepare(doing, &probe.sql()).await?)
+                let sql = ask_all([(probe.asker.as_str(), probe.scalars.as_slice())].into_iter());
+                PreparedProbe::Own(connection.prepare(doing, &sql).await?)
             }
         })
     }
@@ -138,14 +139,7 @@ impl Session {
     /// are asked together: it costs both sides less to be woken once.
     pub(super) fn in_company(&self, nap: Duration) -> Duration {
         match self {
-            Self::Home(home) if nap >= COMPANY_FROM => {
-                let after_beat = home.since_beat(nap);
-                if after_beat <= nap / 2 {
-                    nap - after_beat.min(nap / STEP)
-                } else {
-                    nap + (nap - after_beat).min(nap / STEP)
-                }
-            }
+            Self::Home(home) if nap >= COMPANY_FROM => into_step(nap, home.since_beat(nap)),
             Self::Home(_) | Self::Own(_) => nap,
         }
     }
@@ -155,6 +149,35 @@ impl Session {
         match self {
             Self::Home(_) => {}
             Self::Own(connection) => connection.close().await,
+        }
+    }
+}
+
+/// A nap that ends nearer to a beat, of which the last was so long ago.
+fn into_step(nap: Duration, since_beat: Duration) -> Duration {
+    if since_beat <= nap / 2 {
+        nap - since_beat.min(nap / STEP)
+    } else {
+        nap + (nap - since_beat).min(nap / STEP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn naps_come_into_step_within_three_and_none_is_more_than_a_sixth_off() {
+        let nap = Duration::from_secs(60);
+        for second in 0..60 {
+            let mut now = Duration::from_secs(second);
+            for _ in 0..3 {
+                let since_beat = Duration::from_secs(now.as_secs() % 60);
+                let next = into_step(nap, since_beat);
+                assert!(next.abs_diff(nap) <= nap / STEP, "{second}: {next:?}");
+                now += next;
+            }
+            assert_eq!(now.as_secs() % 60, 0, "{second}");
         }
     }
 }

@@ -1,54 +1,11 @@
 //! The SQL of the built-in worker: names in, statements out.
 //!
-//! Pure text; nothing here talks to a server. Every name that goes into a statement is quoted here
-//! and nowhere else.
-
-use std::fmt;
+//! Pure text; nothing here talks to a server. The names of tables are quoted by [`Table`], those of workers by
+//! the comment that they stand in.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use thiserror::Error;
 
-/// A table of deltas and their total: two names that PostgreSQL takes whole.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Table {
-    schema: String,
-    name: String,
-}
-
-/// Why a name cannot name a schema or a table.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum InvalidTable {
-    /// A name is empty.
-    #[error("{what} name is empty")]
-    Empty {
-        /// Of what.
-        what: &'static str,
-    },
-    /// A name has a NUL in it.
-    #[error("{what} name {name:?} must not contain NUL")]
-    Nul {
-        /// Of what.
-        what: &'static str,
-        /// The name.
-        name: String,
-    },
-    /// A name is longer than PostgreSQL would take it: it would cut it, and two names might meet.
-    #[error("{what} name \"{name}\" is {} bytes long: {max} bytes is the limit{reason}", .name.len())]
-    TooLong {
-        /// Of what.
-        what: &'static str,
-        /// The name.
-        name: String,
-        /// The limit in bytes.
-        max: usize,
-        /// Why it is that, if it is not PostgreSQL's own.
-        reason: &'static str,
-    },
-}
-
-/// What follows the table's name in the name of its index, as in PostgreSQL's sample.
-const INDEX_SUFFIX: &str = "_unique_total";
+use super::table::{Table, quoted};
 
 /// What may stand in a comment as it is.
 const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
@@ -60,47 +17,6 @@ const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
 // === impl Table ===
 
 impl Table {
-    /// The longest name that PostgreSQL takes whole, in bytes (`NAMEDATALEN - 1`).
-    pub const SCHEMA_MAX: usize = 63;
-
-    /// The longest name of a table, in bytes: that of its index is this much longer.
-    pub const NAME_MAX: usize = Self::SCHEMA_MAX - INDEX_SUFFIX.len();
-
-    /// Names a table.
-    ///
-    /// # Errors
-    ///
-    /// If a name is empty, too long, or has a NUL in it.
-    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidTable> {
-        Ok(Self {
-            schema: check("schema", schema.into(), Self::SCHEMA_MAX, "")?,
-            name: check(
-                "table",
-                name.into(),
-                Self::NAME_MAX,
-                ", since the name of its index is 13 bytes longer",
-            )?,
-        })
-    }
-
-    /// The schema's name, as it is.
-    #[must_use]
-    pub fn schema(&self) -> &str {
-        &self.schema
-    }
-
-    /// The table's name, as it is.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// `schema.table`, quoted for a statement.
-    #[must_use]
-    pub fn sql(&self) -> String {
-        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
-    }
-
     /// Looks for something to fold.
     ///
     /// Writes nothing, and is all that an idle cycle does. It is small on purpose: what a backend keeps
@@ -230,7 +146,7 @@ impl Table {
     }
 
     pub(super) fn create_schema(&self) -> String {
-        format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema))
+        format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(self.schema()))
     }
 
     /// Makes the table and its index: both or neither, when sent as one message.
@@ -257,7 +173,7 @@ impl Table {
     pub(super) fn create_index(&self) -> String {
         format!(
             "CREATE UNIQUE INDEX {} ON {} (type) WHERE type = 'total'",
-            quoted(&format!("{}{INDEX_SUFFIX}", self.name)),
+            self.index(),
             self.sql(),
         )
     }
@@ -313,34 +229,6 @@ pub(super) const SKIPPED: &str = "skipped";
 /// The outcome of a fold: there are deltas and no total.
 pub(super) const NO_TOTAL: &str = "no total";
 
-// === impl ProbeSql ===
-
-impl ProbeSql {
-    /// As a statement of its own: one row of one array.
-    pub(super) fn sql(&self) -> String {
-        let Self { asker, scalars } = self;
-        format!(
-            "/* bgworker: {asker} */ SELECT ARRAY[{}]",
-            scalars.join(", ")
-        )
-    }
-}
-
-impl fmt::Display for Table {
-    /// `schema.table`, each in quotes unless it is plain: lower-case letters, digits, underscores.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |name: &str| {
-            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-            if name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit()) {
-                name.to_owned()
-            } else {
-                quoted(name)
-            }
-        };
-        write!(f, "{}.{}", shown(&self.schema), shown(&self.name))
-    }
-}
-
 /// Says whose statement it is.
 fn comment(worker: &str) -> String {
     format!("/* bgworker: {} */", in_comment(worker))
@@ -355,31 +243,4 @@ fn in_comment(worker: &str) -> String {
 fn literal(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('\'', "''");
     format!("E'{text}'")
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn check(
-    what: &'static str,
-    name: String,
-    max: usize,
-    reason: &'static str,
-) -> Result<String, InvalidTable> {
-    if name.is_empty() {
-        return Err(InvalidTable::Empty { what });
-    }
-    if name.contains('\0') {
-        return Err(InvalidTable::Nul { what, name });
-    }
-    if name.len() > max {
-        return Err(InvalidTable::TooLong {
-            what,
-            name,
-            max,
-            reason,
-        });
-    }
-    Ok(name)
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use tracing::debug;
 
 use super::session::Session;
-use super::statement::Table;
+use super::table::Table;
 use crate::database::{DatabaseError, Parameters};
 
 /// What came of it.

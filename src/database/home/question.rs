@@ -43,6 +43,14 @@ pub(crate) struct Tid {
     pub(crate) block: u32,
 }
 
+/// One statement that asks several questions, each the asker and the scalars: one row of one array of `tid`. It says
+/// first whose they are.
+pub(crate) fn ask_all<'q>(questions: impl Iterator<Item = (&'q str, &'q [String])>) -> String {
+    let (askers, scalars): (Vec<_>, Vec<_>) = questions.unzip();
+    let (askers, scalars) = (askers.join(", "), scalars.concat().join(", "));
+    format!("/* bgworker: {askers} */ SELECT ARRAY[{scalars}]")
+}
+
 // === impl HomeConnection ===
 
 impl HomeConnection {

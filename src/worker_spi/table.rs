@@ -1,0 +1,139 @@
+//! The table of a built-in worker: two names, checked when they come in and quoted when they go out.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// A table of deltas and their total: two names that PostgreSQL takes whole.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Table {
+    schema: String,
+    name: String,
+}
+
+/// Why a name cannot name a schema or a table.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidTable {
+    /// A name is empty.
+    #[error("{what} name is empty")]
+    Empty {
+        /// Of what.
+        what: &'static str,
+    },
+    /// A name has a NUL in it.
+    #[error("{what} name {name:?} must not contain NUL")]
+    Nul {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A name is longer than PostgreSQL would take it: it would cut it, and two names might meet.
+    #[error("{what} name \"{name}\" is {} bytes long: {max} bytes is the limit{reason}", .name.len())]
+    TooLong {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The limit in bytes.
+        max: usize,
+        /// Why it is that, if it is not PostgreSQL's own.
+        reason: &'static str,
+    },
+}
+
+/// What follows the table's name in the name of its index, as in PostgreSQL's sample.
+const INDEX_SUFFIX: &str = "_unique_total";
+
+// === impl Table ===
+
+impl Table {
+    /// The longest name that PostgreSQL takes whole, in bytes (`NAMEDATALEN - 1`).
+    pub const SCHEMA_MAX: usize = 63;
+
+    /// The longest name of a table, in bytes: that of its index is this much longer.
+    pub const NAME_MAX: usize = Self::SCHEMA_MAX - INDEX_SUFFIX.len();
+
+    /// Names a table.
+    ///
+    /// # Errors
+    ///
+    /// If a name is empty, too long, or has a NUL in it.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidTable> {
+        Ok(Self {
+            schema: check("schema", schema.into(), Self::SCHEMA_MAX, "")?,
+            name: check(
+                "table",
+                name.into(),
+                Self::NAME_MAX,
+                ", since the name of its index is 13 bytes longer",
+            )?,
+        })
+    }
+
+    /// The schema's name, as it is.
+    #[must_use]
+    pub fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    /// The table's name, as it is.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `schema.table`, quoted for a statement.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
+    }
+
+    /// The name of its index, quoted for a statement.
+    pub(super) fn index(&self) -> String {
+        quoted(&format!("{}{INDEX_SUFFIX}", self.name))
+    }
+}
+
+impl fmt::Display for Table {
+    /// `schema.table`, each in quotes unless it is plain: lower-case letters, digits, underscores.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |name: &str| {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit()) {
+                name.to_owned()
+            } else {
+                quoted(name)
+            }
+        };
+        write!(f, "{}.{}", shown(&self.schema), shown(&self.name))
+    }
+}
+
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn check(
+    what: &'static str,
+    name: String,
+    max: usize,
+    reason: &'static str,
+) -> Result<String, InvalidTable> {
+    if name.is_empty() {
+        return Err(InvalidTable::Empty { what });
+    }
+    if name.contains('\0') {
+        return Err(InvalidTable::Nul { what, name });
+    }
+    if name.len() > max {
+        return Err(InvalidTable::TooLong {
+            what,
+            name,
+            max,
+            reason,
+        });
+    }
+    Ok(name)
+}
