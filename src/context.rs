@@ -48,8 +48,8 @@ pub struct WorkerContext {
 
 /// Why a main ended before it was asked to.
 ///
-/// Any error becomes one with `?`. If a lost or unreachable database is among its causes, it is
-/// [`DatabaseAway`](Self::DatabaseAway), which is not held against the worker.
+/// Any error becomes one with `?`. If a database that is lost, cannot be reached or has no room for another
+/// connection is among its causes, it is [`DatabaseAway`](Self::DatabaseAway), which is not held against the worker.
 #[derive(Debug)]
 pub enum WorkerError {
     /// The worker failed: it starts again after its restart time.
@@ -219,7 +219,7 @@ impl<E: Error + Send + Sync + 'static> From<E> for WorkerError {
         let away = causes(&error).any(|cause| {
             cause
                 .downcast_ref::<DatabaseError>()
-                .is_some_and(DatabaseError::is_away)
+                .is_some_and(|error| error.is_away() || error.is_full())
         });
         if away {
             Self::DatabaseAway(Box::new(error))

@@ -27,11 +27,12 @@ pub mod conninfo;
 mod error;
 mod home;
 mod server_state;
+mod sqlstate;
 mod tls;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
@@ -43,7 +44,8 @@ pub use self::error::DatabaseError;
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
 pub(crate) use self::home::{HomeQuestion, Tid, ask_all};
-pub use self::server_state::ServerState;
+pub use self::server_state::{ServerState, ServerStatus};
+pub(crate) use self::sqlstate::{ErrorClass, is_made_already};
 use self::tls::LastConnector;
 pub use self::tls::TlsError;
 
@@ -62,10 +64,16 @@ struct Server {
     last_connector: LastConnector,
     begin: Instant,
     housekeeping: Semaphore,
+    /// The turn of a worker that waits for room for another connection.
+    room: Semaphore,
     /// The host that was last seen to have come furthest.
     best_host: AtomicUsize,
-    /// Notified by whoever has reason to doubt what the server was last seen to be.
+    /// Notified where there is reason to doubt what the server was last seen to be.
     suspect: Notify,
+    /// Something kept the last look from asking the server.
+    is_in_doubt: AtomicBool,
+    /// What was last said of the password file.
+    said: Mutex<Option<String>>,
 }
 
 /// How a server is talked to.
@@ -108,8 +116,11 @@ impl Database {
             last_connector,
             begin: Instant::now(),
             housekeeping: Semaphore::new(1),
+            room: Semaphore::new(1),
             suspect: Notify::new(),
+            is_in_doubt: AtomicBool::new(false),
             best_host: AtomicUsize::new(usize::MAX),
+            said: Mutex::default(),
         });
         let lines = Arc::new(Lines::new(Arc::clone(&server)));
         Ok(Self { server, lines })
@@ -136,6 +147,17 @@ impl Database {
     /// Says that there is reason to doubt what the server was last seen to be.
     pub(crate) fn suspect(&self) {
         self.server.suspect.notify_one();
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// A connection was made: if the last look could not ask the server, the next one can.
+    fn was_reached(&self) {
+        if self.is_in_doubt.swap(false, Ordering::Relaxed) {
+            self.suspect.notify_one();
+        }
     }
 }
 

@@ -1,14 +1,14 @@
 //! The Postmaster over HTTP, to be mounted in an actix-web application.
 //!
 //! Asks the Postmaster and renders what it answers; keeps nothing, and changes nothing: there is nothing
-//! but GET. No answer holds a secret, but they name workers, tables and errors: mount it where strangers
+//! but GET and HEAD. No answer holds a secret, but they name workers, tables and errors: mount it where strangers
 //! do not come.
 //!
 //! | path | is |
 //! |---|---|
 //! | `/` | a page that shows every worker, live |
 //! | `/livez` | 200 if the Postmaster has answered within a second; no database is asked |
-//! | `/readyz` | 200 if every worker is healthy, else 503, and which are not and why |
+//! | `/readyz` | 200 if there are workers and every one is healthy, else 503, which are not, and why the server is away |
 //! | `/status` | a [`Snapshot`] as JSON |
 //! | `/events` | server-sent events: `worker` for each [`Event`](crate::Event), `status` for snapshots |
 //! | `/metrics` | OpenMetrics text, for Prometheus |
@@ -32,9 +32,9 @@ use std::time::Duration;
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{HttpResponse, HttpResponseBuilder};
+use actix_web::{Handler, HttpResponse, HttpResponseBuilder, Resource, Responder};
 
-pub use self::snapshot::{Snapshot, WorkerSnapshot};
+pub use self::snapshot::{ServerSnapshot, Snapshot, WorkerSnapshot};
 use crate::postmaster::PostmasterHandle;
 
 /// How long the Postmaster may take to answer.
@@ -52,20 +52,29 @@ pub fn configure(postmaster: PostmasterHandle) -> impl FnOnce(&mut ServiceConfig
     move |config| {
         // A scope passes on what follows its prefix, with the slash or without.
         for path in ["", "/"] {
-            config.service(web::resource(path).route(web::get().to(page)));
+            config.service(answering(path, page));
         }
-        let on = |path: &str| (web::resource(path), postmaster.clone());
-        let (livez, handle) = on("/livez");
-        config.service(livez.route(web::get().to(move || live(handle.clone()))));
-        let (readyz, handle) = on("/readyz");
-        config.service(readyz.route(web::get().to(move || ready(handle.clone()))));
-        let (status, handle) = on("/status");
-        config.service(status.route(web::get().to(move || snapshot(handle.clone()))));
-        let (metrics, handle) = on("/metrics");
-        config.service(metrics.route(web::get().to(move || metrics_text(handle.clone()))));
-        let (events, handle) = on("/events");
-        config.service(events.route(web::get().to(move || events::events(handle.clone()))));
+        let handle = postmaster.clone();
+        config.service(answering("/livez", move || live(handle.clone())));
+        let handle = postmaster.clone();
+        config.service(answering("/readyz", move || ready(handle.clone())));
+        let handle = postmaster.clone();
+        config.service(answering("/status", move || snapshot(handle.clone())));
+        let handle = postmaster.clone();
+        config.service(answering("/metrics", move || metrics_text(handle.clone())));
+        let handle = postmaster;
+        config.service(answering("/events", move || events::events(handle.clone())));
     }
+}
+
+/// A path that answers GET and, without the body, HEAD.
+fn answering<H>(path: &str, handler: H) -> Resource
+where
+    H: Handler<(), Output: Responder>,
+{
+    web::resource(path)
+        .route(web::get().to(handler.clone()))
+        .route(web::head().to(handler))
 }
 
 async fn page() -> HttpResponse {
@@ -88,13 +97,26 @@ async fn ready(postmaster: PostmasterHandle) -> HttpResponse {
         Ok(snapshot) if snapshot.healthy => {
             fresh(HttpResponse::Ok()).body("every background worker is healthy\n")
         }
-        Ok(snapshot) => {
-            let ill = snapshot.workers.iter().filter(|worker| !worker.healthy);
-            let ill: Vec<_> = ill.map(why_it_is_ill).collect();
-            unavailable(&ill.join("\n"))
-        }
+        Ok(snapshot) => unavailable(&why_not_ready(&snapshot).join("\n")),
         Err(unavailable) => unavailable,
     }
+}
+
+/// What is wrong with the server, and with each worker that is not healthy.
+fn why_not_ready(snapshot: &Snapshot) -> Vec<String> {
+    let mut why = Vec::new();
+    if let Some(server) = &snapshot.server
+        && let Some(reason) = &server.reason
+    {
+        let (state, seconds) = (&server.state, server.state_seconds);
+        why.push(format!("server is {state} for {seconds:.0} s: {reason}"));
+    }
+    let ill = snapshot.workers.iter().filter(|worker| !worker.healthy);
+    why.extend(ill.map(why_it_is_ill));
+    if why.is_empty() {
+        why.push("no background worker is registered".to_owned());
+    }
+    why
 }
 
 fn why_it_is_ill(worker: &WorkerSnapshot) -> String {
@@ -102,6 +124,7 @@ fn why_it_is_ill(worker: &WorkerSnapshot) -> String {
     let why = match (worker.trouble(), worker.last_success_seconds) {
         (Some(trouble), _) => format!(": {trouble}"),
         (None, Some(age)) => format!(", and its last success was {age:.0} s ago"),
+        (None, None) if !worker.has_been_ready => ", and was never ready".to_owned(),
         (None, None) => String::new(),
     };
     format!("background worker \"{name}\" is {state}{why}")

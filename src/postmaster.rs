@@ -38,7 +38,7 @@ pub use self::handle::{
 use self::message::ResetHook;
 use crate::background_worker::{ExitStatus, StartTime};
 use crate::context::{WorkerEvent, WorkerReport};
-use crate::database::{Database, ServerState};
+use crate::database::{Database, ServerState, ServerStatus};
 use crate::supervision::{Action, Limits, Shutdown, StateMachine};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm};
 
@@ -57,8 +57,10 @@ pub struct Postmaster {
     /// What incarnations report, until the actor has started and listens to it.
     reported: Option<Reports>,
     database: Option<Database>,
+    /// Workers wait for a server.
+    has_server: bool,
     /// What the server is, as far as it was seen.
-    server: ServerState,
+    server: ServerStatus,
     on_reset: Option<ResetHook>,
     server_watch: Option<AbortHandle>,
     wakeup: Option<Wakeup>,
@@ -92,10 +94,11 @@ enum Wakeup {
     At(Instant, SpawnHandle),
 }
 
-/// How far the server has come. Sent by the task that watches it, on every change.
+/// How far the server has come, and what keeps us from asking it. Sent by the task that watches it, on every
+/// change.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct ServerReached(ServerState);
+struct ServerReached(ServerState, Option<Arc<str>>);
 
 // === impl Postmaster ===
 
@@ -141,7 +144,8 @@ impl Postmaster {
             children: Children::new(reports),
             reported: Some(Reports(reported)),
             database,
-            server: ServerState::Away,
+            has_server: reached == StartTime::PostmasterStart,
+            server: ServerStatus::unknown(),
             on_reset: None,
             server_watch: None,
             wakeup: None,
@@ -195,11 +199,11 @@ impl Postmaster {
             }
             Action::Unregister { worker, exit } => self.children.unregister(worker, exit),
             Action::Parked { workers } => {
-                let server = self.server;
+                let server = self.server.state;
                 info!(workers, %server, "server is {server}: {workers} background workers parked");
             }
             Action::Unparked { workers } => {
-                let server = self.server;
+                let server = self.server.state;
                 info!(workers, %server, "server is {server}: {workers} background workers come back");
             }
             Action::Reset => warn!("terminating any other active background workers"),
@@ -291,9 +295,9 @@ impl Postmaster {
         // Not an address that keeps it alive: nobody would be left to stop the watch.
         let postmaster = ctx.address().downgrade();
         let watch = actix_rt::spawn(async move {
-            let changed = |state| {
+            let changed = |state, reason| {
                 if let Some(postmaster) = postmaster.upgrade() {
-                    postmaster.do_send(ServerReached(state));
+                    postmaster.do_send(ServerReached(state, reason));
                 }
             };
             database.watch_server_state(changed).await;
@@ -362,8 +366,8 @@ impl StreamHandler<WorkerReport> for Postmaster {
 impl Handler<ServerReached> for Postmaster {
     type Result = ();
 
-    fn handle(&mut self, ServerReached(state): ServerReached, ctx: &mut Self::Context) {
-        self.server = state;
+    fn handle(&mut self, ServerReached(state, reason): ServerReached, ctx: &mut Self::Context) {
+        self.server.saw(state, reason);
         self.advance(ctx, |machine, now| machine.reached(now, state.reached()));
     }
 }

@@ -1,4 +1,4 @@
-//! The known word nearest to a misspelt one, for "did you mean".
+//! Words in messages: the known word nearest to a misspelt one, and which words may be repeated at all.
 
 /// The candidate nearest to `word`, if one is near enough to be meant.
 pub(crate) fn nearest<'c>(
@@ -11,4 +11,18 @@ pub(crate) fn nearest<'c>(
         .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, candidate)| candidate)
+}
+
+/// The longest word that a message repeats.
+const WORD_MAX: usize = 63;
+
+/// A text as a message may repeat it: in quotes, or nothing if it does not look like a word. What stands in the wrong
+/// place may be a connection string with its password.
+pub(crate) fn quoted_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "_-. ".contains(c);
+    if text.len() <= WORD_MAX && text.chars().all(is_plain) {
+        format!(" \"{text}\"")
+    } else {
+        String::new()
+    }
 }

@@ -30,6 +30,7 @@ mod session;
 mod statement;
 mod table;
 mod truncation;
+mod unusable;
 mod vacuum;
 
 use std::time::Duration;
@@ -38,9 +39,9 @@ use tokio::sync::watch;
 
 use self::folder::Folder;
 use self::initialize::Known;
-pub use self::initialize::UnusableTable;
 use self::session::Session;
 pub use self::table::{InvalidTable, Table};
+pub use self::unusable::UnusableTable;
 use crate::context::{Main, WorkerContext, WorkerError};
 
 /// What one built-in worker does.
@@ -63,7 +64,8 @@ pub struct Settings {
     pub database: Option<String>,
     /// Where its statements run.
     pub connection: ConnectionKind,
-    /// The total that it inserts if there is none. Unless set, deltas wait for somebody else's.
+    /// The total that it inserts if there is none: when it starts, and when it has found deltas without a total
+    /// twice in a row. Unless set, deltas wait until a total is inserted.
     pub initial_total: Option<i64>,
 }
 
@@ -114,12 +116,12 @@ async fn run(
     settings: watch::Receiver<Settings>,
     known: Known,
 ) -> Result<(), WorkerError> {
-    let now = settings.borrow().clone();
+    let initial = settings.borrow().clone();
     let latch = context.latch().clone();
     let session = tokio::select! {
         biased;
         () = latch.stop_requested() => return Ok(()),
-        session = Session::open(&context, &now) => session?,
+        session = Session::open(&context, &initial) => session?,
     };
     Folder::new(context, settings, session, known).work().await
 }

@@ -11,6 +11,7 @@ use super::settings::{Server, Setting, Settings};
 use super::sources::{Layered, Sources};
 use crate::background_worker::RestartTime;
 use crate::database::{ConnInfo, ConnInfoError, Settings as DatabaseSettings};
+use crate::spelling;
 use crate::supervision::Limits;
 
 /// The longest statement timeout that the server takes: its milliseconds are 31 bits.
@@ -80,6 +81,11 @@ impl Check<'_> {
             data_dir,
             ..
         } = self.layered.document.database.clone();
+        if data_dir.is_some() && embedded.is_none() {
+            let message = "it has no effect without \"embedded = true\"";
+            let hint = "set that too, or leave this out".to_owned();
+            self.refuse("database.data_dir", message, Some(hint));
+        }
         let embedded = embedded.unwrap_or(false);
         let url_origin = self.layered.origin("database.url");
         if embedded && matches!(url_origin, Origin::File { .. }) {
@@ -218,7 +224,13 @@ impl Check<'_> {
             None => match listen.parse() {
                 Ok(listen) => listen,
                 Err(_) => {
-                    let message = format!("\"{listen}\" is not an address with a port");
+                    // Colons and brackets are an address's; anything else may be a secret.
+                    let shown = listen.replace([':', '[', ']'], "");
+                    let shown = match spelling::quoted_word(&shown) {
+                        word if word.is_empty() => "it".to_owned(),
+                        _ => format!("\"{listen}\""),
+                    };
+                    let message = format!("{shown} is not an address with a port");
                     let hint = "such as \"127.0.0.1:9187\" or \"[::1]:9187\"; a port alone, \"9187\", \
                                 is one of 127.0.0.1";
                     self.refuse("http.listen", message, Some(hint.to_owned()));

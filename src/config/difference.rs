@@ -1,10 +1,11 @@
 //! What a reload has to do: the difference of two settings, as values.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use super::settings::{Settings, WorkerSettings};
+use super::settings::{Server, Settings, WorkerSettings};
 use crate::background_worker::BackgroundWorker;
-use crate::database::Settings as DatabaseSettings;
+use crate::database::{ConnInfo, Settings as DatabaseSettings};
 use crate::supervision::Limits;
 use crate::worker_spi;
 
@@ -58,8 +59,12 @@ pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
         prepare,
     } = &old.database_settings;
     let database = &new.database_settings;
+    let (is_embedded, data_dir) = embedded(&old.server);
+    let (will_be_embedded, new_data_dir) = embedded(&new.server);
     let needs_restart = those_that_differ([
-        ("database.url", old.server == new.server),
+        ("database.embedded", is_embedded == will_be_embedded),
+        ("database.data_dir", data_dir == new_data_dir),
+        ("database.url", given(&old.server) == given(&new.server)),
         (
             "database.connect_timeout",
             *connect_timeout == database.connect_timeout,
@@ -97,6 +102,22 @@ pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
         }
     }
     changes
+}
+
+/// Whether a server is a private one, and where its files lie.
+fn embedded(server: &Server) -> (bool, Option<&Path>) {
+    match server {
+        Server::Given { .. } => (false, None),
+        Server::Embedded { data_dir } => (true, data_dir.as_deref()),
+    }
+}
+
+/// Where a server is that runs somewhere.
+fn given(server: &Server) -> Option<&ConnInfo> {
+    match server {
+        Server::Given { conninfo, .. } => Some(conninfo),
+        Server::Embedded { .. } => None,
+    }
 }
 
 fn limits_that_differ(old: &Limits, new: &Limits) -> Vec<&'static str> {

@@ -199,9 +199,9 @@ fn mistake(offset: usize, key: String, message: &str) -> Mistake {
                 Some(nearest) => format!("did you mean \"{nearest}\"?"),
                 None => format!("the {what}s here are {}", known.join(", ")),
             };
-            // A value may be a secret in the wrong place; a key is none.
+            // A value may be a secret in the wrong place, and so may a key that is no word.
             let word = if what == "key" {
-                format!(" \"{word}\"")
+                spelling::quoted_word(word)
             } else {
                 String::new()
             };

@@ -66,6 +66,62 @@ pub(super) struct Worker {
     pub(super) initial_total: Option<i64>,
 }
 
+/// The keys of the sections of which there is one, as `section.key`.
+pub(super) fn keys() -> impl Iterator<Item = String> {
+    let sections = [
+        ("database", Database::deserialize(Keys).err()),
+        ("postmaster", Postmaster::deserialize(Keys).err()),
+        ("http", Http::deserialize(Keys).err()),
+    ];
+    sections.into_iter().flat_map(|(section, fields)| {
+        let NoValue(keys) = fields.unwrap_or(NoValue(&[]));
+        keys.iter().map(move |key| format!("{section}.{key}"))
+    })
+}
+
+/// Has no value to deserialize: a struct that asks for one says which fields it has.
+struct Keys;
+
+/// The fields of a struct that asked.
+#[derive(Debug)]
+struct NoValue(&'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Keys {
+    type Error = NoValue;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, NoValue> {
+        Err(NoValue(&[]))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, NoValue> {
+        Err(NoValue(fields))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+impl Error for NoValue {
+    fn custom<T: fmt::Display>(_: T) -> Self {
+        Self(&[])
+    }
+}
+
+impl fmt::Display for NoValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("there is no value")
+    }
+}
+
+impl std::error::Error for NoValue {}
+
 impl Document {
     /// What is set here, and elsewhere what is set below. Workers are those below, unless there are
     /// any here.

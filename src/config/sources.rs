@@ -7,6 +7,7 @@ use ::config::{Config, File, FileFormat};
 use super::document::Document;
 use super::problem::{Found, Origin, Problem};
 use super::schema;
+use crate::spelling;
 
 /// The texts that settings are read from.
 #[derive(Clone, Default)]
@@ -31,8 +32,8 @@ pub struct ConfigFile {
 /// The variables that stand for keys begin with this.
 const PREFIX: &str = "BGWORKER_";
 
-/// What may be set in the environment: sections of which there is one.
-const SECTIONS: [&str; 2] = ["database", "postmaster"];
+/// The variables with that beginning that the program itself reads.
+const PROGRAMS_OWN: [&str; 1] = ["BGWORKER_CONFIG"];
 
 /// The flag that stands for `database.url`.
 pub(super) const DATABASE_FLAG: &str = "--database";
@@ -59,6 +60,12 @@ impl Sources {
         variable.map(|(_, value)| value.clone())
     }
 
+    /// Whether settings may come from a variable of this name.
+    #[must_use]
+    pub fn counts(variable: &str) -> bool {
+        variable.starts_with(PREFIX) || variable.starts_with("PG") || variable == "DATABASE_URL"
+    }
+
     /// Reads each source by itself, then puts one on the other.
     pub(super) fn layer(&self) -> (Layered, Found) {
         let mut found = Found::default();
@@ -77,8 +84,16 @@ impl Sources {
         }
         for (variable, value) in &self.environment {
             // As for PG* variables, an empty one is one that is not set.
-            let Some(key) = key_of(variable).filter(|_| !value.is_empty()) else {
+            let is_set = variable.starts_with(PREFIX) && !value.is_empty();
+            if !is_set || PROGRAMS_OWN.contains(&variable.as_str()) {
                 continue;
+            }
+            let key = match key_of(variable) {
+                Ok(key) => key,
+                Err(problem) => {
+                    found.push(problem);
+                    continue;
+                }
             };
             match one_line_document(&key, value) {
                 Ok(text) => {
@@ -169,12 +184,47 @@ fn file_origin(path: PathBuf, document: &Document, offset: usize) -> Origin {
 }
 
 /// The key that a variable stands for: `BGWORKER_DATABASE__URL` for `database.url`.
-fn key_of(variable: &str) -> Option<String> {
-    let (section, key) = variable.strip_prefix(PREFIX)?.split_once("__")?;
-    let section = section.to_ascii_lowercase();
-    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    (SECTIONS.contains(&&*section) && !key.is_empty() && key.chars().all(is_word))
-        .then(|| format!("{section}.{}", key.to_ascii_lowercase()))
+fn key_of(variable: &str) -> Result<String, Problem> {
+    let keys: Vec<_> = schema::keys().collect();
+    let set = variable.strip_prefix(PREFIX).unwrap_or(variable);
+    let set = set.replacen("__", ".", 1).to_ascii_lowercase();
+    if keys.contains(&set) {
+        return Ok(set);
+    }
+    let named = |key: &str| {
+        format!(
+            "{PREFIX}{}",
+            key.replacen('.', "__", 1).to_ascii_uppercase()
+        )
+    };
+    let hint = if set.starts_with("worker") {
+        "workers are set in the file alone".to_owned()
+    } else if is_service_link(variable) {
+        "Kubernetes sets it for a service of this name: give the service another one, or the pod \
+         enableServiceLinks: false"
+            .to_owned()
+    } else {
+        match spelling::nearest(&set, keys.iter().map(String::as_str)) {
+            Some(nearest) => format!("did you mean {}?", named(nearest)),
+            None => {
+                let variables: Vec<_> = keys.iter().map(|key| named(key)).collect();
+                format!("the variables are {}", variables.join(", "))
+            }
+        }
+    };
+    Err(Problem {
+        origin: Origin::Environment(variable.to_owned()),
+        key: String::new(),
+        message: "this variable stands for no key".to_owned(),
+        hint: Some(hint),
+    })
+}
+
+/// Whether a variable is one of those that Kubernetes sets for a service called `bgworker`.
+fn is_service_link(variable: &str) -> bool {
+    ["BGWORKER_SERVICE_", "BGWORKER_PORT"]
+        .iter()
+        .any(|start| variable.starts_with(start))
 }
 
 /// The variable as a document of its own: its value taken as a text, or else as it stands.

@@ -2,17 +2,20 @@
 //! and what the session is set to, all of it within one deadline.
 
 use std::path::Path;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_postgres::NoTls;
 use tokio_postgres::config::SslNegotiation;
 use tokio_postgres::error::SqlState;
+use tracing::warn;
 
 use super::connection::Connection;
 use super::conninfo::{Host, TargetSessionAttrs};
 use super::tls::Attempt;
-use super::{Database, DatabaseError, Server, TlsError, tls};
+use super::{Database, DatabaseError, Server, TlsError, sqlstate, tls};
+use crate::backoff::{doubled, jittered};
 
 /// How much later than the server our side gives up on a statement.
 const STATEMENT_SLACK: Duration = Duration::from_secs(1);
@@ -23,6 +26,12 @@ const FAR: Duration = Duration::from_secs(86_400_000);
 /// What waits for a lock gives up after this time, and comes back: nobody stands in line behind
 /// a client that holds a row.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The first wait between two attempts to connect.
+const RECONNECT_INITIAL: Duration = Duration::from_millis(100);
+
+/// The longest.
+const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// Whether others wait for what runs on a connection.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +80,41 @@ impl Database {
         let sharing = Sharing::Own;
         self.server.connect(application_name, dbname, sharing).await
     }
+
+    /// Connects as soon as there is room for another connection, and calls `full` once if there is none.
+    ///
+    /// Workers that wait for room take turns: one of them at a time knocks, ever less often.
+    ///
+    /// # Errors
+    ///
+    /// If it is not for a lack of room that there is no connection.
+    pub(crate) async fn connect_when_there_is_room(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+        full: impl FnOnce(&DatabaseError),
+    ) -> Result<Connection, DatabaseError> {
+        match self.connect(application_name, dbname).await {
+            Err(error) if error.is_full() => full(&error),
+            done => return done,
+        }
+        // The semaphore is never closed.
+        let _turn = self.server.room.acquire().await.ok();
+        let mut attempts = 0;
+        loop {
+            tokio::time::sleep(reconnect_wait(attempts)).await;
+            match self.connect(application_name, dbname).await {
+                Err(error) if error.is_full() => attempts += 1,
+                done => return done,
+            }
+        }
+    }
+}
+
+/// How long to wait before the next attempt to connect, after this many that failed in a row.
+pub(super) fn reconnect_wait(attempts: u32) -> Duration {
+    let wait = doubled(RECONNECT_INITIAL, attempts, RECONNECT_MAX);
+    jittered(wait, fastrand::f64())
 }
 
 // === impl Server ===
@@ -103,14 +147,17 @@ impl Server {
             for tried in self.connect_to_host(host, as_whom, share, wanted).await {
                 let (connection, standing) = match tried {
                     Ok(connected) => connected,
-                    Err(error) if error.is_away() => {
+                    Err(error) if error.is_away() || error.is_full() => {
                         errors.push(error);
                         continue;
                     }
                     Err(error) => return Err(error),
                 };
                 match standing.suits(wanted) {
-                    Suits::Yes => return Ok(connection),
+                    Suits::Yes => {
+                        self.was_reached();
+                        return Ok(connection);
+                    }
                     Suits::AtNeed => second_best = second_best.or(Some(connection)),
                     Suits::No(why) => {
                         let target = conninfo.target_of(&conninfo.hosts()[host], dbname);
@@ -164,7 +211,7 @@ impl Server {
             };
             let is_enough = match &connected {
                 Ok((_, standing)) => matches!(standing.suits(wanted), Suits::Yes),
-                Err(error) => !error.is_away(),
+                Err(error) => !error.is_away() && !error.is_full(),
             };
             tried.push(connected);
             if is_enough {
@@ -182,7 +229,8 @@ impl Server {
         after: Duration,
     ) -> Result<Connection, DatabaseError> {
         let conninfo = &self.conninfo;
-        let mut config = conninfo.client_config(host, application_name, dbname);
+        let (mut config, passfile) = conninfo.client_config(host, application_name, dbname);
+        self.say_once(passfile);
         config.connect_timeout(after);
         if let Some(file) = &self.settings.password_file {
             config.password(read_password(file)?);
@@ -228,7 +276,7 @@ impl Server {
         let prepare = self.settings.prepare;
         Ok(match tls {
             Some(tls) => {
-                let (client, connection) = config.connect(tls.0.clone()).await?;
+                let (client, connection) = config.connect(tls.clone()).await?;
                 Connection::new(client, connection, Some(tls), prepare, deadline)
             }
             None => {
@@ -249,8 +297,9 @@ impl Server {
         let statement_timeout = self.settings.statement_timeout.as_millis();
         let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
         let lock_timeout = format!("-c lock_timeout={}", LOCK_TIMEOUT.as_millis());
+        let shared = format!("{lock_timeout} -c max_parallel_workers_per_gather=0");
         let (before, after) = match sharing {
-            Sharing::Shared => ("", lock_timeout.as_str()),
+            Sharing::Shared => ("", shared.as_str()),
             Sharing::Own => (lock_timeout.as_str(), ""),
         };
         Some(format!(
@@ -258,8 +307,22 @@ impl Server {
              -c default_transaction_isolation=read\\ committed \
              -c statement_timeout={statement_timeout} \
              -c client_connection_check_interval=5000 \
+             -c idle_session_timeout=0 \
+             -c synchronize_seqscans=off \
+             -c row_security=off \
              -c jit=off"
         ))
+    }
+
+    /// Warns of what is wrong with the password file, once, until something else is, or nothing.
+    fn say_once(&self, passfile: Option<String>) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if *said != passfile {
+            if let Some(warning) = &passfile {
+                warn!("{warning}");
+            }
+            *said = passfile;
+        }
     }
 }
 
@@ -275,9 +338,8 @@ fn read_password(file: &Path) -> Result<String, DatabaseError> {
 /// Whether the same host may be reached with, or without, encryption instead: its handshake failed, or
 /// the server refuses us as we come.
 fn is_about_encryption(error: &tokio_postgres::Error) -> bool {
-    // But for a wrong password, which is as wrong the other way.
-    let refused = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
-    refused || tls::is_handshake(error)
+    let code = error.code().map(SqlState::code);
+    code.is_some_and(sqlstate::is_about_encryption) || tls::is_handshake(error)
 }
 
 impl From<TlsError> for AttemptError {
@@ -297,8 +359,8 @@ impl From<tokio_postgres::Error> for AttemptError {
 impl Standing {
     async fn of(connection: &Connection) -> Result<Self, DatabaseError> {
         let doing = "ask what the session can do";
-        let sql = "SELECT pg_is_in_recovery(), \
-                   current_setting('default_transaction_read_only')::bool";
+        let sql = "SELECT pg_catalog.pg_is_in_recovery(), \
+                   pg_catalog.current_setting('default_transaction_read_only')::pg_catalog.bool";
         let rows = connection.query(doing, sql, &[]).await?;
         let is_standby = rows.first().is_some_and(|row| row.get(0));
         let is_read_only = is_standby || rows.first().is_some_and(|row| row.get(1));

@@ -204,7 +204,9 @@ impl Connection {
     /// If the server does not answer in time, or is lost.
     pub async fn is_in_recovery(&self) -> Result<bool, DatabaseError> {
         let doing = "ask whether the server is in recovery";
-        let rows = self.query(doing, "SELECT pg_is_in_recovery()", &[]).await?;
+        let rows = self
+            .query(doing, "SELECT pg_catalog.pg_is_in_recovery()", &[])
+            .await?;
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
@@ -233,7 +235,7 @@ impl Connection {
         self.is_waiting.load(Ordering::Relaxed)
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.client().is_closed()
     }
 
@@ -252,7 +254,7 @@ impl Connection {
     }
 
     /// Gives it up without a word.
-    pub(super) fn abort(&self) {
+    pub(crate) fn abort(&self) {
         if let Some(session) = &self.session {
             session.driver.abort();
         }
@@ -321,7 +323,7 @@ impl CancelToken {
     pub async fn cancel(&self) {
         let cancelling = async {
             match &self.tls {
-                Some(tls) => self.token.cancel_query(tls.0.clone()).await,
+                Some(tls) => self.token.cancel_query(tls.clone()).await,
                 None => self.token.cancel_query(NoTls).await,
             }
         };

@@ -98,9 +98,9 @@ pub enum ConnInfoError {
     #[error("invalid connection string: {0}")]
     Syntax(&'static str),
     /// A keyword is not known.
-    #[error("invalid connection option \"{keyword}\"{}", hint(.nearest.as_deref()))]
+    #[error("invalid connection option{}{}", spelling::quoted_word(.keyword), hint(.nearest.as_deref()))]
     UnknownKeyword {
-        /// The keyword.
+        /// The keyword. It may hold anything, and is shown only if it looks like a word.
         keyword: String,
         /// A known keyword that may be meant.
         nearest: Option<String>,
@@ -162,6 +162,11 @@ impl ConnInfo {
             .any(|variable| environment(variable).is_some_and(|value| !value.is_empty()))
     }
 
+    /// Whether a whole connection string stands where a name belongs. Names are shown, and it may hold a password.
+    pub(crate) fn is_instead_of_name(name: &str) -> bool {
+        name.contains("://") || name.contains("password=")
+    }
+
     fn from_values(values: &Values<'_>) -> Result<Self, ConnInfoError> {
         let connect_timeout = match values.number("connect_timeout")? {
             None | Some(0) => None,
@@ -191,9 +196,16 @@ impl ConnInfo {
             "client_encoding",
             &[("auto", ()), ("UTF8", ()), ("utf8", ())],
         )?;
+        let dbname = values.get("dbname");
+        if dbname.as_deref().is_some_and(Self::is_instead_of_name) {
+            return Err(ConnInfoError::InvalidValue {
+                keyword: "dbname",
+                expected: "it must be the name of a database, and no connection string".to_owned(),
+            });
+        }
         Ok(Self {
             hosts: values.hosts()?,
-            dbname: values.get("dbname"),
+            dbname,
             user: values.get("user").or_else(|| whoami::username().ok()),
             password: values.get("password").map(Password),
             passfile: values.file("passfile", ".pgpass"),
@@ -258,7 +270,8 @@ impl ConnInfo {
         self.load_balance_hosts
     }
 
-    /// The settings of one host as the client library takes them. How it is encrypted is left open.
+    /// The settings of one host as the client library takes them, and a warning if the password file is not
+    /// used. How the connection is encrypted is left open.
     ///
     /// Reads the password file, if there is one and no password is given.
     pub(super) fn client_config(
@@ -266,9 +279,13 @@ impl ConnInfo {
         host: &Host,
         application_name: &str,
         dbname: Option<&str>,
-    ) -> tokio_postgres::Config {
+    ) -> (tokio_postgres::Config, Option<String>) {
         let mut config = tokio_postgres::Config::new();
         match (&host.name, host.address) {
+            // An abstract socket: the kernel's spelling has NUL where libpq's has "@".
+            (Some(name), None) if name.starts_with('@') => {
+                config.host_path(format!("\0{}", &name[1..]))
+            }
             (Some(name), _) => config.host(name),
             // TLS asks for a name.
             (None, Some(address)) => config.host(address.to_string()),
@@ -286,9 +303,14 @@ impl ConnInfo {
             config.user(user);
         }
         let user = self.user.as_deref().unwrap_or_default();
+        let mut warning = None;
         let from_file = || {
             let file = self.passfile.as_deref()?;
-            passfile::find(file, host, dbname.unwrap_or(user), user)
+            let found = passfile::find(file, host, dbname.unwrap_or(user), user);
+            found.unwrap_or_else(|not_used| {
+                warning = Some(not_used);
+                None
+            })
         };
         if let Some(Password(password)) = self.password.clone().or_else(from_file) {
             config.password(password);
@@ -311,7 +333,7 @@ impl ConnInfo {
         if let Some(user_timeout) = self.keepalives.user_timeout {
             config.tcp_user_timeout(user_timeout);
         }
-        config
+        (config, warning)
     }
 }
 
@@ -384,9 +406,13 @@ impl Host {
         Ok(hosts)
     }
 
-    /// Whether it is the directory of a Unix socket.
+    /// Whether it is the directory of a Unix socket, or an abstract one.
     pub(super) fn is_socket(&self) -> bool {
-        self.address.is_none() && self.name.as_ref().is_some_and(|name| name.starts_with('/'))
+        self.address.is_none()
+            && self
+                .name
+                .as_ref()
+                .is_some_and(|name| name.starts_with(['/', '@']))
     }
 }
 

@@ -1,16 +1,17 @@
 //! What can go wrong between us and the server, told with its whole cause and without a secret.
 
 use std::error::Error as _;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 use super::TlsError;
+use super::sqlstate::{self, ErrorClass};
 
 /// A connection or a statement that failed.
 ///
@@ -117,6 +118,9 @@ pub enum DatabaseError {
 /// Errors in a row.
 struct Each<'e>(&'e [DatabaseError]);
 
+/// A text from outside, which may hold anything: on one line, and without what would steer a terminal.
+struct OneLine<'t>(&'t str);
+
 /// An error of tokio-postgres with its whole cause.
 pub(super) struct Cause<'e>(pub(super) &'e tokio_postgres::Error);
 
@@ -144,21 +148,69 @@ impl DatabaseError {
         }
     }
 
-    /// Whether what was to be sent could not be written down, such as a name with NUL in it: nothing was
-    /// sent, and nobody but we is to blame.
-    pub(super) fn is_ours(error: &tokio_postgres::Error) -> bool {
-        causes(error)
-            .filter_map(|cause| cause.downcast_ref::<io::Error>())
-            .any(|cause| cause.kind() == io::ErrorKind::InvalidInput)
+    /// Whether the server was lost or could not be reached: not the fault of the worker that asked.
+    ///
+    /// That is SQLSTATE class 08, 57P01 to 57P03, 57P05, a closed or refused connection, a name that does not
+    /// resolve, and a deadline that passed.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.class() == ErrorClass::Away
     }
 
-    /// Whether a server is there, and does not let us in.
-    pub(super) fn is_refused(&self) -> bool {
+    /// Whether the server, a pooler or this process has no room for another connection: not the worker's fault, and no
+    /// word about the connections that exist.
+    ///
+    /// That is SQLSTATE 53300, what poolers say in its place, and a process or system without descriptors.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.class() == ErrorClass::Full
+    }
+
+    /// What follows from it.
+    pub(crate) fn class(&self) -> ErrorClass {
         match self {
-            Self::NoPassword { .. } => true,
-            Self::EveryAttempt(errors) => errors.iter().any(Self::is_refused),
-            error => !error.is_away() && error.sqlstate().is_some(),
+            Self::ConnectDeadline { .. }
+            | Self::StatementDeadline { .. }
+            | Self::Unsuitable { .. }
+            | Self::Lookup { .. } => ErrorClass::Away,
+            Self::Lost {
+                cause, sqlstate, ..
+            } => {
+                let code = sqlstate.as_deref().unwrap_or(sqlstate::LOST);
+                ErrorClass::of_connection(code, cause)
+            }
+            Self::NoPassword { .. } => ErrorClass::Refused,
+            Self::Tls(_) | Self::PasswordFile { .. } | Self::NotAtHome => ErrorClass::Ours,
+            Self::Home(error) => error.class(),
+            Self::EveryAttempt(errors) => {
+                let classes = errors.iter().map(Self::class);
+                classes.max().unwrap_or(ErrorClass::Away)
+            }
+            Self::Connect { error, .. } => class_of(error, |said| {
+                ErrorClass::of_connection(said.code().code(), said.message())
+            }),
+            Self::Statement { error, .. } => class_of(error, |said| {
+                let code = said.code().code();
+                ErrorClass::of_statement(code, said.message(), said.routine())
+            }),
         }
+    }
+
+    /// Why a fold undid itself, if that is what this is: what the statement itself said.
+    pub(crate) fn undone(&self) -> Option<&str> {
+        let Self::Statement { error, .. } = self else {
+            return None;
+        };
+        let said = error.as_db_error()?;
+        let is_ours = said.code().code() == sqlstate::UNDONE;
+        let (_, why) = said.message().split_once("bgworker: ")?;
+        is_ours.then(|| why.trim_end_matches('"'))
+    }
+
+    /// Whether what was to be sent could not be written down, such as a name with NUL in it: nothing was
+    /// sent, and only we are to blame.
+    pub(super) fn is_ours(error: &tokio_postgres::Error) -> bool {
+        io_error(error).is_some_and(|error| error.kind() == io::ErrorKind::InvalidInput)
     }
 
     /// What an attempt to connect came to.
@@ -180,36 +232,31 @@ impl DatabaseError {
             Err(errors) => Self::EveryAttempt(errors),
         }
     }
+}
 
-    /// Whether the server was lost or could not be reached: not the fault of who asked.
-    ///
-    /// That is SQLSTATE class 08, 57P01 to 57P03, 57P05 and 53300, a closed or refused connection,
-    /// a name that does not resolve, and a deadline that passed.
-    #[must_use]
-    pub fn is_away(&self) -> bool {
-        match self {
-            Self::ConnectDeadline { .. }
-            | Self::StatementDeadline { .. }
-            | Self::Unsuitable { .. }
-            | Self::Lookup { .. }
-            | Self::Lost { .. } => true,
-            Self::Tls(_)
-            | Self::NoPassword { .. }
-            | Self::PasswordFile { .. }
-            | Self::NotAtHome => false,
-            Self::Home(error) => error.is_away(),
-            Self::EveryAttempt(errors) => errors.iter().all(Self::is_away),
-            Self::Connect { error, .. } | Self::Statement { error, .. } => match error.code() {
-                Some(code) => is_away_code(code),
-                None => error.is_closed() || (is_io(error) && !Self::is_ours(error)),
-            },
+/// The class of an error of the client library: what the server said, or else what happened to the connection.
+fn class_of(
+    error: &tokio_postgres::Error,
+    of_server: impl FnOnce(&DbError) -> ErrorClass,
+) -> ErrorClass {
+    if let Some(said) = error.as_db_error() {
+        of_server(said)
+    } else if let Some(error) = io_error(error) {
+        match error.kind() {
+            io::ErrorKind::InvalidInput => ErrorClass::Ours,
+            _ => ErrorClass::of_system(error),
         }
+    } else if error.is_closed() || is_unexpected_end(error) {
+        ErrorClass::Away
+    } else {
+        // The two of us cannot come to terms: encryption, authentication.
+        ErrorClass::Refused
     }
 }
 
 /// What to do about a refusal that has a name here.
 fn hint(error: &tokio_postgres::Error) -> &'static str {
-    let refused = error.as_db_error().map_or("", |refused| refused.message());
+    let refused = error.as_db_error().map_or("", DbError::message);
     if refused.starts_with("unsupported startup parameter") {
         "; HINT: a pooler that hands out another session for each transaction needs prepare = false"
     } else {
@@ -217,24 +264,14 @@ fn hint(error: &tokio_postgres::Error) -> &'static str {
     }
 }
 
-fn is_away_code(code: &SqlState) -> bool {
-    code.code().starts_with("08")
-        || [
-            &SqlState::ADMIN_SHUTDOWN,
-            &SqlState::CRASH_SHUTDOWN,
-            &SqlState::CANNOT_CONNECT_NOW,
-            &SqlState::IDLE_SESSION_TIMEOUT,
-            &SqlState::TOO_MANY_CONNECTIONS,
-        ]
-        .contains(&code)
+/// What the system says, at whatever depth of the cause.
+fn io_error(error: &tokio_postgres::Error) -> Option<&io::Error> {
+    causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// Whether the way to the server failed, at whatever depth of the cause: a socket that closes during
-/// the TLS handshake is an error of TLS on top.
-fn is_io(error: &tokio_postgres::Error) -> bool {
-    causes(error).any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some() || cause.to_string().contains("unexpected EOF")
-    })
+/// Whether a socket closed during the TLS handshake, which is an error of TLS on top.
+fn is_unexpected_end(error: &tokio_postgres::Error) -> bool {
+    causes(error).any(|cause| cause.to_string().contains("unexpected EOF"))
 }
 
 /// What is behind an error of tokio-postgres, from the outside in.
@@ -262,21 +299,31 @@ impl fmt::Display for Each<'_> {
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(db) = self.0.as_db_error() {
-            write!(
-                f,
-                "{}: {} (SQLSTATE {})",
-                db.severity(),
-                db.message(),
-                db.code().code()
-            )?;
+            let (severity, message) = (OneLine(db.severity()), OneLine(db.message()));
+            write!(f, "{severity}: {message} (SQLSTATE {})", db.code().code())?;
             for (label, text) in [("DETAIL", db.detail()), ("HINT", db.hint())] {
                 if let Some(text) = text {
-                    write!(f, "; {label}: {text}")?;
+                    write!(f, "; {label}: {}", OneLine(text))?;
                 }
             }
             return Ok(());
         }
         write!(f, "{}", self.0)?;
         causes(self.0).try_for_each(|cause| write!(f, ": {cause}"))
+    }
+}
+
+// === impl OneLine ===
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                // Letters of any script stay as they are.
+                c if c.is_control() => write!(f, "{}", c.escape_default())?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
     }
 }

@@ -215,6 +215,15 @@ impl HomeConnection {
         });
     }
 
+    /// Asks for a session that begins anew, unless this one is only a few seconds old. What is in flight is
+    /// answered first; neighbours notice nothing.
+    pub(crate) fn renew(&self) {
+        let lines = &self.database.lines;
+        lines.existing(self.dbname.as_ref(), self.slot, |line| {
+            let _ = line.asks.send(Ask::Renew);
+        });
+    }
+
     async fn ask(&self, doing: &'static str, work: Work) -> Result<Vec<Row>, DatabaseError> {
         self.send(doing, |waiter| Ask::Run(Request { work, waiter }))
             .await

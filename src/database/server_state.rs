@@ -4,18 +4,24 @@
 //! server is primary and nobody complains, no query runs for this.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::connect::Sharing;
 use super::conninfo::TargetSessionAttrs;
-use super::{Database, DatabaseError, Server};
+use super::{Database, DatabaseError, ErrorClass, Server};
 use crate::background_worker::StartTime;
+use crate::backoff::doubled;
 
 /// How long after one look at a server that has not come far enough the next one follows.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// The longest time between two looks at a server that is there, and cannot be asked.
+const INTERVAL_MAX: Duration = Duration::from_secs(30);
 
 /// The least time between two looks, however many have doubts.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -30,6 +36,40 @@ pub enum ServerState {
     /// It accepts writes. So counts a server that runs but refuses our login: the workers then
     /// meet that refusal under their own names.
     Primary,
+}
+
+/// What the server is, since when, and what keeps us from asking it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerStatus {
+    /// What it is, as far as it was seen.
+    pub state: ServerState,
+    /// Since when it has been that.
+    pub since: Instant,
+    /// Why it is away, or why it cannot be asked; `None` if it answers. It holds no secret.
+    pub reason: Option<Arc<str>>,
+}
+
+// === impl ServerStatus ===
+
+impl ServerStatus {
+    /// What is known before the first look.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            state: ServerState::Away,
+            since: Instant::now(),
+            reason: None,
+        }
+    }
+
+    /// Takes down what was seen now.
+    pub(crate) fn saw(&mut self, state: ServerState, reason: Option<Arc<str>>) {
+        if self.state != state {
+            self.since = Instant::now();
+        }
+        self.state = state;
+        self.reason = reason;
+    }
 }
 
 // === impl ServerState ===
@@ -59,38 +99,60 @@ impl fmt::Display for ServerState {
 // === impl Database ===
 
 impl Database {
-    /// Looks at the server for ever, and tells `changed` what it is now, first of all and then
-    /// whenever it became something else.
-    pub(crate) async fn watch_server_state(&self, mut changed: impl FnMut(ServerState)) {
+    /// Looks at the server for ever, and tells `changed` what it is now: first of all, and then whenever that, or
+    /// what keeps us from asking it, became something else.
+    pub(crate) async fn watch_server_state(
+        &self,
+        mut changed: impl FnMut(ServerState, Option<Arc<str>>),
+    ) {
         let suspect = &self.server.suspect;
         let mut last = None;
+        let mut told = None;
+        let mut doubts = 0;
         loop {
-            let (state, reason) = self.server_state().await;
-            if last.replace(state) != Some(state) {
-                match reason {
-                    Some(reason) if state == ServerState::Away => {
-                        warn!(%state, %reason, "server is {state}");
-                    }
-                    Some(reason) => {
-                        warn!(%state, %reason, "server is there, but refuses us");
-                    }
-                    None => info!(%state, "server is {state}"),
-                }
-                changed(state);
+            let (state, error) = self.look(last.unwrap_or(ServerState::Primary)).await;
+            last = Some(state);
+            let class = error.as_ref().map(DatabaseError::class);
+            let reason = error.map(|error| Arc::from(error.to_string()));
+            if told
+                .as_ref()
+                .is_none_or(|(was, of, _)| (*was, *of) != (state, class))
+            {
+                log(state, class, reason.as_deref());
             }
+            let now = (state, class, reason.clone());
+            if told.as_ref() != Some(&now) {
+                told = Some(now);
+                changed(state, reason);
+            }
+            self.server
+                .is_in_doubt
+                .store(class.is_some(), Ordering::Relaxed);
+            doubts = if class.is_some() { doubts + 1 } else { 0 };
             tokio::time::sleep(INTERVAL_MIN).await;
-            if state == ServerState::Primary {
-                suspect.notified().await;
-            } else {
-                // Either ending is a reason to look again.
-                let _ = tokio::time::timeout(INTERVAL - INTERVAL_MIN, suspect.notified()).await;
-            }
+            // A server that is there and refuses us is not to be asked twice a second.
+            let wait = match state {
+                ServerState::Primary if class.is_none() => {
+                    suspect.notified().await;
+                    continue;
+                }
+                ServerState::Away => INTERVAL,
+                _ if class.is_some() => doubled(INTERVAL, doubts, INTERVAL_MAX),
+                ServerState::Standby | ServerState::Primary => INTERVAL,
+            };
+            // Either ending is a reason to look again.
+            let _ = tokio::time::timeout(wait - INTERVAL_MIN, suspect.notified()).await;
         }
     }
 
     /// Looks at the server once: at every host, until one is a primary. The one that has come furthest
     /// counts, and connections go there first. The error, if any, is what kept us from asking it.
     pub async fn server_state(&self) -> (ServerState, Option<DatabaseError>) {
+        self.look(ServerState::Primary).await
+    }
+
+    /// As [`server_state`](Self::server_state). `last` is what a server without room for the question is taken for.
+    async fn look(&self, last: ServerState) -> (ServerState, Option<DatabaseError>) {
         let hosts = self.server.conninfo.hosts().len();
         let share = self.server.settings.connect_timeout / u32::try_from(hosts).unwrap_or(1).max(1);
         let mut best = None;
@@ -117,13 +179,28 @@ impl Database {
             self.server.best_host.store(host, Ordering::Relaxed);
             return (state, None);
         }
-        // Whoever refuses us is there. What fails on our side says nothing about the server.
-        let state = if errors.iter().any(DatabaseError::is_refused) {
-            ServerState::Primary
-        } else {
-            ServerState::Away
+        let error = DatabaseError::of_each(errors);
+        let state = match error.class() {
+            ErrorClass::Away => ServerState::Away,
+            ErrorClass::Full if last != ServerState::Away => last,
+            // A server that refuses us, or is full, is there, and what fails on our side says nothing about it:
+            // the workers are to meet it under their own names.
+            _ => ServerState::Primary,
         };
-        (state, Some(DatabaseError::of_each(errors)))
+        (state, Some(error))
+    }
+}
+
+/// Says what the server is now, and what keeps us from asking it.
+fn log(state: ServerState, class: Option<ErrorClass>, reason: Option<&str>) {
+    match class {
+        None => info!(%state, "server is {state}"),
+        Some(ErrorClass::Away) => warn!(%state, reason, "server is {state}"),
+        Some(ErrorClass::Full) => {
+            warn!(%state, reason, "server has no room for another connection");
+        }
+        Some(ErrorClass::Ours) => warn!(%state, reason, "server cannot be asked"),
+        Some(_) => warn!(%state, reason, "server is there, but refuses us"),
     }
 }
 

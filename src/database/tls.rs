@@ -2,15 +2,18 @@
 //!
 //! Certificates and keys are renewed while we run: they are read again when they have changed.
 
+mod stream;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 use std::{fmt, fs};
 
 use native_tls::{Certificate, Identity, TlsConnector};
-use postgres_native_tls::{MakeTlsConnector, set_postgresql_alpn};
+use postgres_native_tls::set_postgresql_alpn;
 use thiserror::Error;
 
+pub(super) use self::stream::Connector;
 use super::conninfo::{ConnInfoError, Values};
 use super::error::causes;
 
@@ -138,10 +141,6 @@ pub(super) struct LastConnector(Mutex<Option<(Files, Connector)>>);
 /// When files were last modified; `None` for those that are not there.
 type Files = Vec<(PathBuf, Option<SystemTime>)>;
 
-/// The TLS side of connections and of cancel requests.
-#[derive(Clone)]
-pub(super) struct Connector(pub(super) MakeTlsConnector);
-
 // === impl TlsSettings ===
 
 impl TlsSettings {
@@ -265,7 +264,7 @@ impl TlsSettings {
         if self.direct {
             set_postgresql_alpn(&mut builder);
         }
-        Ok(Connector(MakeTlsConnector::new(builder.build()?)))
+        Ok(Connector::new(builder.build()?))
     }
 
     /// What is verified: with a file of roots, `require` is `verify-ca`, as in libpq.

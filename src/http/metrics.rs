@@ -62,6 +62,22 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let help = "Whether the server accepts writes";
     let is_primary = snapshot.reached == "recovery finished";
     gauge(&mut registry, "recovery_finished", help, one(is_primary));
+    if let Some(server) = &snapshot.server {
+        let help = "What the server is: away, standby or primary";
+        let states = ["away", "standby", "primary"].map(|state| {
+            let is_it = f64::from(u8::from(server.state == state));
+            (vec![("state", state.to_owned())], is_it)
+        });
+        gauge(&mut registry, "server_state", help, states.to_vec());
+        let help = "Since when the server has been that";
+        let since = unix_time() - server.state_seconds;
+        let name = "server_state_since_timestamp_seconds";
+        gauge(&mut registry, name, help, vec![(Labels::new(), since)]);
+        let help = "Why the server is away, or cannot be asked";
+        let reason = server.reason.iter();
+        let reason = reason.map(|reason| (vec![("reason", reason.clone())], 1.0));
+        gauge(&mut registry, "server_trouble", help, reason.collect());
+    }
     let help = "How many background workers are in each state";
     let counts = STATES.into_iter().map(|state| {
         let workers = snapshot.workers.iter();

@@ -9,8 +9,11 @@ use tokio::time::Instant;
 
 use crate::background_worker::{ExitStatus, StartTime};
 use crate::context::Report;
-use crate::postmaster::{EndedWorker, PostmasterHandle, RequestError, WorkerStatus};
+use crate::postmaster::{EndedWorker, PostmasterHandle, RequestError, Status, WorkerStatus};
 use crate::supervision::{Shutdown, WorkerState};
+
+/// How long a worker that was ready, and promises nothing, may take to be ready again.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// The Postmaster and its workers at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,14 +21,28 @@ use crate::supervision::{Shutdown, WorkerState};
 pub struct Snapshot {
     /// The version of this crate.
     pub version: String,
-    /// Whether every worker is.
+    /// Whether there are workers, and every one of them is healthy.
     pub healthy: bool,
     /// How far the server has come: `postmaster start`, `consistent state` or `recovery finished`.
     pub reached: String,
+    /// What the server is; `None` for a Postmaster without one.
+    pub server: Option<ServerSnapshot>,
     /// The shutdown under way: `smart`, `fast` or `immediate`.
     pub shutdown: Option<String>,
     /// The registered workers in registration order, then the last ones that ended, oldest first.
     pub workers: Vec<WorkerSnapshot>,
+}
+
+/// The server at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServerSnapshot {
+    /// `away`, `standby` or `primary`.
+    pub state: String,
+    /// For how long it has been that. Seconds.
+    pub state_seconds: f64,
+    /// Why it is away, or why it cannot be asked.
+    pub reason: Option<String>,
 }
 
 /// One worker at one moment.
@@ -43,9 +60,12 @@ pub struct WorkerSnapshot {
     pub state: String,
     /// For how long it has been there, but for naps and cycles, which come and go. Seconds.
     pub state_seconds: f64,
-    /// Whether it is where its start time allows it to be, and its last success is not too old, be it that it
-    /// stalls or that the server is away; of one that has ended, whether it did so without a failure.
+    /// Registered workers: `true` if the worker is in a state that its start time allows, and its last success is
+    /// recent enough. A worker that was ready before has the time that it promised, or a minute, to be ready again.
+    /// Ended workers: `true` unless the worker failed.
     pub healthy: bool,
+    /// Whether it was ever ready.
+    pub has_been_ready: bool,
     /// How often it was started again.
     pub restarts: u64,
     /// How many cycles have succeeded.
@@ -87,11 +107,16 @@ impl Snapshot {
             .collect();
         let workers = workers
             .iter()
-            .map(|worker| WorkerSnapshot::registered(worker, status.reached, now));
+            .map(|worker| WorkerSnapshot::registered(worker, &status, now));
         let workers: Vec<_> = workers.chain(ended).collect();
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            healthy: workers.iter().all(|worker| worker.healthy),
+            healthy: status.counts.registered > 0 && workers.iter().all(|worker| worker.healthy),
+            server: status.server.as_ref().map(|server| ServerSnapshot {
+                state: server.state.to_string(),
+                state_seconds: now.saturating_duration_since(server.since).as_secs_f64(),
+                reason: server.reason.as_deref().map(str::to_owned),
+            }),
             reached: match status.reached {
                 StartTime::PostmasterStart => "postmaster start",
                 StartTime::ConsistentState => "consistent state",
@@ -125,7 +150,7 @@ impl WorkerSnapshot {
         }
     }
 
-    fn registered(worker: &WorkerStatus, reached: StartTime, now: Instant) -> Self {
+    fn registered(worker: &WorkerStatus, status: &Status, now: Instant) -> Self {
         let report = &worker.report;
         let age = now.saturating_duration_since(worker.since);
         let (state, next_start) = match worker.state {
@@ -138,22 +163,14 @@ impl WorkerSnapshot {
             WorkerState::Stopping => ("stopping", None),
             WorkerState::BackingOff { until } => ("backing off", Some(until)),
         };
-        let is_where_it_may_be = match worker.state {
-            WorkerState::Running => !is_too_old(report, age, now),
-            // On a standby it has nothing to do; without a server it does not do what it promised.
-            WorkerState::Registered | WorkerState::Parked => {
-                let is_away = reached == StartTime::PostmasterStart;
-                worker.worker.start_time > reached && !(is_away && is_too_old(report, age, now))
-            }
-            WorkerState::Starting | WorkerState::Stopping | WorkerState::BackingOff { .. } => false,
-        };
         Self {
             name: worker.worker.name.to_string(),
             slot: worker.id.slot(),
             generation: worker.id.generation(),
             state: state.to_owned(),
             state_seconds: age.as_secs_f64(),
-            healthy: is_where_it_may_be,
+            healthy: is_healthy(worker, status, now),
+            has_been_ready: worker.has_been_ready,
             restarts: worker.starts.saturating_sub(1),
             next_start_seconds: next_start.map(|at| {
                 let wait = at.saturating_duration_since(now.into_std());
@@ -177,6 +194,7 @@ impl WorkerSnapshot {
             state: state.to_owned(),
             state_seconds: now.saturating_duration_since(worker.since).as_secs_f64(),
             healthy,
+            has_been_ready: worker.report.cycles > 0,
             restarts: worker.starts.saturating_sub(1),
             ..Self::reported(&worker.report, now)
         }
@@ -192,6 +210,7 @@ impl WorkerSnapshot {
             state: String::new(),
             state_seconds: 0.0,
             healthy: false,
+            has_been_ready: false,
             restarts: 0,
             cycles: report.cycles,
             consecutive_failures: report.consecutive_failures,
@@ -204,15 +223,38 @@ impl WorkerSnapshot {
     }
 }
 
-/// Whether a worker should have had a success in the time that it has been where it is.
-fn is_too_old(report: &Report, since: Duration, now: Instant) -> bool {
-    let Some(within) = report.success_within else {
-        return false;
-    };
-    let success = report
-        .last_success
-        .map(|at| now.saturating_duration_since(at));
-    // What was before it came there does not count.
-    let age = success.map_or(since, |success| success.min(since));
-    age > within
+/// Whether a registered worker is where its start time allows it to be, and has not been silent for too long.
+fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
+    let Report {
+        last_success,
+        success_within,
+        ..
+    } = worker.report;
+    let since = |at: Instant| now.saturating_duration_since(at);
+    let silence = last_success.map(since);
+    let is_away = status.reached == StartTime::PostmasterStart;
+    let misses_its_level = worker.worker.start_time > status.reached;
+    match worker.state {
+        // What was before it began to run does not count.
+        WorkerState::Running => success_within.is_none_or(|within| {
+            let age = since(worker.since);
+            silence.map_or(age, |silence| silence.min(age)) <= within
+        }),
+        WorkerState::BackingOff { .. } => false,
+        // On a standby a worker that writes has nothing to do.
+        WorkerState::Registered | WorkerState::Parked if misses_its_level && !is_away => true,
+        _ if !worker.has_been_ready => false,
+        // What was before the server went away does not count.
+        WorkerState::Registered | WorkerState::Parked if misses_its_level => {
+            let away = status.server.as_ref().map(|server| since(server.since));
+            let silence = silence.into_iter().chain(away).min();
+            silence.is_none_or(|silence| silence <= success_within.unwrap_or(GRACE))
+        }
+        WorkerState::Registered
+        | WorkerState::Parked
+        | WorkerState::Starting
+        | WorkerState::Stopping => {
+            silence.unwrap_or_else(|| since(worker.since)) <= success_within.unwrap_or(GRACE)
+        }
+    }
 }

@@ -46,6 +46,8 @@ struct Child {
     progress: Arc<Progress>,
     /// How often it was started.
     starts: u64,
+    /// One of its incarnations was ready.
+    has_been_ready: bool,
     running: Option<Addr<Worker>>,
     /// Since when it is where it is.
     since: Instant,
@@ -99,6 +101,7 @@ impl Children {
             main,
             progress: Arc::default(),
             starts: 0,
+            has_been_ready: false,
             running: None,
             since: Instant::now(),
             reason: None,
@@ -145,6 +148,7 @@ impl Children {
     pub(super) fn ready(&mut self, incarnation: Incarnation) {
         if let Some(child) = self.get_mut(incarnation.worker) {
             child.since = Instant::now();
+            child.has_been_ready = true;
             child.waiters.reached(Milestone::Ready);
         }
         self.tell(incarnation.worker, EventKind::Ready(incarnation));
@@ -286,6 +290,7 @@ impl Children {
             state: machine.state(id)?,
             since: child.since,
             starts: child.starts,
+            has_been_ready: child.has_been_ready,
             reason: child.reason.as_ref().map(|reason| Arc::clone(&reason.text)),
             report: child.progress.report(),
         })

@@ -20,6 +20,7 @@ use crate::background_worker::{
     BackgroundWorker, ExitStatus, RestartLimit, RestartTime, StartTime, WorkerId,
 };
 use crate::context::{Main, Report};
+use crate::database::ServerStatus;
 use crate::supervision::{Counts, Limits, RegisterError, Shutdown, WorkerState};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm};
 
@@ -68,11 +69,13 @@ pub struct PostmasterExit {
 }
 
 /// The Postmaster at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
     /// How far the server has come.
     pub reached: StartTime,
+    /// What the server is, since when, and why it is away; `None` for a Postmaster without one.
+    pub server: Option<ServerStatus>,
     /// The shutdown under way.
     pub shutdown: Option<Shutdown>,
     /// How many workers are where.
@@ -93,6 +96,8 @@ pub struct WorkerStatus {
     pub since: Instant,
     /// How often it was started.
     pub starts: u64,
+    /// Whether one of its incarnations was ready.
+    pub has_been_ready: bool,
     /// Why its last incarnation ended, if it did not finish.
     pub reason: Option<Arc<str>>,
     /// What it says of itself.
@@ -224,7 +229,7 @@ impl PostmasterHandle {
     /// Says what the server is, where nobody watches it.
     #[cfg(feature = "testing")]
     pub(crate) fn server_is(&self, state: crate::database::ServerState) {
-        self.postmaster.do_send(super::ServerReached(state));
+        self.postmaster.do_send(super::ServerReached(state, None));
     }
 
     /// Tells every running worker that settings may have changed.

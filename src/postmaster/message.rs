@@ -142,6 +142,7 @@ impl Handler<GetStatus> for Postmaster {
     fn handle(&mut self, GetStatus: GetStatus, _: &mut Self::Context) -> Self::Result {
         MessageResult(Status {
             reached: self.machine.level(),
+            server: self.has_server.then(|| self.server.clone()),
             shutdown: self.machine.shutdown(),
             counts: self.machine.counts(),
         })

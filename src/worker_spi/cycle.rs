@@ -2,15 +2,14 @@
 //!
 //! Says what it found. What follows from that, and from an error, is for the [`Folder`](super::folder) to say.
 
-use std::rc::Rc;
-
-use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::initialize::{InitializeError, Known, initialize};
+use super::initialize::{InitializeError, Known, initialize, insert_initial_total};
 use super::session::{PreparedProbe, Session};
-use super::statement::{self, Piece};
+use super::statement::{self, Looks, Piece, bypass_row_security};
+use super::table::Table;
 use super::truncation::{Truncation, truncate};
+use super::unusable::UnusableTable;
 use super::{Fold, Settings};
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, Tid};
@@ -19,9 +18,8 @@ use crate::database::{DatabaseError, Tid};
 const ROWS_PER_BLOCK: usize = 167;
 
 /// What one cycle leaves for the next.
+#[derive(Default)]
 pub(super) struct Cycle {
-    settings: watch::Receiver<Settings>,
-    session: Rc<Session>,
     /// What is known of the table.
     known: Known,
     /// The probe, once the table can be worked on; gone when it is out of date.
@@ -32,6 +30,8 @@ pub(super) struct Cycle {
     nulls_reported: bool,
     /// It was reported that the table cannot be truncated, and it still cannot.
     impossible_reported: bool,
+    /// The last cycle found no total either.
+    total_was_missing: bool,
 }
 
 /// What a cycle found.
@@ -50,27 +50,18 @@ pub(super) enum Outcome {
 /// A probe that is ready to be run.
 struct Probe {
     prepared: PreparedProbe,
-    /// It looks for values that are NULL.
-    may_be_null: bool,
+    /// What it looks for beside deltas.
+    looks: Looks,
     has_answered: bool,
 }
 
 // === impl Cycle ===
 
 impl Cycle {
-    pub(super) fn new(
-        settings: watch::Receiver<Settings>,
-        session: Rc<Session>,
-        known: Known,
-    ) -> Self {
+    pub(super) fn new(known: Known) -> Self {
         Self {
-            settings,
-            session,
             known,
-            probe: None,
-            is_initialized: false,
-            nulls_reported: false,
-            impossible_reported: false,
+            ..Self::default()
         }
     }
 
@@ -79,51 +70,100 @@ impl Cycle {
         self.is_initialized
     }
 
-    /// Looks at the table anew the next time, whoever comes: something is not as it was.
-    pub(super) fn forget(&mut self) {
+    /// Prepares the probe anew the next time: its session has ended, or it no longer fits.
+    pub(super) fn forget_probe(&mut self) {
         self.probe = None;
+    }
+
+    /// Looks at the table anew the next time, whichever incarnation comes: something is not as it was.
+    pub(super) fn forget(&mut self) {
+        self.forget_probe();
         self.known.take();
     }
 
     /// One look, after the preparations that it needs, and if there is something to fold, the folds.
     pub(super) async fn run(
         &mut self,
+        session: &Session,
+        settings: &Settings,
         context: &mut WorkerContext,
     ) -> Result<Outcome, InitializeError> {
+        let table = &settings.table;
         let probe = match self.probe.take() {
             Some(probe) => probe,
-            None => self.prepare(context).await?,
+            // Once, and not to be paid for by every worker.
+            None => Box::pin(self.prepare(session, settings, context)).await?,
         };
         let probe = self.probe.insert(probe);
-        let found = self.session.run("look for deltas", &probe.prepared).await?;
-        if !std::mem::replace(&mut probe.has_answered, true) {
-            self.known.set(probe.may_be_null);
+        let found = session.run("look for deltas", &probe.prepared).await?;
+        let mut found = found.into_iter();
+        let delta = found.next().flatten();
+        let null = if probe.looks.for_nulls {
+            found.next().flatten()
+        } else {
+            None
+        };
+        let hidden = if probe.looks.for_row_security {
+            found.next().flatten()
+        } else {
+            None
+        };
+        if hidden.is_some() {
+            return Err(hidden_by_row_security(session, table).await?.into());
         }
-        self.report_nulls(context.name(), matches!(found.get(1), Some(Some(_))));
-        let Some(Some(Tid { block })) = found.first().copied() else {
+        if !std::mem::replace(&mut probe.has_answered, true) {
+            self.known.set(probe.looks.for_nulls);
+        }
+        self.report_nulls(context.name(), table, null.is_some());
+        let Some(Tid { block }) = delta else {
             return Ok(Outcome::Idle);
         };
-        match self.truncate(context, block).await? {
-            Some(outcome) => Ok(outcome),
-            None => self.fold(context, block).await,
+        let outcome = match self.truncate(session, settings, context, block).await? {
+            Some(outcome) => outcome,
+            None => {
+                let is_first = looks_in_order(settings, context);
+                let from = if is_first { block } else { 0 };
+                fold(session, settings, context, from).await?
+            }
+        };
+        let is_missing = outcome == Outcome::NoTotal;
+        let was_missing = std::mem::replace(&mut self.total_was_missing, is_missing);
+        if let (true, true, Some(total)) = (is_missing, was_missing, settings.initial_total) {
+            // Not at once: a client that replaces the total may be about to insert it.
+            insert_initial_total(session, table, total).await?;
+            self.total_was_missing = false;
+            return Ok(Outcome::Skipped);
         }
+        Ok(outcome)
     }
 
     /// Sees to the table, gets the probe of it ready, and says so the first time.
-    async fn prepare(&mut self, context: &mut WorkerContext) -> Result<Probe, InitializeError> {
-        let Settings {
-            table,
-            initial_total,
-            ..
-        } = self.settings.borrow().clone();
-        let may_be_null = match self.known.take() {
-            Some(may_be_null) => may_be_null,
-            None => initialize(&self.session, &table, initial_total).await?,
+    async fn prepare(
+        &mut self,
+        session: &Session,
+        settings: &Settings,
+        context: &mut WorkerContext,
+    ) -> Result<Probe, InitializeError> {
+        let (table, initial_total) = (&settings.table, settings.initial_total);
+        let for_nulls = match (self.known.take(), initial_total) {
+            (None, _) => initialize(session, table, initial_total).await?,
+            (Some(for_nulls), None) => for_nulls,
+            (Some(for_nulls), Some(total)) => {
+                // It may be gone, as that of an unlogged table is after a crash.
+                insert_initial_total(session, table, total).await?;
+                for_nulls
+            }
         };
         let worker = context.name();
-        let probe = table.probe(worker, may_be_null);
+        let for_row_security = context
+            .database()
+            .is_some_and(|database| !database.settings().prepare);
+        let looks = Looks {
+            for_nulls,
+            for_row_security,
+        };
         let doing = "prepare to look for deltas";
-        let prepared = self.session.prepare(doing, probe).await?;
+        let prepared = session.prepare(doing, table.probe(worker, looks)).await?;
         if !std::mem::replace(&mut self.is_initialized, true) {
             let (schema, table) = (table.schema(), table.name());
             info!(
@@ -134,7 +174,7 @@ impl Cycle {
         }
         Ok(Probe {
             prepared,
-            may_be_null,
+            looks,
             has_answered: false,
         })
     }
@@ -142,23 +182,22 @@ impl Cycle {
     /// Folds everything at once, if that was asked for, can be done, and is worth it.
     async fn truncate(
         &mut self,
+        session: &Session,
+        settings: &Settings,
         context: &WorkerContext,
         first: u32,
     ) -> Result<Option<Outcome>, DatabaseError> {
-        let Settings {
-            table, batch, fold, ..
-        } = self.settings.borrow().clone();
-        if fold == Fold::Delete {
+        if settings.fold == Fold::Delete {
             return Ok(None);
         }
-        let worker = context.name();
+        let (worker, table) = (context.name(), &settings.table);
         let sql = table.count_blocks(worker);
-        let rows = self.session.query("look at its size", &sql, Vec::new());
+        let rows = session.query("look at its size", &sql, Vec::new());
         let blocks = rows.await?.first().map_or(0, |row| row.get::<_, i64>(0));
-        if blocks <= i64::from(first) + i64::from(blocks_of(batch)) {
+        if blocks <= i64::from(first) + i64::from(blocks_of(settings.batch)) {
             return Ok(None);
         }
-        match truncate(&self.session, &table, worker).await? {
+        match truncate(session, table, worker).await? {
             Truncation::Folded { rows, total } => {
                 self.impossible_reported = false;
                 context.progress().folded(rows, total);
@@ -179,53 +218,8 @@ impl Cycle {
         Ok(is_to_end.then_some(Outcome::Idle))
     }
 
-    /// Folds piece by piece, each a transaction of its own, from this block to the end of the table.
-    /// Between two of them neighbours on the connection have their turn.
-    async fn fold(
-        &mut self,
-        context: &WorkerContext,
-        first: u32,
-    ) -> Result<Outcome, InitializeError> {
-        let Settings { table, batch, .. } = self.settings.borrow().clone();
-        let mut piece = Piece {
-            from: first,
-            blocks: blocks_of(batch),
-        };
-        let mut folded: Option<(u64, i64)> = None;
-        loop {
-            let sql = table.fold(context.name(), piece);
-            let rows = self.session.query("fold", &sql, Vec::new()).await?;
-            let Some(row) = rows.first() else {
-                return Ok(Outcome::Skipped);
-            };
-            let more: bool = row.get(3);
-            match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
-                (statement::FOLDED, Some(total), Some(rows)) => {
-                    let rows = rows.unsigned_abs();
-                    context.progress().folded(rows, total);
-                    folded = Some((rows + folded.map_or(0, |(rows, _)| rows), total));
-                }
-                (statement::IDLE, ..) => {}
-                // What was folded before is told; the rest comes with the next cycle.
-                (..) if folded.is_some() => break,
-                (statement::NO_TOTAL, ..) => return Ok(Outcome::NoTotal),
-                _ => return Ok(Outcome::Skipped),
-            }
-            if !more || context.latch().is_stop_requested() {
-                break;
-            }
-            piece.from = piece.from.saturating_add(piece.blocks);
-        }
-        Ok(match folded {
-            Some((rows, total)) => Outcome::Folded { rows, total },
-            // Somebody else was first.
-            None => Outcome::Idle,
-        })
-    }
-
-    fn report_nulls(&mut self, worker: &str, nulls: bool) {
+    fn report_nulls(&mut self, worker: &str, table: &Table, nulls: bool) {
         if nulls && !self.nulls_reported {
-            let table = &self.settings.borrow().table;
             warn!(
                 worker,
                 "{worker}: {table} has rows whose value is NULL: they are left alone"
@@ -233,6 +227,70 @@ impl Cycle {
         }
         self.nulls_reported = nulls;
     }
+}
+
+/// Whether a look finds the first delta of the table, and not any: sessions set `synchronize_seqscans = off`, and keep
+/// looks in one process, since parallel workers would return what they meet first. Those of a pooler are not ours to
+/// set, and one that truncates wants its sums in parallel.
+pub(super) fn looks_in_order(settings: &Settings, context: &WorkerContext) -> bool {
+    let database = context.database();
+    settings.fold == Fold::Delete && database.is_none_or(|database| database.settings().prepare)
+}
+
+/// Folds piece by piece, each a transaction of its own, from this block to the end of the table.
+/// Between two of them neighbours on the connection have their turn.
+async fn fold(
+    session: &Session,
+    settings: &Settings,
+    context: &WorkerContext,
+    from: u32,
+) -> Result<Outcome, InitializeError> {
+    let blocks = blocks_of(settings.batch);
+    let mut piece = Piece { from, blocks };
+    let mut folded: Option<(u64, i64)> = None;
+    loop {
+        let sql = settings.table.fold(context.name(), piece);
+        let rows = session.query("fold", &sql, Vec::new()).await?;
+        let Some(row) = rows.first() else {
+            return Ok(Outcome::Skipped);
+        };
+        let more: bool = row.get(3);
+        match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
+            (statement::FOLDED, Some(total), Some(rows)) => {
+                let rows = rows.unsigned_abs();
+                context.progress().folded(rows, total);
+                folded = Some((rows + folded.map_or(0, |(rows, _)| rows), total));
+            }
+            (statement::IDLE, ..) => {}
+            // What was folded before is told; the rest comes with the next cycle.
+            (..) if folded.is_some() => break,
+            (statement::NO_TOTAL, ..) => return Ok(Outcome::NoTotal),
+            _ => return Ok(Outcome::Skipped),
+        }
+        if !more || context.latch().is_stop_requested() {
+            break;
+        }
+        piece.from = piece.from.saturating_add(piece.blocks);
+    }
+    Ok(match folded {
+        Some((rows, total)) => Outcome::Folded { rows, total },
+        // Another session was first.
+        None => Outcome::Idle,
+    })
+}
+
+/// Policies hide rows of a table that were not there when it was looked at.
+async fn hidden_by_row_security(
+    session: &Session,
+    table: &Table,
+) -> Result<UnusableTable, DatabaseError> {
+    let sql = "SELECT current_user::pg_catalog.text";
+    let rows = session.query("ask for the role", sql, Vec::new()).await?;
+    let role: String = rows.first().map_or_else(String::new, |row| row.get(0));
+    Ok(UnusableTable::RowSecurity {
+        table: table.to_string(),
+        mend: bypass_row_security(&role),
+    })
 }
 
 /// How many blocks hold about so many deltas.

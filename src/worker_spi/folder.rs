@@ -1,7 +1,6 @@
 //! One worker at work: a cycle, a nap, and what follows from what the cycle found.
 
 use std::pin::pin;
-use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,16 +11,15 @@ use super::cycle::{Cycle, Outcome};
 use super::initialize::{InitializeError, Known};
 use super::remedy::{Patience, Remedy};
 use super::session::Session;
-use super::statement;
 use super::vacuum::Vacuum;
 use crate::context::{WorkerContext, WorkerError};
-use crate::database::DatabaseError;
+use crate::database::{DatabaseError, ErrorClass};
 use crate::latch::Wake;
 
-/// After so many retries in a row, somebody should know.
+/// After this many retries in a row, the worker says that its deltas wait.
 const RETRIES_UNTIL_WARNING: u32 = 8;
 
-/// After so many naps, and the longest statement, a worker without a success is late.
+/// After this many naps, and the longest statement, a worker without a success is late.
 const NAPS_UNTIL_LATE: u32 = 3;
 
 /// How long a cancelled cycle may take to say so.
@@ -31,21 +29,24 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Folder {
     context: WorkerContext,
     settings: watch::Receiver<Settings>,
-    session: Rc<Session>,
+    session: Session,
     cycle: Cycle,
     patience: Patience,
+    /// The next cycle is to run in a session that begins anew.
+    renews: bool,
     /// What was reported last: the same again is not.
     reported: Condition,
     vacuum: Vacuum,
 }
 
-/// What somebody has to be told, once.
+/// What has to be told, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Condition {
     Well,
     NoTotal,
     Crowded,
     Failing { sqlstate: String },
+    Unusable { why: String },
 }
 
 // === impl Folder ===
@@ -57,13 +58,13 @@ impl Folder {
         session: Session,
         known: Known,
     ) -> Self {
-        let session = Rc::new(session);
         Self {
-            cycle: Cycle::new(settings.clone(), Rc::clone(&session), known),
+            cycle: Cycle::new(known),
             context,
             settings,
             session,
             patience: Patience::default(),
+            renews: false,
             reported: Condition::Well,
             vacuum: Vacuum::default(),
         }
@@ -73,29 +74,48 @@ impl Folder {
     pub(super) async fn work(mut self) -> Result<(), WorkerError> {
         let end = self.cycle_and_nap().await;
         drop(self.cycle);
-        if let Some(session) = Rc::into_inner(self.session) {
-            session.close().await;
-        }
+        self.session.close().await;
         end
     }
 
     async fn cycle_and_nap(&mut self) -> Result<(), WorkerError> {
         // Thousands that started together are not to march in step.
         let mut first_nap = Some(fastrand::f64());
+        let mut settings = self.settings.borrow_and_update().clone();
         loop {
-            self.promise();
-            let Some(cycle) = self.cycle_unless_stopped().await else {
+            // One snapshot for each cycle, and a copy only of what is new.
+            if self.settings.has_changed().unwrap_or(true) {
+                settings = self.settings.borrow_and_update().clone();
+            }
+            self.promise(&settings);
+            let renewed = if std::mem::take(&mut self.renews) || self.session.is_closed() {
+                // Rare, and not to be paid for by every worker.
+                Box::pin(self.renew_unless_stopped(&settings)).await
+            } else {
+                Some(Ok(()))
+            };
+            let cycle = match renewed {
+                Some(Ok(())) => self.cycle_unless_stopped(&settings).await,
+                Some(Err(error)) => Some(Err(error.into())),
+                None => None,
+            };
+            let Some(cycle) = cycle else {
                 return Ok(());
             };
             let nap = match cycle {
                 Ok(outcome) => {
-                    let nap = self.found(outcome);
+                    let nap = self.found(&settings, outcome);
                     match first_nap.take() {
                         Some(part) => nap.mul_f64(part),
                         None => self.session.in_company(nap),
                     }
                 }
-                Err(InitializeError::Database(error)) => self.failed(error).await?,
+                Err(InitializeError::Database(error)) => self.failed(&settings, error).await?,
+                Err(InitializeError::Unusable(table)) if self.cycle.is_initialized() => {
+                    let why = table.to_string();
+                    let condition = Condition::Unusable { why: why.clone() };
+                    self.back_off(&settings, condition, None, &why)
+                }
                 Err(InitializeError::Unusable(table)) => return Err(table.into()),
             };
             match self.context.nap(nap).await {
@@ -106,23 +126,42 @@ impl Folder {
         }
     }
 
-    /// Says how old a success may become before somebody should know.
-    fn promise(&self) {
-        let naptime = self.settings.borrow().naptime;
+    /// Promises how often the worker will succeed: an older success makes it unhealthy.
+    fn promise(&self, settings: &Settings) {
         let statement_timeout = self.context.database().map_or(Duration::ZERO, |database| {
             database.settings().statement_timeout
         });
-        let within = naptime
+        let within = (settings.naptime)
             .saturating_mul(NAPS_UNTIL_LATE)
             .saturating_add(statement_timeout);
         self.context.progress().promise_success_within(within);
     }
 
-    /// One cycle. `None` if the worker is to end, and it was cancelled or had not begun.
-    async fn cycle_unless_stopped(&mut self) -> Option<Result<Outcome, InitializeError>> {
+    /// Renews the session, if it has ended while the worker napped, or what is fixed in it may be what is wrong.
+    /// `None` if the worker is to end.
+    async fn renew_unless_stopped(
+        &mut self,
+        settings: &Settings,
+    ) -> Option<Result<(), DatabaseError>> {
+        if matches!(self.session, Session::Own(_)) {
+            self.cycle.forget_probe();
+        }
         let latch = self.context.latch().clone();
-        let session = Rc::clone(&self.session);
-        let mut cycle = pin!(self.cycle.run(&mut self.context));
+        tokio::select! {
+            biased;
+            () = latch.stop_requested() => None,
+            renewed = self.session.renew(&self.context, settings) => Some(renewed),
+        }
+    }
+
+    /// One cycle. `None` if the worker is to end, and it was cancelled or had not begun.
+    async fn cycle_unless_stopped(
+        &mut self,
+        settings: &Settings,
+    ) -> Option<Result<Outcome, InitializeError>> {
+        let latch = self.context.latch().clone();
+        let session = &self.session;
+        let mut cycle = pin!(self.cycle.run(session, settings, &mut self.context));
         let stopped = async {
             latch.stop_requested().await;
             if session.is_at_work() {
@@ -146,12 +185,11 @@ impl Folder {
     }
 
     /// What follows from what a cycle found: how long to nap.
-    fn found(&mut self, outcome: Outcome) -> Duration {
-        let naptime = self.settings.borrow().naptime;
+    fn found(&mut self, settings: &Settings, outcome: Outcome) -> Duration {
+        let table = &settings.table;
         match outcome {
-            Outcome::Skipped => return self.retry("others hold its total"),
+            Outcome::Skipped => return self.retry(settings, "others hold its total"),
             Outcome::NoTotal => {
-                let table = self.settings.borrow().table.clone();
                 let waits =
                     format!("{table} has deltas but no total: they wait until one is inserted");
                 if self.is_news(Condition::NoTotal) {
@@ -163,9 +201,8 @@ impl Folder {
             Outcome::Idle => self.succeeded(),
             Outcome::Folded { rows, total } => {
                 self.succeeded();
-                self.vacuum_after(rows);
+                self.vacuum_after(settings, rows);
                 let worker = self.context.name();
-                let table = &self.settings.borrow().table;
                 info!(
                     worker,
                     rows, total, "{worker}: count in {table} is now {total}"
@@ -173,12 +210,11 @@ impl Folder {
             }
         }
         self.patience = Patience::default();
-        naptime
+        settings.naptime
     }
 
     /// Has the table vacuumed if so many deltas have left their room behind.
-    fn vacuum_after(&mut self, folded: u64) {
-        let settings = self.settings.borrow();
+    fn vacuum_after(&mut self, settings: &Settings, folded: u64) {
         if !self.vacuum.is_due(folded, settings.vacuum_after) {
             return;
         }
@@ -191,51 +227,56 @@ impl Folder {
     }
 
     /// What follows from a cycle that failed: how long to nap, or the worker's end.
-    async fn failed(&mut self, error: DatabaseError) -> Result<Duration, WorkerError> {
-        let latch = self.context.latch().clone();
-        let remedy = tokio::select! {
-            biased;
-            () = latch.stop_requested() => return Ok(Duration::ZERO),
-            remedy = Remedy::find(&error, &self.session, self.cycle.is_initialized()) => remedy,
-        };
+    async fn failed(
+        &mut self,
+        settings: &Settings,
+        error: DatabaseError,
+    ) -> Result<Duration, WorkerError> {
+        let was_ready = self.cycle.is_initialized();
+        let mut remedy = Remedy::of(&error, was_ready, &mut self.patience);
+        if remedy == Remedy::AskForRecovery {
+            let latch = self.context.latch().clone();
+            let in_recovery = tokio::select! {
+                biased;
+                () = latch.stop_requested() => return Ok(Duration::ZERO),
+                in_recovery = self.session.is_in_recovery() => in_recovery,
+            };
+            // One that was a primary, if it is a standby.
+            remedy = match in_recovery {
+                Ok(true) | Err(_) => Remedy::Away,
+                Ok(false) => Remedy::BackOff,
+            };
+        }
+        let text = error.to_string();
         match remedy {
             Remedy::Again => {
-                // What is prepared may be what is out of date.
-                if is_out_of_date(&error) {
-                    self.cycle.forget();
-                }
-                self.context.progress().failed(error.to_string());
-                Ok(self.retry(&error.to_string()))
+                self.context.progress().failed(text.clone());
+                Ok(self.retry(settings, &text))
+            }
+            Remedy::PrepareAgain => {
+                self.cycle.forget();
+                self.context.progress().failed(text.clone());
+                Ok(self.retry(settings, &text))
             }
             Remedy::BackOff => {
                 let sqlstate = error.sqlstate().unwrap_or_default().to_owned();
-                self.context.progress().failed(error.to_string());
-                if self.is_news(Condition::Failing { sqlstate }) {
-                    let worker = self.context.name();
-                    let sqlstate = error.sqlstate();
-                    let why = match sqlstate {
-                        Some(statement::UNDONE) => "something suppresses the update of the total",
-                        Some("57014") => "the deltas are kept: give it a longer statement_timeout",
-                        Some(_) | None => "the deltas are kept",
-                    };
-                    error!(worker, sqlstate, "{worker}: {error}: {why}");
-                }
-                let naptime = self.settings.borrow().naptime;
-                Ok(self.patience.back_off(naptime))
+                let condition = Condition::Failing { sqlstate };
+                let why = format!("{text}: {}", advice(&error));
+                Ok(self.back_off(settings, condition, error.sqlstate(), &why))
             }
-            Remedy::Away => match *self.session {
+            Remedy::Away => match &self.session {
                 Session::Own(_) => Err(WorkerError::DatabaseAway(Box::new(error))),
-                // Others see to the connection, and the Postmaster to the server. Meanwhile this one
+                // The line sees to the connection, and the Postmaster to the server. Meanwhile this worker
                 // is as good as napping, and goes on as soon as it can.
-                Session::Home(ref home) => {
+                Session::Home(home) => {
                     if !is_lost(&error) {
                         home.give_up();
                     }
-                    self.context.progress().failed(error.to_string());
-                    Ok(self.retry(&error.to_string()))
+                    self.context.progress().failed(text.clone());
+                    Ok(self.retry(settings, &text))
                 }
             },
-            Remedy::Exit => {
+            Remedy::Exit | Remedy::AskForRecovery => {
                 // Something is not as it was: the next incarnation looks for itself.
                 self.cycle.forget();
                 Err(error.into())
@@ -243,13 +284,30 @@ impl Folder {
         }
     }
 
-    fn retry(&mut self, why: &str) -> Duration {
-        let naptime = self.settings.borrow().naptime;
-        let wait = self.patience.retry(naptime);
+    /// Says what has to be mended, unless that was said before, and looks at everything anew the next time: the
+    /// table, and what is fixed when a session begins.
+    fn back_off(
+        &mut self,
+        settings: &Settings,
+        condition: Condition,
+        sqlstate: Option<&str>,
+        why: &str,
+    ) -> Duration {
+        self.cycle.forget();
+        self.renews = true;
+        self.context.progress().failed(why.to_owned());
+        if self.is_news(condition) {
+            let worker = self.context.name();
+            error!(worker, sqlstate, "{worker}: {why}");
+        }
+        self.patience.back_off(settings.naptime)
+    }
+
+    fn retry(&mut self, settings: &Settings, why: &str) -> Duration {
+        let wait = self.patience.retry(settings.naptime);
         let is_due = self.patience.retries() == RETRIES_UNTIL_WARNING;
         if is_due && self.is_news(Condition::Crowded) {
-            let worker = self.context.name();
-            let table = &self.settings.borrow().table;
+            let (worker, table) = (self.context.name(), &settings.table);
             warn!(
                 worker,
                 "{worker}: the deltas of {table} wait, after {RETRIES_UNTIL_WARNING} attempts: {why}"
@@ -271,12 +329,21 @@ impl Folder {
     }
 }
 
+/// What an error means for the deltas, and what is likely at fault.
+fn advice(error: &DatabaseError) -> &'static str {
+    match error.undone() {
+        Some(what) if what.contains("deltas") => {
+            "nothing was changed: a trigger or a rule on DELETE keeps deltas in the table"
+        }
+        Some(_) => "nothing was changed: a trigger on UPDATE alters or suppresses the total",
+        None if error.class() == ErrorClass::Cancelled => {
+            "the deltas are kept: give it a longer statement_timeout"
+        }
+        None => "the deltas are kept",
+    }
+}
+
 /// Whether the connection is gone with the error. Otherwise it leads to a server that will not do.
 fn is_lost(error: &DatabaseError) -> bool {
     !matches!(error, DatabaseError::Statement { .. })
-}
-
-/// Whether the server has forgotten what was prepared, or cannot use it any more.
-fn is_out_of_date(error: &DatabaseError) -> bool {
-    matches!(error.sqlstate(), Some("26000" | "0A000"))
 }

@@ -7,56 +7,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::session::Session;
+use super::statement::bypass_row_security;
 use super::table::Table;
-use crate::database::{DatabaseError, Parameters};
-
-/// A table that the worker cannot work on.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum UnusableTable {
-    /// The name belongs to a view, a sequence, an index, a partitioned table.
-    #[error("{table} is not an ordinary table")]
-    NotATable {
-        /// Which.
-        table: String,
-    },
-    /// A column is missing or cannot hold what it must.
-    #[error(
-        "{table} has the wrong shape: column \"{column}\" must be {expected}, but is {found}; this mends it: {mend}"
-    )]
-    Column {
-        /// Which table.
-        table: String,
-        /// Which column.
-        column: &'static str,
-        /// The types that will do.
-        expected: &'static str,
-        /// What it is.
-        found: String,
-        /// The statement.
-        mend: String,
-    },
-    /// Nothing keeps the total the only one.
-    #[error("{table} has no unique index on its total; this makes one: {mend}")]
-    NoUniqueIndex {
-        /// Which table.
-        table: String,
-        /// The statement.
-        mend: String,
-    },
-    /// There is more than one total.
-    #[error("{table} has more than one total; this makes them one, and keeps it so: {mend}")]
-    SeveralTotals {
-        /// Which table.
-        table: String,
-        /// The statements.
-        mend: String,
-    },
-}
+use super::unusable::UnusableTable;
+use crate::database::{DatabaseError, Parameters, is_made_already};
 
 /// What keeps a worker from its first cycle.
 #[derive(Debug, Error)]
@@ -72,25 +30,63 @@ pub(super) enum InitializeError {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known(Arc<Mutex<Option<bool>>>);
 
-/// How often to look again at once after somebody else made something first.
+/// How often to look again at once after another session made something first.
 const ATTEMPTS_MAX: usize = 5;
 
-/// What there is, in one row: the schema, the kind of the table, the types of its two columns,
-/// whether `value` refuses NULL, and whether a unique index keeps the total the only one.
+/// What there is, in one row: of the schema, the table, its two columns, and whether a unique index keeps the
+/// total the only one.
+///
+/// Types are told by their names in `pg_catalog`, and shown as the server shows them, which depends on the search
+/// path. So does how it writes the predicate of an index, which is compared as text: written out, it is the same.
 const LOOK: &str = "\
-    SELECT n.oid IS NOT NULL, c.relkind::text, \
-    format_type(t.atttypid, NULL), format_type(v.atttypid, NULL), v.attnotnull, \
-    EXISTS (SELECT FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid \
-        AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1 AND i.indkey[0] = t.attnum \
-        AND pg_get_expr(i.indpred, i.indrelid) \
-            IN ('(type = ''total''::text)', '((type)::text = ''total''::text)')) \
-    FROM (VALUES ($1::text, $2::text)) AS wanted (schema, name) \
-    LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = wanted.schema \
-    LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name \
-    LEFT JOIN pg_catalog.pg_attribute AS t \
-        ON t.attrelid = c.oid AND t.attname = 'type' AND NOT t.attisdropped \
-    LEFT JOIN pg_catalog.pg_attribute AS v \
-        ON v.attrelid = c.oid AND v.attname = 'value' AND NOT v.attisdropped";
+    SELECT n.oid IS NOT NULL AS has_schema, c.relkind::pg_catalog.text AS kind, \
+    current_user::pg_catalog.text AS role, \
+    pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS may_use_schema, \
+    pg_catalog.has_table_privilege(c.oid, 'SELECT') AS may_select, \
+    pg_catalog.has_table_privilege(c.oid, 'DELETE') AS may_delete, \
+    pg_catalog.has_column_privilege(c.oid, v.attnum, 'UPDATE') AS may_update, \
+    pg_catalog.has_table_privilege(c.oid, 'INSERT') AS may_insert, \
+    pg_catalog.row_security_active(c.oid) AS row_security, \
+    EXISTS (SELECT FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class OPERATOR(pg_catalog.=) c.oid \
+        AND (r.ev_type OPERATOR(pg_catalog.=) '2' OR r.ev_type OPERATOR(pg_catalog.=) '4')) AS has_rules, \
+    c.relispartition OR c.reloftype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AS is_bound, \
+    pg_catalog.format_type(t.atttypid, NULL::pg_catalog.int4) AS type_type, \
+    pg_catalog.format_type(v.atttypid, NULL::pg_catalog.int4) AS value_type, \
+    (SELECT y.typname::pg_catalog.text FROM pg_catalog.pg_type AS y \
+        WHERE y.oid OPERATOR(pg_catalog.=) t.atttypid AND y.typnamespace OPERATOR(pg_catalog.=) p.oid) AS type_name, \
+    (SELECT y.typname::pg_catalog.text FROM pg_catalog.pg_type AS y \
+        WHERE y.oid OPERATOR(pg_catalog.=) v.atttypid AND y.typnamespace OPERATOR(pg_catalog.=) p.oid) AS value_name, \
+    (SELECT b.typname::pg_catalog.text FROM pg_catalog.pg_type AS y, pg_catalog.pg_type AS b \
+        WHERE y.oid OPERATOR(pg_catalog.=) v.atttypid AND y.typtype OPERATOR(pg_catalog.=) 'd' \
+        AND b.oid OPERATOR(pg_catalog.=) y.typbasetype \
+        AND b.typnamespace OPERATOR(pg_catalog.=) p.oid) AS value_base, \
+    v.attnotnull AS value_not_null, v.attgenerated OPERATOR(pg_catalog.<>) '' AS value_generated, \
+    v.attidentity OPERATOR(pg_catalog.=) 'a' AS value_identity, \
+    t.attinhcount OPERATOR(pg_catalog.>) 0 OR EXISTS (SELECT FROM pg_catalog.pg_depend AS d \
+        WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid \
+        AND d.refobjid OPERATOR(pg_catalog.=) c.oid AND d.refobjsubid OPERATOR(pg_catalog.=) t.attnum) AS type_is_used, \
+    v.attinhcount OPERATOR(pg_catalog.>) 0 OR EXISTS (SELECT FROM pg_catalog.pg_depend AS d \
+        WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid \
+        AND d.refobjid OPERATOR(pg_catalog.=) c.oid AND d.refobjsubid OPERATOR(pg_catalog.=) v.attnum \
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS o \
+            WHERE o.oid OPERATOR(pg_catalog.=) d.objid AND o.contype OPERATOR(pg_catalog.=) 'n')) AS value_is_used, \
+    EXISTS (SELECT FROM pg_catalog.pg_index AS i, \
+        pg_catalog.replace(pg_catalog.replace(pg_catalog.pg_get_expr(i.indpred, i.indrelid), \
+            'OPERATOR(pg_catalog.=)', '='), 'pg_catalog.text', 'text') AS predicate \
+        WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid \
+        AND i.indisunique AND i.indisvalid AND i.indnkeyatts OPERATOR(pg_catalog.=) 1 \
+        AND i.indkey[0] OPERATOR(pg_catalog.=) t.attnum \
+        AND (predicate OPERATOR(pg_catalog.=) '(type = ''total''::text)' \
+            OR predicate OPERATOR(pg_catalog.=) '((type)::text = ''total''::text)')) AS has_index \
+    FROM (VALUES ($1::pg_catalog.text, $2::pg_catalog.text)) AS wanted (schema, name) \
+    JOIN pg_catalog.pg_namespace AS p ON p.nspname OPERATOR(pg_catalog.=) 'pg_catalog' \
+    LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) wanted.schema \
+    LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
+        AND c.relname OPERATOR(pg_catalog.=) wanted.name \
+    LEFT JOIN pg_catalog.pg_attribute AS t ON t.attrelid OPERATOR(pg_catalog.=) c.oid \
+        AND t.attname OPERATOR(pg_catalog.=) 'type' AND NOT t.attisdropped \
+    LEFT JOIN pg_catalog.pg_attribute AS v ON v.attrelid OPERATOR(pg_catalog.=) c.oid \
+        AND v.attname OPERATOR(pg_catalog.=) 'value' AND NOT v.attisdropped";
 
 /// Sees to it that the table can be worked on, and says whether its values may be NULL.
 ///
@@ -104,11 +100,11 @@ pub(super) async fn initialize(
 ) -> Result<bool, InitializeError> {
     let mut attempts = 1..=ATTEMPTS_MAX;
     let may_be_null = loop {
-        match look_and_make(session, table).await {
+        match look_and_make(session, table, initial_total.is_some()).await {
             Ok(Some(may_be_null)) => break may_be_null,
             Ok(None) => {}
             Err(InitializeError::Database(error))
-                if somebody_was_first(&error) && attempts.next().is_some() => {}
+                if error.sqlstate().is_some_and(is_made_already) && attempts.next().is_some() => {}
             Err(error) => return Err(error),
         }
     };
@@ -118,9 +114,23 @@ pub(super) async fn initialize(
     Ok(may_be_null)
 }
 
+/// Inserts a total where there is none.
+pub(super) async fn insert_initial_total(
+    session: &Session,
+    table: &Table,
+    total: i64,
+) -> Result<(), DatabaseError> {
+    let doing = "insert the initial total";
+    let total: Parameters = vec![(Box::new(total), Type::INT8)];
+    let sql = table.insert_initial_total();
+    session.query(doing, &sql, total).await.map(drop)
+}
+
+// === impl Known ===
+
 impl Known {
     /// Whether the table's values may be NULL, if its last fold succeeded. Forgotten by being told, so
-    /// that the next one who fails does look again.
+    /// that the next incarnation looks again if it fails.
     pub(super) fn take(&self) -> Option<bool> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -132,7 +142,11 @@ impl Known {
 }
 
 /// Looks, and makes one thing that is missing. `None` if there was one: look again.
-async fn look_and_make(session: &Session, table: &Table) -> Result<Option<bool>, InitializeError> {
+async fn look_and_make(
+    session: &Session,
+    table: &Table,
+    inserts: bool,
+) -> Result<Option<bool>, InitializeError> {
     let name = |name: &str| -> (Box<dyn ToSql + Sync + Send>, Type) {
         (Box::new(name.to_owned()), Type::TEXT)
     };
@@ -141,100 +155,165 @@ async fn look_and_make(session: &Session, table: &Table) -> Result<Option<bool>,
     let Some(row) = rows.first() else {
         return Ok(None);
     };
-    let has_schema: bool = row.get(0);
-    let kind: Option<String> = row.get(1);
+    let kind: Option<String> = row.get("kind");
     let (doing, sql) = match kind {
-        None if has_schema => ("create the table", table.create_table()),
+        None if row.get("has_schema") => ("create the table", table.create_table()),
         None => ("create the schema", table.create_schema()),
-        Some(kind) => {
-            let may_be_null = check_shape(table, &kind, row.get(2), row.get(3), row.get(4))?;
-            if !row.get::<_, bool>(5) {
-                return Err(without_index(session, table).await?.into());
-            }
-            return Ok(Some(may_be_null));
-        }
+        Some(kind) => return check(session, table, &kind, row, inserts).await.map(Some),
     };
     session.batch_execute(doing, &sql).await?;
     Ok(None)
 }
 
-fn check_shape(
-    table: &Table,
-    kind: &str,
-    type_type: Option<String>,
-    value_type: Option<String>,
-    value_not_null: Option<bool>,
-) -> Result<bool, UnusableTable> {
-    if kind != "r" {
-        return Err(UnusableTable::NotATable {
-            table: table.to_string(),
-        });
-    }
-    let column = |column, expected, mended, found: Option<String>| {
-        let mend = match found {
-            Some(_) => table.alter_column(column, mended),
-            None => table.add_column(column, mended),
-        };
-        Err(UnusableTable::Column {
-            table: table.to_string(),
-            column,
-            expected,
-            found: found.unwrap_or_else(|| "missing".to_owned()),
-            mend,
-        })
-    };
-    match type_type.as_deref() {
-        Some("text" | "character varying") => {}
-        _ => return column("type", "text", "text", type_type),
-    }
-    match value_type.as_deref() {
-        Some("bigint" | "integer" | "smallint") => {}
-        _ => return column("value", "bigint or integer", "bigint", value_type),
-    }
-    Ok(value_not_null != Some(true))
-}
-
-/// What is wrong with a table that has no unique index on its total.
-async fn without_index(session: &Session, table: &Table) -> Result<UnusableTable, DatabaseError> {
-    let doing = "count the totals";
-    let rows = session
-        .query(doing, &table.count_totals(), Vec::new())
-        .await?;
-    let totals: i64 = rows.first().map_or(0, |row| row.get(0));
-    Ok(if totals > 1 {
-        UnusableTable::SeveralTotals {
-            table: table.to_string(),
-            mend: table.merge_totals(),
-        }
-    } else {
-        UnusableTable::NoUniqueIndex {
-            table: table.to_string(),
-            mend: table.create_index(),
-        }
-    })
-}
-
-async fn insert_initial_total(
+/// Refuses a table that exists and cannot be worked on; says whether its values may be NULL.
+async fn check(
     session: &Session,
     table: &Table,
-    total: i64,
-) -> Result<(), DatabaseError> {
-    let doing = "insert the initial total";
-    let total: Parameters = vec![(Box::new(total), Type::INT8)];
-    session
-        .query(doing, &table.insert_initial_total(), total)
-        .await?;
+    kind: &str,
+    row: &Row,
+    inserts: bool,
+) -> Result<bool, InitializeError> {
+    let shown = || table.to_string();
+    let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
+    if kind != "r" {
+        return Err(UnusableTable::NotATable { table: shown() }.into());
+    }
+    if is("has_rules") {
+        return Err(UnusableTable::Rules { table: shown() }.into());
+    }
+    check_type(table, row)?;
+    check_value(session, table, row).await?;
+    check_access(table, row, inserts)?;
+    if !is("has_index") {
+        return Err(without_index(session, table, row).await?.into());
+    }
+    Ok(!is("value_not_null"))
+}
+
+fn check_type(table: &Table, row: &Row) -> Result<(), UnusableTable> {
+    let found: Option<String> = row.get("type_type");
+    let name: Option<&str> = row.get("type_name");
+    let can_be_altered =
+        !is_bound(row) && row.get::<_, Option<bool>>("type_is_used") == Some(false);
+    let mend = match (&found, name) {
+        (_, Some("text" | "varchar")) => return Ok(()),
+        (None, _) => (!is_bound(row)).then(|| table.add_column("type", "text")),
+        // Every type has a text for each of its values.
+        (Some(_), _) => can_be_altered.then(|| table.alter_column("type", "text")),
+    };
+    Err(column(table, "type", "text", found, mend))
+}
+
+async fn check_value(session: &Session, table: &Table, row: &Row) -> Result<(), InitializeError> {
+    let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
+    if is("value_generated") {
+        let table = table.to_string();
+        return Err(UnusableTable::Generated { table }.into());
+    }
+    if is("value_identity") {
+        let mend = table.make_identity_optional();
+        let table = table.to_string();
+        return Err(UnusableTable::Identity { table, mend }.into());
+    }
+    let found: Option<String> = row.get("value_type");
+    let name: Option<&str> = row.get("value_name");
+    let base: Option<&str> = row.get("value_base");
+    let is_used = is_bound(row) || is("value_is_used");
+    let mend = match (name, base) {
+        (Some("int8" | "int4" | "int2"), _) => return Ok(()),
+        _ if found.is_none() => (!is_bound(row)).then(|| table.add_column("value", "int8")),
+        _ if is_used => None,
+        (_, Some("int8" | "int4" | "int2")) => Some(table.alter_column("value", "int8")),
+        (Some("numeric" | "float4" | "float8"), _) => {
+            // A fraction would be rounded away.
+            let sql = table.has_whole_values();
+            let rows = session.query("look at the values", &sql, Parameters::new());
+            let is_whole = rows.await?.first().is_some_and(|row| row.get(0));
+            is_whole.then(|| table.alter_column("value", "int8"))
+        }
+        _ => None,
+    };
+    Err(column(table, "value", "bigint or integer", found, mend).into())
+}
+
+/// Whether the shape of the table is another one's: a partition, a child, a table of a type.
+fn is_bound(row: &Row) -> bool {
+    row.get::<_, Option<bool>>("is_bound") == Some(true)
+}
+
+fn column(
+    table: &Table,
+    column: &'static str,
+    expected: &'static str,
+    found: Option<String>,
+    mend: Option<String>,
+) -> UnusableTable {
+    UnusableTable::Column {
+        table: table.to_string(),
+        column,
+        expected,
+        found: found.unwrap_or_else(|| "missing".to_owned()),
+        mend,
+    }
+}
+
+/// Refuses a table that the role may not work on, or would not see all of.
+fn check_access(table: &Table, row: &Row, inserts: bool) -> Result<(), UnusableTable> {
+    let lacks = |column: &str| row.get::<_, Option<bool>>(column) == Some(false);
+    let role: String = row.get("role");
+    let lacking: Vec<_> = [
+        ("may_use_schema", "use the schema of", true),
+        ("may_select", "SELECT from", true),
+        ("may_update", "UPDATE", true),
+        ("may_delete", "DELETE from", true),
+        ("may_insert", "INSERT into", inserts),
+    ]
+    .into_iter()
+    .filter(|(column, _, needed)| *needed && lacks(column))
+    .map(|(_, what, _)| what)
+    .collect();
+    if !lacking.is_empty() {
+        return Err(UnusableTable::Privileges {
+            table: table.to_string(),
+            lacking: lacking.join(", "),
+            mend: table.grant(&role),
+        });
+    }
+    if row.get::<_, Option<bool>>("row_security") == Some(true) {
+        return Err(UnusableTable::RowSecurity {
+            table: table.to_string(),
+            mend: bypass_row_security(&role),
+        });
+    }
     Ok(())
 }
 
-/// Whether somebody else made the same thing at the same time.
-fn somebody_was_first(error: &DatabaseError) -> bool {
-    let races = [
-        SqlState::DUPLICATE_SCHEMA,
-        SqlState::DUPLICATE_TABLE,
-        SqlState::DUPLICATE_OBJECT,
-        SqlState::UNIQUE_VIOLATION,
-    ];
-    let code = error.sqlstate();
-    races.iter().any(|race| Some(race.code()) == code)
+/// What is wrong with a table that has no unique index on its total.
+async fn without_index(
+    session: &Session,
+    table: &Table,
+    row: &Row,
+) -> Result<UnusableTable, DatabaseError> {
+    let value_max = match row.get::<_, Option<&str>>("value_name") {
+        Some("int2") => i64::from(i16::MAX),
+        Some("int4") => i64::from(i32::MAX),
+        _ => i64::MAX,
+    };
+    let sql = table.look_at_totals(value_max);
+    let rows = session.query("count the totals", &sql, Parameters::new());
+    let found = rows.await?;
+    let are_several = found.first().is_some_and(|row| row.get(0));
+    let can_be_one = found.first().is_some_and(|row| row.get(1));
+    let shown = table.to_string();
+    Ok(if are_several {
+        UnusableTable::SeveralTotals {
+            table: shown,
+            mend: can_be_one.then(|| table.merge_totals()),
+        }
+    } else {
+        UnusableTable::NoUniqueIndex {
+            table: shown,
+            mend: table.create_index(),
+        }
+    })
 }

@@ -1,13 +1,13 @@
-//! What a worker does about a statement that failed: once more, ever less often, or not at all.
+//! What a worker does about an error: once more, ever less often, or not at all.
+//!
+//! Pure: an error's class in, a remedy or a wait out.
 
 use std::time::Duration;
 
-use super::session::Session;
-use super::statement::UNDONE;
 use crate::backoff::doubled;
-use crate::database::DatabaseError;
+use crate::database::{DatabaseError, ErrorClass};
 
-/// The first wait after somebody was in the way.
+/// The first wait after another client was in the way.
 const RETRY_INITIAL: Duration = Duration::from_millis(10);
 
 /// The longest of these waits, unless the naptime is shorter.
@@ -16,14 +16,21 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// The longest wait while something has to be mended, unless the naptime is longer.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
-/// What to do about a statement that failed.
+/// How often in a row a fold may undo itself before that is no coincidence.
+const UNDONE_MAX: u32 = 2;
+
+/// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// Somebody was in the way, or what is prepared is out of date: once more, soon.
+    /// Another client was in the way, or there is no room: once more, soon.
     Again,
-    /// Something has to be mended first: once more, but ever less often.
+    /// What is prepared is out of date: prepare it anew, and once more, soon.
+    PrepareAgain,
+    /// Something has to be mended first: once more, but ever less often, in a session that begins anew.
     BackOff,
-    /// The server is away, or is not what it was: once more, elsewhere or later.
+    /// Ask whether the server is a standby: then as if it were away, else back off.
+    AskForRecovery,
+    /// The server is away: once more, elsewhere or later.
     Away,
     /// The worker ends.
     Exit,
@@ -34,30 +41,30 @@ pub(super) enum Remedy {
 pub(super) struct Patience {
     retries: u32,
     backoffs: u32,
+    undone: u32,
 }
 
 // === impl Remedy ===
 
 impl Remedy {
-    /// The remedy for an error of this session, of a worker that has been ready or not.
-    pub(super) async fn find(error: &DatabaseError, session: &Session, was_ready: bool) -> Self {
-        if error.is_away() {
-            return Self::Away;
+    /// The remedy for an error. A worker that was ready once keeps trying: what was good can be good again. One that
+    /// was not ends, and says what it lacks.
+    pub(super) fn of(error: &DatabaseError, was_ready: bool, patience: &mut Patience) -> Self {
+        if error.undone().is_some() {
+            // A delta that was updated while the fold ran, say: the next one sees it.
+            return patience.undone();
         }
-        // A connection that many share was lost and is refused now: not the fault of one of them.
-        if was_ready && matches!(error, DatabaseError::Home(_)) {
-            return Self::BackOff;
-        }
-        match error.sqlstate() {
-            Some("40001" | "40P01" | "55P03" | "26000" | "0A000") => Self::Again,
+        match error.class() {
+            ErrorClass::Away => Self::Away,
+            ErrorClass::Full | ErrorClass::InTheWay => Self::Again,
+            ErrorClass::OutOfDate => Self::PrepareAgain,
+            ErrorClass::ReadOnly => Self::AskForRecovery,
             // A fold that takes too long takes as long the next time, and writes for nothing.
-            Some("57014" | "22003" | "53100" | "53200" | UNDONE) => Self::BackOff,
-            // Written to a standby: one that was a primary, if it is in recovery.
-            Some("25006") => match session.is_in_recovery().await {
-                Ok(true) | Err(_) => Self::Away,
-                Ok(false) => Self::BackOff,
-            },
-            Some(_) | None => Self::Exit,
+            ErrorClass::Cancelled | ErrorClass::Exhausted => Self::BackOff,
+            ErrorClass::Ours | ErrorClass::Refused | ErrorClass::ToBeMended if was_ready => {
+                Self::BackOff
+            }
+            ErrorClass::Ours | ErrorClass::Refused | ErrorClass::ToBeMended => Self::Exit,
         }
     }
 }
@@ -84,5 +91,15 @@ impl Patience {
     /// How often in a row it was tried again soon.
     pub(super) fn retries(&self) -> u32 {
         self.retries
+    }
+
+    /// What to do about a fold that undid itself: the third time in a row something alters what it does.
+    fn undone(&mut self) -> Remedy {
+        if self.undone < UNDONE_MAX {
+            self.undone += 1;
+            Remedy::Again
+        } else {
+            Remedy::BackOff
+        }
     }
 }

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
+use tracing::warn;
 
+use super::cycle::looks_in_order;
 use super::statement::ProbeSql;
 use super::{ConnectionKind, Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::{
-    Connection, DatabaseError, HomeConnection, HomeQuestion, Parameters, Statement, Tid, ask_all,
+    Connection, Database, DatabaseError, HomeConnection, HomeQuestion, Parameters, Statement, Tid,
+    ask_all,
 };
 
 /// By so much of itself a nap is longer or shorter, at most, while it comes into step.
@@ -33,18 +36,56 @@ pub(super) enum PreparedProbe {
 // === impl Session ===
 
 impl Session {
-    /// Opens what the settings ask for. A home connection is opened later, by its first statement.
+    /// Opens what the settings ask for, and waits until there is room for it. A home connection is opened later,
+    /// by its first statement.
     pub(super) async fn open(
         context: &WorkerContext,
         settings: &Settings,
     ) -> Result<Self, WorkerError> {
-        let dbname = settings.database.as_deref();
         Ok(match (settings.connection, settings.fold) {
-            (ConnectionKind::Home, Fold::Delete) => Self::Home(context.home(dbname)?),
+            (ConnectionKind::Home, Fold::Delete) => {
+                Self::Home(context.home(settings.database.as_deref())?)
+            }
             (ConnectionKind::Own, _) | (_, Fold::Truncate) => {
-                Self::Own(Box::new(context.connect(dbname).await?))
+                let connection = match context.database() {
+                    Some(database) => connect(context, database, settings).await?,
+                    // It says why not.
+                    None => context.connect(None).await?,
+                };
+                Self::Own(Box::new(connection))
             }
         })
+    }
+
+    /// Sees to it that the next statement runs in a session that begins anew: what is fixed when a session begins
+    /// may be what is wrong.
+    ///
+    /// # Errors
+    ///
+    /// If there is no other connection; then the old one is gone too.
+    pub(super) async fn renew(
+        &mut self,
+        context: &WorkerContext,
+        settings: &Settings,
+    ) -> Result<(), DatabaseError> {
+        match (self, context.database()) {
+            (Self::Home(home), _) => home.renew(),
+            (Self::Own(connection), Some(database)) => {
+                // Its place may be the only one.
+                connection.abort();
+                **connection = connect(context, database, settings).await?;
+            }
+            (Self::Own(_), None) => {}
+        }
+        Ok(())
+    }
+
+    /// Whether it has ended, and has to be renewed.
+    pub(super) fn is_closed(&self) -> bool {
+        match self {
+            Self::Home(_) => false,
+            Self::Own(connection) => connection.is_closed(),
+        }
     }
 
     /// Runs a statement once.
@@ -114,7 +155,7 @@ impl Session {
     /// Whether the server is in recovery.
     pub(super) async fn is_in_recovery(&self) -> Result<bool, DatabaseError> {
         let doing = "ask whether the server is in recovery";
-        let sql = "SELECT pg_is_in_recovery()";
+        let sql = "SELECT pg_catalog.pg_is_in_recovery()";
         let rows = self.query(doing, sql, Parameters::new()).await?;
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
@@ -151,6 +192,30 @@ impl Session {
             Self::Own(connection) => connection.close().await,
         }
     }
+}
+
+/// Opens a connection of the worker's own. While there is no room for one, the worker says so, and waits.
+async fn connect(
+    context: &WorkerContext,
+    database: &Database,
+    settings: &Settings,
+) -> Result<Connection, DatabaseError> {
+    let worker = context.name();
+    let dbname = settings.database.as_deref();
+    let full = |error: &DatabaseError| {
+        warn!(
+            worker,
+            "{worker} waits for room for its connection: {error}"
+        );
+        context.progress().failed(error.to_string());
+    };
+    let connecting = database.connect_when_there_is_room(worker, dbname, full);
+    let connection = connecting.await?;
+    if looks_in_order(settings, context) {
+        let sql = "SET max_parallel_workers_per_gather = 0";
+        connection.batch_execute("set the session up", sql).await?;
+    }
+    Ok(connection)
 }
 
 /// A nap that ends nearer to a beat, of which the last was so long ago.

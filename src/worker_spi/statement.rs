@@ -22,15 +22,20 @@ impl Table {
     /// Writes nothing, and is all that an idle cycle does. It is small on purpose: what a backend keeps
     /// of a prepared statement is the memory of a fleet.
     ///
-    /// `may_be_null` says whether to look for rows with NULL at all.
-    pub(super) fn probe(&self, worker: &str, may_be_null: bool) -> ProbeSql {
+    pub(super) fn probe(&self, worker: &str, looks: Looks) -> ProbeSql {
         let table = self.sql();
         let mut scalars = vec![format!(
-            "(SELECT ctid FROM {table} WHERE type = 'delta' AND value IS NOT NULL LIMIT 1)"
+            "(SELECT ctid FROM {table} WHERE {DELTA} AND value IS NOT NULL LIMIT 1)"
         )];
-        if may_be_null {
+        if looks.for_nulls {
             scalars.push(format!(
-                "(SELECT ctid FROM {table} WHERE type IN ('delta', 'total') AND value IS NULL LIMIT 1)"
+                "(SELECT ctid FROM {table} WHERE ({DELTA} OR {TOTAL}) AND value IS NULL LIMIT 1)"
+            ));
+        }
+        if looks.for_row_security {
+            scalars.push(format!(
+                "(SELECT '(0,0)'::pg_catalog.tid WHERE pg_catalog.row_security_active({}))",
+                self.regclass()
             ));
         }
         ProbeSql {
@@ -44,47 +49,62 @@ impl Table {
     ///
     /// One statement, so one transaction, and exact under READ COMMITTED whatever others do:
     ///
-    /// - The total is locked first, and only if there is a delta. If it is gone, or somebody holds
+    /// - The total is locked first, and only if there is a delta. If it is gone, or another session holds
     ///   it, nothing is deleted: the deletion is gated on the lock.
     /// - Without a delta nothing is written, not even a row lock.
     /// - The update finds the total by its type, not by the place where it was locked: a total
     ///   that was updated in between has moved.
-    /// - If deltas were deleted and the total was not updated, which a trigger can bring about, the
-    ///   division by zero at the end undoes it all.
+    /// - What was found, deleted and summed up, and what the total has become, must agree, or the statement
+    ///   undoes itself by taking a sentence for a number: so a trigger that keeps deltas, or alters the total,
+    ///   can neither lose a delta nor count one twice. What was found is counted only where the table has
+    ///   triggers at all; without, it is deleted, or another session has it.
+    /// - A sum of zero may leave the total untouched.
     /// - Rows with NULL, which our own tables cannot have, are left alone.
     ///
     /// The blocks stand in its text, so that it is planned for the table as it is now: a plan that was
     /// made for a small table would read the whole of a big one for each piece.
     pub(super) fn fold(&self, worker: &str, Piece { from, blocks }: Piece) -> String {
         let table = self.sql();
+        let regclass = self.regclass();
         let worker = comment(worker);
         let end = from.saturating_add(blocks);
         let deltas = format!(
-            "ctid >= '({from},0)'::tid AND ctid < '({end},0)'::tid \
-             AND type = 'delta' AND value IS NOT NULL"
+            "ctid OPERATOR(pg_catalog.>=) '({from},0)'::pg_catalog.tid \
+             AND ctid OPERATOR(pg_catalog.<) '({end},0)'::pg_catalog.tid AND {DELTA} AND value IS NOT NULL"
         );
         format!(
             "{worker} WITH pending AS MATERIALIZED (\
              SELECT EXISTS (SELECT FROM {table} WHERE {deltas}) AS found\
              ), total AS MATERIALIZED (\
-             SELECT ctid FROM {table} WHERE type = 'total' AND value IS NOT NULL \
+             SELECT value FROM {table} WHERE {TOTAL} AND value IS NOT NULL \
              AND (SELECT found FROM pending) FOR UPDATE SKIP LOCKED\
              ), deleted AS (\
-             DELETE FROM {table} WHERE {deltas} \
-             AND EXISTS (SELECT FROM total) RETURNING value\
+             DELETE FROM {table} WHERE {deltas} AND EXISTS (SELECT FROM total) RETURNING value\
              ), folded AS (\
-             SELECT sum(value) AS sum, count(*) AS rows FROM deleted\
+             SELECT pg_catalog.sum(value) AS sum, pg_catalog.count(*) AS rows FROM deleted\
              ), updated AS (\
-             UPDATE {table} AS t SET value = t.value + folded.sum FROM folded \
-             WHERE t.type = 'total' AND folded.rows > 0 RETURNING t.value::bigint, folded.rows\
-             ) SELECT (SELECT value FROM updated), (SELECT rows FROM updated), CASE \
-             WHEN EXISTS (SELECT FROM updated) THEN '{FOLDED}' \
-             WHEN (SELECT rows FROM folded) > 0 THEN (1 / (SELECT count(*) FROM updated))::text \
+             UPDATE {table} AS t SET value = t.value OPERATOR(pg_catalog.+) folded.sum FROM folded \
+             WHERE t.{TOTAL} AND folded.rows OPERATOR(pg_catalog.>) 0 RETURNING t.type, t.value\
+             ), checked AS (\
+             SELECT folded.rows, folded.sum, total.value AS before, CASE \
+             WHEN (SELECT relhastriggers FROM pg_catalog.pg_class \
+             WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid) \
+             THEN (SELECT pg_catalog.count(*) FROM {table} WHERE {deltas}) ELSE folded.rows END AS found, \
+             CASE WHEN EXISTS (SELECT FROM updated) THEN (SELECT value FROM updated WHERE {TOTAL}) \
+             ELSE total.value END AS after FROM folded, total\
+             ) SELECT (SELECT after::pg_catalog.int8 FROM checked), (SELECT rows FROM folded), CASE \
              WHEN NOT (SELECT found FROM pending) THEN '{IDLE}' \
-             WHEN EXISTS (SELECT FROM {table} WHERE type = 'total' AND value IS NOT NULL) \
-             THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END, \
-             pg_relation_size({literal}::regclass) / current_setting('block_size')::bigint > {end}",
-            literal = literal(&table),
+             WHEN NOT EXISTS (SELECT FROM total) THEN CASE \
+             WHEN EXISTS (SELECT FROM {table} WHERE {TOTAL} AND value IS NOT NULL) \
+             THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END \
+             ELSE (SELECT CASE WHEN found OPERATOR(pg_catalog.<>) rows THEN pg_catalog.format(\
+             'bgworker: of %s deltas %s could be deleted', found, rows)::pg_catalog.int4::pg_catalog.text \
+             WHEN rows OPERATOR(pg_catalog.=) 0 THEN '{SKIPPED}' \
+             WHEN (after OPERATOR(pg_catalog.=) (before OPERATOR(pg_catalog.+) sum)) IS NOT TRUE \
+             THEN pg_catalog.format('bgworker: the total is %s and not %s', after, before OPERATOR(pg_catalog.+) sum)\
+             ::pg_catalog.int4::pg_catalog.text ELSE '{FOLDED}' END FROM checked) END, \
+             {blocks} OPERATOR(pg_catalog.>) {end}",
+            blocks = self.blocks(),
         )
     }
 
@@ -95,11 +115,7 @@ impl Table {
 
     /// How many blocks the table has.
     pub(super) fn count_blocks(&self, worker: &str) -> String {
-        format!(
-            "{} SELECT pg_relation_size({}::regclass) / current_setting('block_size')::bigint",
-            comment(worker),
-            literal(&self.sql()),
-        )
+        format!("{} SELECT {}", comment(worker), self.blocks())
     }
 
     /// Begins a transaction that has the table for itself, if it gets it soon.
@@ -123,16 +139,17 @@ impl Table {
     /// keys, rules, children, row security.
     pub(super) fn sum_up(&self, worker: &str) -> String {
         let table = self.sql();
-        let literal = literal(&table);
         format!(
-            "{worker} SELECT (SELECT relkind = 'r' AND NOT (relhastriggers OR relhasrules OR relhassubclass \
-             OR relispartition OR row_security_active(oid)) AND (SELECT count(*) FROM pg_attribute \
-             WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) = 2 \
-             FROM pg_class AS c WHERE oid = {literal}::regclass), count(*), \
-             count(*) FILTER (WHERE type = 'delta' AND value IS NOT NULL), \
-             (SELECT count(*) FROM {table} WHERE type = 'total' AND value IS NOT NULL), \
-             sum(value)::bigint FROM {table}",
+            "{worker} SELECT (SELECT relkind OPERATOR(pg_catalog.=) 'r' \
+             AND NOT (relhastriggers OR relhasrules OR relhassubclass \
+             OR relispartition OR pg_catalog.row_security_active(oid)) AND {columns} OPERATOR(pg_catalog.=) 2 \
+             FROM pg_catalog.pg_class AS c WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid), \
+             pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE {DELTA} AND value IS NOT NULL), \
+             (SELECT pg_catalog.count(*) FROM {table} WHERE {TOTAL} AND value IS NOT NULL), \
+             pg_catalog.sum(value)::pg_catalog.int8 FROM {table}",
             worker = comment(worker),
+            regclass = self.regclass(),
+            columns = COUNT_COLUMNS,
         )
     }
 
@@ -149,57 +166,140 @@ impl Table {
         format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(self.schema()))
     }
 
-    /// Makes the table and its index: both or neither, when sent as one message.
+    /// Makes the table and its index: all or nothing, when sent as one message.
+    ///
+    /// Its replica identity lets a publication of all tables have it; unless changes are decoded, that costs
+    /// nothing.
     pub(super) fn create_table(&self) -> String {
         format!(
-            "CREATE TABLE {table} (type text NOT NULL CHECK (type IN ('total', 'delta')), \
-             value bigint NOT NULL) WITH (fillfactor = 90); {index}",
+            "CREATE TABLE {table} (type pg_catalog.text NOT NULL CHECK ({TOTAL} OR {DELTA}), \
+             value pg_catalog.int8 NOT NULL) WITH (fillfactor = 90); \
+             ALTER TABLE {table} REPLICA IDENTITY FULL; \
+             CREATE UNIQUE INDEX {index} ON {table} (type) WHERE {TOTAL}",
             table = self.sql(),
-            index = self.create_index(),
+            index = self.index(),
         )
     }
 
     pub(super) fn add_column(&self, column: &str, kind: &str) -> String {
-        format!("ALTER TABLE {} ADD COLUMN {column} {kind}", self.sql())
-    }
-
-    pub(super) fn alter_column(&self, column: &str, kind: &str) -> String {
         format!(
-            "ALTER TABLE {} ALTER COLUMN {column} TYPE {kind} USING {column}::{kind}",
+            "ALTER TABLE {} ADD COLUMN {column} pg_catalog.{kind}",
             self.sql()
         )
     }
 
-    pub(super) fn create_index(&self) -> String {
+    pub(super) fn alter_column(&self, column: &str, kind: &str) -> String {
         format!(
-            "CREATE UNIQUE INDEX {} ON {} (type) WHERE type = 'total'",
-            self.index(),
-            self.sql(),
+            "ALTER TABLE {} ALTER COLUMN {column} TYPE pg_catalog.{kind} USING {column}::pg_catalog.{kind}",
+            self.sql()
         )
+    }
+
+    pub(super) fn make_identity_optional(&self) -> String {
+        format!(
+            "ALTER TABLE {} ALTER COLUMN value SET GENERATED BY DEFAULT",
+            self.sql()
+        )
+    }
+
+    /// The server names the index: any other name may be taken.
+    pub(super) fn create_index(&self) -> String {
+        format!("CREATE UNIQUE INDEX ON {} (type) WHERE {TOTAL}", self.sql())
     }
 
     /// Makes one total of several, then the index that keeps it the only one.
     pub(super) fn merge_totals(&self) -> String {
         format!(
-            "BEGIN; LOCK TABLE {table}; WITH totals AS (DELETE FROM {table} WHERE type = 'total' \
-             RETURNING value) INSERT INTO {table} (type, value) SELECT 'total', sum(value) FROM totals; {index}; \
-             COMMIT",
+            "BEGIN; LOCK TABLE {table}; WITH totals AS (DELETE FROM {table} WHERE {TOTAL} \
+             RETURNING value) INSERT INTO {table} (type, value) \
+             SELECT 'total', coalesce(pg_catalog.sum(value), 0) FROM totals; {index}; COMMIT",
             table = self.sql(),
             index = self.create_index(),
         )
     }
 
-    pub(super) fn count_totals(&self) -> String {
-        let table = self.sql();
-        format!("SELECT count(*) FROM (SELECT FROM {table} WHERE type = 'total' LIMIT 2) AS totals")
+    /// One row of whether there is more than one total, and whether they can be made one without a loss: the sum
+    /// must fit into the column, and no other column may hold anything.
+    pub(super) fn look_at_totals(&self, value_max: i64) -> String {
+        format!(
+            "SELECT pg_catalog.count(*) OPERATOR(pg_catalog.>) 1, {columns} OPERATOR(pg_catalog.=) 2 \
+             AND NOT (SELECT relhastriggers FROM pg_catalog.pg_class \
+             WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid) \
+             AND pg_catalog.abs(coalesce(pg_catalog.sum(value), 0)) OPERATOR(pg_catalog.<=) {value_max} \
+             FROM {table} AS t WHERE {TOTAL}",
+            columns =
+                COUNT_COLUMNS.replace("c.oid", &format!("{}::pg_catalog.oid", self.regclass())),
+            regclass = self.regclass(),
+            table = self.sql(),
+        )
+    }
+
+    /// Whether each value is a whole number that a bigint holds.
+    pub(super) fn has_whole_values(&self) -> String {
+        let max = i64::MAX;
+        format!(
+            "SELECT NOT EXISTS (SELECT FROM {table} WHERE value IS NOT NULL AND NOT (\
+             pg_catalog.abs(value::pg_catalog.numeric) OPERATOR(pg_catalog.<=) {max} \
+             AND value::pg_catalog.numeric OPERATOR(pg_catalog.=) pg_catalog.trunc(value::pg_catalog.numeric)))",
+            table = self.sql(),
+        )
     }
 
     pub(super) fn insert_initial_total(&self) -> String {
         format!(
-            "INSERT INTO {} (type, value) VALUES ('total', $1::bigint) ON CONFLICT DO NOTHING",
+            "INSERT INTO {} (type, value) VALUES ('total', $1::pg_catalog.int8) ON CONFLICT DO NOTHING",
             self.sql()
         )
     }
+
+    /// Lets a role do to the table what a worker does.
+    pub(super) fn grant(&self, role: &str) -> String {
+        format!(
+            "GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {role}",
+            quoted(self.schema()),
+            self.sql(),
+            role = quoted(role),
+        )
+    }
+
+    /// The table as an expression of the type `regclass`.
+    fn regclass(&self) -> String {
+        format!("{}::pg_catalog.regclass", literal(&self.sql()))
+    }
+
+    /// How many blocks the table has, as an expression.
+    fn blocks(&self) -> String {
+        format!(
+            "(pg_catalog.pg_relation_size({}) OPERATOR(pg_catalog./) \
+             pg_catalog.current_setting('block_size')::pg_catalog.int8)",
+            self.regclass()
+        )
+    }
+}
+
+/// Lets a role see all rows of a table whatever its policies are.
+pub(super) fn bypass_row_security(role: &str) -> String {
+    format!("ALTER ROLE {} BYPASSRLS", quoted(role))
+}
+
+/// A row is a delta. Names are looked up in `pg_catalog` alone, here and everywhere: another role may have planted
+/// something better-fitting in a schema of the search path, which is the user's own.
+const DELTA: &str = "type OPERATOR(pg_catalog.=) 'delta'";
+
+/// A row is the total.
+const TOTAL: &str = "type OPERATOR(pg_catalog.=) 'total'";
+
+/// How many columns the table `c` has.
+const COUNT_COLUMNS: &str = "(SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute \
+     WHERE attrelid OPERATOR(pg_catalog.=) c.oid AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped)";
+
+/// What a probe looks for beside deltas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Looks {
+    /// Rows with NULL, which a table of our own cannot have.
+    pub(super) for_nulls: bool,
+    /// Policies that hide rows, where the session cannot be told to refuse that.
+    pub(super) for_row_security: bool,
 }
 
 /// What an idle cycle wants to know: where there is some delta; and, if need be, where there is a row with NULL.
@@ -218,13 +318,11 @@ pub(super) struct Piece {
     pub(super) blocks: u32,
 }
 
-/// The SQLSTATE with which a fold undoes itself.
-pub(super) const UNDONE: &str = "22012";
 /// The outcome of a fold: deltas were folded.
 pub(super) const FOLDED: &str = "folded";
 /// The outcome of a fold: there was no delta.
 pub(super) const IDLE: &str = "idle";
-/// The outcome of a fold: somebody else holds the total, or has just replaced it.
+/// The outcome of a fold: another session holds the total or the deltas, or has just replaced the total.
 pub(super) const SKIPPED: &str = "skipped";
 /// The outcome of a fold: there are deltas and no total.
 pub(super) const NO_TOTAL: &str = "no total";

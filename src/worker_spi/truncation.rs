@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::session::Session;
 use super::table::Table;
-use crate::database::{DatabaseError, Parameters};
+use crate::database::{DatabaseError, ErrorClass, Parameters};
 
 /// What came of it.
 #[derive(Debug)]
@@ -46,13 +46,15 @@ pub(super) async fn truncate(
     let given_way = match folded {
         Ok(Some((rows, total))) => return Ok(Truncation::Folded { rows, total }),
         Ok(None) => Truncation::Impossible(Impossible::Shape),
-        Err(error) if error.is_away() || error.sqlstate().is_none() => return Err(error),
-        Err(error) => match error.sqlstate() {
-            Some("55P03" | "40P01" | "57014") => {
+        Err(error) => match error.class() {
+            ErrorClass::InTheWay | ErrorClass::Cancelled => {
                 debug!(worker, "{worker}: {table} is not truncated: {error}");
                 Truncation::Busy
             }
-            _ => Truncation::Impossible(Impossible::Refused(error)),
+            ErrorClass::ToBeMended | ErrorClass::Exhausted => {
+                Truncation::Impossible(Impossible::Refused(error))
+            }
+            _ => return Err(error),
         },
     };
     let doing = "give a truncation up";

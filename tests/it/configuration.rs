@@ -459,7 +459,7 @@ fn a_url_from_outside_the_file_turns_the_private_server_off_and_pg_variables_do_
 }
 
 #[test]
-fn a_variable_is_checked_under_its_own_name_and_others_are_ignored() {
+fn a_variable_is_checked_under_its_own_name_and_one_that_is_no_key_is_refused() {
     let file = || sources("[database]\nembedded = true\n");
     let settings = config::read(&with(file(), "BGWORKER_POSTMASTER__MAX_WORKERS", "7")).unwrap();
     assert_eq!(settings.limits.max_workers, 7);
@@ -470,9 +470,10 @@ fn a_variable_is_checked_under_its_own_name_and_others_are_ignored() {
     );
     for (variable, value) in [
         ("BGWORKER_CONFIG", "x"),
-        ("BGWORKER_WORKER__NAME", "x"),
-        ("BGWORKER_OTHER__NAME", "x"),
         ("BGWORKER_DATABASE__URL", ""),
+        ("BGWORKERS", "x"),
+        ("BGWORKER_HTTP__LISTEN", "9187"),
+        ("BGWORKER_HTTP__LISTEN", "[::1]:9187"),
     ] {
         config::read(&with(file(), variable, value)).unwrap();
     }
@@ -486,7 +487,32 @@ fn a_variable_is_checked_under_its_own_name_and_others_are_ignored() {
         (
             "BGWORKER_DATABASE__URLL",
             "hunter2",
-            "BGWORKER_DATABASE__URLL: database.urll: unknown key \"urll\" (did you mean \"url\"?)",
+            "BGWORKER_DATABASE__URLL: this variable stands for no key (did you mean BGWORKER_DATABASE__URL?)",
+        ),
+        (
+            "BGWORKER_DATABASE_URL",
+            "hunter2",
+            "BGWORKER_DATABASE_URL: this variable stands for no key (did you mean BGWORKER_DATABASE__URL?)",
+        ),
+        (
+            "BGWORKER_HTTP__LISTEN",
+            "hunter2@nonsense",
+            "BGWORKER_HTTP__LISTEN: http.listen: it is not an address with a port",
+        ),
+        (
+            "BGWORKER_WORKER__NAME",
+            "hunter2",
+            "BGWORKER_WORKER__NAME: this variable stands for no key (workers are set in the file alone)",
+        ),
+        (
+            "BGWORKER_SERVICE_HOST",
+            "10.0.0.1",
+            "BGWORKER_SERVICE_HOST: this variable stands for no key (Kubernetes sets it",
+        ),
+        (
+            "BGWORKER_X",
+            "hunter2",
+            "BGWORKER_X: this variable stands for no key (the variables are BGWORKER_DATABASE__URL, BGWORKER_",
         ),
         (
             "BGWORKER_DATABASE__STATEMENT_TIMEOUT",
@@ -585,11 +611,29 @@ fn d10_the_difference_of_settings_says_what_a_reload_has_to_do() {
         panic!("{changes:?}");
     };
     assert_eq!(keys, &["schema", "table"]);
-    let elsewhere = file(&worker(WHOLE).replace("embedded = true", "url = 'host=h'"));
-    let parameter = "database.url";
+    let needs_restart = |old: &str, new: &str| {
+        let changes = |text: &str| file(&worker(WHOLE).replace("embedded = true", text));
+        let changes = config::difference(&changes(old), &changes(new));
+        changes
+            .into_iter()
+            .map(|change| match change {
+                Change::NeedsRestart { parameter } => parameter,
+                other => panic!("{other:?}"),
+            })
+            .collect::<Vec<_>>()
+    };
+    let private = "embedded = true";
     assert_eq!(
-        config::difference(&old, &elsewhere),
-        [Change::NeedsRestart { parameter }]
+        needs_restart(private, "url = 'host=h'"),
+        ["database.embedded", "database.url"]
+    );
+    assert_eq!(
+        needs_restart("url = 'host=h'", "url = 'host=i'"),
+        ["database.url"]
+    );
+    assert_eq!(
+        needs_restart(private, "embedded = true\ndata_dir = '/d'"),
+        ["database.data_dir"]
     );
     let served = file(&format!("[http]\nlisten = '9187'\n{}", worker(WHOLE)));
     let parameter = "http.listen";

@@ -107,6 +107,24 @@ fn what_is_wrong_is_named_without_its_value() {
         ),
         ("postgresql://u:%ff@h", "not UTF-8"),
         ("password=hunter2\0", "must not contain NUL"),
+        // Pasted twice, or in the wrong place.
+        (
+            "postgresql://h/d?postgresql://u:hunter2%40h/d?sslmode=require",
+            "invalid connection option: the options are",
+        ),
+        (
+            "postgresql://h/d?service=postgresql://u:hunter2%40h/d",
+            "definition of service not found",
+        ),
+        (
+            "dbname=postgresql%3A//u:hunter2 host=h password=hunter2 service=u:hunter2",
+            "definition of service not found",
+        ),
+        (
+            "postgresql://h/d?dbname=postgresql://u:hunter2%40h/d",
+            "it must be the name of a database",
+        ),
+        ("host=@a@hunter2", "\"host\": a name must not hold"),
     ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{text}: {error}");

@@ -279,6 +279,136 @@ async fn a35_a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
     .await;
 }
 
+/// Reloads a configuration that cannot be what was meant, and checks that the worker works on.
+async fn changes_nothing(daemon: &mut Daemon, db: &TestDatabase, why: &str) {
+    daemon.signal(Signal::SIGHUP);
+    let line = daemon.wait_for("nothing was changed");
+    assert!(line.contains(why) && line.contains(" WARN "), "{line}");
+    let deltas = "SELECT count(*) FROM s.t WHERE type = 'delta'";
+    db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    within(SECOND, "it folds", || async {
+        db.value::<i64>(deltas).await == 0
+    })
+    .await;
+    assert!(!daemon.said.iter().any(|line| line.contains("removed")));
+}
+
+#[actix::test]
+async fn a_reload_that_cannot_read_what_the_start_read_changes_nothing_and_warns() {
+    let db = TestDatabase::new().await;
+    let text = given(&db, "20ms", &["s"]);
+    let config = Config::new(&text);
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for("initialized");
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    config.write("");
+    changes_nothing(&mut daemon, &db, "is empty").await;
+    config.write(" \n\n");
+    changes_nothing(&mut daemon, &db, "is empty").await;
+    fs::remove_file(&config.path).unwrap();
+    changes_nothing(&mut daemon, &db, "No such file").await;
+    // A pipe without a writer, which would wait for one for ever.
+    nix::unistd::mkfifo(&config.path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    changes_nothing(&mut daemon, &db, "can be read only once").await;
+    fs::remove_file(&config.path).unwrap();
+    // A file that says so may leave no worker.
+    let (database, _) = text.split_once("[[worker]]").unwrap();
+    config.write(database);
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for("worker \"s\" removed");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().0, Some(0));
+}
+
+#[actix::test]
+async fn a_configuration_from_a_pipe_survives_a_reload() {
+    let db = TestDatabase::new().await;
+    let config = Config::new(&given(&db, "20ms", &["s"]));
+    let mut command = std::process::Command::new("bash");
+    let script = r#"exec "$0" run --log-format text --config <(cat "$1")"#;
+    command.args(["-c", script]);
+    command.arg(bgworker().get_program()).arg(&config.path);
+    let mut daemon = Daemon::start(&mut command);
+    daemon.wait_for("initialized");
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    changes_nothing(&mut daemon, &db, "can be read only once").await;
+}
+
+#[actix::test]
+async fn a_process_without_descriptors_is_full_and_its_server_is_not_away() {
+    let db = TestDatabase::new().await;
+    let schemas: Vec<_> = (0..20).map(|n| format!("s{n}")).collect();
+    let schemas: Vec<_> = schemas.iter().map(String::as_str).collect();
+    let config = Config::new(&on_their_own(&given(&db, "20ms", &schemas)));
+    let mut command = std::process::Command::new("bash");
+    let script = r#"ulimit -n 24; exec "$0" run --log-format text --config "$1""#;
+    command.args(["-c", script]);
+    command.arg(bgworker().get_program()).arg(&config.path);
+    let mut daemon = Daemon::start(&mut command);
+    daemon.wait_for_all(&["initialized", "waits for room for its connection"]);
+    tokio::time::sleep(2 * SECOND).await; // several attempts
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().0, Some(0), "{:#?}", daemon.said);
+    let said = daemon.said.join("\n");
+    assert!(said.contains("Too many open files"), "{said}");
+    assert!(
+        !said.contains("server is away") && !said.contains("parked"),
+        "{said}"
+    );
+    assert!(daemon.said.len() < 70, "{said}");
+}
+
+#[actix::test]
+async fn signals_that_mean_nothing_here_are_named_and_end_nothing() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "1s", &["s"]);
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for("initialized");
+    for signal in [
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGPIPE,
+    ] {
+        daemon.signal(signal);
+        if signal != Signal::SIGPIPE {
+            daemon.wait_for(&format!("received {signal}, which means nothing here"));
+        }
+    }
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().0, Some(0));
+}
+
+#[actix::test]
+async fn what_a_server_says_can_neither_forge_a_line_of_the_log_nor_steer_a_terminal() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "20ms", &["s"]);
+    let mut daemon = Daemon::run(&config.path);
+    daemon.wait_for("initialized");
+    db.execute(
+        r"CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION
+          USING MESSAGE = E'no\n2026-01-01T00:00:00Z  INFO all is well\x1b[2J\r\u009b31m é',
+          DETAIL = E'a\nb', HINT = E'c\td'; END $$;
+          CREATE TRIGGER f BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.f();
+          INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
+    )
+    .await;
+    let line = daemon.wait_for("P0001");
+    assert!(
+        line.contains(r"no\n2026-01-01T00:00:00Z  INFO all is well\u{1b}[2J\r\u{9b}31m é"),
+        "{line}"
+    );
+    assert!(line.contains(r"DETAIL: a\nb; HINT: c\td"), "{line}");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+    let forged = |line: &String| line.starts_with("2026-01-01") || line.contains(['\x1b', '\r']);
+    assert!(!daemon.said.iter().any(forged), "{:#?}", daemon.said);
+}
+
 #[actix::test]
 async fn a36_each_change_of_the_file_takes_its_effect_in_one_line() {
     let db = TestDatabase::new().await;

@@ -113,7 +113,7 @@ async fn a32_a_server_that_is_stopped_immediately_and_started_finds_all_workers_
 #[actix::test]
 async fn a13b_a_demotion_parks_those_that_write_and_a_promotion_brings_them_back() {
     let primary = TestServer::start();
-    let standby = primary.standby();
+    let standby = primary.standby().await;
     let proxy = Proxy::to(primary.port);
     let postmaster = postmaster(&conninfo(proxy.port));
     let probe = Probe::new();
@@ -199,8 +199,7 @@ async fn a_frozen_backend_is_given_up_within_the_deadline_and_nothing_is_lost() 
     kill(pid, Signal::SIGSTOP).unwrap();
     let begin = Instant::now();
     within(6 * SECOND, "its connection is given up", || async {
-        !log.with(Level::WARN, "home connection was given up")
-            .is_empty()
+        !log.with(Level::WARN, "home connection was lost").is_empty()
     })
     .await;
     kill(pid, Signal::SIGCONT).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use actix_web::App;
 use actix_web::body::to_bytes;
-use actix_web::http::StatusCode;
+use actix_web::http::{Method, StatusCode};
 use actix_web::test::{TestRequest, call_service, init_service};
 use bgworker::database::ServerState;
 use bgworker::http::{Snapshot, configure};
@@ -71,11 +71,18 @@ async fn a_worker_is_healthy_where_its_start_time_allows_it_to_be() {
     let in_state = |early: &str, reads: &str, writes: &str| {
         [("early", early), ("reads", reads), ("writes", writes)].map(|(n, s)| state(n, s, true))
     };
+    clock.advance(SECOND).await;
+    let never_ready = [
+        state("early", "napping", true),
+        state("reads", "registered", false),
+        state("writes", "registered", false),
+    ];
+    assert_eq!(states(&postmaster).await, never_ready);
+    let (status, why) = get(&postmaster, "/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    let reads = "background worker \"reads\" is registered, and was never ready\n";
+    assert!(why.starts_with(reads), "{why}");
     for (is, expected) in [
-        (
-            ServerState::Away,
-            in_state("napping", "registered", "registered"),
-        ),
         (
             ServerState::Standby,
             in_state("napping", "napping", "registered"),
@@ -254,8 +261,53 @@ async fn one_that_has_ended_by_a_failure_is_ill_until_another_has_its_name() {
 }
 
 #[actix::test]
-async fn nothing_but_get_is_answered() {
+async fn a_fleet_of_none_is_not_ready() {
     let postmaster = postmaster();
+    let (status, why) = get(&postmaster, "/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(why, "no background worker is registered\n");
+    assert!(!snapshot(&postmaster).await.healthy);
+}
+
+#[actix::test]
+async fn a_worker_that_is_started_again_has_the_time_that_it_promised() {
+    let clock = PausedClock::pause();
+    let (postmaster, server) = FakeServer::launch(Limits::default()).unwrap();
+    // Its database goes away after each success, and it takes ever longer to come back.
+    let main = |mut context: WorkerContext| async move {
+        context.progress().promise_success_within(60 * SECOND);
+        if context.incarnation().number > 1 {
+            context.latch().stop_requested().await;
+            return Ok(());
+        }
+        context.ready();
+        context.progress().succeeded();
+        context.nap(SECOND).await;
+        Err(WorkerError::DatabaseAway("gone".into()))
+    };
+    server.becomes(ServerState::Primary);
+    let worker = BackgroundWorker::new("w");
+    postmaster.register(worker, main).await.unwrap();
+    clock.advance(59 * SECOND).await;
+    assert_eq!(states(&postmaster).await, [state("w", "starting", true)]);
+    clock.advance(2 * SECOND).await;
+    assert_eq!(states(&postmaster).await, [state("w", "starting", false)]);
+}
+
+#[actix::test]
+async fn nothing_but_get_and_head_is_answered() {
+    let postmaster = postmaster();
+    postmaster
+        .register(BackgroundWorker::new("w"), Probe::new().main(Script::NAPS))
+        .await
+        .unwrap();
+    eventually("it is ready", || is_ready(&postmaster)).await;
+    for path in ["/", "/livez", "/readyz", "/status", "/metrics", "/events"] {
+        let head = TestRequest::default().method(Method::HEAD).uri(path);
+        let app = init_service(App::new().configure(configure(postmaster.clone()))).await;
+        let response = call_service(&app, head.to_request()).await;
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+    }
     for path in ["/", "/livez", "/readyz", "/status", "/metrics", "/events"] {
         for request in [
             TestRequest::post(),

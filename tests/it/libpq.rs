@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
+use std::net::TcpStream;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::Command;
 
 use bgworker::database::{self, ConnInfo, Database, DatabaseError};
+use tracing::Level;
 
 use crate::embedded::give_to_the_server;
 use crate::support::database::TestDatabase;
+use crate::support::log::Log;
 use crate::support::proxy::free_port;
 use crate::support::server::TestServer;
 
@@ -280,6 +285,58 @@ async fn the_password_file_is_read_at_every_connect_as_psql_reads_it() {
 }
 
 #[actix::test]
+async fn a_password_file_that_is_not_used_is_told_once_and_not_at_every_attempt() {
+    let log = Log::capture();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("passwords");
+    fs::write(&file, "*:*:*:*:secret").unwrap();
+    let mode = |mode| fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+    let environment = environment(&[("PGPASSFILE", file.to_str().unwrap())]);
+    let lookup = |name: &str| environment.get(name).cloned();
+    let conninfo = ConnInfo::parse("host=127.0.0.1 port=1 user=app", lookup).unwrap();
+    let database = Database::new(conninfo, database::Settings::default()).unwrap();
+    let told = || log.with(Level::WARN, "password file").len();
+    for (permissions, expected) in [(0o440, 1), (0o440, 1), (0o600, 1), (0o604, 2), (0o604, 2)] {
+        mode(permissions);
+        for _ in 0..3 {
+            database.connect("", None).await.unwrap_err();
+        }
+        assert_eq!(told(), expected, "{permissions:o}: {}", log.text());
+    }
+}
+
+/// An abstract socket that leads to a port of this machine.
+fn lead_to(name: &str, port: u16) {
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let (mut from, mut to) = (server, client);
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        }
+    });
+}
+
+#[actix::test]
+async fn an_abstract_socket_is_found_under_the_name_that_libpq_has_for_it() {
+    let server = TestServer::start();
+    let name = format!("bgworker-{}", std::process::id());
+    lead_to(&format!("{name}/.s.PGSQL.{}", server.port), server.port);
+    let conninfo = format!(
+        "host=@{name} port={} user=postgres dbname=postgres",
+        server.port
+    );
+    let environment = environment(&[]);
+    assert!(psqls(&conninfo, &environment).is_some(), "psql");
+    ours(&conninfo, &environment).await.unwrap();
+    let url = format!("postgresql://postgres@%40{name}:{}/postgres", server.port);
+    ours(&url, &environment).await.unwrap();
+}
+
+#[actix::test]
 async fn a_password_that_lies_in_a_file_of_its_own_can_be_changed_meanwhile() {
     let directory = tempfile::tempdir().unwrap();
     let server = server_with_a_password(directory.path()).await;
@@ -392,7 +449,7 @@ fn what_would_have_no_effect_is_refused_wherever_it_is_set() {
 #[actix::test]
 async fn of_several_hosts_the_primary_is_found_whatever_their_order() {
     let primary = TestServer::start();
-    let standby = primary.standby();
+    let standby = primary.standby().await;
     let ports = format!("{},{},{}", free_port(), standby.port, primary.port);
     let base = format!("host=127.0.0.1,127.0.0.1,127.0.0.1 port={ports} user=postgres");
     let nobody = environment(&[]);

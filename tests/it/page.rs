@@ -64,7 +64,7 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
     let looking = tokio::task::spawn_blocking(move || {
         let look = |what| looked_at.send(what).unwrap();
         let browser = Browser::open(&url, 1200, 800);
-        browser.wait_for(HEALTH, &json!("healthy"));
+        browser.wait_for(HEALTH, &json!("no workers"));
         browser.wait_for("document.querySelector('#none').hidden", &json!(false));
         look("nobody");
         browser.wait_for(STATE, &json!("registered"));

@@ -6,11 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bgworker::Postmaster;
-use bgworker::database::{self, ConnInfo, Database};
+use bgworker::database::{self, ConnInfo, Database, ServerState};
 use bgworker::supervision::{Limits, Shutdown};
 
 use crate::embedded::{give_to_the_server, reachable_directory};
-use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, table};
+use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::proxy::free_port;
 use crate::support::server::{TestServer, conninfo};
 use crate::support::within;
@@ -26,6 +26,11 @@ struct Pooler {
 
 impl Pooler {
     fn before(server: &TestServer) -> Self {
+        Self::with(server, "")
+    }
+
+    /// One with further settings.
+    fn with(server: &TestServer, settings: &str) -> Self {
         let directory = reachable_directory();
         give_to_the_server(directory.path());
         let port = free_port();
@@ -37,7 +42,7 @@ impl Pooler {
             format!(
                 "[databases]\npostgres = host=127.0.0.1 port={} user=postgres\n\
                  [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n\
-                 auth_file = {}\npool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n",
+                 auth_file = {}\npool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n{settings}\n",
                 server.port,
                 users.display(),
             ),
@@ -122,4 +127,69 @@ async fn with_preparing_a_pooler_refuses_the_session_and_the_error_says_what() {
         error.to_string().contains("unsupported startup parameter"),
         "{error}"
     );
+}
+
+#[actix::test]
+async fn a_pooler_without_room_is_not_the_server_being_away() {
+    let server = TestServer::start();
+    let pooler = Pooler::with(&server, "max_client_conn = 3");
+    let plain = through(&pooler, false);
+    let crowd = std::cell::RefCell::new(Vec::new());
+    within(10 * SECOND, "the pooler is full", || async {
+        match plain.connect("test", None).await {
+            Ok(connection) => crowd.borrow_mut().push(connection),
+            Err(error) if error.is_full() => return true,
+            Err(_) => {}
+        }
+        false
+    })
+    .await;
+    let (state, error) = plain.server_state().await;
+    assert_eq!(state, ServerState::Primary);
+    assert!(
+        error
+            .unwrap()
+            .to_string()
+            .contains("no more connections allowed")
+    );
+    let db = TestDatabase::at(&server.conninfo()).await;
+    let postmaster = Postmaster::launch(Limits::default(), Some(plain)).unwrap();
+    for settings in [brisk, brisk_on_its_own] {
+        let name = format!("t{}", crowd.borrow().len());
+        let worker = register(
+            &postmaster,
+            &name,
+            settings(&table("s", &name)).initial_total(0),
+        )
+        .await;
+        within(10 * SECOND, "it waits", || async {
+            let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+            let error = status.report.last_error;
+            error.is_some_and(|error| error.contains("no more connections allowed"))
+        })
+        .await;
+        let connection = crowd.borrow_mut().pop().unwrap();
+        connection.close().await;
+        within(10 * SECOND, "it folds", || async {
+            let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+            status.report.cycles > 0
+        })
+        .await;
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        assert_eq!(status.starts, 1);
+    }
+    drop(db);
+}
+
+#[actix::test]
+async fn what_a_pooler_says_of_a_database_that_it_does_not_know_is_a_refusal() {
+    let server = TestServer::start();
+    let pooler = Pooler::before(&server);
+    let plain = through(&pooler, false);
+    within(10 * SECOND, "the pooler listens", || async {
+        plain.connect("test", None).await.is_ok()
+    })
+    .await;
+    let unknown = plain.connect("test", Some("nowhere")).await.unwrap_err();
+    assert!(!unknown.is_away() && !unknown.is_full(), "{unknown}");
 }

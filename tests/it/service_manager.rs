@@ -129,7 +129,10 @@ async fn it_is_ready_while_it_waits_for_its_server() {
     let mut daemon = Daemon::start(&mut ServiceManager::command(&config));
     assert_eq!(manager.next(), ["READY=1"]);
     let status = manager.next_of_any_kind();
-    assert_eq!(status[0], "STATUS=0 of 1 background workers run");
+    assert_eq!(
+        status[0],
+        "STATUS=0 of 1 background workers run, server is away"
+    );
     daemon.signal(Signal::SIGTERM);
     assert_eq!(manager.next(), ["STOPPING=1"]);
     assert_eq!(daemon.wait().0, Some(0));
@@ -152,6 +155,48 @@ async fn its_watchdog_is_fed_twice_as_often_as_it_must_be() {
     let six = begin.elapsed();
     assert!(within * 2 < six && six < within * 5, "{six:?}");
     daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+}
+
+#[actix::test]
+async fn a_watchdog_of_another_process_is_not_fed() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "1s", &["s"]);
+    let mut manager = ServiceManager::listen(&config);
+    let mut command = ServiceManager::command(&config);
+    command
+        .env("WATCHDOG_USEC", "100000")
+        .env("WATCHDOG_PID", "1");
+    let mut daemon = Daemon::start(&mut command);
+    assert_eq!(manager.next(), ["READY=1"]);
+    daemon.wait_for("initialized");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+    manager.rest();
+    let heard = |what: &str| manager.heard.iter().any(|line| line.starts_with(what));
+    assert!(heard("STATUS="), "{:?}", manager.heard);
+    assert!(!heard("WATCHDOG="), "{:?}", manager.heard);
+}
+
+#[actix::test]
+async fn a_socket_without_a_file_is_spoken_to_as_well() {
+    use std::os::linux::net::SocketAddrExt as _;
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "1s", &["s"]);
+    let name = format!("bgworker-test-{}", std::process::id());
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+    let socket = UnixDatagram::bind_addr(&address).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    let mut manager = ServiceManager {
+        socket,
+        heard: Vec::new(),
+    };
+    let mut command = ServiceManager::command(&config);
+    command.env("NOTIFY_SOCKET", format!("@{name}"));
+    let mut daemon = Daemon::start(&mut command);
+    assert_eq!(manager.next(), ["READY=1"]);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(manager.next(), ["STOPPING=1"]);
     daemon.wait();
 }
 

@@ -40,7 +40,7 @@ async fn status_shows_each_worker_and_exits_with_0_when_all_are_well() {
     assert_eq!((code, &*err), (0, ""), "{out}");
     let lines: Vec<_> = out.lines().collect();
     let version = env!("CARGO_PKG_VERSION");
-    assert_eq!(lines[0], format!("bgworker {version}: recovery finished"));
+    assert_eq!(lines[0], format!("bgworker {version}: server is primary"));
     let words = |line: &str| {
         line.split_whitespace()
             .map(str::to_owned)
@@ -157,6 +157,120 @@ async fn status_finds_the_instance_of_a_configuration() {
     );
     let sql = "SELECT count(*) FROM pg_namespace WHERE nspname = 'never made'";
     assert_eq!(db.value::<i64>(sql).await, 0);
+}
+
+#[actix::test]
+async fn status_asks_no_proxy_for_an_instance_of_ours() {
+    let db = TestDatabase::new().await;
+    let config = Config::new(&(given(&db, "100ms", &["s"]) + LISTEN));
+    let mut daemon = Daemon::run(&config.path);
+    let url = url(&mut daemon);
+    daemon.wait_for("s initialized");
+    let ask = || {
+        let mut command = bgworker();
+        for variable in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+            command.env(variable, "http://127.0.0.1:9");
+        }
+        run(command.args(["status", "--url", &url]))
+    };
+    eventually("it is well", async || ask().0 == 0).await;
+}
+
+#[test]
+fn a_server_that_was_never_reached_is_never_well_and_everything_says_why() {
+    let text = "[database]\nurl = \"postgresql://app:hunter2@127.0.0.1:1/x\"\n\
+                [[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\n";
+    let config = Config::new(&(text.to_owned() + LISTEN));
+    let mut daemon = Daemon::run(&config.path);
+    let url = url(&mut daemon);
+    daemon.wait_for("server is away");
+    let why = "could not connect to database \"x\" at 127.0.0.1:1: ";
+    let (code, out, _) = status(&url, &[]);
+    assert_eq!(code, 1);
+    assert!(
+        out.contains("server is away for ") && out.contains(why),
+        "{out}"
+    );
+    let get = |path: &str| {
+        let request = ureq::get(format!("{url}{path}"));
+        let answer = request.config().http_status_as_error(false).build().call();
+        let mut answer = answer.unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        (answer.status().as_u16(), text)
+    };
+    let (code, text) = get("readyz");
+    assert_eq!(code, 503, "{text}");
+    assert!(
+        text.starts_with("server is away for ") && text.contains(why),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("background worker \"w\" is registered, and was never ready\n"),
+        "{text}"
+    );
+    let (_, text) = get("status");
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status["healthy"], false);
+    assert_eq!(status["server"]["state"], "away");
+    assert!(
+        status["server"]["reason"]
+            .as_str()
+            .unwrap()
+            .starts_with(why)
+    );
+    let (_, text) = get("metrics");
+    assert!(
+        text.contains("bgworker_server_state{state=\"away\"} 1.0"),
+        "{text}"
+    );
+    assert!(
+        text.contains("bgworker_server_trouble{reason=\"could not connect"),
+        "{text}"
+    );
+    assert!(text.contains("bgworker_healthy{} 0.0"), "{text}");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+    assert!(!daemon.said.join("\n").contains("hunter2"));
+}
+
+#[test]
+fn a_mistake_on_our_side_is_not_the_server_being_away() {
+    for (key, why) in [
+        (
+            "password_file = \"/no/such/file\"",
+            "could not read password file",
+        ),
+        ("", "root certificate file"),
+    ] {
+        let text = format!(
+            "[database]\nurl = \"postgresql://app@127.0.0.1:1/x?sslmode={mode}&sslrootcert=/no/such/file\"\n{key}\n\
+             [[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\n{LISTEN}",
+            mode = if key.is_empty() {
+                "verify-full"
+            } else {
+                "disable"
+            },
+        );
+        let config = Config::new(&text);
+        if key.is_empty() {
+            // Nothing else could ever work.
+            let (code, _, err) = run(bgworker()
+                .args(["--log-format", "text", "--config"])
+                .arg(&config.path));
+            assert!(code == 1 && err.contains(why), "{err}");
+            continue;
+        }
+        let mut daemon = Daemon::run(&config.path);
+        daemon.wait_for("server cannot be asked");
+        let line = daemon.wait_for("background worker \"w\" exited");
+        assert!(line.contains(why), "{line}");
+        assert!(
+            !daemon
+                .said
+                .iter()
+                .any(|line| line.contains("server is away"))
+        );
+    }
 }
 
 #[test]

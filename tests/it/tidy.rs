@@ -272,3 +272,51 @@ fn ci_runs_the_very_test_command_of_the_readme() {
         .expect("README has a test command");
     assert!(ci.lines().any(|line| line == command), "{command}");
 }
+
+#[test]
+fn ci_tests_the_very_versions_of_the_readme() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let ci = fs::read_to_string(root().join(".ci/run")).unwrap();
+    let claim = |line: &&str| line.starts_with("Tested with PostgreSQL ");
+    let claim = readme.lines().find(claim).expect("README names versions");
+    let loops = |line: &&str| line.starts_with("for version in ");
+    let versions = ci.lines().find(loops).expect("CI loops over versions");
+    let mut tested: Vec<_> = versions
+        .trim_end_matches("; do")
+        .split_whitespace()
+        .skip(3)
+        .map(|version| version.split(".0-").next().unwrap())
+        .collect();
+    tested.insert(1, "15");
+    let (last, others) = tested.split_last().unwrap();
+    let expected = format!("Tested with PostgreSQL {} and {last},", others.join(", "));
+    assert!(claim.starts_with(&expected), "{claim}: {expected}");
+}
+
+#[test]
+fn no_sqlstate_stands_outside_of_its_table() {
+    let mut files = Vec::new();
+    files_below(&root().join("src"), &mut files);
+    let is_code = |word: &str| {
+        let digits = word.chars().filter(char::is_ascii_digit).count();
+        let is_upper = |c: char| c.is_ascii_digit() || c.is_ascii_uppercase();
+        word.len() == 5 && digits >= 2 && word.chars().all(is_upper)
+    };
+    for file in files {
+        if file.ends_with("database/sqlstate.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&file).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        for line in text.lines().filter(|line| !line.trim().starts_with("//")) {
+            let quoted = line.split('"').skip(1).step_by(2);
+            let code = quoted.into_iter().find(|word| is_code(word));
+            assert_eq!(code, None, "{}: {line}", file.display());
+            assert!(
+                !line.contains("SqlState::") || line.contains("SqlState::code"),
+                "{}: {line}",
+                file.display()
+            );
+        }
+    }
+}

@@ -249,6 +249,91 @@ async fn a_server_that_is_expired_or_vouches_for_itself_is_refused_by_those_who_
     }
 }
 
+/// A self-signed certificate whose signature is RSA-PSS with this hash.
+fn signed_with_pss(authority: &Authority, hash: &str) -> Files {
+    let file = |kind: &str| {
+        authority
+            .directory
+            .path()
+            .join(format!("pss-{hash}.{kind}"))
+    };
+    let files = Files {
+        certificate: file("crt"),
+        key: file("key"),
+    };
+    let output = std::process::Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args(["-subj", "/CN=localhost", "-sigopt", "rsa_padding_mode:pss"])
+        .arg(format!("-{hash}"))
+        .arg("-keyout")
+        .arg(&files.key)
+        .arg("-out")
+        .arg(&files.certificate)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    fs::set_permissions(&files.key, Permissions::from_mode(0o600)).unwrap();
+    files
+}
+
+#[actix::test]
+async fn channel_binding_works_with_certificates_of_every_signature_that_psql_takes() {
+    let authority = Authority::new();
+    let certificates = [
+        authority.certify("localhost", false, true),
+        signed_with_pss(&authority, "sha256"),
+        signed_with_pss(&authority, "sha384"),
+        signed_with_pss(&authority, "sha512"),
+    ];
+    for files in &certificates {
+        let server = server(&authority, files);
+        let hba = authority.directory.path().join("pg_hba.conf");
+        let db = TestDatabase::at(&server.conninfo()).await;
+        db.execute("CREATE ROLE app LOGIN PASSWORD 'secret'").await;
+        let rules = fs::read_to_string(&hba).unwrap();
+        let rules = rules.replacen(
+            "host all all",
+            "hostssl all app all scram-sha-256\nhost all all",
+            1,
+        );
+        fs::write(&hba, rules).unwrap();
+        db.execute("SELECT pg_reload_conf()").await;
+        let conninfo = format!(
+            "host=127.0.0.1 port={} user=app password=secret dbname=postgres sslmode=require channel_binding=require",
+            server.port
+        );
+        let shown = files.certificate.display();
+        let psql = std::process::Command::new("psql")
+            .args(["--no-psqlrc", "-Atc", "SELECT 1", "-d", &conninfo])
+            .output()
+            .unwrap();
+        assert!(psql.status.success(), "{shown}: {psql:?}");
+        connect(&conninfo)
+            .await
+            .unwrap_or_else(|error| panic!("{shown}: {error}"));
+    }
+}
+
+#[actix::test]
+async fn a_server_that_cannot_bind_the_channel_is_there_and_is_not_away() {
+    let server = TestServer::start();
+    let plain = format!(
+        "{} password=secret channel_binding=require",
+        server.conninfo()
+    );
+    let conninfo = ConnInfo::parse(&plain, |_| None).unwrap();
+    let database = Database::new(conninfo, database::Settings::default()).unwrap();
+    let (state, error) = database.server_state().await;
+    assert_eq!(state, database::ServerState::Primary);
+    let error = error.unwrap();
+    assert!(
+        error.to_string().contains("channel binding") && !error.is_away(),
+        "{error}"
+    );
+}
+
 #[actix::test]
 async fn a_key_that_will_not_do_is_refused_with_what_to_do_about_it() {
     let authority = Authority::new();

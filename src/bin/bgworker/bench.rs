@@ -88,7 +88,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Exit {
         let mut signals = Signals::install()?;
         let (conninfo, cluster) = match &arguments.database {
             Some(url) => {
-                let environment = crate::configuration::environment();
+                let environment = crate::configuration::environment()?;
                 let variable = |name: &str| {
                     let found = environment.iter().find(|(known, _)| known == name);
                     found.map(|(_, value)| value.clone())

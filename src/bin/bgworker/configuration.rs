@@ -21,6 +21,12 @@ pub(crate) enum ConfigurationError {
     /// The file cannot be read.
     #[error("could not read the configuration file \"{}\": {error}", .path.display())]
     Unreadable { path: PathBuf, error: io::Error },
+    /// The file is there, and cannot be what was meant.
+    #[error("the configuration file \"{}\" {why}", .path.display())]
+    NotWhole { path: PathBuf, why: &'static str },
+    /// A variable that counts is not text.
+    #[error("{variable}: its value is not UTF-8")]
+    NotText { variable: String },
     /// There are mistakes in it.
     #[error(transparent)]
     Problems(#[from] Problems),
@@ -29,26 +35,74 @@ pub(crate) enum ConfigurationError {
 /// Reads the settings in force.
 pub(crate) fn read(configuration: &Configuration) -> Result<Settings, ConfigurationError> {
     let path = find(configuration.config.as_deref())?;
-    let text = std::fs::read(&path).and_then(|bytes| {
-        String::from_utf8(bytes)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
-    });
-    let text = text.map_err(|error| ConfigurationError::Unreadable {
+    let text = read_text(&path)?;
+    check(configuration, path, text)
+}
+
+/// Reads the settings again, and takes nothing for a configuration that may be the rest of one: a pipe that was
+/// read before, a file that is empty or being written.
+pub(crate) fn read_again(configuration: &Configuration) -> Result<Settings, ConfigurationError> {
+    let path = find(configuration.config.as_deref())?;
+    let unreadable = |error| ConfigurationError::Unreadable {
         path: path.clone(),
         error,
-    })?;
+    };
+    let not_whole = |why| ConfigurationError::NotWhole {
+        path: path.clone(),
+        why,
+    };
+    // Before it is opened: a pipe without a writer would not let go.
+    let metadata = std::fs::metadata(&path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(not_whole("is no ordinary file, and can be read only once"));
+    }
+    let text = read_text(&path)?;
+    if text.trim().is_empty() {
+        return Err(not_whole("is empty"));
+    }
+    if metadata.len() != text.len() as u64 {
+        return Err(not_whole("was written to while it was read"));
+    }
+    check(configuration, path, text)
+}
+
+fn check(
+    configuration: &Configuration,
+    path: PathBuf,
+    text: String,
+) -> Result<Settings, ConfigurationError> {
     Ok(bgworker::config::read(&Sources {
         file: Some(ConfigFile { path, text }),
-        environment: environment(),
+        environment: environment()?,
         database: configuration.database.clone(),
     })?)
 }
 
-/// The environment, as far as it is text.
-pub(crate) fn environment() -> Vec<(String, String)> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
+fn read_text(path: &Path) -> Result<String, ConfigurationError> {
+    let text = std::fs::read(path).and_then(|bytes| {
+        String::from_utf8(bytes)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+    });
+    text.map_err(|error| ConfigurationError::Unreadable {
+        path: path.to_owned(),
+        error,
+    })
+}
+
+/// The environment. What is not text is passed over, unless it would count.
+pub(crate) fn environment() -> Result<Vec<(String, String)>, ConfigurationError> {
+    let mut environment = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        match value.into_string() {
+            Ok(value) => environment.push((name, value)),
+            Err(_) if Sources::counts(&name) => {
+                return Err(ConfigurationError::NotText { variable: name });
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(environment)
 }
 
 /// The file that is named, or else the first that exists.

@@ -130,7 +130,7 @@ async fn stream_of_deltas(
                 let rows = fastrand::u64(1..=5);
                 inserted += rows;
                 let sql = format!(
-                    "INSERT INTO {} SELECT 'delta', 1 FROM generate_series(1, {rows})",
+                    "INSERT INTO {} SELECT 'delta', 1 FROM pg_catalog.generate_series(1, {rows})",
                     worker.spi.table.sql()
                 );
                 client.batch_execute("insert deltas", &sql).await?;

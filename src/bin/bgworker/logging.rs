@@ -1,6 +1,6 @@
-//! The log: to standard error, for people or for programs.
+//! The log: to standard error, for people or for programs. One event is one line, whatever its text holds.
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write};
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
@@ -36,11 +36,40 @@ pub(crate) fn init(format: Option<LogFormat>, level: &str) {
         .log_internal_errors(false)
         .with_ansi(is_terminal);
     match format {
-        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Text => log
+            .with_target(false)
+            .with_writer(|| Lines(io::stderr()))
+            .init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     if let Err(error) = filter {
         tracing::warn!("RUST_LOG is not understood, and \"{level}\" is used instead: {error}");
     }
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+}
+
+/// Writes events as lines: a line break inside of an event is written as `\n`, so that what a server says cannot
+/// pass for a line of ours. Other control characters are escaped before they come here.
+struct Lines<W>(W);
+
+impl<W: Write> Write for Lines<W> {
+    /// Takes an event, whole.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = event.strip_suffix(b"\n").unwrap_or(event);
+        let mut line = Vec::with_capacity(event.len());
+        for byte in text {
+            match byte {
+                b'\n' => line.extend(b"\\n"),
+                b'\r' => line.extend(b"\\r"),
+                byte => line.push(*byte),
+            }
+        }
+        line.push(b'\n');
+        self.0.write_all(&line)?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }

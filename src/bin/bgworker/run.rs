@@ -192,16 +192,20 @@ async fn reload_and_listen(
 /// Reads the configuration again, and applies it whole or not at all.
 async fn reload(configuration: &Configuration, in_force: &mut InForce) {
     info!("received SIGHUP, reloading configuration files");
-    match configuration::read(configuration) {
+    match configuration::read_again(configuration) {
         Ok(settings) => {
+            if settings.workers.is_empty() {
+                warn!("the configuration has no [[worker]]: there is nothing to do");
+            }
             if let Err(error) = in_force.reload(settings).await {
                 error!("{error}");
             }
         }
-        Err(error) => {
+        Err(error @ ConfigurationError::Problems(_)) => {
             log_configuration_error(&error);
             error!("the configuration has mistakes: nothing was changed");
         }
+        Err(error) => warn!("{error}: nothing was changed"),
     }
 }
 

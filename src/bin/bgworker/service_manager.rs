@@ -1,5 +1,8 @@
 //! What systemd is told, if it started the program: ready, reloading, stopping, alive. Nothing otherwise.
 
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use bgworker::{PostmasterHandle, RequestError, Status};
@@ -23,7 +26,8 @@ impl ServiceManager {
     pub(crate) fn ready(postmaster: &PostmasterHandle) -> Self {
         tell(&[NotifyState::Ready]);
         let postmaster = postmaster.clone();
-        let watchdog = sd_notify::watchdog_enabled();
+        // That of another process is not ours to feed.
+        let watchdog = sd_notify::watchdog_enabled().filter(|within| !within.is_zero());
         // Twice as often as it must be.
         let interval = watchdog.map_or(INTERVAL, |within| INTERVAL.min(within / 2));
         let feeding = async move {
@@ -31,7 +35,10 @@ impl ServiceManager {
                 // Fed by the Postmaster's answer alone: a timer would say that a stuck one is alive.
                 let answer = tokio::time::timeout(ANSWER_TIMEOUT, postmaster.status()).await;
                 if let Ok(Ok(status)) = &answer {
-                    tell(&[NotifyState::Status(&line(status)), NotifyState::Watchdog]);
+                    let line = line(status);
+                    let alive = watchdog.map(|_| NotifyState::Watchdog);
+                    let told = std::iter::once(NotifyState::Status(&line)).chain(alive);
+                    tell(&told.collect::<Vec<_>>());
                 }
                 if let Ok(Err(RequestError::PostmasterDied)) = answer {
                     return;
@@ -82,11 +89,39 @@ fn line(status: &Status) -> String {
             line += &format!(", {count} {what}");
         }
     }
+    if let Some(server) = &status.server
+        && server.reason.is_some()
+    {
+        line += &format!(", server is {}", server.state);
+    }
     line
 }
 
 fn tell(what: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(what) {
+    if let Err(error) = send(what) {
         debug!("could not tell the service manager: {error}");
     }
+}
+
+/// Sends to the socket that the service manager names. One without a file, whose name begins with "@", is unknown to
+/// the library.
+fn send(what: &[NotifyState<'_>]) -> io::Result<()> {
+    let name = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    let Some(name) = name.as_bytes().strip_prefix(b"@") else {
+        return sd_notify::notify(what);
+    };
+    let message: String = what.iter().map(|state| format!("{state}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&abstract_address(name)?)?;
+    socket.send(message.as_bytes()).map(drop)
+}
+
+#[cfg(target_os = "linux")]
+fn abstract_address(name: &[u8]) -> io::Result<SocketAddr> {
+    <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn abstract_address(_: &[u8]) -> io::Result<SocketAddr> {
+    Err(io::ErrorKind::Unsupported.into())
 }

@@ -2,9 +2,20 @@
 
 use std::io;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use bgworker::supervision::Shutdown;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::info;
+
+/// The signals that would end the program and mean nothing to it.
+const MEANINGLESS: [(&str, i32); 7] = [
+    ("SIGUSR1", 10),
+    ("SIGUSR2", 12),
+    ("SIGALRM", 14),
+    ("SIGVTALRM", 26),
+    ("SIGPROF", 27),
+    ("SIGIO", 29),
+    ("SIGPWR", 30),
+];
 
 /// The signals that the program handles. Only the program does; the library installs nothing.
 #[derive(Debug)]
@@ -13,6 +24,23 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
+}
+
+/// Takes the signals that mean nothing here, and says so of each.
+fn ignore_the_rest() -> io::Result<()> {
+    if cfg!(not(target_os = "linux")) {
+        // Their numbers are others.
+        return Ok(());
+    }
+    for (name, number) in MEANINGLESS {
+        let mut ignored = signal(SignalKind::from_raw(number))?;
+        actix::spawn(async move {
+            while ignored.recv().await.is_some() {
+                info!("received {name}, which means nothing here");
+            }
+        });
+    }
+    Ok(())
 }
 
 /// What a signal asks for.
@@ -29,6 +57,7 @@ pub(crate) enum Request {
 impl Signals {
     /// Installs the handlers. From here on no signal ends the program by itself.
     pub(crate) fn install() -> io::Result<Self> {
+        ignore_the_rest()?;
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,

@@ -65,8 +65,10 @@ fn ask(arguments: &StatusArguments) -> Result<(String, Snapshot), StatusError> {
         None => url(&arguments.configuration)?,
     };
     let url = format!("{}/status", url.trim_end_matches('/'));
+    // A proxy for the outer world knows nothing of an instance of ours.
     let settings = ureq::Agent::config_builder()
         .timeout_global(Some(TIMEOUT))
+        .proxy(None)
         .build();
     let answer = ureq::Agent::new_with_config(settings).get(&url).call();
     let text = answer.and_then(|mut answer| answer.body_mut().read_to_string());
@@ -110,9 +112,15 @@ fn table(snapshot: &Snapshot) -> String {
     let shutdown = snapshot.shutdown.as_ref();
     let shutdown = shutdown.map_or(String::new(), |mode| format!(", {mode} shutdown"));
     let mut text = format!(
-        "bgworker {}: {}{shutdown}\n\n",
-        snapshot.version, snapshot.reached
+        "bgworker {}: {}{shutdown}\n",
+        snapshot.version,
+        server(snapshot)
     );
+    if snapshot.workers.is_empty() {
+        text += "\nno background worker is registered\n";
+        return text;
+    }
+    text += "\n";
     let troubles =
         std::iter::once(None).chain(snapshot.workers.iter().map(WorkerSnapshot::trouble));
     for (row, trouble) in std::iter::zip(&rows, troubles) {
@@ -129,14 +137,26 @@ fn table(snapshot: &Snapshot) -> String {
         }
         text.truncate(text.trim_end_matches(' ').len());
         text += "\n";
-        text.extend(trouble.map(|trouble| format!("    {trouble}\n")));
+        text.extend(trouble.map(|trouble| format!("    {}\n", plain(&trouble))));
+    }
+    text
+}
+
+/// What the server is, and why it is away.
+fn server(snapshot: &Snapshot) -> String {
+    let Some(server) = &snapshot.server else {
+        return "no server".to_owned();
+    };
+    let mut text = format!("server is {}", server.state);
+    if let Some(reason) = &server.reason {
+        text += &format!(" for {}: {}", span(server.state_seconds), plain(reason));
     }
     text
 }
 
 fn row(worker: &WorkerSnapshot) -> [String; 7] {
     [
-        worker.name.clone(),
+        plain(&worker.name),
         match worker.next_start_seconds {
             Some(wait) => format!("{}, starts in {}", worker.state, span(wait)),
             None => worker.state.clone(),
@@ -151,6 +171,15 @@ fn row(worker: &WorkerSnapshot) -> [String; 7] {
             .total
             .map_or(String::new(), |total| total.to_string()),
     ]
+}
+
+/// A text that steers no terminal, on one line.
+fn plain(text: &str) -> String {
+    let escaped = |c: char| {
+        let control = c.is_control().then(|| c.escape_default().to_string());
+        control.unwrap_or_else(|| c.to_string())
+    };
+    text.chars().map(escaped).collect()
 }
 
 /// Whole seconds, in the largest units.

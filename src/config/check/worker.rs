@@ -8,6 +8,7 @@ use crate::background_worker::{
 };
 use crate::config::schema;
 use crate::config::settings::WorkerSettings;
+use crate::database::ConnInfo;
 use crate::spelling;
 use crate::worker_spi::{self, ConnectionKind, Fold, Table};
 
@@ -66,7 +67,10 @@ impl Check<'_> {
         let (fold, connection) = self.fold(path, document);
         let database = document.database.clone();
         if let Some(database) = &database {
-            if database.is_empty() || database.contains('\0') {
+            if ConnInfo::is_instead_of_name(database) {
+                let message = "it must be the name of a database, and no connection string";
+                self.refuse(&key("database"), message, None);
+            } else if database.is_empty() || database.contains('\0') {
                 let message = "it must not be empty, or contain NUL";
                 self.refuse(&key("database"), message, None);
             }
@@ -157,7 +161,7 @@ impl Check<'_> {
         };
         self.refuse(
             key,
-            format!("there is no function \"{function}\""),
+            format!("there is no function{}", spelling::quoted_word(function)),
             Some(hint),
         );
     }

@@ -3,9 +3,8 @@
 //! It is read at every connect, so that a password can be changed without a restart.
 
 use std::fs::{self, Metadata};
+use std::io;
 use std::path::Path;
-
-use tracing::warn;
 
 use super::{Host, Password};
 
@@ -16,22 +15,33 @@ const LOCALHOST: &str = "localhost";
 const DEFAULT_SOCKET_DIRECTORY: &str = "/var/run/postgresql";
 
 /// The password of a user for a database of a host, of the first line that fits.
-pub(super) fn find(file: &Path, host: &Host, dbname: &str, user: &str) -> Option<Password> {
-    let metadata = fs::metadata(file).ok()?;
+///
+/// # Errors
+///
+/// If there is such a file, and it is not used: a warning that says why. The first two sentences are libpq's.
+pub(super) fn find(
+    file: &Path,
+    host: &Host,
+    dbname: &str,
+    user: &str,
+) -> Result<Option<Password>, String> {
+    let shown = file.display();
+    let metadata = match fs::metadata(file) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("could not read password file \"{shown}\": {error}")),
+    };
     if !metadata.is_file() {
-        let file = file.display();
-        warn!("password file \"{file}\" is not a plain file");
-        return None;
+        return Err(format!("password file \"{shown}\" is not a plain file"));
     }
     if can_others_read(&metadata) {
-        let file = file.display();
-        warn!(
-            "password file \"{file}\" has group or world access; permissions should be u=rw (0600) \
+        return Err(format!(
+            "password file \"{shown}\" has group or world access; permissions should be u=rw (0600) \
              or less: it is not used"
-        );
-        return None;
+        ));
     }
-    let text = fs::read_to_string(file).ok()?;
+    let text = fs::read_to_string(file)
+        .map_err(|error| format!("could not read password file \"{shown}\": {error}"))?;
     let address = host.address.map(|address| address.to_string());
     let host_name = match host.name.as_deref().or(address.as_deref()) {
         None | Some(DEFAULT_SOCKET_DIRECTORY) => LOCALHOST,
@@ -39,10 +49,8 @@ pub(super) fn find(file: &Path, host: &Host, dbname: &str, user: &str) -> Option
     };
     let port = host.port.to_string();
     let wanted = [host_name, &port, dbname, user];
-    text.lines()
-        .filter(|line| !line.starts_with('#'))
-        .find_map(|line| password(line, wanted))
-        .map(Password)
+    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+    Ok(lines.find_map(|line| password(line, wanted)).map(Password))
 }
 
 #[cfg(unix)]

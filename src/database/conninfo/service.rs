@@ -6,15 +6,16 @@ use std::{fs, io};
 use thiserror::Error;
 
 use super::{ConnInfoError, check_keyword};
+use crate::spelling;
 
 /// Why a service has no settings. The sentences are libpq's.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ServiceError {
     /// No file has it.
-    #[error("definition of service \"{service}\" not found")]
+    #[error("definition of service{} not found", spelling::quoted_word(.service))]
     NotFound {
-        /// Its name.
+        /// Its name. It may hold anything, and is shown only if it looks like a word.
         service: String,
     },
     /// The file that `PGSERVICEFILE` names is not there.

@@ -133,7 +133,10 @@ impl<'e> Values<'e> {
         })?;
         let addresses = parse_each(&list("hostaddr"), "hostaddr", "an IP address", |_| true)?;
         let names = list("host");
-        let is_name = |name: &String| name.starts_with('/') || !name.contains([';', '=', '@']);
+        let is_name = |name: &String| {
+            let name = name.strip_prefix('@').unwrap_or(name);
+            name.starts_with('/') || !name.contains([';', '=', '@'])
+        };
         if !names.iter().all(is_name) {
             // What stands there may be a password that went astray, and hosts are shown.
             return Err(ConnInfoError::InvalidValue {

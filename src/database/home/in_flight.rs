@@ -7,16 +7,20 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::groups::{Asked, Groups};
 use super::question::Scalars;
 use super::request::{Message, Request, Waiter, Work};
-use crate::database::DatabaseError;
 use crate::database::connection::{Connection, GRACE};
+use crate::database::{DatabaseError, ErrorClass};
+
+/// How long after a loss another one is no news.
+const QUIET_AFTER_LOSS: Duration = Duration::from_secs(60);
 
 /// What was prepared on one connection.
 pub(super) type Prepared = HashMap<Arc<str>, Statement>;
@@ -32,6 +36,13 @@ pub(super) struct Answered {
     rows: Rows,
     /// What was prepared for it.
     prepared: Option<(Arc<str>, Statement)>,
+}
+
+/// What was lost with a connection.
+pub(super) struct Loss {
+    /// How many statements were sent and not answered.
+    pub(super) in_flight: usize,
+    pub(super) cause: String,
 }
 
 /// Sends a statement; whether it is prepared first.
@@ -126,9 +137,10 @@ pub(super) async fn answer(
     Vec::new()
 }
 
-/// Whether the server has cancelled a statement: it took too long, or somebody has asked for it.
+/// Whether the server has cancelled a statement: it took too long, or another session asked for it.
 fn is_cancelled(error: &tokio_postgres::Error) -> bool {
-    error.code() == Some(&SqlState::QUERY_CANCELED)
+    let code = error.code().map(SqlState::code);
+    code.is_some_and(|code| ErrorClass::of_statement(code, "", None) == ErrorClass::Cancelled)
 }
 
 /// Tells whoever waits for a statement what became of it.
@@ -156,12 +168,12 @@ impl Answered {
     }
 }
 
-/// The connection is gone, or of no use: everybody in flight is told so.
+/// The connection is gone, or cannot be used: every worker with a statement in flight is told so.
 pub(super) async fn lose(
     connection: &Connection,
     first: Option<Answered>,
     mut in_flight: InFlight<'_>,
-) {
+) -> Loss {
     let many = in_flight.len() + usize::from(first.is_some());
     if let Some(answered) = first {
         if answered.is_out_of_step() && !connection.is_closed() {
@@ -173,12 +185,19 @@ pub(super) async fn lose(
     while let Some(answered) = in_flight.next().await {
         tell(connection, answered.message, answered.rows).await;
     }
-    let cause = connection.cause_of_end().await;
-    warn!(in_flight = many, cause, "home connection was lost");
+    Loss {
+        in_flight: many,
+        cause: connection.cause_of_end().await,
+    }
 }
 
 /// The first in line got no answer in time: it is cancelled, and the connection is given up.
-pub(super) async fn give_up(connection: &Connection, mut in_flight: InFlight<'_>, after: Duration) {
+pub(super) async fn give_up(
+    connection: &Connection,
+    mut in_flight: InFlight<'_>,
+    after: Duration,
+) -> Loss {
+    let many = in_flight.len();
     connection.cancel_token().cancel().await;
     // Whatever comes now, it is too late; but it may still end cleanly.
     let first = tokio::time::timeout(GRACE, in_flight.next()).await;
@@ -193,7 +212,10 @@ pub(super) async fn give_up(connection: &Connection, mut in_flight: InFlight<'_>
     while let Some(Answered { message, .. }) = in_flight.next().await {
         message.refuse(given_up_on);
     }
-    warn!("home connection was given up: a statement got no answer in time");
+    Loss {
+        in_flight: many,
+        cause: "given up: a statement got no answer in time".to_owned(),
+    }
 }
 
 /// Cancels one statement after the other. To those who did not ask for it, the connection was lost.
@@ -218,5 +240,30 @@ pub(super) fn given_up_on(doing: &'static str) -> DatabaseError {
         doing,
         cause: "it was given up".to_owned(),
         sqlstate: None,
+    }
+}
+
+// === impl Loss ===
+
+impl Loss {
+    /// Nothing that its workers did not ask for.
+    pub(super) fn none() -> Self {
+        Self {
+            in_flight: 0,
+            cause: String::new(),
+        }
+    }
+
+    /// Says what was lost, unless that was said a moment ago. A connection that was idle is no loss: if the server is
+    /// away, that is said elsewhere.
+    pub(super) fn log(&self, told: &mut Option<Instant>) {
+        let Self { in_flight, cause } = self;
+        let is_news = told.is_none_or(|told| told.elapsed() >= QUIET_AFTER_LOSS);
+        if *in_flight > 0 && is_news {
+            *told = Some(Instant::now());
+            warn!(in_flight, cause, "home connection was lost");
+        } else {
+            debug!(in_flight, cause, "home connection was closed");
+        }
     }
 }

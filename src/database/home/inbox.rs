@@ -18,6 +18,8 @@ pub(super) struct Inbox {
     groups: Groups,
     /// What nobody will send any more.
     forgotten: Vec<Arc<str>>,
+    /// A worker asks for a session that begins anew.
+    renewal: bool,
 }
 
 // === impl Inbox ===
@@ -30,6 +32,7 @@ impl Inbox {
             questions: Vec::new(),
             groups: Groups::new(if together { QUESTIONS_MAX } else { 1 }),
             forgotten: Vec::new(),
+            renewal: false,
         }
     }
 
@@ -66,6 +69,7 @@ impl Inbox {
             Ask::Evaluate(question) => self.questions.push(question),
             Ask::Forget(sql) => self.forgotten.push(sql),
             Ask::ForgetQuestion(number) => self.groups.forget(number),
+            Ask::Renew => self.renewal = true,
         }
     }
 
@@ -110,6 +114,11 @@ impl Inbox {
     pub(super) fn take_forgotten(&mut self) -> Vec<Arc<str>> {
         self.forgotten.extend(self.groups.take_dissolved());
         std::mem::take(&mut self.forgotten)
+    }
+
+    /// Whether a worker has asked for a session that begins anew since this was last taken.
+    pub(super) fn take_renewal(&mut self) -> bool {
+        std::mem::take(&mut self.renewal)
     }
 
     /// Tells everybody who waits what went wrong.

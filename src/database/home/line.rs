@@ -14,22 +14,21 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::in_flight::{InFlight, Prepared, answer, cancel_all, give_up, lose, send};
+use super::in_flight::{InFlight, Loss, Prepared, answer, cancel_all, give_up, lose, send};
 use super::inbox::Inbox;
 use super::request::Ask;
-use crate::backoff::{doubled, jittered};
 use crate::database::Server;
-use crate::database::connect::Sharing;
+use crate::database::connect::{Sharing, reconnect_wait};
 use crate::database::connection::Connection;
 
 /// How many statements are sent and not answered. The rest waits here, and can be withdrawn.
 const IN_FLIGHT_MAX: usize = 16;
 
-/// The first wait between two attempts to connect.
-const RECONNECT_INITIAL: Duration = Duration::from_millis(100);
+/// A session that ends sooner than this has not been of any use.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
 
-/// The longest.
-const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// The youngest session that is worth replacing by another one.
+const RENEW_AFTER: Duration = Duration::from_secs(5);
 
 /// What `pg_stat_activity` calls a home connection. Its statements name their workers.
 const APPLICATION_NAME: &str = "bgworker";
@@ -38,8 +37,10 @@ const APPLICATION_NAME: &str = "bgworker";
 enum End {
     /// Nobody can ask any more.
     Unneeded,
-    /// The connection was lost or given up.
-    Lost,
+    /// The connection was lost or given up, and with it these statements.
+    Lost(Loss),
+    /// Its session is to be replaced by one that begins anew.
+    Outdated,
 }
 
 /// Serves a line until nobody can ask any more.
@@ -50,6 +51,9 @@ pub(super) async fn serve(
     given_up: Arc<Notify>,
 ) {
     let mut attempts = 0;
+    // Sessions in a row that ended as soon as they had begun.
+    let mut short_lived = 0;
+    let mut told = None;
     let mut inbox = Inbox::new(server.settings.prepare);
     while inbox.wait(&mut asked).await {
         if inbox.is_idle() {
@@ -65,22 +69,37 @@ pub(super) async fn serve(
                     info!("home connection is back");
                 }
                 attempts = 0;
+                let begin = Instant::now();
                 let end = work(&server, &connection, &mut inbox, &mut asked, &given_up).await;
                 connection.close().await;
-                if let End::Unneeded = end {
-                    return;
+                match end {
+                    End::Unneeded => return,
+                    End::Lost(loss) => {
+                        server.suspect.notify_one();
+                        loss.log(&mut told);
+                        if begin.elapsed() >= SHORT_LIFE {
+                            short_lived = 0;
+                        } else {
+                            // The first of them is replaced at once.
+                            if short_lived > 0 {
+                                tokio::time::sleep(reconnect_wait(short_lived)).await;
+                            }
+                            short_lived += 1;
+                        }
+                    }
+                    End::Outdated => {}
                 }
-                server.suspect.notify_one();
             }
             Err(error) => {
-                server.suspect.notify_one();
+                if error.is_away() {
+                    server.suspect.notify_one();
+                }
                 if attempts == 0 {
                     warn!(%error, "home connection could not be opened");
                 }
                 inbox.refuse(&mut asked, error);
                 // The rest of the fleet waits for the next attempt, instead of making one each.
-                let wait = doubled(RECONNECT_INITIAL, attempts, RECONNECT_MAX);
-                tokio::time::sleep(jittered(wait, fastrand::f64())).await;
+                tokio::time::sleep(reconnect_wait(attempts)).await;
                 attempts += 1;
             }
         }
@@ -95,8 +114,11 @@ async fn work(
     asked: &mut UnboundedReceiver<Ask>,
     given_up: &Notify,
 ) -> End {
-    // Whoever gave a connection up before this one meant that one.
+    // What was asked of a connection before this one was meant for that one.
     let _ = given_up.notified().now_or_never();
+    inbox.take_renewal();
+    let begin = Instant::now();
+    let mut is_outdated = false;
     let mut prepared = Prepared::new();
     let mut in_flight = InFlight::new();
     let deadline = connection.statement_deadline();
@@ -110,10 +132,14 @@ async fn work(
         for sql in inbox.take_forgotten() {
             prepared.remove(&sql);
         }
+        is_outdated |= inbox.take_renewal() && begin.elapsed() >= RENEW_AFTER;
         if in_flight.is_empty() {
             is_preparing = false;
+            if is_outdated {
+                return End::Outdated;
+            }
         }
-        while !is_preparing && in_flight.len() < IN_FLIGHT_MAX {
+        while !is_outdated && !is_preparing && in_flight.len() < IN_FLIGHT_MAX {
             let Some(message) = inbox.next() else {
                 break;
             };
@@ -131,26 +157,23 @@ async fn work(
             Some(answered) = in_flight.next(), if !in_flight.is_empty() => {
                 too_late.as_mut().reset(Instant::now() + deadline);
                 if connection.is_closed() || answered.is_out_of_step() {
-                    lose(connection, Some(answered), in_flight).await;
-                    return End::Lost;
+                    return End::Lost(lose(connection, Some(answered), in_flight).await);
                 }
                 let again = answer(connection, &mut prepared, inbox.groups(), answered).await;
                 inbox.ask_again(again);
             }
             () = &mut too_late, if !in_flight.is_empty() => {
-                give_up(connection, in_flight, deadline).await;
-                return End::Lost;
+                return End::Lost(give_up(connection, in_flight, deadline).await);
             }
             () = given_up.notified() => {
                 cancel_all(connection, in_flight).await;
-                return End::Lost;
+                return End::Lost(Loss::none());
             }
             () = &mut ended => {
-                lose(connection, None, in_flight).await;
-                return End::Lost;
+                return End::Lost(lose(connection, None, in_flight).await);
             }
             is_asked = inbox.wait(asked),
-                if is_needed && !is_preparing && in_flight.len() < IN_FLIGHT_MAX => {
+                if is_needed && !is_outdated && !is_preparing && in_flight.len() < IN_FLIGHT_MAX => {
                     is_needed = is_asked;
                 }
         }

@@ -19,6 +19,8 @@ pub(super) enum Ask {
     Forget(Arc<str>),
     /// Nobody wants to know this any more.
     ForgetQuestion(u64),
+    /// Go on in a session that begins anew, since what is fixed when a session begins may be what is wrong.
+    Renew,
 }
 
 /// A statement, and who waits for its rows.

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use bgworker::embedded::{Binaries, Cluster, ClusterSettings};
+use bgworker::embedded::{Cluster, ClusterSettings};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::database::TestDatabase;
 use super::proxy::free_port;
 use crate::embedded::{give_to_the_server, reachable_directory};
 
@@ -47,6 +47,11 @@ impl TestServer {
         conninfo(self.port)
     }
 
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.data_dir().join("server.log")).unwrap()
+    }
+
     fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
@@ -72,21 +77,48 @@ impl TestServer {
         self.cluster = Some(Cluster::start(settings).unwrap());
     }
 
-    /// A streaming standby of this server, by `pg_basebackup`.
-    pub(crate) fn standby(&self) -> Self {
+    /// A streaming standby of this server: a copy of its files, made while it is told of a backup.
+    pub(crate) async fn standby(&self) -> Self {
         let directory = reachable_directory();
         let data_dir = directory.path().join("data");
-        let program = Binaries::find(None).unwrap().program("pg_basebackup");
-        let output = Command::new(program)
-            .args(["--write-recovery-conf", "--checkpoint=fast", "--pgdata"])
-            .arg(&data_dir)
-            .arg("--dbname")
-            .arg(self.conninfo())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
+        let primary = TestDatabase::at(&self.conninfo()).await;
+        let version: i32 = primary
+            .value("SELECT current_setting('server_version_num')::int")
+            .await;
+        let (start, stop) = match version {
+            150_000.. => ("pg_backup_start('standby', true)", "pg_backup_stop(false)"),
+            _ => (
+                "pg_start_backup('standby', true, false)",
+                "pg_stop_backup(false, false)",
+            ),
+        };
+        primary.execute(&format!("SELECT {start}")).await;
+        copy_all(&self.data_dir(), &data_dir);
+        let stop = format!("SELECT labelfile FROM {stop}");
+        let label: String = primary.value(&stop).await;
+        fs::write(data_dir.join("backup_label"), label).unwrap();
+        fs::write(data_dir.join("standby.signal"), "").unwrap();
+        let follow = format!("primary_conninfo = '{}'\n", self.conninfo());
+        fs::write(data_dir.join("postgresql.auto.conf"), follow).unwrap();
         give_all_to_the_server(&data_dir);
         Self::in_directory(directory, &[])
+    }
+}
+
+/// Copies the files of a server that runs, but for those that say that it runs.
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (name, path) = entry
+            .map(|entry| (entry.file_name(), entry.path()))
+            .unwrap();
+        if path.is_dir() {
+            copy_all(&path, &to.join(name));
+        } else if !name.to_string_lossy().starts_with("postmaster.") {
+            // What is gone by now was temporary.
+            let _ = fs::copy(&path, to.join(name));
+        }
     }
 }
 

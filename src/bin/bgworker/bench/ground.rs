@@ -27,8 +27,8 @@ impl Ground {
         let client = database.connect("bgworker bench", None).await?;
         let ground = Self { conninfo, client };
         let look = format!(
-            "SELECT coalesce(obj_description(oid, 'pg_namespace'), '') FROM pg_namespace \
-             WHERE nspname = '{SCHEMA}'"
+            "SELECT coalesce(pg_catalog.obj_description(oid, 'pg_namespace'), '') \
+             FROM pg_catalog.pg_namespace WHERE nspname OPERATOR(pg_catalog.=) '{SCHEMA}'"
         );
         let rows = ground
             .client
@@ -83,7 +83,7 @@ impl Ground {
     /// Fails unless total and deltas of a table are this much together.
     pub(super) async fn check(&self, table: &Table, expected: i64) -> Result<(), Box<dyn Error>> {
         let sql = format!(
-            "SELECT coalesce(sum(value), 0)::bigint FROM {}",
+            "SELECT coalesce(pg_catalog.sum(value), 0)::pg_catalog.int8 FROM {}",
             table.sql()
         );
         let found: i64 = self.value(&sql).await?;
@@ -125,8 +125,8 @@ impl Ground {
     /// Drops the schema, some tables at a time.
     pub(super) async fn clear(&self) -> Result<(), Box<dyn Error>> {
         let list = format!(
-            "SELECT coalesce(array_agg(format('%I.%I', schemaname, tablename)), '{{}}') \
-             FROM pg_tables WHERE schemaname = '{SCHEMA}'"
+            "SELECT coalesce(pg_catalog.array_agg(pg_catalog.format('%I.%I', schemaname, tablename)), '{{}}') \
+             FROM pg_catalog.pg_tables WHERE schemaname OPERATOR(pg_catalog.=) '{SCHEMA}'"
         );
         let tables: Vec<String> = self.value(&list).await?;
         for some in tables.chunks(TABLES_PER_STATEMENT) {

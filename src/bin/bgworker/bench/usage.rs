@@ -38,7 +38,7 @@ impl Usage {
             .into_iter()
             .map(|pid| Some((pid, cpu(&pid.to_string())?)))
             .collect();
-        let wal = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8";
+        let wal = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), '0/0')::pg_catalog.float8";
         Ok(Self {
             client: cpu("self").ok_or("there is no /proc to measure with")?,
             server,
@@ -65,7 +65,7 @@ impl Usage {
 
 /// The memory of this process, and of the backends of the workers; shared pages count in part. Bytes.
 pub(super) async fn memory(ground: &Ground) -> Result<Option<f64>, Box<dyn Error>> {
-    let pids = backends(ground, "application_name = 'bgworker'").await?;
+    let pids = backends(ground, "application_name OPERATOR(pg_catalog.=) 'bgworker'").await?;
     let server: Option<f64> = pids.iter().map(|pid| pss(&pid.to_string())).sum();
     Ok(server
         .zip(pss("self"))
@@ -73,8 +73,9 @@ pub(super) async fn memory(ground: &Ground) -> Result<Option<f64>, Box<dyn Error
 }
 
 async fn backends(ground: &Ground, which: &str) -> Result<Vec<i32>, Box<dyn Error>> {
-    let sql =
-        format!("SELECT coalesce(array_agg(pid), '{{}}') FROM pg_stat_activity WHERE {which}");
+    let sql = format!(
+        "SELECT coalesce(pg_catalog.array_agg(pid), '{{}}') FROM pg_catalog.pg_stat_activity WHERE {which}"
+    );
     ground.value(&sql).await
 }
 
@@ -124,8 +125,9 @@ async fn longest_transaction(
     connection: Connection,
     mut stopped: tokio::sync::oneshot::Receiver<()>,
 ) -> Result<f64, database::DatabaseError> {
-    let sql = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 \
-               FROM pg_stat_activity WHERE query LIKE '/* bgworker: %' AND state <> 'idle'";
+    let sql = "SELECT coalesce(pg_catalog.max(extract(epoch FROM pg_catalog.clock_timestamp() \
+               OPERATOR(pg_catalog.-) xact_start)), 0)::pg_catalog.float8 FROM pg_catalog.pg_stat_activity \
+               WHERE query OPERATOR(pg_catalog.~~) '/* bgworker: %' AND state OPERATOR(pg_catalog.<>) 'idle'";
     let statement = connection.prepare("watch", sql).await?;
     let mut longest = 0_f64;
     while stopped.try_recv().is_err() {

@@ -151,7 +151,7 @@ async fn table(ground: &Ground, rows: u32) -> Result<Table, Box<dyn Error>> {
 
 async fn fill(ground: &Ground, table: &Table, rows: u32) -> Result<(), Box<dyn Error>> {
     let sql = format!(
-        "INSERT INTO {} SELECT 'delta', 1 FROM generate_series(1, {rows})",
+        "INSERT INTO {} SELECT 'delta', 1 FROM pg_catalog.generate_series(1, {rows})",
         table.sql()
     );
     ground.client.batch_execute("fill", &sql).await?;

@@ -72,9 +72,10 @@ async fn connections_left(
     ground: &Ground,
     arguments: &BenchArguments,
 ) -> Result<usize, Box<dyn Error>> {
-    let sql = "SELECT current_setting('max_connections')::bigint \
-               - current_setting('superuser_reserved_connections')::bigint - count(*) \
-               FROM pg_stat_activity WHERE backend_type = 'client backend'";
+    let sql = "SELECT pg_catalog.current_setting('max_connections')::pg_catalog.int8 OPERATOR(pg_catalog.-) \
+               pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int8 \
+               OPERATOR(pg_catalog.-) pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
+               WHERE backend_type OPERATOR(pg_catalog.=) 'client backend'";
     // A superuser's may be more than the others leave.
     let left = usize::try_from(ground.value::<i64>(sql).await?).unwrap_or(0);
     Ok(match arguments.database {

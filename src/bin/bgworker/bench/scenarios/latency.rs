@@ -28,7 +28,7 @@ pub(in crate::bench) async fn latency(
     let mut took = Vec::new();
     let insert = format!("INSERT INTO {} VALUES ('delta', 1)", table.sql());
     let total = format!(
-        "SELECT value::bigint FROM {} WHERE type = 'total'",
+        "SELECT value::pg_catalog.int8 FROM {} WHERE type OPERATOR(pg_catalog.=) 'total'",
         table.sql()
     );
     while begin.elapsed() < SECOND * arguments.seconds {

@@ -57,7 +57,10 @@ pub(in crate::bench) async fn stream(
         progress.say(format!("stream: {at:.0} s of {} s", time.as_secs()));
         tokio::time::sleep(SECOND).await;
         let size: i64 = ground
-            .value(&format!("SELECT pg_relation_size('{}')", table.sql()))
+            .value(&format!(
+                "SELECT pg_catalog.pg_relation_size('{}')",
+                table.sql()
+            ))
             .await?;
         let cycles = fleet.cycles().await?[0];
         sizes.push((at, size as f64 / 1e6));
@@ -116,7 +119,7 @@ async fn insert(
     waiting: Waiting,
 ) -> Result<i64, DatabaseError> {
     let sql = format!(
-        "INSERT INTO {} SELECT 'delta', 1 FROM generate_series(1, {rows})",
+        "INSERT INTO {} SELECT 'delta', 1 FROM pg_catalog.generate_series(1, {rows})",
         table.sql()
     );
     let mut interval = tokio::time::interval(SECOND / INSERTS_PER_SECOND);
@@ -141,7 +144,7 @@ async fn look(
     waiting: Waiting,
 ) -> Result<Vec<f64>, Box<dyn Error + Send + Sync>> {
     let sql = format!(
-        "SELECT value::bigint FROM {} WHERE type = 'total'",
+        "SELECT value::pg_catalog.int8 FROM {} WHERE type OPERATOR(pg_catalog.=) 'total'",
         table.sql()
     );
     let total = client.prepare("look at the total", &sql).await?;

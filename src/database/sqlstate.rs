@@ -1,0 +1,258 @@
+//! What an error of a server or a pooler means for the worker that meets it: the one table of error classes.
+//!
+//! Pure: an SQLSTATE and a sentence in, an [`ErrorClass`] out. Nothing here decides how long to wait, or what to
+//! say; and no SQLSTATE may stand anywhere else.
+
+use std::io;
+
+/// What follows from an error of the database.
+///
+/// The order is that of their weight: of several attempts the heaviest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ErrorClass {
+    /// The server, or the connection to it, is gone. The worker is not at fault, and comes back when the server
+    /// does.
+    Away,
+    /// The server, a pooler or our own process has no room for another connection. Connections that exist are
+    /// not affected.
+    Full,
+    /// A setting or a file on our side keeps us from asking. This says nothing about the server.
+    Ours,
+    /// The server is there, and does not let us in.
+    Refused,
+    /// Another client is in the way: the next attempt may succeed at once.
+    InTheWay,
+    /// What was prepared no longer fits what it was prepared for.
+    OutOfDate,
+    /// The session can only read: a standby, or a setting of the session.
+    ReadOnly,
+    /// The server took longer than it may, or an administrator cancelled the statement.
+    Cancelled,
+    /// The server ran out of something: disk, memory, the range of a number.
+    Exhausted,
+    /// A person has to mend something first: a privilege, a constraint, a trigger.
+    ToBeMended,
+}
+
+/// The server's code for a statement that undid itself: a text that is no number (`invalid_text_representation`).
+pub(crate) const UNDONE: &str = "22P02";
+
+/// What a connection that ended without a word would have said (`connection_failure`).
+pub(super) const LOST: &str = "08006";
+
+/// What poolers say under the few codes that they have: a part of the message in lower case, and its class.
+///
+/// A pooler that passes on what its server said, such as PgBouncer's `server login has been failing, cached error:
+/// …`, is understood by the server's own sentence in it. The first that fits counts.
+const SENTENCES: [(&str, ErrorClass); 43] = [
+    // The server's own, passed on by any of them
+    ("too many clients already", ErrorClass::Full),
+    ("too many connections", ErrorClass::Full),
+    ("remaining connection slots are reserved", ErrorClass::Full),
+    ("authentication failed", ErrorClass::Refused),
+    ("\" does not exist", ErrorClass::Refused),
+    ("no pg_hba.conf entry", ErrorClass::Refused),
+    ("pg_hba.conf rejects connection", ErrorClass::Refused),
+    ("is not permitted to log in", ErrorClass::Refused),
+    (
+        "is not currently accepting connections",
+        ErrorClass::Refused,
+    ),
+    ("permission denied for database", ErrorClass::Refused),
+    // PgBouncer
+    ("no more connections allowed", ErrorClass::Full),
+    ("client connections exceeded", ErrorClass::Full),
+    ("query_wait_timeout", ErrorClass::Full),
+    ("no such database", ErrorClass::Refused),
+    ("no such user", ErrorClass::Refused),
+    ("no authentication method is found", ErrorClass::Refused),
+    ("bouncer config error", ErrorClass::Refused),
+    ("auth failed", ErrorClass::Refused),
+    ("login rejected", ErrorClass::Refused),
+    ("does not allow connections", ErrorClass::Refused),
+    ("\" is disabled", ErrorClass::Refused),
+    ("ssl required", ErrorClass::Refused),
+    ("server login failed", ErrorClass::Refused),
+    ("server login has been failing", ErrorClass::Away),
+    ("server conn crashed", ErrorClass::Away),
+    // Supavisor, which says the same with and without a code in parentheses
+    ("max client connections reached", ErrorClass::Full),
+    ("max clients reached", ErrorClass::Full),
+    ("unable to check out", ErrorClass::Full),
+    ("pool checkout failed", ErrorClass::Full),
+    ("max pools count reached", ErrorClass::Full),
+    ("too many authentication failures", ErrorClass::Refused),
+    ("too many failed attempts", ErrorClass::Away),
+    ("not found", ErrorClass::Refused),
+    ("ssl connection is required", ErrorClass::Refused),
+    ("allow_list", ErrorClass::Refused),
+    ("authentication error, reason", ErrorClass::Refused),
+    ("dbhandler exited", ErrorClass::Away),
+    ("connect to database", ErrorClass::Away),
+    // Odyssey, pgcat, PgDog, Neon
+    ("too many", ErrorClass::Full),
+    ("checkout timeout", ErrorClass::Full),
+    ("no pool configured", ErrorClass::Refused),
+    ("endpoint is disabled", ErrorClass::Refused),
+    ("is not allowed to connect", ErrorClass::Refused),
+];
+
+// === impl ErrorClass ===
+
+impl ErrorClass {
+    /// What it means that no connection could be made, or that one was ended.
+    pub(super) fn of_connection(code: &str, message: &str) -> Self {
+        match code {
+            "53300" => Self::Full,
+            code if is_vague(code) => Self::of_sentence(message).unwrap_or(Self::Away),
+            code if code.starts_with("08") => Self::Away,
+            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => Self::Away,
+            _ => Self::Refused,
+        }
+    }
+
+    /// What it means that a statement failed. `routine` is the server's function that found the error.
+    pub(super) fn of_statement(code: &str, message: &str, routine: Option<&str>) -> Self {
+        match code {
+            "40001" | "40P01" | "55P03" => Self::InTheWay,
+            "26000" => Self::OutOfDate,
+            // Other features that are not supported stay so.
+            "0A000" if routine == Some("RevalidateCachedQuery") => Self::OutOfDate,
+            "25006" => Self::ReadOnly,
+            "57014" => Self::Cancelled,
+            // What ends a session says so whenever it comes.
+            code if code.starts_with("08") || code.starts_with("28") => {
+                Self::of_connection(code, message)
+            }
+            "3D000" | "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => {
+                Self::of_connection(code, message)
+            }
+            code if is_vague(code) => Self::of_sentence(message).unwrap_or(Self::ToBeMended),
+            "22003" => Self::Exhausted,
+            code if code.starts_with("53") => Self::Exhausted,
+            _ => Self::ToBeMended,
+        }
+    }
+
+    fn of_sentence(message: &str) -> Option<Self> {
+        let message = message.to_ascii_lowercase();
+        let said = SENTENCES.iter().find(|(part, _)| message.contains(part));
+        said.map(|(_, class)| *class)
+    }
+
+    /// What it means that the system could not make a connection.
+    pub(super) fn of_system(error: &io::Error) -> Self {
+        // Numbers, since the standard library has no names for them: EAGAIN (the queue of a Unix socket is full),
+        // ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS.
+        match error.raw_os_error() {
+            Some(11 | 12 | 23 | 24 | 99 | 105) if cfg!(target_os = "linux") => Self::Full,
+            _ if error.kind() == io::ErrorKind::PermissionDenied => Self::Ours,
+            _ => Self::Away,
+        }
+    }
+}
+
+/// Codes under which poolers say anything: `protocol_violation`, `internal_error`, `system_error`, and two of
+/// `connection_exception`.
+fn is_vague(code: &str) -> bool {
+    matches!(code, "08P01" | "08004" | "08006" | "XX000" | "58000")
+}
+
+/// Whether the same host may be reached with, or without, encryption instead (`invalid_authorization_specification`);
+/// a wrong password is as wrong the other way.
+pub(super) fn is_about_encryption(code: &str) -> bool {
+    code == "28000"
+}
+
+/// Whether another session made the same thing at the same time (`duplicate_schema`, `duplicate_table`,
+/// `duplicate_object`, `unique_violation`).
+pub(crate) fn is_made_already(code: &str) -> bool {
+    matches!(code, "42P06" | "42P07" | "42710" | "23505")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_full_is_not_away_whoever_says_so() {
+        for (code, message) in [
+            ("53300", "sorry, too many clients already"),
+            ("53300", "too many connections for role \"app\""),
+            ("08P01", "no more connections allowed (max_client_conn)"),
+            ("53300", "no more connections allowed (max_client_conn)"),
+            ("08P01", "query_wait_timeout"),
+            ("XX000", "Max client connections reached"),
+            (
+                "XX000",
+                "MaxClientsInSessionMode: max clients reached - in Session mode max clients are limited to pool_size",
+            ),
+            (
+                "08P01",
+                "server login has been failing, cached error: sorry, too many clients already (server_login_retry)",
+            ),
+            (
+                "XX000",
+                "(ECHECKOUTTIMEOUT) unable to check out connection from the pool after 60000ms in Session mode",
+            ),
+            ("58000", "checkout timeout"),
+        ] {
+            let class = ErrorClass::of_connection(code, message);
+            assert_eq!(class, ErrorClass::Full, "{code} {message}");
+            let class = ErrorClass::of_statement(code, message, None);
+            assert_eq!(class, ErrorClass::Full, "{code} {message}");
+        }
+    }
+
+    #[test]
+    fn what_a_pooler_says_of_a_password_or_a_database_is_a_refusal() {
+        for (code, message) in [
+            ("28P01", "password authentication failed for user \"app\""),
+            ("3D000", "database \"d\" does not exist"),
+            ("08P01", "no such database: d"),
+            ("08P01", "SASL authentication failed"),
+            ("XX000", "Tenant or user not found"),
+            ("42501", "permission denied for database \"d\""),
+            (
+                "08P01",
+                "server login has been failing, cached error: password authentication failed for user \"app\" (server_login_retry)",
+            ),
+            (
+                "08P01",
+                "server login has been failing, cached error: database \"d\" does not exist (server_lo",
+            ),
+            ("08P01", "password authentication failed"),
+            ("XX000", "(ENOTFOUND) tenant/user postgres.x not found"),
+        ] {
+            let class = ErrorClass::of_connection(code, message);
+            assert_eq!(class, ErrorClass::Refused, "{code} {message}");
+        }
+        for (code, message) in [
+            ("08P01", "pgbouncer cannot connect to server"),
+            (
+                "08P01",
+                "server login has been failing, cached error: connect failed (server_login_retry)",
+            ),
+            (
+                "57P01",
+                "terminating connection due to administrator command",
+            ),
+            (
+                "57P05",
+                "terminating connection due to idle-session timeout",
+            ),
+            ("57P03", "the database system is starting up"),
+            ("XX000", "DbHandler exited"),
+        ] {
+            let class = ErrorClass::of_connection(code, message);
+            assert_eq!(class, ErrorClass::Away, "{code} {message}");
+        }
+    }
+
+    #[test]
+    fn only_a_plan_that_does_not_fit_any_more_is_out_of_date() {
+        let of = |routine| ErrorClass::of_statement("0A000", "", routine);
+        assert_eq!(of(Some("RevalidateCachedQuery")), ErrorClass::OutOfDate);
+        assert_eq!(of(Some("RewriteQuery")), ErrorClass::ToBeMended);
+    }
+}

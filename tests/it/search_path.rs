@@ -1,0 +1,229 @@
+//! Names in statements of ours: nothing that another role plants in the search path is ever run.
+
+use std::collections::BTreeSet;
+
+use bgworker::database::{self, ConnInfo, Database};
+use bgworker::supervision::{Limits, Shutdown};
+use bgworker::worker_spi::{Fold, Settings};
+use bgworker::{Postmaster, PostmasterHandle};
+
+use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
+use crate::support::eventually;
+use crate::support::server::TestServer;
+
+/// The kinds of values that a planted name is made for.
+const TYPES: [&str; 12] = [
+    "text", "varchar", "int8", "int4", "int2", "numeric", "oid", "regclass", "name", "bool",
+    "\"char\"", "tid",
+];
+
+/// A Postmaster that connects as the role whose search path leads astray.
+fn postmaster(server: &TestServer, dbname: &str, prepare: bool) -> PostmasterHandle {
+    let conninfo = server.conninfo().replace(
+        "user=postgres dbname=postgres",
+        &format!("user=victim dbname={dbname}"),
+    );
+    let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
+    let settings = database::Settings::default().prepare(prepare);
+    let database = Database::new(conninfo, settings).unwrap();
+    Postmaster::launch(Limits::default(), Some(database)).unwrap()
+}
+
+/// Has workers do whatever they can do, so that each of their statements runs.
+async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
+    for (schema, kinds) in [("s1", "varchar, value int"), ("s2", "text, value smallint")] {
+        db.execute(&format!(
+            "CREATE SCHEMA {schema}; CREATE TABLE {schema}.t (type {kinds}); \
+             CREATE UNIQUE INDEX ON {schema}.t (type) WHERE type = 'total'"
+        ))
+        .await;
+    }
+    db.execute(
+        "CREATE SCHEMA odd; CREATE TABLE odd.several (type text, value int); \
+         INSERT INTO odd.several VALUES ('total', 1), ('total', 2); \
+         CREATE TABLE odd.fraction (type text, value numeric); \
+         CREATE TABLE s1.seen (path text); \
+         CREATE FUNCTION s1.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         INSERT INTO s1.seen VALUES (pg_catalog.current_setting('search_path')); RETURN new; END $$; \
+         CREATE TRIGGER see BEFORE UPDATE ON s1.t FOR EACH ROW EXECUTE FUNCTION s1.see()",
+    )
+    .await;
+    let vacuums = |settings: Settings| settings.vacuum_after(Some(1)).initial_total(0);
+    for prepare in [true, false] {
+        let postmaster = postmaster(server, dbname, prepare);
+        for refused in ["several", "fraction"] {
+            register(&postmaster, refused, brisk(&table("odd", refused))).await;
+        }
+        for schema in ["made", "s1", "s2"] {
+            let settings = vacuums(brisk(&table(schema, "t")));
+            register(&postmaster, schema, settings).await;
+        }
+        let settings = vacuums(brisk_on_its_own(&table("cut", "t")));
+        register(&postmaster, "cut", settings.fold(Fold::Truncate).batch(1)).await;
+        for schema in ["made", "s1", "s2", "cut"] {
+            let sql = format!("SELECT to_regclass('{schema}.t') IS NOT NULL");
+            eventually("the table is there", || async {
+                db.value::<bool>(&sql).await
+            })
+            .await;
+            db.execute(&format!(
+                "INSERT INTO {schema}.t (type, value) SELECT 'delta', 1 FROM generate_series(1, 1000)"
+            ))
+            .await;
+            let sql = format!("SELECT count(*) FROM {schema}.t WHERE type = 'delta'");
+            let folded = || async { db.value::<i64>(&sql).await == 0 };
+            eventually(&format!("{schema}.t is folded"), folded).await;
+        }
+        eventually("two tables are refused", || async {
+            postmaster.workers().await.unwrap().1.len() == 2
+        })
+        .await;
+        let status = postmaster.status().await.unwrap();
+        assert!(status.server.unwrap().reason.is_none());
+        postmaster.shut_down(Shutdown::Smart);
+        postmaster.exited().await.unwrap();
+    }
+}
+
+/// The words, and the runs of operator characters, of all statements that the server has logged for the role.
+fn said(log: &str) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let statements = || log.lines().filter(|line| line.starts_with("victim|"));
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_operator = |c: char| "+-*/<>=~!@#%^&|`?".contains(c);
+    let words = statements().flatmap_split(move |c| !is_word(c));
+    let operators = statements().flatmap_split(move |c| !is_operator(c));
+    (words, operators)
+}
+
+/// Splits every line, and keeps each part once.
+trait Split<'t> {
+    fn flatmap_split(self, is_between: impl Fn(char) -> bool + Copy) -> BTreeSet<&'t str>;
+}
+
+impl<'t, L: Iterator<Item = &'t str>> Split<'t> for L {
+    fn flatmap_split(self, is_between: impl Fn(char) -> bool + Copy) -> BTreeSet<&'t str> {
+        let parts = self.flat_map(|line| line.split(is_between));
+        parts.filter(|part| !part.is_empty()).collect()
+    }
+}
+
+/// Plants a function, an operator or a type for each of these names, for every combination of types, before
+/// everything else in the role's search path. Each of them leaves a trace when it runs.
+async fn plant(db: &TestDatabase, words: &BTreeSet<&str>, operators: &BTreeSet<&str>) -> i64 {
+    let array = |names: &BTreeSet<&str>| {
+        let names: Vec<_> = names.iter().map(|name| format!("'{name}'")).collect();
+        format!("ARRAY[{}]::text[]", names.join(","))
+    };
+    let types: Vec<_> = TYPES
+        .iter()
+        .map(|kind| format!("'pg_catalog.{kind}'"))
+        .collect();
+    let types = format!("ARRAY[{}]", types.join(","));
+    db.execute(&format!(
+        r#"
+        CREATE SCHEMA planted; CREATE SEQUENCE planted.trace; CREATE SEQUENCE planted.made;
+        CREATE FUNCTION planted.ran() RETURNS pg_catalog.bool LANGUAGE sql VOLATILE AS
+            $$ SELECT pg_catalog.nextval('planted.trace') OPERATOR(pg_catalog.>) 0 $$;
+        GRANT ALL ON SCHEMA planted TO PUBLIC; GRANT ALL ON ALL SEQUENCES IN SCHEMA planted TO PUBLIC;
+        DO $do$
+        DECLARE kinds text[] := {types}; word text; l text; r text; args text[]; arg text; returns text;
+        BEGIN
+            FOR word IN SELECT DISTINCT proname FROM pg_catalog.pg_proc
+                WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = ANY ({words}) LOOP
+                SELECT pg_catalog.format_type(prorettype, NULL) INTO returns FROM pg_catalog.pg_proc
+                    WHERE proname = word AND pronamespace = 'pg_catalog'::regnamespace LIMIT 1;
+                args := ARRAY['']  || kinds || (SELECT array_agg(a || ',' || b) FROM unnest(kinds) a, unnest(kinds) b)
+                    || (SELECT array_agg('pg_catalog.text,' || a || ',' || b) FROM unnest(kinds) a, unnest(kinds) b);
+                FOREACH arg IN ARRAY args LOOP
+                    BEGIN
+                        EXECUTE format('CREATE FUNCTION planted.%I(%s) RETURNS %s LANGUAGE plpgsql AS '
+                            '$f$ BEGIN PERFORM planted.ran(); RETURN NULL; END $f$', word, arg, returns);
+                        PERFORM nextval('planted.made');
+                    EXCEPTION WHEN OTHERS THEN NULL; END;
+                END LOOP;
+            END LOOP;
+            FOREACH word IN ARRAY {operators} LOOP
+                FOREACH l IN ARRAY kinds LOOP FOREACH r IN ARRAY kinds LOOP
+                    BEGIN
+                        EXECUTE format('CREATE FUNCTION planted.%I(%s, %s) RETURNS bool LANGUAGE plpgsql AS '
+                            '$f$ BEGIN PERFORM planted.ran(); RETURN NULL; END $f$', 'op ' || word, l, r);
+                        EXECUTE format('CREATE OPERATOR planted.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = planted.%I)',
+                            word, l, r, 'op ' || word);
+                        PERFORM nextval('planted.made');
+                    EXCEPTION WHEN OTHERS THEN NULL; END;
+                END LOOP; END LOOP;
+            END LOOP;
+            FOR word IN SELECT typname FROM pg_catalog.pg_type WHERE typnamespace = 'pg_catalog'::regnamespace
+                AND typtype = 'b' AND typname = ANY ({words}) LOOP
+                EXECUTE format('CREATE DOMAIN planted.%I AS pg_catalog.%I CHECK (planted.ran())', word, word);
+                PERFORM nextval('planted.made');
+            END LOOP;
+        END $do$;
+        ALTER ROLE victim SET search_path = planted, pg_catalog, public
+        "#,
+        words = array(words),
+        operators = array(operators),
+    ))
+    .await;
+    db.value("SELECT last_value FROM planted.made").await
+}
+
+#[actix::test]
+async fn what_another_role_plants_in_the_search_path_is_never_run() {
+    let server = TestServer::start_with(&[("log_statement", "all"), ("log_line_prefix", "%u|")]);
+    let db = TestDatabase::at(&server.conninfo()).await;
+    db.execute("CREATE ROLE victim LOGIN SUPERUSER").await;
+    do_everything(&server, &db, "postgres").await;
+    let log = server.log();
+    let (words, operators) = said(&log);
+    for known in [
+        "format_type",
+        "sum",
+        "row_security_active",
+        "text",
+        "TRUNCATE",
+        "VACUUM",
+    ] {
+        assert!(words.contains(known), "{known} was not run");
+    }
+    assert!(
+        operators.contains("<=") && operators.contains("+"),
+        "{operators:?}"
+    );
+    // IN, BETWEEN, CASE and IS DISTINCT FROM look for these without a word.
+    let mut operators = operators;
+    operators.extend(["=", "<>", "<", ">", "<=", ">="]);
+
+    db.execute("CREATE DATABASE trap").await;
+    let trap = server.conninfo().replace("dbname=postgres", "dbname=trap");
+    let trap = TestDatabase::at(&trap).await;
+    let planted = plant(&trap, &words, &operators).await;
+    assert!(planted > 1_000, "{planted}");
+    do_everything(&server, &trap, "trap").await;
+    let trace = "SELECT is_called FROM planted.trace";
+    assert!(
+        !trap.value::<bool>(trace).await,
+        "something that was planted has run"
+    );
+    let path: String = trap.value("SELECT DISTINCT path FROM s1.seen").await;
+    assert_eq!(
+        path, "planted, pg_catalog, public",
+        "a user's trigger keeps its own"
+    );
+
+    // It would have been noticed.
+    for careless in [
+        "SELECT format_type(23::oid, NULL::int)",
+        "SELECT 'a'::varchar = 'b'::varchar",
+        "SELECT 1::bigint IN (2::bigint)",
+        "SELECT 'x'::text",
+    ] {
+        trap.execute("ALTER SEQUENCE planted.trace RESTART").await;
+        let victim = server
+            .conninfo()
+            .replace("user=postgres dbname=postgres", "user=victim dbname=trap");
+        let victim = TestDatabase::at(&victim).await;
+        victim.execute(careless).await;
+        assert!(trap.value::<bool>(trace).await, "{careless}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Triggers and rules on the table: what was deleted, summed up and added must agree, or nothing has happened.
+
+use std::time::Duration;
+
+use bgworker::PostmasterHandle;
+use bgworker::worker_spi::Table;
+use tracing::Level;
+
+use crate::support::database::{TestDatabase, TestWorker, brisk, table};
+use crate::support::eventually;
+use crate::support::log::Log;
+
+/// A worker on `s.t`, where a trigger with this body is put on the table afterwards.
+struct Triggered {
+    log: Log,
+    db: TestDatabase,
+    table: Table,
+    postmaster: PostmasterHandle,
+    _worker: TestWorker,
+}
+
+impl Triggered {
+    async fn new(event: &str, body: &str) -> Self {
+        let log = Log::capture();
+        let db = TestDatabase::new().await;
+        let postmaster = db.postmaster();
+        let worker = db.worker(&postmaster, "w", brisk(&table("s", "t"))).await;
+        db.execute(&format!(
+            "CREATE TABLE s.bin (LIKE s.t); INSERT INTO s.t VALUES ('total', 100); \
+             CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; END $$; \
+             CREATE TRIGGER f {event} ON s.t FOR EACH ROW EXECUTE FUNCTION s.f()"
+        ))
+        .await;
+        Self {
+            log,
+            db,
+            table: table("s", "t"),
+            postmaster,
+            _worker: worker,
+        }
+    }
+
+    async fn insert(&self, deltas: &str) {
+        let sql = format!("INSERT INTO s.t SELECT 'delta', v FROM ({deltas}) AS d (v)");
+        self.db.execute(&sql).await;
+    }
+
+    /// Waits until an error with this text is told.
+    async fn told(&self, text: &str) {
+        eventually(text, || async {
+            !self.log.with(Level::ERROR, text).is_empty()
+        })
+        .await;
+    }
+
+    /// Drops the trigger, and waits until everything is folded.
+    async fn mended(&self, total: &str) {
+        self.db.execute("DROP TRIGGER f ON s.t").await;
+        self.db.wait_for_rows(&self.table, &[total]).await;
+    }
+}
+
+#[actix::test]
+async fn a_trigger_that_keeps_the_deltas_is_told_for_what_it_is_and_writes_nothing() {
+    let keep = "INSERT INTO s.bin VALUES (old.type, old.value); RETURN NULL";
+    let triggered = Triggered::new("BEFORE DELETE", keep).await;
+    triggered
+        .insert("SELECT 1 FROM generate_series(1, 20000)")
+        .await;
+    triggered.told("of 20000 deltas 0 could be deleted").await;
+    triggered
+        .told("a trigger or a rule on DELETE keeps deltas in the table")
+        .await;
+    // Several attempts later: ever less often, told once, and each undone.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let told = triggered.log.with(Level::WARN, "");
+    assert_eq!(told.len(), 1, "{told:#?}");
+    let failures = triggered.postmaster.workers().await.unwrap().0[0]
+        .report
+        .consecutive_failures;
+    assert!(failures < 20, "{failures} attempts");
+    let kept: i64 = triggered.db.value("SELECT count(*) FROM s.bin").await;
+    assert_eq!(kept, 0);
+    triggered.mended("total|20100").await;
+}
+
+#[actix::test]
+async fn a_trigger_that_keeps_some_deltas_neither_loses_nor_doubles_any() {
+    let body = "IF old.value = 3 THEN RETURN NULL; END IF; RETURN old";
+    let triggered = Triggered::new("BEFORE DELETE", body).await;
+    triggered.insert("VALUES (1), (2), (3)").await;
+    triggered.told("of 3 deltas 2 could be deleted").await;
+    let rows = triggered.db.rows(&triggered.table).await;
+    assert_eq!(rows, ["delta|1", "delta|2", "delta|3", "total|100"]);
+    triggered.mended("total|106").await;
+}
+
+#[actix::test]
+async fn a_trigger_that_alters_the_total_loses_no_delta() {
+    for body in [
+        "new.value := old.value; RETURN new",
+        "new.value := new.value + 1; RETURN new",
+        "new.type := 'other'; RETURN new",
+        "RETURN NULL",
+    ] {
+        let triggered = Triggered::new("BEFORE UPDATE", body).await;
+        let sql = "ALTER TABLE s.t DROP CONSTRAINT t_type_check";
+        triggered.db.execute(sql).await;
+        triggered.insert("VALUES (5), (-2)").await;
+        let why = "a trigger on UPDATE alters or suppresses the total";
+        triggered.told(why).await;
+        let rows = triggered.db.rows(&triggered.table).await;
+        assert_eq!(rows, ["delta|-2", "delta|5", "total|100"], "{body}");
+        triggered.mended("total|103").await;
+    }
+}
+
+#[actix::test]
+async fn a_sum_of_zero_is_folded_though_a_trigger_suppresses_updates_that_change_nothing() {
+    let triggered = Triggered::new("BEFORE INSERT", "RETURN new").await;
+    triggered
+        .db
+        .execute(
+            "CREATE TRIGGER z BEFORE UPDATE ON s.t FOR EACH ROW \
+             EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        )
+        .await;
+    triggered.insert("VALUES (5), (-5)").await;
+    let rows = ["total|100"];
+    triggered.db.wait_for_rows(&triggered.table, &rows).await;
+    assert_eq!(triggered.log.with(Level::WARN, ""), [""; 0]);
+}
+
+#[actix::test]
+async fn an_audit_trigger_that_keeps_out_of_the_way_is_no_hindrance() {
+    let audit = "INSERT INTO s.bin VALUES (old.type, old.value); RETURN old";
+    let triggered = Triggered::new("BEFORE DELETE", audit).await;
+    triggered.insert("VALUES (1), (2)").await;
+    let rows = ["total|103"];
+    triggered.db.wait_for_rows(&triggered.table, &rows).await;
+    let audited: i64 = triggered.db.value("SELECT count(*) FROM s.bin").await;
+    assert_eq!(audited, 2);
+}
+
+#[actix::test]
+async fn a_rule_that_comes_later_is_told_once_and_is_no_hot_loop() {
+    let triggered = Triggered::new("BEFORE INSERT", "RETURN new").await;
+    let rule = "CREATE RULE r AS ON DELETE TO s.t DO INSTEAD NOTHING";
+    triggered.db.execute(rule).await;
+    triggered.insert("VALUES (1)").await;
+    triggered.told("rule").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let told = triggered.log.with(Level::WARN, "");
+    assert!(told.len() <= 2, "{told:#?}");
+    triggered.db.execute("DROP RULE r ON s.t").await;
+    triggered.mended("total|101").await;
+}
