@@ -26,27 +26,26 @@ mod connection;
 pub mod conninfo;
 mod error;
 mod home;
+mod server;
 mod server_state;
 mod sqlstate;
 mod tls;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::sync::SemaphorePermit;
 
+use self::connect::Sharing;
 pub use self::connection::{CancelToken, Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
-pub(crate) use self::home::{HomeQuestion, Tid, ask_all};
+pub(crate) use self::home::{HomeProbe, Tid, probe_all};
+use self::server::Server;
+pub use self::server::Settings;
 pub use self::server_state::{ServerState, ServerStatus};
 pub(crate) use self::sqlstate::{ErrorClass, is_made_already};
-use self::tls::LastConnector;
 pub use self::tls::TlsError;
 
 /// A server, and how it is talked to. Clones are the same.
@@ -54,42 +53,6 @@ pub use self::tls::TlsError;
 pub struct Database {
     server: Arc<Server>,
     lines: Arc<Lines>,
-}
-
-/// How to reach a server.
-#[derive(Debug)]
-struct Server {
-    conninfo: ConnInfo,
-    settings: Settings,
-    last_connector: LastConnector,
-    begin: Instant,
-    housekeeping: Semaphore,
-    /// The turn of a worker that waits for room for another connection.
-    room: Semaphore,
-    /// The host that was last seen to have come furthest.
-    best_host: AtomicUsize,
-    /// Notified where there is reason to doubt what the server was last seen to be.
-    suspect: Notify,
-    /// Something kept the last look from asking the server.
-    is_in_doubt: AtomicBool,
-    /// What was last said of the password file.
-    said: Mutex<Option<String>>,
-}
-
-/// How a server is talked to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Settings {
-    /// How long a connection as a whole may take: name lookup, socket, TLS, authentication.
-    pub connect_timeout: Duration,
-    /// How long one statement may take.
-    pub statement_timeout: Duration,
-    /// A file that holds the password and nothing else.
-    pub password_file: Option<PathBuf>,
-    /// How many home connections the workers of one database share.
-    pub connections: usize,
-    /// Whether statements are prepared, and sessions set up.
-    pub prepare: bool,
 }
 
 // === impl Database ===
@@ -101,27 +64,7 @@ impl Database {
     ///
     /// If the TLS library cannot be set up as the settings ask.
     pub fn new(conninfo: ConnInfo, settings: Settings) -> Result<Self, TlsError> {
-        let last_connector = LastConnector::default();
-        // Whoever is mistaken should hear it at once, if it matters.
-        if conninfo
-            .hosts()
-            .iter()
-            .any(|host| conninfo.tls().is_required(host.is_socket()))
-        {
-            conninfo.tls().connector(&last_connector)?;
-        }
-        let server = Arc::new(Server {
-            conninfo,
-            settings,
-            last_connector,
-            begin: Instant::now(),
-            housekeeping: Semaphore::new(1),
-            room: Semaphore::new(1),
-            suspect: Notify::new(),
-            is_in_doubt: AtomicBool::new(false),
-            best_host: AtomicUsize::new(usize::MAX),
-            said: Mutex::default(),
-        });
+        let server = Arc::new(Server::new(conninfo, settings)?);
         let lines = Arc::new(Lines::new(Arc::clone(&server)));
         Ok(Self { server, lines })
     }
@@ -138,6 +81,75 @@ impl Database {
         &self.server.settings
     }
 
+    /// Connects within the deadline.
+    ///
+    /// `application_name` is what `pg_stat_activity` shows, unless the connection settings name
+    /// one. `dbname` overrides the settings' database.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection by then.
+    pub async fn connect(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+    ) -> Result<Connection, DatabaseError> {
+        let sharing = Sharing::Own;
+        self.server.connect(application_name, dbname, sharing).await
+    }
+
+    /// Connects as soon as there is room for another connection, and calls `full` once if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If it is not for a lack of room that there is no connection.
+    pub(crate) async fn connect_when_there_is_room(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+        full: impl FnOnce(&DatabaseError),
+    ) -> Result<Connection, DatabaseError> {
+        let server = &self.server;
+        let connecting = server.connect_when_there_is_room(application_name, dbname, full);
+        connecting.await
+    }
+
+    /// The home connection of a worker in this slot. It is opened when a statement is first run.
+    ///
+    /// `dbname` overrides the settings' database. The connection belongs to the runtime that first uses
+    /// it: where that is not driven, no statement is answered.
+    #[must_use]
+    pub fn home(&self, slot: usize, dbname: Option<&str>) -> HomeConnection {
+        let other = dbname.filter(|dbname| Some(*dbname) != self.conninfo().dbname());
+        HomeConnection::new(Arc::clone(&self.lines), other.map(str::to_owned), slot)
+    }
+
+    /// Lets go of every home connection: statements under way are answered, then it is closed. The
+    /// next statement opens a new one.
+    pub(crate) fn drop_home_connections(&self) {
+        self.lines.drop_all();
+    }
+
+    /// Closes every home connection, and waits until they are closed, for two seconds at most.
+    pub async fn close(&self) {
+        self.lines.close().await;
+    }
+
+    /// Looks at the server once: at every host, until one is a primary. The one that has come furthest
+    /// counts, and connections go there first. The error, if any, is what kept us from asking it.
+    pub async fn server_state(&self) -> (ServerState, Option<DatabaseError>) {
+        self.server.look(ServerState::Primary).await
+    }
+
+    /// Looks at the server for ever, and tells `changed` what it is now: first of all, and then whenever that, or
+    /// what keeps us from asking it, became something else.
+    pub(crate) async fn watch_server_state(
+        &self,
+        changed: impl FnMut(ServerState, Option<Arc<str>>),
+    ) {
+        self.server.watch_state(changed).await;
+    }
+
     /// Waits for the turn of what only one at a time should do to a server.
     pub(crate) async fn housekeeping(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed.
@@ -147,70 +159,5 @@ impl Database {
     /// Says that there is reason to doubt what the server was last seen to be.
     pub(crate) fn suspect(&self) {
         self.server.suspect.notify_one();
-    }
-}
-
-// === impl Server ===
-
-impl Server {
-    /// A connection was made: if the last look could not ask the server, the next one can.
-    fn was_reached(&self) {
-        if self.is_in_doubt.swap(false, Ordering::Relaxed) {
-            self.suspect.notify_one();
-        }
-    }
-}
-
-// === impl Settings ===
-
-impl Settings {
-    /// Sets how long a connection as a whole may take; 10 s unless set.
-    #[must_use]
-    pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
-        self.connect_timeout = connect_timeout;
-        self
-    }
-
-    /// Sets how long one statement may take; 60 s unless set. The server is told (`statement_timeout`);
-    /// our side gives up one second later.
-    #[must_use]
-    pub fn statement_timeout(mut self, statement_timeout: Duration) -> Self {
-        self.statement_timeout = statement_timeout;
-        self
-    }
-
-    /// Sets a file that holds the password and nothing else; none unless set. It is read at every connect,
-    /// and goes before every other password.
-    #[must_use]
-    pub fn password_file(mut self, password_file: impl Into<PathBuf>) -> Self {
-        self.password_file = Some(password_file.into());
-        self
-    }
-
-    /// Sets how many home connections the workers of one database share; 8 unless set, and at least 1.
-    #[must_use]
-    pub fn connections(mut self, connections: usize) -> Self {
-        self.connections = connections;
-        self
-    }
-
-    /// Sets whether statements are prepared, and sessions set up; they are unless set. `false` is for
-    /// poolers that hand out another session for each transaction.
-    #[must_use]
-    pub fn prepare(mut self, prepare: bool) -> Self {
-        self.prepare = prepare;
-        self
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            connect_timeout: Duration::from_secs(10),
-            statement_timeout: Duration::from_secs(60),
-            password_file: None,
-            connections: 8,
-            prepare: true,
-        }
     }
 }

@@ -113,7 +113,7 @@ pub use self::context::{Main, MainFuture, Progress, Report, WorkerContext, Worke
 pub use self::latch::{Latch, Wake};
 pub use self::postmaster::{
     EndedWorker, Event, EventKind, NoSystem, Postmaster, PostmasterExit, PostmasterHandle,
-    RequestError, Status, WaitError, WorkerHandle, WorkerStatus,
+    RequestError, Status, WaitError, WorkerHandle, WorkerStatus, Workers,
 };
 pub use self::worker::{Sighup, Sigint, Sigquit, Sigterm};
 

@@ -11,6 +11,7 @@ mod event;
 mod handle;
 mod message;
 mod repetition;
+mod status;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,11 +32,9 @@ use tracing::{error, info, warn};
 
 use self::children::Children;
 pub use self::event::{Event, EventKind, WaitError};
-pub use self::handle::{
-    EndedWorker, NoSystem, PostmasterExit, PostmasterHandle, RequestError, Status, WorkerHandle,
-    WorkerStatus,
-};
+pub use self::handle::{NoSystem, PostmasterHandle, RequestError, WorkerHandle};
 use self::message::ResetHook;
+pub use self::status::{EndedWorker, PostmasterExit, Status, WorkerStatus, Workers};
 use crate::background_worker::{ExitStatus, StartTime};
 use crate::context::{WorkerEvent, WorkerReport};
 use crate::database::{Database, ServerState, ServerStatus};

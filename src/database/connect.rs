@@ -12,9 +12,13 @@ use tokio_postgres::error::SqlState;
 use tracing::warn;
 
 use super::connection::Connection;
+use super::conninfo::ssl::Attempt;
 use super::conninfo::{Host, TargetSessionAttrs};
-use super::tls::Attempt;
-use super::{Database, DatabaseError, Server, TlsError, sqlstate, tls};
+use super::error::DatabaseError;
+use super::error::is_handshake;
+use super::server::Server;
+use super::sqlstate;
+use super::tls::TlsError;
 use crate::backoff::{doubled, jittered};
 
 /// How much later than the server our side gives up on a statement.
@@ -61,56 +65,6 @@ enum AttemptError {
     Client(tokio_postgres::Error),
 }
 
-// === impl Database ===
-
-impl Database {
-    /// Connects within the deadline.
-    ///
-    /// `application_name` is what `pg_stat_activity` shows, unless the connection settings name
-    /// one. `dbname` overrides the settings' database.
-    ///
-    /// # Errors
-    ///
-    /// If there is no connection by then.
-    pub async fn connect(
-        &self,
-        application_name: &str,
-        dbname: Option<&str>,
-    ) -> Result<Connection, DatabaseError> {
-        let sharing = Sharing::Own;
-        self.server.connect(application_name, dbname, sharing).await
-    }
-
-    /// Connects as soon as there is room for another connection, and calls `full` once if there is none.
-    ///
-    /// Workers that wait for room take turns: one of them at a time knocks, ever less often.
-    ///
-    /// # Errors
-    ///
-    /// If it is not for a lack of room that there is no connection.
-    pub(crate) async fn connect_when_there_is_room(
-        &self,
-        application_name: &str,
-        dbname: Option<&str>,
-        full: impl FnOnce(&DatabaseError),
-    ) -> Result<Connection, DatabaseError> {
-        match self.connect(application_name, dbname).await {
-            Err(error) if error.is_full() => full(&error),
-            done => return done,
-        }
-        // The semaphore is never closed.
-        let _turn = self.server.room.acquire().await.ok();
-        let mut attempts = 0;
-        loop {
-            tokio::time::sleep(reconnect_wait(attempts)).await;
-            match self.connect(application_name, dbname).await {
-                Err(error) if error.is_full() => attempts += 1,
-                done => return done,
-            }
-        }
-    }
-}
-
 /// How long to wait before the next attempt to connect, after this many that failed in a row.
 pub(super) fn reconnect_wait(attempts: u32) -> Duration {
     let wait = doubled(RECONNECT_INITIAL, attempts, RECONNECT_MAX);
@@ -120,7 +74,7 @@ pub(super) fn reconnect_wait(attempts: u32) -> Duration {
 // === impl Server ===
 
 impl Server {
-    /// See [`Database::connect`].
+    /// Connects within the deadline: to the hosts in their order, and of each to its addresses.
     pub(super) async fn connect(
         &self,
         application_name: &str,
@@ -169,6 +123,32 @@ impl Server {
         match second_best {
             Some(connection) => Ok(connection),
             None => Err(DatabaseError::of_each(errors)),
+        }
+    }
+
+    /// Connects as soon as there is room for another connection, and calls `full` once if there is none.
+    ///
+    /// Workers that wait for room take turns: one of them at a time asks again, ever less often.
+    pub(super) async fn connect_when_there_is_room(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+        full: impl FnOnce(&DatabaseError),
+    ) -> Result<Connection, DatabaseError> {
+        let connect = || self.connect(application_name, dbname, Sharing::Own);
+        match connect().await {
+            Err(error) if error.is_full() => full(&error),
+            done => return done,
+        }
+        // The semaphore is never closed.
+        let _turn = self.room.acquire().await.ok();
+        let mut attempts = 0;
+        loop {
+            tokio::time::sleep(reconnect_wait(attempts)).await;
+            match connect().await {
+                Err(error) if error.is_full() => attempts += 1,
+                done => return done,
+            }
         }
     }
 
@@ -269,7 +249,7 @@ impl Server {
         let tls = match attempt {
             Attempt::Plain => None,
             Attempt::EncryptedIfOffered | Attempt::Encrypted => {
-                Some(self.conninfo.tls().connector(&self.last_connector)?)
+                Some(self.last_connector.get(self.conninfo.tls())?)
             }
         };
         let deadline = self.settings.statement_timeout.min(FAR) + STATEMENT_SLACK;
@@ -339,7 +319,7 @@ fn read_password(file: &Path) -> Result<String, DatabaseError> {
 /// the server refuses us as we come.
 fn is_about_encryption(error: &tokio_postgres::Error) -> bool {
     let code = error.code().map(SqlState::code);
-    code.is_some_and(sqlstate::is_about_encryption) || tls::is_handshake(error)
+    code.is_some_and(sqlstate::is_about_encryption) || is_handshake(error)
 }
 
 impl From<TlsError> for AttemptError {

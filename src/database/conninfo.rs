@@ -7,6 +7,7 @@
 mod keyword;
 mod passfile;
 mod service;
+pub(super) mod ssl;
 mod text;
 mod values;
 
@@ -19,8 +20,8 @@ use thiserror::Error;
 
 use self::keyword::{KEYWORDS, Support};
 pub use self::service::ServiceError;
-pub(super) use self::values::Values;
-use super::tls::TlsSettings;
+use self::ssl::TlsSettings;
+use self::values::Values;
 use crate::spelling;
 
 /// Where a server is, and who asks.

@@ -274,8 +274,13 @@ fn is_unexpected_end(error: &tokio_postgres::Error) -> bool {
     causes(error).any(|cause| cause.to_string().contains("unexpected EOF"))
 }
 
+/// Whether a connection failed in its TLS handshake.
+pub(super) fn is_handshake(error: &tokio_postgres::Error) -> bool {
+    causes(error).any(|cause| cause.downcast_ref::<native_tls::Error>().is_some())
+}
+
 /// What is behind an error of tokio-postgres, from the outside in.
-pub(super) fn causes(
+fn causes(
     error: &tokio_postgres::Error,
 ) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
     std::iter::successors(error.source(), |&cause| cause.source())

@@ -5,14 +5,14 @@
 //! statements that read or write rows are taken, so that nobody can begin a transaction around a
 //! neighbour's statement, or `SET` what a neighbour runs under.
 //!
-//! What the built-in workers want to know again and again, they ask as *questions*: those that come at the same
+//! What the built-in workers want to know again and again, they ask as *probes*: those that come at the same
 //! moment are one statement.
 
 mod groups;
 mod in_flight;
 mod inbox;
 mod line;
-mod question;
+mod probe;
 mod request;
 
 use std::collections::HashMap;
@@ -26,9 +26,11 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-pub(crate) use self::question::{HomeQuestion, Tid, ask_all};
+use self::probe::{Asked, Probe, Scalars};
+pub(crate) use self::probe::{Tid, probe_all};
 use self::request::{Ask, Request, Waiter, Work};
-use super::{Database, DatabaseError, Server};
+use super::error::DatabaseError;
+use super::server::Server;
 
 /// How long the lines may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,14 +38,20 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What goes into a statement in place of `$1`, `$2`, ….
 pub type Parameters = Vec<(Box<dyn ToSql + Sync + Send>, Type)>;
 
+/// A worker's place at home: which connection of which database.
+#[derive(Clone)]
+struct Seat {
+    lines: Arc<Lines>,
+    dbname: Option<String>,
+    slot: usize,
+}
+
 /// A worker's place on a home connection.
 ///
 /// Dropping what one of its methods returned withdraws the statement if it was not sent yet; one that
 /// was sent runs to its end, unheard.
 pub struct HomeConnection {
-    database: Database,
-    dbname: Option<String>,
-    slot: usize,
+    seat: Seat,
     /// The last statement was sent, and has not been answered.
     sent: Arc<AtomicBool>,
 }
@@ -53,9 +61,16 @@ pub struct HomeConnection {
 /// Dropping it lets the server forget what was prepared.
 pub struct HomeStatement {
     sql: Arc<str>,
-    forget: Arc<Lines>,
-    dbname: Option<String>,
-    slot: usize,
+    seat: Seat,
+}
+
+/// What a worker wants to know again and again. It is asked together with the probes of neighbours that come at
+/// the same moment.
+///
+/// Dropping it lets the server forget what was prepared.
+pub(crate) struct HomeProbe {
+    probe: Arc<Probe>,
+    seat: Seat,
 }
 
 /// The home connections that were opened so far, of every database.
@@ -63,8 +78,8 @@ pub struct HomeStatement {
 pub(super) struct Lines {
     server: Arc<Server>,
     lines: Mutex<HashMap<Option<String>, Vec<Option<Line>>>>,
-    /// How many questions there have been.
-    questions: AtomicU64,
+    /// How many probes there have been.
+    probes: AtomicU64,
 }
 
 /// The way to one home connection.
@@ -73,42 +88,6 @@ struct Line {
     asks: mpsc::UnboundedSender<Ask>,
     given_up: Arc<Notify>,
     task: JoinHandle<()>,
-}
-
-// === impl Database ===
-
-impl Database {
-    /// The home connection of a worker in this slot. It is opened when a statement is first run.
-    ///
-    /// `dbname` overrides the settings' database. The connection belongs to the runtime that first uses
-    /// it: where that is not driven, no statement is answered.
-    #[must_use]
-    pub fn home(&self, slot: usize, dbname: Option<&str>) -> HomeConnection {
-        let other = dbname.filter(|dbname| Some(*dbname) != self.conninfo().dbname());
-        HomeConnection {
-            database: self.clone(),
-            dbname: other.map(str::to_owned),
-            slot,
-            sent: Arc::default(),
-        }
-    }
-
-    /// Lets go of every home connection: statements under way are answered, then it is closed. The
-    /// next statement opens a new one.
-    pub(crate) fn drop_home_connections(&self) {
-        self.lines.take();
-    }
-
-    /// Closes every home connection, and waits until they are closed, for two seconds at most.
-    pub async fn close(&self) {
-        let tasks = self.lines.take().into_iter().map(|line| line.task);
-        let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
-        for mut task in tasks.collect::<Vec<_>>() {
-            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
-                task.abort();
-            }
-        }
-    }
 }
 
 /// Whether a statement reads or writes rows, and nothing of the session.
@@ -129,9 +108,41 @@ fn is_about_rows(sql: &str) -> bool {
     .contains(&word.as_str())
 }
 
+// === impl Seat ===
+
+impl Seat {
+    /// Does something with its line, which is begun if there is none.
+    fn line(&self, then: impl FnOnce(&Line)) {
+        self.lines.with(self.dbname.as_ref(), self.slot, then);
+    }
+
+    /// Does something with its line, if there is one.
+    fn existing_line(&self, then: impl FnOnce(&Line)) {
+        self.lines.existing(self.dbname.as_ref(), self.slot, then);
+    }
+
+    /// Tells its line something that needs no answer, and no line that has not begun.
+    fn tell(&self, what: Ask) {
+        self.existing_line(|line| {
+            let _ = line.asks.send(what);
+        });
+    }
+}
+
 // === impl HomeConnection ===
 
 impl HomeConnection {
+    pub(super) fn new(lines: Arc<Lines>, dbname: Option<String>, slot: usize) -> Self {
+        Self {
+            seat: Seat {
+                lines,
+                dbname,
+                slot,
+            },
+            sent: Arc::default(),
+        }
+    }
+
     /// A statement without parameters that is run again and again.
     ///
     /// It may begin with a comment. A function that it calls must leave the session as it is: others use
@@ -145,12 +156,8 @@ impl HomeConnection {
         if !is_about_rows(&sql) {
             return Err(DatabaseError::NotAtHome);
         }
-        Ok(HomeStatement {
-            sql,
-            forget: Arc::clone(&self.database.lines),
-            dbname: self.dbname.clone(),
-            slot: self.slot,
-        })
+        let seat = self.seat.clone();
+        Ok(HomeStatement { sql, seat })
     }
 
     /// Runs a statement, and returns its rows. `doing` says what for, in an error.
@@ -187,16 +194,41 @@ impl HomeConnection {
         self.ask(doing, Work::Batch(sql.to_owned())).await.map(drop)
     }
 
+    /// A probe of some scalar expressions of type `tid`. `prober` is the name of its worker, as a comment can have it.
+    pub(crate) fn prepare_probe(&self, prober: String, scalars: Vec<String>) -> HomeProbe {
+        let lines = &self.seat.lines;
+        HomeProbe {
+            probe: Arc::new(Probe {
+                number: lines.probes.fetch_add(1, Ordering::Relaxed),
+                prober,
+                scalars,
+            }),
+            seat: self.seat.clone(),
+        }
+    }
+
+    /// Runs a probe, and returns the value of each of its scalars.
+    pub(crate) async fn run_probe(
+        &self,
+        doing: &'static str,
+        probe: &HomeProbe,
+    ) -> Result<Scalars, DatabaseError> {
+        let probe = Arc::clone(&probe.probe);
+        self.send(doing, |waiter| Ask::Probe(Asked { probe, waiter }))
+            .await
+    }
+
     /// How long ago the last beat of this length was. All who share a connection have it at the same time, and so
     /// has every other connection; the rest halfway between, so that thousands do not march in step.
     pub(crate) fn since_beat(&self, beat: Duration) -> Duration {
-        let line = self.slot % self.database.settings().connections.max(1);
+        let server = &self.seat.lines.server;
+        let line = self.seat.slot % server.settings.connections.max(1);
         let turn = if line.is_multiple_of(2) {
             Duration::ZERO
         } else {
             beat / 2
         };
-        let age = self.database.server.begin.elapsed() + turn;
+        let age = server.begin.elapsed() + turn;
         let since = age.as_nanos().checked_rem(beat.as_nanos()).unwrap_or(0);
         Duration::from_nanos(u64::try_from(since).unwrap_or(u64::MAX))
     }
@@ -209,19 +241,13 @@ impl HomeConnection {
     /// Has the connection given up, and what runs on it cancelled, whosever it is. The next statement
     /// opens another one.
     pub(crate) fn give_up(&self) {
-        let lines = &self.database.lines;
-        lines.existing(self.dbname.as_ref(), self.slot, |line| {
-            line.given_up.notify_one();
-        });
+        self.seat.existing_line(|line| line.given_up.notify_one());
     }
 
     /// Asks for a session that begins anew, unless this one is only a few seconds old. What is in flight is
     /// answered first; neighbours notice nothing.
     pub(crate) fn renew(&self) {
-        let lines = &self.database.lines;
-        lines.existing(self.dbname.as_ref(), self.slot, |line| {
-            let _ = line.asks.send(Ask::Renew);
-        });
+        self.seat.tell(Ask::Renew);
     }
 
     async fn ask(&self, doing: &'static str, work: Work) -> Result<Vec<Row>, DatabaseError> {
@@ -236,9 +262,8 @@ impl HomeConnection {
     ) -> Result<T, DatabaseError> {
         let (waiter, answered) = Waiter::new(doing, Arc::clone(&self.sent));
         let ask = ask(waiter);
-        let lines = &self.database.lines;
-        lines.with(self.dbname.as_ref(), self.slot, |line| {
-            // A line ends only when nobody can reach it any more, or with its runtime; then the
+        self.seat.line(|line| {
+            // A line ends only when nothing can reach it any more, or with its runtime; then the
             // answer's end is dropped with the request.
             let _ = line.asks.send(ask);
         });
@@ -251,8 +276,8 @@ impl HomeConnection {
 impl fmt::Debug for HomeConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HomeConnection")
-            .field("dbname", &self.dbname)
-            .field("slot", &self.slot)
+            .field("dbname", &self.seat.dbname)
+            .field("slot", &self.seat.slot)
             .finish_non_exhaustive()
     }
 }
@@ -267,11 +292,15 @@ impl fmt::Debug for HomeStatement {
 
 impl Drop for HomeStatement {
     fn drop(&mut self) {
-        let sql = Arc::clone(&self.sql);
-        self.forget
-            .existing(self.dbname.as_ref(), self.slot, |line| {
-                let _ = line.asks.send(Ask::Forget(sql));
-            });
+        self.seat.tell(Ask::Forget(Arc::clone(&self.sql)));
+    }
+}
+
+// === impl HomeProbe ===
+
+impl Drop for HomeProbe {
+    fn drop(&mut self) {
+        self.seat.tell(Ask::ForgetProbe(self.probe.number));
     }
 }
 
@@ -282,7 +311,7 @@ impl Lines {
         Self {
             server,
             lines: Mutex::default(),
-            questions: AtomicU64::new(0),
+            probes: AtomicU64::new(0),
         }
     }
 
@@ -313,6 +342,22 @@ impl Lines {
         }
     }
 
+    /// Lets go of every line: what is under way is answered, then it ends.
+    pub(super) fn drop_all(&self) {
+        self.take();
+    }
+
+    /// Ends every line, and waits until they have ended, but not for ever.
+    pub(super) async fn close(&self) {
+        let tasks = self.take().into_iter().map(|line| line.task);
+        let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
+        for mut task in tasks.collect::<Vec<_>>() {
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+
     fn take(&self) -> Vec<Line> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = std::mem::take(&mut *lines);
@@ -338,7 +383,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::database::{ConnInfo, Settings};
+    use crate::database::{ConnInfo, Database, Settings};
 
     #[test]
     fn every_other_connection_has_its_beat_halfway_between() {

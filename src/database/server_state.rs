@@ -13,7 +13,9 @@ use tracing::{info, warn};
 
 use super::connect::Sharing;
 use super::conninfo::TargetSessionAttrs;
-use super::{Database, DatabaseError, ErrorClass, Server};
+use super::error::DatabaseError;
+use super::server::Server;
+use super::sqlstate::ErrorClass;
 use crate::background_worker::StartTime;
 use crate::backoff::doubled;
 
@@ -96,16 +98,13 @@ impl fmt::Display for ServerState {
     }
 }
 
-// === impl Database ===
+// === impl Server ===
 
-impl Database {
+impl Server {
     /// Looks at the server for ever, and tells `changed` what it is now: first of all, and then whenever that, or
     /// what keeps us from asking it, became something else.
-    pub(crate) async fn watch_server_state(
-        &self,
-        mut changed: impl FnMut(ServerState, Option<Arc<str>>),
-    ) {
-        let suspect = &self.server.suspect;
+    pub(super) async fn watch_state(&self, mut changed: impl FnMut(ServerState, Option<Arc<str>>)) {
+        let suspect = &self.suspect;
         let mut last = None;
         let mut told = None;
         let mut doubts = 0;
@@ -125,9 +124,7 @@ impl Database {
                 told = Some(now);
                 changed(state, reason);
             }
-            self.server
-                .is_in_doubt
-                .store(class.is_some(), Ordering::Relaxed);
+            self.is_in_doubt.store(class.is_some(), Ordering::Relaxed);
             doubts = if class.is_some() { doubts + 1 } else { 0 };
             tokio::time::sleep(INTERVAL_MIN).await;
             // A server that is there and refuses us is not to be asked twice a second.
@@ -145,20 +142,16 @@ impl Database {
         }
     }
 
-    /// Looks at the server once: at every host, until one is a primary. The one that has come furthest
-    /// counts, and connections go there first. The error, if any, is what kept us from asking it.
-    pub async fn server_state(&self) -> (ServerState, Option<DatabaseError>) {
-        self.look(ServerState::Primary).await
-    }
-
-    /// As [`server_state`](Self::server_state). `last` is what a server without room for the question is taken for.
-    async fn look(&self, last: ServerState) -> (ServerState, Option<DatabaseError>) {
-        let hosts = self.server.conninfo.hosts().len();
-        let share = self.server.settings.connect_timeout / u32::try_from(hosts).unwrap_or(1).max(1);
+    /// Looks at the server once: at every host, until one is a primary. The one that has come furthest counts, and
+    /// connections go there first. The error, if any, is what kept us from asking it. `last` is what a server
+    /// without room for the question is taken for.
+    pub(super) async fn look(&self, last: ServerState) -> (ServerState, Option<DatabaseError>) {
+        let hosts = self.conninfo.hosts().len();
+        let share = self.settings.connect_timeout / u32::try_from(hosts).unwrap_or(1).max(1);
         let mut best = None;
         let mut errors = Vec::new();
         for host in 0..hosts {
-            for asked in self.server.is_in_recovery(host, share).await {
+            for asked in self.ask_each_address(host, share).await {
                 let state = match asked {
                     Ok(true) => ServerState::Standby,
                     Ok(false) => ServerState::Primary,
@@ -176,7 +169,7 @@ impl Database {
         }
         if let Some((state, host)) = best {
             let host = usize::MAX - host;
-            self.server.best_host.store(host, Ordering::Relaxed);
+            self.best_host.store(host, Ordering::Relaxed);
             return (state, None);
         }
         let error = DatabaseError::of_each(errors);
@@ -189,24 +182,9 @@ impl Database {
         };
         (state, Some(error))
     }
-}
 
-/// Says what the server is now, and what keeps us from asking it.
-fn log(state: ServerState, class: Option<ErrorClass>, reason: Option<&str>) {
-    match class {
-        None => info!(%state, "server is {state}"),
-        Some(ErrorClass::Away) => warn!(%state, reason, "server is {state}"),
-        Some(ErrorClass::Full) => {
-            warn!(%state, reason, "server has no room for another connection");
-        }
-        Some(ErrorClass::Ours) => warn!(%state, reason, "server cannot be asked"),
-        Some(_) => warn!(%state, reason, "server is there, but refuses us"),
-    }
-}
-
-impl Server {
     /// Asks the servers at the addresses of a host, until one is a primary.
-    async fn is_in_recovery(
+    async fn ask_each_address(
         &self,
         host: usize,
         share: Duration,
@@ -224,5 +202,18 @@ impl Server {
             });
         }
         answers
+    }
+}
+
+/// Says what the server is now, and what keeps us from asking it.
+fn log(state: ServerState, class: Option<ErrorClass>, reason: Option<&str>) {
+    match class {
+        None => info!(%state, "server is {state}"),
+        Some(ErrorClass::Away) => warn!(%state, reason, "server is {state}"),
+        Some(ErrorClass::Full) => {
+            warn!(%state, reason, "server has no room for another connection");
+        }
+        Some(ErrorClass::Ours) => warn!(%state, reason, "server cannot be asked"),
+        Some(_) => warn!(%state, reason, "server is there, but refuses us"),
     }
 }

@@ -14,63 +14,7 @@ use postgres_native_tls::set_postgresql_alpn;
 use thiserror::Error;
 
 pub(super) use self::stream::Connector;
-use super::conninfo::{ConnInfoError, Values};
-use super::error::causes;
-
-/// What connections are encrypted with, and how far the server is trusted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct TlsSettings {
-    mode: SslMode,
-    roots: Roots,
-    certificate: Option<Credential>,
-    key: Option<Credential>,
-    /// The handshake begins at once, without asking the server whether it has TLS.
-    direct: bool,
-}
-
-/// Whether a connection is encrypted, and what of the server is verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum SslMode {
-    /// Never.
-    Disable,
-    /// If the server insists.
-    Allow,
-    /// If the server offers it. libpq's default.
-    Prefer,
-    /// Always. The certificate is verified only if there is a file of roots.
-    Require,
-    /// Always, by a server that somebody we trust vouches for.
-    VerifyCa,
-    /// Always, by the very server that we ask for.
-    VerifyFull,
-}
-
-/// Whom we trust.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Roots {
-    /// Those whom the system trusts.
-    System,
-    /// Those in a file, if it is there.
-    File(PathBuf),
-    /// Nobody is named.
-    None,
-}
-
-/// A file that proves who we are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Credential {
-    file: PathBuf,
-    /// It was named: it must be there.
-    named: bool,
-}
-
-/// One way to connect to a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attempt {
-    Plain,
-    EncryptedIfOffered,
-    Encrypted,
-}
+use super::conninfo::ssl::{Roots, SslMode, TlsSettings};
 
 /// TLS could not be set up.
 #[derive(Debug, Error)]
@@ -141,179 +85,114 @@ pub(super) struct LastConnector(Mutex<Option<(Files, Connector)>>);
 /// When files were last modified; `None` for those that are not there.
 type Files = Vec<(PathBuf, Option<SystemTime>)>;
 
-// === impl TlsSettings ===
+// === impl LastConnector ===
 
-impl TlsSettings {
-    pub(super) fn from_values(values: &Values<'_>) -> Result<Self, ConnInfoError> {
-        let given = values.one_of("sslmode", &SslMode::WORDS)?;
-        let roots = match values.get("sslrootcert").as_deref() {
-            Some("system") => Roots::System,
-            _ => values
-                .file("sslrootcert", ".postgresql/root.crt")
-                .map_or(Roots::None, Roots::File),
-        };
-        let mode = match (&roots, given) {
-            (Roots::System, None) => SslMode::VerifyFull,
-            (_, given) => given.unwrap_or(SslMode::Prefer),
-        };
-        if roots == Roots::System && mode != SslMode::VerifyFull {
-            return Err(ConnInfoError::Contradiction(format!(
-                "weak sslmode \"{mode}\" may not be used with sslrootcert=system (use \"verify-full\")"
-            )));
-        }
-        let direct = values.one_of("sslnegotiation", &[("postgres", false), ("direct", true)])?;
-        let direct = direct.unwrap_or(false);
-        if direct && mode < SslMode::Require {
-            return Err(ConnInfoError::Contradiction(format!(
-                "weak sslmode \"{mode}\" may not be used with sslnegotiation=direct (use \"require\", \
-                 \"verify-ca\", or \"verify-full\")"
-            )));
-        }
-        let credential = |keyword, in_home| {
-            let named = values.get(keyword).is_some();
-            let file = values.file(keyword, in_home)?;
-            Some(Credential { file, named })
-        };
-        Ok(Self {
-            mode,
-            roots,
-            certificate: credential("sslcert", ".postgresql/postgresql.crt"),
-            key: credential("sslkey", ".postgresql/postgresql.key"),
-            direct,
-        })
-    }
-
-    /// The ways to connect, each tried if the one before failed for a reason that it may mend. A Unix
-    /// socket is never encrypted.
-    pub(super) fn attempts(&self, is_socket: bool) -> &'static [Attempt] {
-        match self.mode {
-            _ if is_socket => &[Attempt::Plain],
-            SslMode::Disable => &[Attempt::Plain],
-            SslMode::Allow => &[Attempt::Plain, Attempt::Encrypted],
-            SslMode::Prefer => &[Attempt::EncryptedIfOffered, Attempt::Plain],
-            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[Attempt::Encrypted],
-        }
-    }
-
-    /// Whether there is no other way to connect.
-    pub(super) fn is_required(&self, is_socket: bool) -> bool {
-        *self.attempts(is_socket) == [Attempt::Encrypted]
-    }
-
-    pub(super) fn is_direct(&self) -> bool {
-        self.direct
-    }
-
+impl LastConnector {
     /// What connections of this moment need: the last connector, unless a file has changed.
-    pub(super) fn connector(&self, last: &LastConnector) -> Result<Connector, TlsError> {
-        let files = self.files();
-        let mut last = last.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn get(&self, tls: &TlsSettings) -> Result<Connector, TlsError> {
+        let files = files(tls);
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, connector)) = last.as_ref().filter(|(made_of, _)| *made_of == files) {
             return Ok(connector.clone());
         }
-        let connector = self.new_connector()?;
+        let connector = connector(tls)?;
         *last = Some((files, connector.clone()));
         Ok(connector)
     }
+}
 
-    fn files(&self) -> Files {
-        let roots = match &self.roots {
-            Roots::File(file) => Some(file),
-            Roots::System | Roots::None => None,
-        };
-        let credentials = [&self.certificate, &self.key].into_iter().flatten();
-        let files = roots
-            .into_iter()
-            .chain(credentials.map(|credential| &credential.file));
-        files
-            .map(|file| {
-                (
-                    file.clone(),
-                    fs::metadata(file).and_then(|file| file.modified()).ok(),
-                )
-            })
-            .collect()
-    }
+fn files(tls: &TlsSettings) -> Files {
+    let roots = match &tls.roots {
+        Roots::File(file) => Some(file),
+        Roots::System | Roots::None => None,
+    };
+    let credentials = [&tls.certificate, &tls.key].into_iter().flatten();
+    let files = roots
+        .into_iter()
+        .chain(credentials.map(|credential| &credential.file));
+    files
+        .map(|file| {
+            (
+                file.clone(),
+                fs::metadata(file).and_then(|file| file.modified()).ok(),
+            )
+        })
+        .collect()
+}
 
-    fn new_connector(&self) -> Result<Connector, TlsError> {
-        let mut builder = TlsConnector::builder();
-        match self.verified()? {
-            SslMode::VerifyFull => {}
-            SslMode::VerifyCa => {
-                builder.danger_accept_invalid_hostnames(true);
-            }
-            SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => {
-                builder.danger_accept_invalid_certs(true);
-                builder.danger_accept_invalid_hostnames(true);
-                // They would be read for nothing.
-                builder.disable_built_in_roots(true);
-            }
+fn connector(tls: &TlsSettings) -> Result<Connector, TlsError> {
+    let mut builder = TlsConnector::builder();
+    match verified(tls)? {
+        SslMode::VerifyFull => {}
+        SslMode::VerifyCa => {
+            builder.danger_accept_invalid_hostnames(true);
         }
-        if let (Roots::File(file), true) = (&self.roots, self.mode >= SslMode::Require)
-            && let Some(pem) = read_if_there("root certificate", file)?
-        {
+        SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => {
+            builder.danger_accept_invalid_certs(true);
+            builder.danger_accept_invalid_hostnames(true);
+            // They would be read for nothing.
             builder.disable_built_in_roots(true);
-            let roots = Certificate::stack_from_pem(&pem);
-            for root in roots.map_err(|error| unreadable("root certificate", file, &error))? {
-                builder.add_root_certificate(root);
-            }
-        }
-        if let Some(identity) = self.identity()? {
-            builder.identity(identity);
-        }
-        if self.direct {
-            set_postgresql_alpn(&mut builder);
-        }
-        Ok(Connector::new(builder.build()?))
-    }
-
-    /// What is verified: with a file of roots, `require` is `verify-ca`, as in libpq.
-    fn verified(&self) -> Result<SslMode, TlsError> {
-        match (self.mode, &self.roots) {
-            (SslMode::Require, Roots::File(file)) if file.exists() => Ok(SslMode::VerifyCa),
-            (SslMode::VerifyCa | SslMode::VerifyFull, Roots::File(file)) if !file.exists() => {
-                Err(TlsError::NoRoots { file: file.clone() })
-            }
-            (SslMode::VerifyCa | SslMode::VerifyFull, Roots::None) => Err(TlsError::NoRootsNamed),
-            (mode, _) => Ok(mode),
         }
     }
+    if let (Roots::File(file), true) = (&tls.roots, tls.mode >= SslMode::Require)
+        && let Some(pem) = read_if_there("root certificate", file)?
+    {
+        builder.disable_built_in_roots(true);
+        let roots = Certificate::stack_from_pem(&pem);
+        for root in roots.map_err(|error| unreadable("root certificate", file, &error))? {
+            builder.add_root_certificate(root);
+        }
+    }
+    if let Some(identity) = identity(tls)? {
+        builder.identity(identity);
+    }
+    if tls.direct {
+        set_postgresql_alpn(&mut builder);
+    }
+    Ok(Connector::new(builder.build()?))
+}
 
-    /// Who we are, if we have a certificate.
-    fn identity(&self) -> Result<Option<Identity>, TlsError> {
-        let (Some(certificate), Some(key)) = (&self.certificate, &self.key) else {
-            return Ok(None);
-        };
-        let Some(chain) = read_if_there("certificate", &certificate.file)? else {
-            return match certificate.named {
-                true => Err(unreadable(
-                    "certificate",
-                    &certificate.file,
-                    &"it does not exist",
-                )),
-                false => Ok(None),
-            };
-        };
-        let file = &key.file;
-        let Some(pem) = read_if_there("private key", file)? else {
-            return Err(TlsError::NoKey { file: file.clone() });
-        };
-        if can_others_read(file) {
-            return Err(TlsError::KeyAccess { file: file.clone() });
+/// What is verified: with a file of roots, `require` is `verify-ca`, as in libpq.
+fn verified(tls: &TlsSettings) -> Result<SslMode, TlsError> {
+    match (tls.mode, &tls.roots) {
+        (SslMode::Require, Roots::File(file)) if file.exists() => Ok(SslMode::VerifyCa),
+        (SslMode::VerifyCa | SslMode::VerifyFull, Roots::File(file)) if !file.exists() => {
+            Err(TlsError::NoRoots { file: file.clone() })
         }
-        if !String::from_utf8_lossy(&pem).contains("-----BEGIN PRIVATE KEY-----") {
-            return Err(TlsError::KeyFormat { file: file.clone() });
-        }
-        let identity = Identity::from_pkcs8(&chain, &pem);
-        let identity =
-            identity.map_err(|error| unreadable("certificate", &certificate.file, &error))?;
-        Ok(Some(identity))
+        (SslMode::VerifyCa | SslMode::VerifyFull, Roots::None) => Err(TlsError::NoRootsNamed),
+        (mode, _) => Ok(mode),
     }
 }
 
-/// Whether a connection failed in its TLS handshake.
-pub(super) fn is_handshake(error: &tokio_postgres::Error) -> bool {
-    causes(error).any(|cause| cause.downcast_ref::<native_tls::Error>().is_some())
+/// Who we are, if we have a certificate.
+fn identity(tls: &TlsSettings) -> Result<Option<Identity>, TlsError> {
+    let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) else {
+        return Ok(None);
+    };
+    let Some(chain) = read_if_there("certificate", &certificate.file)? else {
+        return match certificate.named {
+            true => Err(unreadable(
+                "certificate",
+                &certificate.file,
+                &"it does not exist",
+            )),
+            false => Ok(None),
+        };
+    };
+    let file = &key.file;
+    let Some(pem) = read_if_there("private key", file)? else {
+        return Err(TlsError::NoKey { file: file.clone() });
+    };
+    if can_others_read(file) {
+        return Err(TlsError::KeyAccess { file: file.clone() });
+    }
+    if !String::from_utf8_lossy(&pem).contains("-----BEGIN PRIVATE KEY-----") {
+        return Err(TlsError::KeyFormat { file: file.clone() });
+    }
+    let identity = Identity::from_pkcs8(&chain, &pem);
+    let identity =
+        identity.map_err(|error| unreadable("certificate", &certificate.file, &error))?;
+    Ok(Some(identity))
 }
 
 fn read_if_there(what: &'static str, file: &Path) -> Result<Option<Vec<u8>>, TlsError> {
@@ -346,38 +225,6 @@ fn can_others_read(file: &Path) -> bool {
 #[cfg(not(unix))]
 fn can_others_read(_: &Path) -> bool {
     false
-}
-
-// === impl SslMode ===
-
-impl SslMode {
-    const WORDS: [(&'static str, Self); 6] = [
-        ("disable", Self::Disable),
-        ("allow", Self::Allow),
-        ("prefer", Self::Prefer),
-        ("require", Self::Require),
-        ("verify-ca", Self::VerifyCa),
-        ("verify-full", Self::VerifyFull),
-    ];
-}
-
-impl fmt::Display for SslMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = Self::WORDS.iter().find(|(_, mode)| mode == self);
-        f.write_str(word.map_or("", |(word, _)| word))
-    }
-}
-
-// === impl Attempt ===
-
-impl From<Attempt> for tokio_postgres::config::SslMode {
-    fn from(attempt: Attempt) -> Self {
-        match attempt {
-            Attempt::Plain => Self::Disable,
-            Attempt::EncryptedIfOffered => Self::Prefer,
-            Attempt::Encrypted => Self::Require,
-        }
-    }
 }
 
 impl fmt::Debug for Connector {

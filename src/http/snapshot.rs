@@ -9,7 +9,9 @@ use tokio::time::Instant;
 
 use crate::background_worker::{ExitStatus, StartTime};
 use crate::context::Report;
-use crate::postmaster::{EndedWorker, PostmasterHandle, RequestError, Status, WorkerStatus};
+use crate::postmaster::{
+    EndedWorker, PostmasterHandle, RequestError, Status, WorkerStatus, Workers,
+};
 use crate::supervision::{Shutdown, WorkerState};
 
 /// How long a worker that was ready, and promises nothing, may take to be ready again.
@@ -94,7 +96,11 @@ impl Snapshot {
     /// If it is gone.
     pub async fn take(postmaster: &PostmasterHandle) -> Result<Self, RequestError> {
         let status = postmaster.status().await?;
-        let (workers, ended) = postmaster.workers().await?;
+        let Workers {
+            registered: workers,
+            ended,
+            ..
+        } = postmaster.workers().await?;
         let now = Instant::now();
         // One that has ended is of no interest any more once another one has its name.
         let ended = ended.iter().filter(|ended| {

@@ -14,8 +14,8 @@ use tracing::field::display;
 use tracing::{debug, error, info, warn};
 
 use super::event::{Event, EventKind, Milestone, WaitError, Waiters};
-use super::handle::{End, EndedWorker, WorkerStatus};
 use super::repetition::Repetition;
+use super::status::{End, EndedWorker, WorkerStatus, Workers};
 use crate::background_worker::{ExitStatus, Incarnation, RestartLimit, WorkerId};
 use crate::context::{Main, Progress, Reason, WorkerContext, WorkerReport};
 use crate::database::Database;
@@ -297,13 +297,16 @@ impl Children {
     }
 
     /// All of them in registration order, and the last ones that ended, oldest first.
-    pub(super) fn statuses(&self, machine: &StateMachine) -> (Vec<WorkerStatus>, Vec<EndedWorker>) {
+    pub(super) fn statuses(&self, machine: &StateMachine) -> Workers {
         let children = self.slots.iter().flatten();
-        let mut workers: Vec<_> = children
+        let mut registered: Vec<_> = children
             .filter_map(|child| self.status(child.id, machine))
             .collect();
-        workers.sort_unstable_by_key(|worker| worker.id);
-        (workers, self.ended.iter().cloned().collect())
+        registered.sort_unstable_by_key(|worker| worker.id);
+        Workers {
+            registered,
+            ended: self.ended.iter().cloned().collect(),
+        }
     }
 
     /// Tells the subscribers. Where there are none, that is nothing.

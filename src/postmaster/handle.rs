@@ -3,12 +3,11 @@
 //! Nothing here decides or keeps state; every method is one message. A Postmaster that is gone is
 //! an error value, never a wait without end.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use actix::{Addr, MailboxError};
 use thiserror::Error;
 use tokio::sync::{broadcast, oneshot, watch};
-use tokio::time::Instant;
 
 use super::Postmaster;
 use super::event::{Event, Milestone, WaitError};
@@ -16,12 +15,10 @@ use super::message::{
     GetStatus, GetWorker, GetWorkers, OnReset, Register, Registered, SetLimits, SetRestart,
     Subscribe, Terminate, Wait,
 };
-use crate::background_worker::{
-    BackgroundWorker, ExitStatus, RestartLimit, RestartTime, StartTime, WorkerId,
-};
-use crate::context::{Main, Report};
-use crate::database::ServerStatus;
-use crate::supervision::{Counts, Limits, RegisterError, Shutdown, WorkerState};
+use super::status::{End, EndedWorker, PostmasterExit, Status, WorkerStatus, Workers};
+use crate::background_worker::{BackgroundWorker, RestartLimit, RestartTime, WorkerId};
+use crate::context::Main;
+use crate::supervision::{Limits, RegisterError, Shutdown};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm};
 
 /// A running Postmaster. Clones are the same Postmaster, and can be sent to other threads.
@@ -59,75 +56,6 @@ pub enum RequestError {
     #[error("the Postmaster has died")]
     PostmasterDied,
 }
-
-/// How a Postmaster that was asked to shut down ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PostmasterExit {
-    /// The names of the workers that did not end in time.
-    pub aborted: Vec<Arc<str>>,
-}
-
-/// The Postmaster at one moment.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Status {
-    /// How far the server has come.
-    pub reached: StartTime,
-    /// What the server is, since when, and why it is away; `None` for a Postmaster without one.
-    pub server: Option<ServerStatus>,
-    /// The shutdown under way.
-    pub shutdown: Option<Shutdown>,
-    /// How many workers are where.
-    pub counts: Counts,
-}
-
-/// A registered worker at one moment.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct WorkerStatus {
-    /// Its handle.
-    pub id: WorkerId,
-    /// The worker as it is registered.
-    pub worker: BackgroundWorker,
-    /// Where it is.
-    pub state: WorkerState,
-    /// Since when.
-    pub since: Instant,
-    /// How often it was started.
-    pub starts: u64,
-    /// Whether one of its incarnations was ready.
-    pub has_been_ready: bool,
-    /// Why its last incarnation ended, if it did not finish.
-    pub reason: Option<Arc<str>>,
-    /// What it says of itself.
-    pub report: Report,
-}
-
-/// A worker that was unregistered.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct EndedWorker {
-    /// The handle it had.
-    pub id: WorkerId,
-    /// The name it had; it is free again.
-    pub name: Arc<str>,
-    /// How it ended.
-    pub exit: ExitStatus,
-    /// When.
-    pub since: Instant,
-    /// Whether it was stopped for good because it failed more often than its limit allows.
-    pub gave_up: bool,
-    /// Why, if it did not finish.
-    pub reason: Option<Arc<str>>,
-    /// How often it was started.
-    pub starts: u64,
-    /// What it said of itself last.
-    pub report: Report,
-}
-
-/// Where the end of a worker will be found. Boxed, since most workers have not ended.
-pub(super) type End = Arc<OnceLock<Box<EndedWorker>>>;
 
 // === impl PostmasterHandle ===
 
@@ -217,12 +145,12 @@ impl PostmasterHandle {
         Ok(self.postmaster.send(GetWorker(worker)).await?)
     }
 
-    /// Every registered worker in registration order, and the last 100 that ended, oldest first.
+    /// Every registered worker, and the last ones that ended.
     ///
     /// # Errors
     ///
     /// If the Postmaster is gone.
-    pub async fn workers(&self) -> Result<(Vec<WorkerStatus>, Vec<EndedWorker>), RequestError> {
+    pub async fn workers(&self) -> Result<Workers, RequestError> {
         Ok(self.postmaster.send(GetWorkers).await?)
     }
 

@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::Postmaster;
 use super::event::{Event, Milestone, WaitError};
-use super::handle::{End, EndedWorker, Status, WorkerStatus};
+use super::status::{End, Status, WorkerStatus, Workers};
 use crate::background_worker::{
     BackgroundWorker, InvalidWorker, RestartLimit, RestartTime, WorkerId,
 };
@@ -164,7 +164,7 @@ impl Handler<GetWorker> for Postmaster {
 
 /// Asks for every registered worker, in registration order, and the last ones that ended.
 #[derive(Debug, Message)]
-#[rtype(result = "(Vec<WorkerStatus>, Vec<EndedWorker>)")]
+#[rtype(result = "Workers")]
 pub(super) struct GetWorkers;
 
 impl Handler<GetWorkers> for Postmaster {

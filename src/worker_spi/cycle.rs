@@ -5,7 +5,7 @@
 use tracing::{info, warn};
 
 use super::initialize::{InitializeError, Known, initialize, insert_initial_total};
-use super::session::{PreparedProbe, Session};
+use super::session::{PreparedProbe, Session, looks_in_order};
 use super::statement::{self, Looks, Piece, bypass_row_security};
 use super::table::Table;
 use super::truncation::{Truncation, truncate};
@@ -227,14 +227,6 @@ impl Cycle {
         }
         self.nulls_reported = nulls;
     }
-}
-
-/// Whether a look finds the first delta of the table, and not any: sessions set `synchronize_seqscans = off`, and keep
-/// looks in one process, since parallel workers would return what they meet first. Those of a pooler are not ours to
-/// set, and one that truncates wants its sums in parallel.
-pub(super) fn looks_in_order(settings: &Settings, context: &WorkerContext) -> bool {
-    let database = context.database();
-    settings.fold == Fold::Delete && database.is_none_or(|database| database.settings().prepare)
 }
 
 /// Folds piece by piece, each a transaction of its own, from this block to the end of the table.

@@ -6,13 +6,12 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use tracing::warn;
 
-use super::cycle::looks_in_order;
 use super::statement::ProbeSql;
 use super::{ConnectionKind, Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::{
-    Connection, Database, DatabaseError, HomeConnection, HomeQuestion, Parameters, Statement, Tid,
-    ask_all,
+    Connection, Database, DatabaseError, HomeConnection, HomeProbe, Parameters, Statement, Tid,
+    probe_all,
 };
 
 /// By so much of itself a nap is longer or shorter, at most, while it comes into step.
@@ -29,7 +28,7 @@ pub(super) enum Session {
 
 /// A probe that is run again and again.
 pub(super) enum PreparedProbe {
-    Home(HomeQuestion),
+    Home(HomeProbe),
     Own(Statement),
 }
 
@@ -126,9 +125,12 @@ impl Session {
         probe: ProbeSql,
     ) -> Result<PreparedProbe, DatabaseError> {
         Ok(match self {
-            Self::Home(home) => PreparedProbe::Home(home.question(probe.asker, probe.scalars)),
+            Self::Home(home) => {
+                PreparedProbe::Home(home.prepare_probe(probe.prober, probe.scalars))
+            }
             Self::Own(connection) => {
-                let sql = ask_all([(probe.asker.as_str(), probe.scalars.as_slice())].into_iter());
+                let sql =
+                    probe_all([(probe.prober.as_str(), probe.scalars.as_slice())].into_iter());
                 PreparedProbe::Own(connection.prepare(doing, &sql).await?)
             }
         })
@@ -141,7 +143,7 @@ impl Session {
         probe: &PreparedProbe,
     ) -> Result<Vec<Option<Tid>>, DatabaseError> {
         match (self, probe) {
-            (Self::Home(home), PreparedProbe::Home(question)) => home.answer(doing, question).await,
+            (Self::Home(home), PreparedProbe::Home(probe)) => home.run_probe(doing, probe).await,
             (Self::Own(connection), PreparedProbe::Own(statement)) => {
                 let rows = connection.query_prepared(doing, statement).await?;
                 Ok(rows.first().map_or_else(Vec::new, |row| row.get(0)))
@@ -176,7 +178,7 @@ impl Session {
         }
     }
 
-    /// A nap of about this length, which comes into step with those of neighbours, so that their questions
+    /// A nap of about this length, which comes into step with those of neighbours, so that their probes
     /// are asked together: it costs both sides less to be woken once.
     pub(super) fn in_company(&self, nap: Duration) -> Duration {
         match self {
@@ -216,6 +218,14 @@ async fn connect(
         connection.batch_execute("set the session up", sql).await?;
     }
     Ok(connection)
+}
+
+/// Whether a look finds the first delta of the table, and not any: sessions set `synchronize_seqscans = off`, and keep
+/// looks in one process, since parallel workers would return what they meet first. Those of a pooler are not ours to
+/// set, and one that truncates wants its sums in parallel.
+pub(super) fn looks_in_order(settings: &Settings, context: &WorkerContext) -> bool {
+    let database = context.database();
+    settings.fold == Fold::Delete && database.is_none_or(|database| database.settings().prepare)
 }
 
 /// A nap that ends nearer to a beat, of which the last was so long ago.

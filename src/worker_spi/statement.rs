@@ -39,7 +39,7 @@ impl Table {
             ));
         }
         ProbeSql {
-            asker: in_comment(worker),
+            prober: in_comment(worker),
             scalars,
         }
     }
@@ -306,7 +306,7 @@ pub(super) struct Looks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ProbeSql {
     /// Whose it is, as a comment has it.
-    pub(super) asker: String,
+    pub(super) prober: String,
     /// Scalar subqueries of type `tid`.
     pub(super) scalars: Vec<String>,
 }

@@ -460,14 +460,14 @@ async fn a_thousand_workers_lose_nothing_when_the_server_is_restarted_under_load
     let all_work = |more: u64, before: Vec<u64>| {
         let postmaster = postmaster.clone();
         async move {
-            let (now, _) = postmaster.workers().await.unwrap();
+            let now = postmaster.workers().await.unwrap().registered;
             now.len() == WORKERS
                 && std::iter::zip(now, before)
                     .all(|(now, before)| now.report.cycles >= before + more)
         }
     };
     let cycles = || async {
-        let (workers, _) = postmaster.workers().await.unwrap();
+        let workers = postmaster.workers().await.unwrap().registered;
         workers
             .iter()
             .map(|worker| worker.report.cycles)

@@ -14,7 +14,7 @@ async fn refusal(db: &TestDatabase) -> String {
         postmaster.worker(worker.id).await.unwrap().is_none()
     })
     .await;
-    let (_, ended) = postmaster.workers().await.unwrap();
+    let ended = postmaster.workers().await.unwrap().ended;
     assert_eq!(ended[0].exit, ExitStatus::Failed);
     ended[0].reason.as_deref().unwrap().to_owned()
 }

@@ -266,7 +266,7 @@ async fn a_backoff_doubles_and_a_limit_ends_it_with_one_loud_line() {
     }
     tokio::time::sleep(3600 * SECOND).await;
     assert_eq!(probe.rest().len(), 0);
-    let (_, ended) = postmaster.workers().await.unwrap();
+    let ended = postmaster.workers().await.unwrap().ended;
     assert!(ended[0].gave_up);
     assert_eq!((ended[0].exit, ended[0].starts), (ExitStatus::Failed, 6));
     let loud = log.with(Level::ERROR, "");
@@ -293,7 +293,11 @@ async fn a26_a_worker_that_never_restarts_says_why_and_others_run_on() {
         "each started once, and nobody was told anything"
     );
     assert!(postmaster.worker(id).await.unwrap().is_none());
-    let (workers, ended) = postmaster.workers().await.unwrap();
+    let bgworker::Workers {
+        registered: workers,
+        ended,
+        ..
+    } = postmaster.workers().await.unwrap();
     assert_eq!(workers.len(), 1);
     assert_eq!(
         (workers[0].id, workers[0].state),
@@ -308,7 +312,7 @@ async fn a27_a_worker_that_returns_is_finished_and_its_name_is_free() {
     let _clock = PausedClock::pause();
     let (postmaster, id, probe) = one(Script::FinishAfter(SECOND), after(SECOND)).await;
     tokio::time::sleep(100 * SECOND).await;
-    let (_, ended) = postmaster.workers().await.unwrap();
+    let ended = postmaster.workers().await.unwrap().ended;
     assert_eq!(
         (ended[0].id, ended[0].exit, ended[0].starts),
         (id, ExitStatus::Finished, 1)
@@ -378,7 +382,7 @@ async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
         postmaster.worker(id).await.unwrap().is_none()
     })
     .await;
-    let (_, ended) = postmaster.workers().await.unwrap();
+    let ended = postmaster.workers().await.unwrap().ended;
     assert_eq!(ended[0].exit, ExitStatus::Crashed);
     assert_eq!(ended[0].reason.as_deref(), Some("no future"));
 }
@@ -392,7 +396,7 @@ async fn d19_a_panic_of_a_worker_that_was_asked_to_stop_is_still_logged() {
     postmaster.terminate(id).await.unwrap();
     postmaster.shut_down(Shutdown::Smart);
     postmaster.exited().await.unwrap();
-    let (_, ended) = postmaster.workers().await.unwrap();
+    let ended = postmaster.workers().await.unwrap().ended;
     assert_eq!(ended[0].exit, ExitStatus::Stopped);
     let exited = log.with(Level::ERROR, "background worker \"w\" exited");
     assert_eq!(exited.len(), 1);
@@ -787,6 +791,6 @@ async fn terminate_ends_a_worker_for_good_and_its_handle_says_so() {
     postmaster.terminate(id).await.unwrap();
     tokio::time::sleep(100 * SECOND).await;
     assert!(postmaster.worker(id).await.unwrap().is_none());
-    let (_, ended) = postmaster.workers().await.unwrap();
+    let ended = postmaster.workers().await.unwrap().ended;
     assert_eq!((ended.len(), ended[0].exit), (1, ExitStatus::Stopped));
 }

@@ -45,7 +45,7 @@ impl Broken {
             postmaster.worker(worker.id).await.unwrap().is_none()
         })
         .await;
-        let (_, ended) = postmaster.workers().await.unwrap();
+        let ended = postmaster.workers().await.unwrap().ended;
         let ended = ended.last().unwrap();
         assert_eq!(ended.exit, ExitStatus::Failed);
         ended.reason.as_deref().unwrap().to_owned()
@@ -73,7 +73,7 @@ impl Broken {
                 status.is_none_or(|status| status.report.cycles > 0)
             })
             .await;
-            let (_, ended) = postmaster.workers().await.unwrap();
+            let ended = postmaster.workers().await.unwrap().ended;
             let reason = ended.last().and_then(|ended| ended.reason.clone());
             let Some(reason) = reason else {
                 assert_eq!(self.sum().await, before);
@@ -233,7 +233,7 @@ async fn rows_that_row_security_hides_are_never_taken_for_none() {
         )
         .await;
         eventually("it is told, with the statement that mends it", || async {
-            let (workers, _) = postmaster.workers().await.unwrap();
+            let workers = postmaster.workers().await.unwrap().registered;
             let error = workers[0].report.last_error.as_deref().unwrap_or_default();
             error.contains("BYPASSRLS")
         })

@@ -33,7 +33,7 @@ async fn limited_to(
 
 /// How many workers run, and how often all of them were started.
 async fn running(postmaster: &PostmasterHandle) -> (usize, u64) {
-    let (workers, _) = postmaster.workers().await.unwrap();
+    let workers = postmaster.workers().await.unwrap().registered;
     let run = |state| matches!(state, WorkerState::Running);
     let running = workers.iter().filter(|worker| run(worker.state)).count();
     (running, workers.iter().map(|worker| worker.starts).sum())
@@ -66,13 +66,13 @@ async fn workers_that_have_a_connection_keep_it_and_the_rest_wait_their_turn() {
     assert!(waits.len() == 4 && told.len() <= 6, "{told:#?}");
 
     // One that goes makes room for one that waits, and all of them for the rest.
-    let (running_now, _) = postmaster.workers().await.unwrap();
+    let running_now = postmaster.workers().await.unwrap().registered;
     let first = running_now
         .iter()
         .find(|worker| worker.state == WorkerState::Running);
     postmaster.terminate(first.unwrap().id).await.unwrap();
     eventually("another one runs", || async {
-        let (workers, _) = postmaster.workers().await.unwrap();
+        let workers = postmaster.workers().await.unwrap().registered;
         workers.len() == 9 && running(&postmaster).await.0 == 6
     })
     .await;

@@ -75,7 +75,7 @@ async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
             eventually(&format!("{schema}.t is folded"), folded).await;
         }
         eventually("two tables are refused", || async {
-            postmaster.workers().await.unwrap().1.len() == 2
+            postmaster.workers().await.unwrap().ended.len() == 2
         })
         .await;
         let status = postmaster.status().await.unwrap();

@@ -4,73 +4,38 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each room of the house, and the rooms that it may use. No other edges, no cycles.
-const MAY_USE: [(&str, &[&str]); 14] = [
-    (
-        "postmaster",
-        &[
-            "supervision",
-            "worker",
-            "context",
-            "latch",
-            "background_worker",
-            "database",
-        ],
-    ),
-    ("worker", &["context", "latch", "background_worker"]),
-    (
-        "worker_spi",
-        &[
-            "context",
-            "latch",
-            "database",
-            "background_worker",
-            "backoff",
-        ],
-    ),
-    ("context", &["latch", "database", "background_worker"]),
-    // Of supervision its limits alone, of database where and how long: see the next list.
-    (
-        "config",
-        &[
-            "background_worker",
-            "worker_spi",
-            "database",
-            "supervision",
-            "spelling",
-        ],
-    ),
-    ("database", &["background_worker", "backoff", "spelling"]),
-    ("supervision", &["background_worker", "backoff"]),
-    (
-        "http",
-        &["postmaster", "context", "background_worker", "supervision"],
-    ),
-    (
-        "testing",
-        &["postmaster", "context", "latch", "database", "supervision"],
-    ),
-    ("background_worker", &[]),
-    ("latch", &[]),
-    ("embedded", &[]),
-    ("backoff", &[]),
-    ("spelling", &[]),
-];
+/// Of each room, the rooms that it uses; of these, the names that it may use, where that is not all of them.
+type Arrows = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
-/// What a room may use of another, where that is not all of it.
-const ONLY: [(&str, &str, &[&str]); 2] = [
-    ("config", "supervision", &["Limits"]),
-    (
-        "config",
-        "database",
-        &[
-            "ConnInfo",
-            "ConnInfoError",
-            "Settings",
-            "Settings as DatabaseSettings",
-        ],
-    ),
-];
+/// The arrows between rooms, as ARCHITECTURE.md has them.
+fn arrows() -> Arrows {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, section) = text.split_once("## Who may use whom").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let lines = section.lines().filter_map(|line| line.split_once("─►"));
+    let mut arrows = Arrows::new();
+    for (users, used) in lines {
+        // What comes from elsewhere stands behind two spaces.
+        let used = used.trim().split("  ").next().unwrap();
+        for user in users.split(',') {
+            let used = used
+                .split_inclusive(')')
+                .flat_map(|part| match part.split_once(" (") {
+                    Some((names, only)) => {
+                        let only = only.trim_end_matches(')').split(", ").map(str::to_owned);
+                        let (others, last) = names.rsplit_once(", ").unwrap_or(("", names));
+                        let others = others.split(", ").map(|name| (name, Vec::new()));
+                        others.chain([(last, only.collect())]).collect::<Vec<_>>()
+                    }
+                    None => part.split(", ").map(|name| (name, Vec::new())).collect(),
+                });
+            let used = used.filter(|(name, _)| !name.is_empty() && *name != "nothing of ours");
+            let used = used.map(|(name, only)| (name.trim_start_matches(", ").to_owned(), only));
+            arrows.insert(user.trim().to_owned(), used.collect());
+        }
+    }
+    arrows
+}
 
 /// Words that must not stand in the code of a room.
 const NEVER: [(&str, &[&str]); 6] = [
@@ -150,55 +115,182 @@ fn rooms() -> BTreeMap<String, String> {
     rooms
 }
 
-/// The paths below `crate::` that a text names, one for each name in braces.
+/// The paths of every `use` of a text, one for each name in braces, and what else it names below `crate::`.
 fn uses(code: &str) -> BTreeSet<String> {
     let mut uses = BTreeSet::new();
-    for rest in code.split("crate::").skip(1) {
-        let end = rest
-            .find([';', '(', ' ', '>', ',', ')'])
-            .unwrap_or(rest.len());
-        let path = &rest[..end];
-        match rest.split_once('{') {
-            Some((start, rest)) if start.ends_with("::") && !start.contains([';', '\n']) => {
-                let names = rest.split('}').next().unwrap();
-                for name in names
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|name| !name.is_empty())
-                {
-                    uses.insert(format!("{start}{name}"));
-                }
+    for statement in code.split(';') {
+        let statement = statement.trim_start();
+        let start = statement.rfind("\nuse ").map(|at| at + 1);
+        let start = start.or_else(|| statement.find("pub use "));
+        let start = start.or_else(|| statement.find("pub(crate) use "));
+        let start = start.or_else(|| statement.find("pub(super) use "));
+        let start = start.or_else(|| statement.starts_with("use ").then_some(0));
+        match start {
+            Some(start) => {
+                let (_, tree) = statement[start..].split_once("use ").unwrap();
+                expand("", tree, &mut uses);
             }
-            _ => {
-                uses.insert(path.to_owned());
+            None => {
+                for rest in statement.split("crate::").skip(1) {
+                    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+                    let end = rest.find(|c| !is_path(c)).unwrap_or(rest.len());
+                    uses.insert(format!("crate::{}", rest[..end].trim_end_matches(':')));
+                }
             }
         }
     }
     uses
 }
 
+/// Takes a tree of `use` apart: `a::{b, c::{d, e}}` is `a::b`, `a::c::d` and `a::c::e`.
+fn expand(prefix: &str, tree: &str, uses: &mut BTreeSet<String>) {
+    let tree = tree.trim();
+    let Some((path, inner)) = tree.split_once('{') else {
+        let name = tree.split(" as ").next().unwrap().trim();
+        uses.insert(format!("{prefix}{name}"));
+        return;
+    };
+    let prefix = format!("{prefix}{path}");
+    let inner = inner.trim_end().trim_end_matches('}');
+    let (mut depth, mut start) = (0, 0);
+    for (at, c) in inner.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                expand(&prefix, &inner[start..at], uses);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if !inner[start..].trim().is_empty() {
+        expand(&prefix, &inner[start..], uses);
+    }
+}
+
 #[test]
-fn every_room_uses_only_those_it_may_use() {
+fn the_arrows_between_rooms_are_those_of_architecture_md() {
     let rooms = rooms();
-    let known: BTreeSet<_> = MAY_USE.iter().map(|(room, _)| (*room).to_owned()).collect();
+    let arrows = arrows();
+    let known: BTreeSet<_> = arrows.keys().cloned().collect();
     assert_eq!(rooms.keys().cloned().collect::<BTreeSet<_>>(), known);
-    for (room, may_use) in MAY_USE {
+    for (room, drawn) in &arrows {
+        let mut found = BTreeSet::new();
         for path in uses(&rooms[room]) {
-            let mut parts = path.split("::");
-            let used = parts.next().unwrap();
+            let Some(path) = path.strip_prefix("crate::") else {
+                continue;
+            };
+            let (used, item) = path.split_once("::").unwrap_or((path, ""));
+            let item = item.split("::").next().unwrap().to_owned();
+            if used == room {
+                continue;
+            }
+            found.insert(used.to_owned());
+            let only = drawn.get(used);
+            let only = only.unwrap_or_else(|| panic!("{room} may not use {used}: {path}"));
             assert!(
-                used == room || may_use.contains(&used),
-                "{room} may not use {used}: crate::{path}"
+                only.is_empty() || only.contains(&item),
+                "{room} may not use {path}"
             );
-            let item = parts.next().unwrap_or_default();
-            let only = ONLY
+        }
+        assert_eq!(
+            drawn.keys().cloned().collect::<BTreeSet<_>>(),
+            found,
+            "{room}"
+        );
+    }
+}
+
+/// The files below a directory that are the modules of one crate, by their paths: `crate::a::b`.
+fn modules(src: &Path, crate_root: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let mut files = Vec::new();
+    files_below(src, &mut files);
+    let mut modules = BTreeMap::new();
+    for file in files {
+        let path = file.strip_prefix(src).unwrap().with_extension("");
+        let parts: Vec<_> = path.iter().map(|part| part.to_str().unwrap()).collect();
+        if parts.last() == Some(&"tests") || (parts[0] == "bin" && parts.len() > 1) {
+            continue;
+        }
+        let module = match &parts[..] {
+            [root] if *root == crate_root => "crate".to_owned(),
+            parts => format!("crate::{}", parts.join("::")),
+        };
+        let text = fs::read_to_string(&file).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let code = text.lines().map(|line| line.split("//").next().unwrap());
+        let code = code.collect::<Vec<_>>().join("\n");
+        let parent = module
+            .rsplit_once("::")
+            .map_or("crate", |(parent, _)| parent);
+        let absolute = uses(&code)
+            .into_iter()
+            .map(|path| match path.split_once("::") {
+                Some(("self", rest)) => format!("{module}::{rest}"),
+                Some(("super", rest)) => format!("{parent}::{rest}"),
+                _ => path,
+            });
+        let absolute = absolute
+            .filter(|path| path.starts_with("crate::"))
+            .collect();
+        modules.insert(module, (code.clone(), absolute));
+    }
+    modules
+}
+
+/// The module in which what a path names is written: through what is exported again.
+fn home_of(path: &str, modules: &BTreeMap<String, (String, BTreeSet<String>)>) -> Option<String> {
+    if modules.contains_key(path) {
+        return Some(path.to_owned());
+    }
+    let (module, item) = path.rsplit_once("::")?;
+    match modules.get(module) {
+        Some((_, uses)) => {
+            let again = uses
                 .iter()
-                .find(|(user, of, _)| *user == room && *of == used);
-            if let Some((_, _, items)) = only {
-                assert!(
-                    items.contains(&item),
-                    "{room} may use only {items:?}: crate::{path}"
-                );
+                .find(|path| path.rsplit("::").next() == Some(item));
+            match again.filter(|again| *again != path) {
+                Some(again) => home_of(again, modules),
+                None => Some(module.to_owned()),
+            }
+        }
+        None => home_of(module, modules),
+    }
+}
+
+#[test]
+fn no_file_uses_one_that_uses_it() {
+    for (src, crate_root) in [("src", "lib"), ("src/bin/bgworker", "main")] {
+        let modules = modules(&root().join(src), crate_root);
+        let is_inside = |inner: &str, outer: &str| inner.starts_with(&format!("{outer}::"));
+        let mut arrows = BTreeMap::<&str, BTreeSet<String>>::new();
+        for (module, (_, uses)) in &modules {
+            let used = uses.iter().filter_map(|path| home_of(path, &modules));
+            let used = used.filter(|used| used != module && used != "crate" && module != "crate");
+            let used = used.filter(|used| !is_inside(used, module) && !is_inside(module, used));
+            arrows.insert(module, used.collect());
+        }
+        assert!(
+            arrows.values().map(BTreeSet::len).sum::<usize>() > 20,
+            "{arrows:#?}"
+        );
+        for (start, uses) in &arrows {
+            let mut reached = BTreeSet::new();
+            let mut open: Vec<(String, String)> = uses
+                .iter()
+                .map(|used| (used.clone(), format!("{start} -> {used}")))
+                .collect();
+            while let Some((next, way)) = open.pop() {
+                assert_ne!(next, **start, "a circle: {way}");
+                if reached.insert(next.clone()) {
+                    let further = &arrows[&*next];
+                    open.extend(
+                        further
+                            .iter()
+                            .map(|used| (used.clone(), format!("{way} -> {used}"))),
+                    );
+                }
             }
         }
     }
@@ -215,21 +307,6 @@ fn what_decides_needs_nothing_but_std_and_thiserror() {
         for root in uses {
             let allowed = ["std", "thiserror", "crate", "super", "self"];
             assert!(allowed.contains(&root), "{room} uses {root}");
-        }
-    }
-}
-
-#[test]
-fn no_room_uses_one_that_uses_it() {
-    let edges: BTreeMap<_, _> = MAY_USE.into_iter().collect();
-    for (room, _) in MAY_USE {
-        let mut reached = BTreeSet::new();
-        let mut open = edges[room].to_vec();
-        while let Some(next) = open.pop() {
-            assert_ne!(next, room, "a cycle through {room}");
-            if reached.insert(next) {
-                open.extend(edges[next]);
-            }
         }
     }
 }

@@ -75,7 +75,7 @@ async fn a_trigger_that_keeps_the_deltas_is_told_for_what_it_is_and_writes_nothi
     tokio::time::sleep(Duration::from_secs(2)).await;
     let told = triggered.log.with(Level::WARN, "");
     assert_eq!(told.len(), 1, "{told:#?}");
-    let failures = triggered.postmaster.workers().await.unwrap().0[0]
+    let failures = triggered.postmaster.workers().await.unwrap().registered[0]
         .report
         .consecutive_failures;
     assert!(failures < 20, "{failures} attempts");

@@ -84,6 +84,7 @@ enum Scenario {
 
 /// Measures what is asked for, and reports it.
 pub(crate) fn bench(arguments: &BenchArguments) -> Exit {
+    crate::logging::init(None, "warn");
     let end = System::new().block_on(async {
         let mut signals = Signals::install()?;
         let (conninfo, cluster) = match &arguments.database {

@@ -2,13 +2,24 @@
 
 use std::io::{self, Write as _};
 
-use crate::Configuration;
-use crate::configuration;
+use clap::Args;
+
+use crate::configuration::{self, Configuration};
 use crate::exit::Exit;
 
+/// What `check` is told.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArguments {
+    #[command(flatten)]
+    pub(crate) configuration: Configuration,
+    /// Print the settings in force, and where each comes from. Secrets are left out.
+    #[arg(long)]
+    pub(crate) print: bool,
+}
+
 /// Reads and checks, and prints the settings in force if asked to.
-pub(crate) fn check(configuration: &Configuration, print: bool) -> Exit {
-    let settings = match configuration::read(configuration) {
+pub(crate) fn check(arguments: &CheckArguments) -> Exit {
+    let settings = match configuration::read(&arguments.configuration) {
         Ok(settings) => settings,
         Err(error) => {
             // A reader that has gone away needs no report.
@@ -16,7 +27,7 @@ pub(crate) fn check(configuration: &Configuration, print: bool) -> Exit {
             return Exit::Configuration;
         }
     };
-    if print {
+    if arguments.print {
         let mut out = io::stdout().lock();
         for setting in settings.shown {
             let _ = writeln!(

@@ -4,9 +4,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bgworker::config::{ConfigFile, Problems, Settings, Sources};
+use clap::Args;
 use thiserror::Error;
 
-use crate::Configuration;
+/// Where settings come from.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Configuration {
+    /// The configuration file. Without it: $BGWORKER_CONFIG, ./bgworker.toml,
+    /// ./conf/bgworker.toml, $XDG_CONFIG_HOME/bgworker/bgworker.toml, /etc/bgworker/bgworker.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The server: a URL or a key=value string, as libpq takes it.
+    #[arg(long, value_name = "URL")]
+    pub(crate) database: Option<String>,
+}
 
 /// Why there are no settings.
 #[derive(Debug, Error)]

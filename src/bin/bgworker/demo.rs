@@ -10,9 +10,11 @@ use bgworker::database::{self, Connection, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
 use bgworker::{Postmaster, PostmasterHandle};
+use clap::Args;
 use tracing::error;
 
 use crate::exit::Exit;
+use crate::logging::{self, Logging};
 use crate::private_server::{self, StartError};
 use crate::reload::InForce;
 use crate::signals::{Request, Signals};
@@ -26,8 +28,16 @@ const INSERT_INTERVAL: Duration = Duration::from_millis(100);
 /// After so many insertions the totals are shown.
 const INSERTIONS_PER_LINE: u32 = 10;
 
+/// What `demo` is told.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArguments {
+    #[command(flatten)]
+    pub(crate) logging: Logging,
+}
+
 /// Runs the demo until told to stop.
-pub(crate) fn demo() -> Exit {
+pub(crate) fn demo(arguments: &DemoArguments) -> Exit {
+    logging::init(arguments.logging.log_format, "warn");
     let end = System::new().block_on(async {
         let mut signals = Signals::install()?;
         say("starting a private PostgreSQL server, which takes a few seconds …");
@@ -136,7 +146,7 @@ async fn stream_of_deltas(
                 client.batch_execute("insert deltas", &sql).await?;
             }
         }
-        let (workers, _) = postmaster.workers().await?;
+        let workers = postmaster.workers().await?.registered;
         let totals: Vec<_> = workers
             .iter()
             .zip(&settings.workers)

@@ -2,8 +2,17 @@
 
 use std::io::{self, IsTerminal as _, Write};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Logging {
+    /// How to write the log, which goes to standard error. Text on a terminal, JSON otherwise,
+    /// unless set. RUST_LOG sets the level.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
 
 /// How a line of the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

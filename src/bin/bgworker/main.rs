@@ -18,13 +18,14 @@ mod signals;
 mod status;
 mod web;
 
-use std::path::PathBuf;
-
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::bench::BenchArguments;
+use crate::check::CheckArguments;
+use crate::demo::DemoArguments;
 use crate::exit::Exit;
-use crate::logging::LogFormat;
+use crate::run::RunArguments;
+use crate::status::StatusArguments;
 
 /// PostgreSQL's background workers, outside the server.
 ///
@@ -63,84 +64,14 @@ enum Command {
     Bench(BenchArguments),
 }
 
-/// Where settings come from.
-#[derive(Clone, Debug, Args)]
-struct Configuration {
-    /// The configuration file. Without it: $BGWORKER_CONFIG, ./bgworker.toml,
-    /// ./conf/bgworker.toml, $XDG_CONFIG_HOME/bgworker/bgworker.toml, /etc/bgworker/bgworker.toml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The server: a URL or a key=value string, as libpq takes it.
-    #[arg(long, value_name = "URL")]
-    database: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct RunArguments {
-    #[command(flatten)]
-    configuration: Configuration,
-    #[command(flatten)]
-    logging: Logging,
-}
-
-#[derive(Debug, Args)]
-struct CheckArguments {
-    #[command(flatten)]
-    configuration: Configuration,
-    /// Print the settings in force, and where each comes from. Secrets are left out.
-    #[arg(long)]
-    print: bool,
-}
-
-#[derive(Debug, Args)]
-struct StatusArguments {
-    #[command(flatten)]
-    configuration: Configuration,
-    /// Where it listens; what the configuration says unless this is given.
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-    /// Print what it answers, as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-struct DemoArguments {
-    #[command(flatten)]
-    logging: Logging,
-}
-
-#[derive(Clone, Copy, Debug, Args)]
-struct Logging {
-    /// How to write the log, which goes to standard error. Text on a terminal, JSON otherwise,
-    /// unless set. RUST_LOG sets the level.
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    log_format: Option<LogFormat>,
-}
-
 fn main() {
     let arguments = Arguments::parse();
     let exit = match arguments.command.unwrap_or(Command::Run(arguments.run)) {
-        Command::Run(RunArguments {
-            configuration,
-            logging,
-        }) => {
-            logging::init(logging.log_format, "info");
-            run::run(&configuration)
-        }
-        Command::Check(CheckArguments {
-            configuration,
-            print,
-        }) => check::check(&configuration, print),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Check(arguments) => check::check(&arguments),
         Command::Status(arguments) => status::status(&arguments),
-        Command::Demo(DemoArguments { logging }) => {
-            logging::init(logging.log_format, "warn");
-            demo::demo()
-        }
-        Command::Bench(arguments) => {
-            logging::init(None, "warn");
-            bench::bench(&arguments)
-        }
+        Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
     };
     // Not by returning: a name lookup that hangs in a thread would keep the process.
     std::process::exit(Exit::code(exit));

@@ -6,19 +6,31 @@ use bgworker::database::{ConnInfo, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
 use bgworker::{Postmaster, PostmasterHandle};
+use clap::Args;
 use tracing::{error, info, warn};
 
-use crate::Configuration;
-use crate::configuration::{self, ConfigurationError};
+use crate::configuration::{self, Configuration, ConfigurationError};
 use crate::exit::Exit;
+use crate::logging::{self, Logging};
 use crate::private_server::{self, StartError};
 use crate::reload::InForce;
 use crate::service_manager::ServiceManager;
 use crate::signals::{Request, Signals};
 use crate::web::Web;
 
+/// What `run` is told.
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    #[command(flatten)]
+    pub(crate) configuration: Configuration,
+    #[command(flatten)]
+    pub(crate) logging: Logging,
+}
+
 /// Reads the configuration, runs its workers, and says how that ended.
-pub(crate) fn run(configuration: &Configuration) -> Exit {
+pub(crate) fn run(arguments: &RunArguments) -> Exit {
+    logging::init(arguments.logging.log_format, "info");
+    let configuration = &arguments.configuration;
     let settings = match configuration::read(configuration) {
         Ok(settings) => settings,
         Err(error) => {

@@ -5,14 +5,27 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bgworker::http::{Snapshot, WorkerSnapshot};
+use clap::Args;
 use thiserror::Error;
 
-use crate::configuration::{self, ConfigurationError};
+use crate::configuration::{self, Configuration, ConfigurationError};
 use crate::exit::Exit;
-use crate::{Configuration, StatusArguments};
 
 /// How long the answer may take, all of it.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What `status` is told.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArguments {
+    #[command(flatten)]
+    pub(crate) configuration: Configuration,
+    /// Where it listens; what the configuration says unless this is given.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// Print what it answers, as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Why there is nothing to show.
 #[derive(Debug, Error)]

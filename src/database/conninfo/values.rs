@@ -8,7 +8,7 @@ use super::keyword::{KEYWORDS, Support};
 use super::{ConnInfoError, Host, service};
 
 /// What each keyword is set to.
-pub(in crate::database) struct Values<'e> {
+pub(super) struct Values<'e> {
     /// What was given in the text; a later one overrides an earlier one.
     given: Vec<(String, String)>,
     /// What the service has.
@@ -50,7 +50,7 @@ impl<'e> Values<'e> {
     }
 
     /// The value of a keyword, if it has one that is not empty.
-    pub(in crate::database) fn get(&self, keyword: &str) -> Option<String> {
+    pub(super) fn get(&self, keyword: &str) -> Option<String> {
         let is_it = |(set, _): &&(String, String)| set == keyword;
         let value = |(_, value): &(String, String)| value.clone();
         let known = KEYWORDS.iter().find(|known| known.name == keyword)?;
@@ -62,7 +62,7 @@ impl<'e> Values<'e> {
     }
 
     /// A file: the one that is named, or else the one of this name in the home directory.
-    pub(in crate::database) fn file(&self, keyword: &str, in_home: &str) -> Option<PathBuf> {
+    pub(super) fn file(&self, keyword: &str, in_home: &str) -> Option<PathBuf> {
         let home = || (self.environment)("HOME").filter(|home| !home.is_empty());
         let named = self.get(keyword).map(PathBuf::from);
         named.or_else(|| Some(Path::new(&home()?).join(in_home)))
@@ -83,7 +83,7 @@ impl<'e> Values<'e> {
     }
 
     /// One of several words.
-    pub(in crate::database) fn one_of<T: Copy>(
+    pub(super) fn one_of<T: Copy>(
         &self,
         keyword: &'static str,
         words: &[(&'static str, T)],

@@ -13,8 +13,8 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 use tracing::{debug, warn};
 
-use super::groups::{Asked, Groups};
-use super::question::Scalars;
+use super::groups::Groups;
+use super::probe::{Asked, Scalars};
 use super::request::{Message, Request, Waiter, Work};
 use crate::database::connection::{Connection, GRACE};
 use crate::database::{DatabaseError, ErrorClass};
@@ -83,7 +83,7 @@ async fn prepare_and_run(client: &Client, sql: Arc<str>) -> (Rows, Option<(Arc<s
 
 async fn run(client: &Client, message: &Message) -> Rows {
     let work = match message {
-        Message::Questions(batch) => return client.query_typed(&batch.sql, &[]).await,
+        Message::Probes(batch) => return client.query_typed(&batch.sql, &[]).await,
         Message::Request(Request { work, .. }) => work,
     };
     match work {
@@ -99,7 +99,7 @@ async fn run(client: &Client, message: &Message) -> Rows {
     }
 }
 
-/// Passes an answer on, and remembers what was prepared for it. Returns the questions that have to be asked again.
+/// Passes an answer on, and remembers what was prepared for it. Returns the probes that have to be asked again.
 pub(super) async fn answer(
     connection: &Connection,
     prepared: &mut Prepared,
@@ -113,18 +113,18 @@ pub(super) async fn answer(
     } = answered;
     let is_wanted = match &message {
         Message::Request(_) => !message.is_withdrawn(),
-        Message::Questions(batch) => groups.has(batch),
+        Message::Probes(batch) => groups.has(batch),
     };
     // Otherwise nobody is there any more who would let it be forgotten.
     if is_wanted {
         prepared.extend(new);
     }
     match (message, rows) {
-        (Message::Questions(batch), Ok(rows)) => {
+        (Message::Probes(batch), Ok(rows)) => {
             groups.succeeded(&batch);
-            Message::Questions(batch).answer(rows);
+            Message::Probes(batch).answer(rows);
         }
-        (Message::Questions(batch), Err(error))
+        (Message::Probes(batch), Err(error))
             if !batch.is_of_one && error.as_db_error().is_some() && !connection.is_closed() =>
         {
             if is_cancelled(&error) {
@@ -147,7 +147,7 @@ fn is_cancelled(error: &tokio_postgres::Error) -> bool {
 async fn tell(connection: &Connection, message: Message, rows: Rows) {
     match rows {
         Ok(rows) => message.answer(rows),
-        // Whose question it was is not known, and there is no time to find it out.
+        // Whose probe it was is not known, and there is no time to find it out.
         Err(error) if message.is_of_several() && error.as_db_error().is_some() => {
             message.refuse(given_up_on);
         }

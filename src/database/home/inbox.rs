@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::groups::{Asked, Groups, QUESTIONS_MAX};
-use super::question::Scalars;
+use super::groups::{Groups, PROBES_MAX};
+use super::probe::{Asked, Scalars};
 use super::request::{Ask, Message, Waiter};
 use crate::database::DatabaseError;
 
 /// What waits to be sent, whatever becomes of the connection.
 pub(super) struct Inbox {
     messages: VecDeque<Message>,
-    /// Questions, until it is known who else has some.
-    questions: Vec<Asked<Waiter<Scalars>>>,
+    /// Probes, until it is known who else has some.
+    probes: Vec<Asked<Waiter<Scalars>>>,
     groups: Groups,
     /// What nobody will send any more.
     forgotten: Vec<Arc<str>>,
@@ -25,12 +25,12 @@ pub(super) struct Inbox {
 // === impl Inbox ===
 
 impl Inbox {
-    /// `together` says whether questions may be asked together.
+    /// `together` says whether probes may be asked together.
     pub(super) fn new(together: bool) -> Self {
         Self {
             messages: VecDeque::new(),
-            questions: Vec::new(),
-            groups: Groups::new(if together { QUESTIONS_MAX } else { 1 }),
+            probes: Vec::new(),
+            groups: Groups::new(if together { PROBES_MAX } else { 1 }),
             forgotten: Vec::new(),
             renewal: false,
         }
@@ -40,7 +40,7 @@ impl Inbox {
     ///
     /// Loses nothing when it is dropped.
     pub(super) async fn wait(&mut self, asked: &mut UnboundedReceiver<Ask>) -> bool {
-        if self.messages.is_empty() && self.questions.is_empty() {
+        if self.messages.is_empty() && self.probes.is_empty() {
             match asked.recv().await {
                 Some(ask) => self.take(ask),
                 None => return false,
@@ -48,8 +48,8 @@ impl Inbox {
         }
         // Who was woken with whoever has asked is about to ask as well.
         let mut many = 0;
-        while many < self.questions.len() {
-            many = self.questions.len();
+        while many < self.probes.len() {
+            many = self.probes.len();
             tokio::task::yield_now().await;
             self.take_all(asked);
         }
@@ -66,18 +66,18 @@ impl Inbox {
     fn take(&mut self, ask: Ask) {
         match ask {
             Ask::Run(request) => self.messages.push_back(Message::Request(request)),
-            Ask::Evaluate(question) => self.questions.push(question),
+            Ask::Probe(probe) => self.probes.push(probe),
             Ask::Forget(sql) => self.forgotten.push(sql),
-            Ask::ForgetQuestion(number) => self.groups.forget(number),
+            Ask::ForgetProbe(number) => self.groups.forget(number),
             Ask::Renew => self.renewal = true,
         }
     }
 
     fn gather(&mut self) {
-        let questions = std::mem::take(&mut self.questions);
-        let batches = self.groups.gather(still_asked(questions));
+        let probes = std::mem::take(&mut self.probes);
+        let batches = self.groups.gather(still_asked(probes));
         self.messages
-            .extend(batches.into_iter().map(Message::Questions));
+            .extend(batches.into_iter().map(Message::Probes));
     }
 
     /// What is to be sent next.
@@ -98,15 +98,15 @@ impl Inbox {
         }
     }
 
-    /// Which questions go together.
+    /// Which probes go together.
     pub(super) fn groups(&mut self) -> &mut Groups {
         &mut self.groups
     }
 
-    /// Takes questions back that have failed together.
-    pub(super) fn ask_again(&mut self, questions: Vec<Asked<Waiter<Scalars>>>) {
-        for batch in self.groups.gather(still_asked(questions)).into_iter().rev() {
-            self.messages.push_front(Message::Questions(batch));
+    /// Takes probes back that have failed together.
+    pub(super) fn ask_again(&mut self, probes: Vec<Asked<Waiter<Scalars>>>) {
+        for batch in self.groups.gather(still_asked(probes)).into_iter().rev() {
+            self.messages.push_front(Message::Probes(batch));
         }
     }
 
@@ -133,7 +133,7 @@ impl Inbox {
 }
 
 /// Those that somebody still waits for. The others may have been forgotten before, and would never be again.
-fn still_asked(mut questions: Vec<Asked<Waiter<Scalars>>>) -> Vec<Asked<Waiter<Scalars>>> {
-    questions.retain(|asked| !asked.waiter.is_gone());
-    questions
+fn still_asked(mut probes: Vec<Asked<Waiter<Scalars>>>) -> Vec<Asked<Waiter<Scalars>>> {
+    probes.retain(|asked| !asked.waiter.is_gone());
+    probes
 }

@@ -7,18 +7,18 @@ use tokio::sync::oneshot;
 use tokio_postgres::Row;
 
 use super::Parameters;
-use super::groups::{Asked, Batch};
-use super::question::Scalars;
+use super::groups::Batch;
+use super::probe::{Asked, Scalars};
 use crate::database::DatabaseError;
 
 /// What a line is asked.
 pub(super) enum Ask {
     Run(Request),
-    Evaluate(Asked<Waiter<Scalars>>),
+    Probe(Asked<Waiter<Scalars>>),
     /// Let the server forget what was prepared of this.
     Forget(Arc<str>),
     /// Nobody wants to know this any more.
-    ForgetQuestion(u64),
+    ForgetProbe(u64),
     /// Go on in a session that begins anew, since what is fixed when a session begins may be what is wrong.
     Renew,
 }
@@ -52,7 +52,7 @@ pub(super) struct Waiter<T> {
 /// What is sent as one statement.
 pub(super) enum Message {
     Request(Request),
-    Questions(Batch<Waiter<Scalars>>),
+    Probes(Batch<Waiter<Scalars>>),
 }
 
 // === impl Waiter ===
@@ -98,7 +98,7 @@ impl Message {
     pub(super) fn is_withdrawn(&self) -> bool {
         match self {
             Self::Request(request) => request.waiter.is_gone(),
-            Self::Questions(batch) => batch.asked.iter().all(|(_, asked)| asked.waiter.is_gone()),
+            Self::Probes(batch) => batch.asked.iter().all(|(_, asked)| asked.waiter.is_gone()),
         }
     }
 
@@ -106,7 +106,7 @@ impl Message {
     pub(super) fn is_of_several(&self) -> bool {
         match self {
             Self::Request(_) => false,
-            Self::Questions(batch) => !batch.is_of_one,
+            Self::Probes(batch) => !batch.is_of_one,
         }
     }
 
@@ -118,14 +118,14 @@ impl Message {
                 ..
             }) => Some(sql),
             Self::Request(_) => None,
-            Self::Questions(batch) => Some(&batch.sql),
+            Self::Probes(batch) => Some(&batch.sql),
         }
     }
 
     pub(super) fn mark_sent(&self) {
         match self {
             Self::Request(request) => request.waiter.mark_sent(),
-            Self::Questions(batch) => batch
+            Self::Probes(batch) => batch
                 .asked
                 .iter()
                 .for_each(|(_, asked)| asked.waiter.mark_sent()),
@@ -136,7 +136,7 @@ impl Message {
     pub(super) fn doing(&self) -> &'static str {
         match self {
             Self::Request(request) => request.waiter.doing,
-            Self::Questions(batch) => batch
+            Self::Probes(batch) => batch
                 .asked
                 .first()
                 .map_or("ask", |(_, asked)| asked.waiter.doing),
@@ -147,13 +147,13 @@ impl Message {
     pub(super) fn answer(self, rows: Vec<Row>) {
         let batch = match self {
             Self::Request(Request { waiter, .. }) => return waiter.answer(Ok(rows)),
-            Self::Questions(batch) => batch,
+            Self::Probes(batch) => batch,
         };
         let values = rows.first().map(|row| row.try_get::<_, Scalars>(0));
         // Without the array that was asked for they are not answered, and take the connection for lost.
         if let Some(Ok(values)) = values {
-            for (place, Asked { question, waiter }) in batch.asked {
-                let scalars = values.iter().skip(place).take(question.scalars.len());
+            for (place, Asked { probe, waiter }) in batch.asked {
+                let scalars = values.iter().skip(place).take(probe.scalars.len());
                 waiter.answer(Ok(scalars.copied().collect()));
             }
         }
@@ -163,7 +163,7 @@ impl Message {
     pub(super) fn refuse(self, error: impl Fn(&'static str) -> DatabaseError) {
         match self {
             Self::Request(Request { waiter, .. }) => waiter.refuse(&error),
-            Self::Questions(batch) => {
+            Self::Probes(batch) => {
                 let waiters = batch.asked.into_iter().map(|(_, asked)| asked.waiter);
                 waiters.for_each(|waiter| waiter.refuse(&error));
             }
@@ -174,7 +174,7 @@ impl Message {
     pub(super) fn fail(self, error: DatabaseError) {
         let mut waiters: Vec<_> = match self {
             Self::Request(Request { waiter, .. }) => return waiter.answer(Err(error)),
-            Self::Questions(batch) => {
+            Self::Probes(batch) => {
                 let waiters = batch.asked.into_iter().map(|(_, asked)| asked.waiter);
                 waiters.filter(|waiter| !waiter.is_gone()).collect()
             }

@@ -14,16 +14,16 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 
 /// The TLS side of connections and of cancel requests.
 #[derive(Clone)]
-pub(in crate::database) struct Connector(native_tls::TlsConnector);
+pub(crate) struct Connector(native_tls::TlsConnector);
 
 /// The way to one host.
-pub(in crate::database) struct ToHost {
+pub(crate) struct ToHost {
     connector: tokio_native_tls::TlsConnector,
     host: String,
 }
 
 /// An encrypted stream.
-pub(in crate::database) struct Stream<S>(tokio_native_tls::TlsStream<BufReader<S>>);
+pub(crate) struct Stream<S>(tokio_native_tls::TlsStream<BufReader<S>>);
 
 /// `rsassaPss`, as DER has it.
 const RSA_PSS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a];

@@ -117,6 +117,9 @@ impl TestDatabase {
     pub(crate) async fn at(conninfo: &str) -> Self {
         let database = database(conninfo);
         let client = database.connect("tests", None).await.unwrap();
+        // What a test changes may have to wait for a fold.
+        let patient = "SET lock_timeout = '30s'";
+        client.batch_execute("be patient", patient).await.unwrap();
         Self {
             conninfo: conninfo.to_owned(),
             database,

@@ -80,7 +80,7 @@ impl Fleet {
     }
 
     pub(super) async fn cycles(&self) -> Result<Vec<u64>, Box<dyn Error>> {
-        let (workers, _) = self.postmaster.workers().await?;
+        let workers = self.postmaster.workers().await?.registered;
         Ok(workers.iter().map(|worker| worker.report.cycles).collect())
     }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::{Asked, Batch, Groups, MISSES_MAX};
-use crate::database::home::question::Question;
+use crate::database::home::probe::Probe;
 
-fn question(number: u64) -> Arc<Question> {
+fn probe(number: u64) -> Arc<Probe> {
     // Some have two scalars, and all say whose they are.
     let scalars = (0..1 + number % 2).map(|n| format!("<{number}.{n}>"));
-    Arc::new(Question {
+    Arc::new(Probe {
         number,
-        asker: format!("w{number}"),
+        prober: format!("w{number}"),
         scalars: scalars.collect(),
     })
 }
@@ -20,7 +20,7 @@ fn question(number: u64) -> Arc<Question> {
 /// These ask at one moment.
 fn gather(groups: &mut Groups, numbers: impl IntoIterator<Item = u64>) -> Vec<Batch<()>> {
     let asked = numbers.into_iter().map(|number| Asked {
-        question: question(number),
+        probe: probe(number),
         waiter: (),
     });
     groups.gather(asked.collect())
@@ -67,7 +67,7 @@ fn one_that_does_not_come_is_borne_with_for_a_while() {
 }
 
 #[test]
-fn a_question_whose_group_has_failed_is_asked_alone_until_it_is_answered() {
+fn a_probe_whose_group_has_failed_is_asked_alone_until_it_is_answered() {
     let mut groups = Groups::new(32);
     let batch = gather(&mut groups, 0..3).remove(0);
     let again = groups.failed(batch);
@@ -143,9 +143,9 @@ proptest! {
                 prop_assert!(names <= max);
                 prop_assert_eq!(batch.is_of_one, names == 1);
                 for (place, asked) in &batch.asked {
-                    let own = &asked.question.scalars;
+                    let own = &asked.probe.scalars;
                     prop_assert_eq!(&scalars[*place..*place + own.len()], &own[..]);
-                    met.push(asked.question.number);
+                    met.push(asked.probe.number);
                 }
             }
             met.sort_unstable();
@@ -165,7 +165,7 @@ proptest! {
             let dissolved = groups.take_dissolved();
             let live: Vec<_> = groups.groups.values().map(|group| &group.sql).collect();
             prop_assert!(live.iter().all(|sql| !dissolved.iter().any(|gone| Arc::ptr_eq(gone, sql))));
-            prop_assert_eq!(groups.group_of.len(), groups.groups.values().map(|group| group.questions.len()).sum::<usize>());
+            prop_assert_eq!(groups.group_of.len(), groups.groups.values().map(|group| group.probes.len()).sum::<usize>());
         }
     }
 }

@@ -121,7 +121,7 @@ impl<'g> Stage<'g> {
         let begin = Instant::now();
         self.fleet.postmaster.sighup();
         loop {
-            let (workers, _) = self.fleet.postmaster.workers().await?;
+            let workers = self.fleet.postmaster.workers().await?.registered;
             let mut rows = workers.iter().map(|worker| worker.report.rows);
             if rows.all(|rows| rows == u64::from(self.rows)) {
                 return Ok(begin.elapsed().as_secs_f64() * 1e3);

@@ -91,7 +91,7 @@ async fn lateness(fleet: &Fleet, naptime: Duration, time: Duration) -> Result<f6
     let mut late = Vec::new();
     while begin.elapsed() < time {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let (workers, _) = fleet.postmaster.workers().await?;
+        let workers = fleet.postmaster.workers().await?.registered;
         late.extend(workers.iter().filter_map(|worker| {
             let age = worker.report.last_success?.elapsed();
             Some(age.saturating_sub(naptime).as_secs_f64())

@@ -1,0 +1,137 @@
+//! A server as it is reached: where it is, how it is talked to, and what is known of it.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+
+use super::conninfo::ConnInfo;
+use super::tls::{LastConnector, TlsError};
+
+/// How to reach a server.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) conninfo: ConnInfo,
+    pub(super) settings: Settings,
+    pub(super) last_connector: LastConnector,
+    pub(super) begin: Instant,
+    pub(super) housekeeping: Semaphore,
+    /// The turn of a worker that waits for room for another connection.
+    pub(super) room: Semaphore,
+    /// The host that was last seen to have come furthest.
+    pub(super) best_host: AtomicUsize,
+    /// Notified where there is reason to doubt what the server was last seen to be.
+    pub(super) suspect: Notify,
+    /// Something kept the last look from asking the server.
+    pub(super) is_in_doubt: AtomicBool,
+    /// What was last said of the password file.
+    pub(super) said: Mutex<Option<String>>,
+}
+
+/// How a server is talked to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// How long a connection as a whole may take: name lookup, socket, TLS, authentication.
+    pub connect_timeout: Duration,
+    /// How long one statement may take.
+    pub statement_timeout: Duration,
+    /// A file that holds the password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// How many home connections the workers of one database share.
+    pub connections: usize,
+    /// Whether statements are prepared, and sessions set up.
+    pub prepare: bool,
+}
+
+// === impl Server ===
+
+impl Server {
+    pub(super) fn new(conninfo: ConnInfo, settings: Settings) -> Result<Self, TlsError> {
+        let last_connector = LastConnector::default();
+        // A mistake should be heard of at once, if it matters.
+        if conninfo
+            .hosts()
+            .iter()
+            .any(|host| conninfo.tls().is_required(host.is_socket()))
+        {
+            last_connector.get(conninfo.tls())?;
+        }
+        Ok(Self {
+            conninfo,
+            settings,
+            last_connector,
+            begin: Instant::now(),
+            housekeeping: Semaphore::new(1),
+            room: Semaphore::new(1),
+            suspect: Notify::new(),
+            is_in_doubt: AtomicBool::new(false),
+            best_host: AtomicUsize::new(usize::MAX),
+            said: Mutex::default(),
+        })
+    }
+
+    /// A connection was made: if the last look could not ask the server, the next one can.
+    pub(super) fn was_reached(&self) {
+        if self.is_in_doubt.swap(false, Ordering::Relaxed) {
+            self.suspect.notify_one();
+        }
+    }
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// Sets how long a connection as a whole may take; 10 s unless set.
+    #[must_use]
+    pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = connect_timeout;
+        self
+    }
+
+    /// Sets how long one statement may take; 60 s unless set. The server is told (`statement_timeout`);
+    /// our side gives up one second later.
+    #[must_use]
+    pub fn statement_timeout(mut self, statement_timeout: Duration) -> Self {
+        self.statement_timeout = statement_timeout;
+        self
+    }
+
+    /// Sets a file that holds the password and nothing else; none unless set. It is read at every connect,
+    /// and goes before every other password.
+    #[must_use]
+    pub fn password_file(mut self, password_file: impl Into<PathBuf>) -> Self {
+        self.password_file = Some(password_file.into());
+        self
+    }
+
+    /// Sets how many home connections the workers of one database share; 8 unless set, and at least 1.
+    #[must_use]
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections;
+        self
+    }
+
+    /// Sets whether statements are prepared, and sessions set up; they are unless set. `false` is for
+    /// poolers that hand out another session for each transaction.
+    #[must_use]
+    pub fn prepare(mut self, prepare: bool) -> Self {
+        self.prepare = prepare;
+        self
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(60),
+            password_file: None,
+            connections: 8,
+            prepare: true,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What the Postmaster answers: itself, its workers, and how those ended, at one moment.
+//!
+//! Values alone: nothing here asks or decides.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::time::Instant;
+
+use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
+use crate::context::Report;
+use crate::database::ServerStatus;
+use crate::supervision::{Counts, Shutdown, WorkerState};
+
+/// How a Postmaster that was asked to shut down ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PostmasterExit {
+    /// The names of the workers that did not end in time.
+    pub aborted: Vec<Arc<str>>,
+}
+
+/// The Postmaster at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Status {
+    /// How far the server has come.
+    pub reached: StartTime,
+    /// What the server is, since when, and why it is away; `None` for a Postmaster without one.
+    pub server: Option<ServerStatus>,
+    /// The shutdown under way.
+    pub shutdown: Option<Shutdown>,
+    /// How many workers are where.
+    pub counts: Counts,
+}
+
+/// All workers at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Workers {
+    /// Every registered worker, in registration order.
+    pub registered: Vec<WorkerStatus>,
+    /// The last 100 that ended, oldest first.
+    pub ended: Vec<EndedWorker>,
+}
+
+/// A registered worker at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerStatus {
+    /// Its handle.
+    pub id: WorkerId,
+    /// The worker as it is registered.
+    pub worker: BackgroundWorker,
+    /// Where it is.
+    pub state: WorkerState,
+    /// Since when.
+    pub since: Instant,
+    /// How often it was started.
+    pub starts: u64,
+    /// Whether one of its incarnations was ready.
+    pub has_been_ready: bool,
+    /// Why its last incarnation ended, if it did not finish.
+    pub reason: Option<Arc<str>>,
+    /// What it says of itself.
+    pub report: Report,
+}
+
+/// A worker that was unregistered.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EndedWorker {
+    /// The handle it had.
+    pub id: WorkerId,
+    /// The name it had; it is free again.
+    pub name: Arc<str>,
+    /// How it ended.
+    pub exit: ExitStatus,
+    /// When.
+    pub since: Instant,
+    /// Whether it was stopped for good because it failed more often than its limit allows.
+    pub gave_up: bool,
+    /// Why, if it did not finish.
+    pub reason: Option<Arc<str>>,
+    /// How often it was started.
+    pub starts: u64,
+    /// What it said of itself last.
+    pub report: Report,
+}
+
+/// Where the end of a worker will be found. Boxed, since most workers have not ended.
+pub(super) type End = Arc<OnceLock<Box<EndedWorker>>>;
