@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-pub use self::progress::{Progress, Report};
+pub use self::progress::{Figure, Progress, Report};
 pub(crate) use self::worker_report::{Reason, WorkerEvent, WorkerReport};
 use crate::background_worker::{Incarnation, WorkerId};
 use crate::database::{Connection, Database, DatabaseError, HomeConnection};

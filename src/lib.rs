@@ -109,7 +109,7 @@ pub use self::background_worker::{
     Access, BackgroundWorker, Backoff, ExitStatus, Incarnation, InvalidWorker, RestartLimit,
     RestartTime, StartTime, WorkerId,
 };
-pub use self::context::{Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
+pub use self::context::{Figure, Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
 pub use self::latch::{Latch, Wake};
 pub use self::postmaster::{
     EndedWorker, Event, EventKind, NoSystem, Postmaster, PostmasterExit, PostmasterHandle,

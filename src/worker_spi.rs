@@ -69,6 +69,12 @@ pub struct Settings {
     pub initial_total: Option<i64>,
 }
 
+/// The figure that counts the rows which a built-in worker has folded.
+pub const ROWS_FOLDED: &str = "rows_folded";
+
+/// The figure that is the total after a built-in worker's last fold.
+pub const TOTAL: &str = "total";
+
 /// Which connection a built-in worker uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConnectionKind {

@@ -2,6 +2,7 @@
 //!
 //! Shared and not sent: no message per cycle.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,10 +30,40 @@ pub struct Report {
     pub consecutive_failures: u32,
     /// The last failure, with its whole cause.
     pub last_error: Option<Arc<str>>,
-    /// How many rows were folded, by the built-in worker.
-    pub rows: u64,
-    /// The total after the last fold, by the built-in worker.
-    pub total: Option<i64>,
+    /// What its function counts and measures, by name.
+    pub figures: BTreeMap<&'static str, Figure>,
+}
+
+/// A number that a worker's function reports under a name. Status, page and metrics show whatever a function names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Figure {
+    /// It only grows, over all incarnations of the worker.
+    Count(u64),
+    /// It is what it is now.
+    Level(i64),
+}
+
+// === impl Report ===
+
+impl Report {
+    /// A figure that only grows; 0 before it was first reported.
+    #[must_use]
+    pub fn count(&self, name: &str) -> u64 {
+        match self.figures.get(name) {
+            Some(Figure::Count(count)) => *count,
+            Some(Figure::Level(_)) | None => 0,
+        }
+    }
+
+    /// A figure that is what it is now; `None` before it was first reported.
+    #[must_use]
+    pub fn level(&self, name: &str) -> Option<i64> {
+        match self.figures.get(name)? {
+            Figure::Level(level) => Some(*level),
+            Figure::Count(_) => None,
+        }
+    }
 }
 
 // === impl Progress ===
@@ -62,11 +93,19 @@ impl Progress {
         });
     }
 
-    /// A cycle folded this many rows, and the total is now this.
-    pub fn folded(&self, rows: u64, total: i64) {
+    /// Adds to a figure that only grows. Its name is of lower-case letters and underscores, as that of a metric.
+    pub fn count(&self, name: &'static str, more: u64) {
         self.write(|report| {
-            report.rows += rows;
-            report.total = Some(total);
+            let count = report.count(name);
+            let figure = Figure::Count(count.saturating_add(more));
+            report.figures.insert(name, figure);
+        });
+    }
+
+    /// Sets a figure that is what it is now. Its name is of lower-case letters and underscores, as that of a metric.
+    pub fn level(&self, name: &'static str, level: i64) {
+        self.write(|report| {
+            report.figures.insert(name, Figure::Level(level));
         });
     }
 

@@ -1,5 +1,6 @@
 //! A snapshot as OpenMetrics text. Counts nothing itself.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use prometheus_client::encoding::text::encode;
@@ -96,24 +97,49 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let help = "Failures of the background worker since its last success";
     let points = each(&|worker| Some(f64::from(worker.consecutive_failures)));
     gauge(&mut registry, "worker_consecutive_failures", help, points);
-    let help = "The total after the last fold";
-    let points = each(&|worker| worker.total.map(|total| total as f64));
-    gauge(&mut registry, "worker_sum", help, points);
     let help = "How often the background worker was started again";
     counter(&mut registry, "worker_restarts", help, |worker| {
         worker.restarts
     });
     let help = "Cycles of the background worker that succeeded";
     counter(&mut registry, "worker_cycles", help, |worker| worker.cycles);
-    let help = "Rows that the background worker has folded";
-    counter(&mut registry, "worker_rows_folded", help, |worker| {
-        worker.rows_folded
-    });
+    figures(&mut registry, snapshot);
 
     let mut text = String::new();
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
     text
+}
+
+/// Registers what the functions of the workers report, a family for each name.
+fn figures(registry: &mut Registry, snapshot: &Snapshot) {
+    let workers = &snapshot.workers;
+    let names: BTreeSet<_> = workers.iter().flat_map(|one| one.figures.keys()).collect();
+    for name in names {
+        let (counts, levels) = (Counters::default(), Gauges::default());
+        let is_count = workers.iter().any(|one| one.counts.contains(&**name));
+        for worker in workers {
+            match worker.figures.get(name) {
+                Some(value) if is_count => {
+                    let count = counts.get_or_create(&of(worker));
+                    count.inc_by(value.unsigned_abs());
+                }
+                Some(value) => {
+                    levels.get_or_create(&of(worker)).set(*value as f64);
+                }
+                None => {}
+            }
+        }
+        // OpenMetrics keeps the ending for counters.
+        let metric = if name == "total" { "sum" } else { name };
+        let metric = format!("worker_{metric}");
+        let help = format!("{name}, as the function of the background worker reports it");
+        if is_count {
+            registry.register(metric, help, counts);
+        } else {
+            registry.register(metric, help, levels);
+        }
+    }
 }
 
 /// The time of day, which is what Prometheus compares with.

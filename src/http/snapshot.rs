@@ -2,13 +2,14 @@
 //!
 //! Times are ages: the clocks of two machines need not agree.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::background_worker::{ExitStatus, StartTime};
-use crate::context::Report;
+use crate::context::{Figure, Report};
 use crate::postmaster::{
     EndedWorker, PostmasterHandle, RequestError, Status, WorkerStatus, Workers,
 };
@@ -78,10 +79,11 @@ pub struct WorkerSnapshot {
     pub last_error: Option<String>,
     /// How long ago a cycle last succeeded. Seconds.
     pub last_success_seconds: Option<f64>,
-    /// How many rows the built-in worker has folded.
-    pub rows_folded: u64,
-    /// The total after its last fold.
-    pub total: Option<i64>,
+    /// What its function counts and measures, by name: `rows_folded` and `total` of the built-in worker.
+    pub figures: BTreeMap<String, i64>,
+    /// Which of them only grow.
+    #[serde(skip)]
+    pub(super) counts: BTreeSet<&'static str>,
     /// In how long it starts again. Seconds.
     pub next_start_seconds: Option<f64>,
 }
@@ -222,8 +224,19 @@ impl WorkerSnapshot {
             consecutive_failures: report.consecutive_failures,
             last_error: report.last_error.as_deref().map(str::to_owned),
             last_success_seconds: report.last_success.map(age),
-            rows_folded: report.rows,
-            total: report.total,
+            figures: (report.figures.iter())
+                .map(|(name, figure)| {
+                    let value = match figure {
+                        Figure::Count(count) => i64::try_from(*count).unwrap_or(i64::MAX),
+                        Figure::Level(level) => *level,
+                    };
+                    ((*name).to_owned(), value)
+                })
+                .collect(),
+            counts: (report.figures.iter())
+                .filter(|(_, figure)| matches!(figure, Figure::Count(_)))
+                .map(|(name, _)| *name)
+                .collect(),
             next_start_seconds: None,
         }
     }

@@ -10,7 +10,7 @@ use super::statement::{self, Looks, Piece, bypass_row_security};
 use super::table::Table;
 use super::truncation::{Truncation, truncate};
 use super::unusable::UnusableTable;
-use super::{Fold, Settings};
+use super::{Fold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, Tid};
 
@@ -200,7 +200,7 @@ impl Cycle {
         match truncate(session, table, worker).await? {
             Truncation::Folded { rows, total } => {
                 self.impossible_reported = false;
-                context.progress().folded(rows, total);
+                report(context, rows, total);
                 return Ok(Some(Outcome::Folded { rows, total }));
             }
             Truncation::Busy => {}
@@ -250,7 +250,7 @@ async fn fold(
         match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
             (statement::FOLDED, Some(total), Some(rows)) => {
                 let rows = rows.unsigned_abs();
-                context.progress().folded(rows, total);
+                report(context, rows, total);
                 folded = Some((rows + folded.map_or(0, |(rows, _)| rows), total));
             }
             (statement::IDLE, ..) => {}
@@ -269,6 +269,12 @@ async fn fold(
         // Another session was first.
         None => Outcome::Idle,
     })
+}
+
+/// Reports this many more rows, and the total that they have made.
+fn report(context: &WorkerContext, rows: u64, total: i64) {
+    context.progress().count(ROWS_FOLDED, rows);
+    context.progress().level(TOTAL, total);
 }
 
 /// Policies hide rows of a table that were not there when it was looked at.

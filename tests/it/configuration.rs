@@ -387,7 +387,7 @@ fn a_mistake_in_one_key_of_a_worker_hides_none_in_another() {
 }
 
 #[test]
-fn d14_more_workers_than_max_workers_are_refused() {
+fn more_workers_than_max_workers_are_refused() {
     let text = format!(
         "[database]\nembedded = true\n[postmaster]\nmax_workers = 1\n[[worker]]\n{WHOLE}[[worker]]\n{WHOLE}"
     );
@@ -573,7 +573,7 @@ fn differences(old: &str, new: &str) -> Vec<Change> {
 }
 
 #[test]
-fn d10_the_difference_of_settings_says_what_a_reload_has_to_do() {
+fn the_difference_of_settings_says_what_a_reload_has_to_do() {
     assert_eq!(
         differences("", "naptime = '1s'"),
         [],

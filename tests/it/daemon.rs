@@ -193,7 +193,7 @@ fn the_demo_shows_the_totals_moving_and_leaves_nothing_behind() {
 }
 
 #[actix::test]
-async fn a23_a44_killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice() {
+async fn killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let config = Config::given(&db, "1ms", &["s"]);
@@ -254,7 +254,7 @@ async fn insert_until(conninfo: &str, stopped: &std::sync::mpsc::Receiver<()>) -
 }
 
 #[actix::test]
-async fn a35_a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
+async fn a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "600s", &["s"]);
     let mut daemon = Daemon::run(&config.path);
@@ -410,7 +410,7 @@ async fn what_a_server_says_can_neither_forge_a_line_of_the_log_nor_steer_a_term
 }
 
 #[actix::test]
-async fn a36_each_change_of_the_file_takes_its_effect_in_one_line() {
+async fn each_change_of_the_file_takes_its_effect_in_one_line() {
     let db = TestDatabase::new().await;
     let config = Config::new(&on_their_own(&given(
         &db,
@@ -480,7 +480,7 @@ async fn a_signal_is_heard_while_a_reload_waits_for_a_worker_to_end() {
 }
 
 #[actix::test]
-async fn a43_a_sigterm_before_the_worker_is_ready_is_a_clean_stop() {
+async fn a_sigterm_before_the_worker_is_ready_is_a_clean_stop() {
     // A server that accepts and says nothing.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -30,7 +30,7 @@ async fn ready_after_a_second(mut context: WorkerContext) -> Result<(), bgworker
 }
 
 #[actix::test]
-async fn a45_a_handle_goes_from_not_yet_started_to_started_to_ready_to_stopped() {
+async fn a_handle_goes_from_not_yet_started_to_started_to_ready_to_stopped() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let worker = BackgroundWorker::new("w");
@@ -60,7 +60,7 @@ async fn a45_a_handle_goes_from_not_yet_started_to_started_to_ready_to_stopped()
 }
 
 #[actix::test]
-async fn a45_waiting_for_a_worker_that_ends_before_it_is_ready_is_an_error() {
+async fn waiting_for_a_worker_that_ends_before_it_is_ready_is_an_error() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let worker = BackgroundWorker::new("w").restart_time(RestartTime::Never);
@@ -73,7 +73,7 @@ async fn a45_waiting_for_a_worker_that_ends_before_it_is_ready_is_an_error() {
 }
 
 #[actix::test]
-async fn a46_terminate_in_every_state_ends_it_and_a_handle_from_before_means_nobody() {
+async fn terminate_in_every_state_ends_it_and_a_handle_from_before_means_nobody() {
     let _clock = PausedClock::pause();
     // Nobody serves this: whoever needs a server is never started.
     let postmaster = bgworker::Postmaster::launch(
@@ -118,7 +118,7 @@ async fn a46_terminate_in_every_state_ends_it_and_a_handle_from_before_means_nob
 }
 
 #[actix::test]
-async fn a47_a_shutdown_refuses_registrations_and_releases_whoever_waits() {
+async fn a_shutdown_refuses_registrations_and_releases_whoever_waits() {
     let _clock = PausedClock::pause();
     let postmaster = bgworker::Postmaster::launch(
         bgworker::supervision::Limits::default(),

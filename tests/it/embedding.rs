@@ -166,7 +166,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     }
     load.goes_on().await;
 
-    // A45: a handle of one that is registered meanwhile.
+    // a handle of one that is registered meanwhile.
     let go = Arc::new(tokio::sync::Notify::new());
     let started = Arc::clone(&go);
     let main = move |context| slow_to_start_and_to_stop(context, Arc::clone(&started));
@@ -191,7 +191,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     go.notify_one();
     assert_eq!(late.stopped().await.unwrap().exit, ExitStatus::Stopped);
 
-    // A46: whatever state it is in; and its slot is used again by somebody else.
+    // whatever state it is in; and its slot is used again by somebody else.
     for worker in &crashing {
         worker.terminate();
         worker.terminate();
@@ -215,7 +215,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     load.goes_on().await;
     assert_eq!(state(next.id()).await, Some(WorkerState::Running));
 
-    // A48: another Postmaster in this System, which ends by itself.
+    // another Postmaster in this System, which ends by itself.
     let other = self::postmaster();
     let same_name = other
         .register(brief("next"), probe.main(Script::NAPS))
@@ -227,7 +227,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     load.goes_on().await;
     assert_eq!(state(next.id()).await, Some(WorkerState::Running));
 
-    // A47: a shutdown refuses whoever comes, and releases whoever waits, while requests are answered.
+    // a shutdown refuses whoever comes, and releases whoever waits, while requests are answered.
     let lingers = postmaster
         .register(brief("lingers"), main.clone())
         .await

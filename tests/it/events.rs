@@ -14,7 +14,7 @@ use bgworker::testing::{PausedClock, Probe, Script};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[actix::test]
-async fn a51_a_workers_life_without_a_database() {
+async fn a_workers_life_without_a_database() {
     let _clock = PausedClock::pause();
     let log = Log::capture();
     let postmaster = postmaster();
@@ -55,7 +55,7 @@ async fn a51_a_workers_life_without_a_database() {
 }
 
 #[actix::test]
-async fn a51_refusals() {
+async fn refusals() {
     let log = Log::capture();
     let limits = Limits::default().max_workers(1);
     let postmaster = Postmaster::launch(limits, None).unwrap();
@@ -88,7 +88,7 @@ async fn a51_refusals() {
 }
 
 #[actix::test]
-async fn a51_a_built_in_workers_life() {
+async fn a_built_in_workers_life() {
     let db = TestDatabase::new().await;
     let log = Log::capture();
     let postmaster = db.postmaster();
@@ -128,7 +128,7 @@ async fn a51_a_built_in_workers_life() {
 }
 
 #[actix::test]
-async fn a51_a_worker_that_the_server_refuses() {
+async fn a_worker_that_the_server_refuses() {
     let db = TestDatabase::new().await;
     let log = Log::capture();
     let postmaster = db.postmaster();

@@ -83,7 +83,7 @@ async fn state(postmaster: &PostmasterHandle, worker: &TestWorker) -> WorkerStat
 // The server.
 
 #[actix::test]
-async fn a32_a_server_that_is_stopped_immediately_and_started_finds_all_workers_within_2_s() {
+async fn a_server_that_is_stopped_immediately_and_started_finds_all_workers_within_2_s() {
     let log = Log::capture();
     let mut server = TestServer::start();
     let postmaster = postmaster(&server.conninfo());
@@ -111,7 +111,7 @@ async fn a32_a_server_that_is_stopped_immediately_and_started_finds_all_workers_
 }
 
 #[actix::test]
-async fn a13b_a_demotion_parks_those_that_write_and_a_promotion_brings_them_back() {
+async fn a_demotion_parks_those_that_write_and_a_promotion_brings_them_back() {
     let primary = TestServer::start();
     let standby = primary.standby().await;
     let proxy = Proxy::to(primary.port);
@@ -283,7 +283,7 @@ async fn what_the_server_refuses_for_good_is_the_workers_failure_and_says_so() {
 }
 
 #[actix::test]
-async fn a30_a_wrong_database_is_tried_once_for_each_restart_time_and_harms_no_neighbour() {
+async fn a_wrong_database_is_tried_once_for_each_restart_time_and_harms_no_neighbour() {
     let log = Log::capture();
     let db = TestDatabase::new().await;
     let postmaster = db.postmaster();
@@ -428,7 +428,7 @@ async fn each_kind_of_impostor_is_found_out_within_the_deadline() {
 }
 
 #[actix::test]
-async fn a43_a_stop_while_the_server_is_silent_is_quick_and_clean() {
+async fn a_stop_while_the_server_is_silent_is_quick_and_clean() {
     let (_server, proxy, postmaster, db) = behind_a_proxy().await;
     worker(&db, &postmaster, "home", brisk).await;
     worker(&db, &postmaster, "own", brisk_on_its_own).await;

@@ -403,7 +403,7 @@ async fn metrics_have_their_names_and_the_values_of_the_snapshot() {
         .await;
     db.wait_for_rows(&table("s", "t"), &["total|42"]).await;
     eventually("it says so", || async {
-        snapshot(&postmaster).await.workers[0].total == Some(42)
+        snapshot(&postmaster).await.workers[0].figures.get("total") == Some(&42)
     })
     .await;
     let (_, text) = get(&postmaster, "/metrics").await;

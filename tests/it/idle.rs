@@ -7,7 +7,7 @@ use crate::support::eventually;
 use crate::support::log::Log;
 
 #[actix::test]
-async fn a18_an_idle_cycle_writes_no_row_version_no_wal_and_no_line() {
+async fn an_idle_cycle_writes_no_row_version_no_wal_and_no_line() {
     let log = Log::capture();
     // A server of its own, in which nobody else writes.
     let settings = ClusterSettings::temporary()

@@ -49,7 +49,7 @@ async fn the_table_that_it_makes_is_the_samples_with_bigint_and_room_on_its_page
 }
 
 #[actix::test]
-async fn a20_a_role_that_may_create_nothing_works_when_all_exists() {
+async fn a_role_that_may_create_nothing_works_when_all_exists() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let postmaster = db.postmaster();
@@ -73,7 +73,7 @@ async fn a20_a_role_that_may_create_nothing_works_when_all_exists() {
 }
 
 #[actix::test]
-async fn a20_a_table_without_a_unique_index_is_refused_with_the_statement_that_mends_it() {
+async fn a_table_without_a_unique_index_is_refused_with_the_statement_that_mends_it() {
     let db = TestDatabase::new().await;
     db.execute(
         "CREATE SCHEMA s; CREATE TABLE s.t (type text, value bigint); \
@@ -90,7 +90,7 @@ async fn a20_a_table_without_a_unique_index_is_refused_with_the_statement_that_m
 }
 
 #[actix::test]
-async fn a20_several_totals_are_refused_with_the_statements_that_make_them_one() {
+async fn several_totals_are_refused_with_the_statements_that_make_them_one() {
     let db = TestDatabase::new().await;
     db.execute(
         "CREATE SCHEMA s; CREATE TABLE s.t (type text, value integer); \
@@ -107,7 +107,7 @@ async fn a20_several_totals_are_refused_with_the_statements_that_make_them_one()
 }
 
 #[actix::test]
-async fn a20_a_table_of_another_shape_is_refused_with_the_statement_that_mends_it() {
+async fn a_table_of_another_shape_is_refused_with_the_statement_that_mends_it() {
     for (create, expected) in [
         (
             "TABLE s.t (type text)",
@@ -161,7 +161,7 @@ async fn a20_a_table_of_another_shape_is_refused_with_the_statement_that_mends_i
 }
 
 #[actix::test]
-async fn a20_a_role_that_may_not_create_the_schema_is_told_so_by_the_server() {
+async fn a_role_that_may_not_create_the_schema_is_told_so_by_the_server() {
     let db = TestDatabase::new().await;
     let role = format!(
         "{}_role",
@@ -199,7 +199,7 @@ async fn waits_while_a_client(db: &TestDatabase, holds: &str, initial_total: Opt
 }
 
 #[actix::test]
-async fn d17_a_lock_on_the_table_is_waited_for_before_the_first_cycle_too() {
+async fn a_lock_on_the_table_is_waited_for_before_the_first_cycle_too() {
     let db = TestDatabase::new().await;
     db.execute(&made_by_the_worker()).await;
     waits_while_a_client(
@@ -211,7 +211,7 @@ async fn d17_a_lock_on_the_table_is_waited_for_before_the_first_cycle_too() {
 }
 
 #[actix::test]
-async fn d17_somebody_elses_schema_or_total_under_way_is_waited_for() {
+async fn somebody_elses_schema_or_total_under_way_is_waited_for() {
     let db = TestDatabase::new().await;
     waits_while_a_client(&db, "BEGIN; CREATE SCHEMA s", None).await;
     let db = TestDatabase::new().await;
@@ -245,7 +245,7 @@ async fn columns_are_named_so_their_order_and_others_beside_them_do_not_matter()
 }
 
 #[test]
-fn a19_names_that_postgresql_would_cut_are_refused_naming_the_limit() {
+fn names_that_postgresql_would_cut_are_refused_naming_the_limit() {
     let error = Table::new("x".repeat(64), "t").unwrap_err();
     assert!(
         error
@@ -266,7 +266,7 @@ fn a19_names_that_postgresql_would_cut_are_refused_naming_the_limit() {
 }
 
 #[test]
-fn a19_an_empty_name_and_one_with_nul_are_refused() {
+fn an_empty_name_and_one_with_nul_are_refused() {
     assert_eq!(
         Table::new("", "t").unwrap_err(),
         InvalidTable::Empty { what: "schema" }

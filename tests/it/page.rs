@@ -41,7 +41,8 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
             }
             context.ready();
             context.progress().succeeded();
-            context.progress().folded(1_234_567, -42);
+            context.progress().count("rows_folded", 1_234_567);
+            context.progress().level("total", -42);
             while !context.nap(SECOND).await.is_stop() {}
             Ok(())
         }
@@ -73,7 +74,7 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
         browser.wait_for(STATE, &json!("backing off"));
         browser.wait_for(HEALTH, &json!("1 not healthy"));
         assert_eq!(browser.value(CLASS), json!("bad"));
-        let error = browser.value(&format!("{ROW}[7]"));
+        let error = browser.value(&format!("{ROW}.at(-1)"));
         assert!(error.as_str().unwrap().contains("<script>"), "{error}");
         browser.wait_for(
             "document.querySelector('#workers .state').textContent.includes('starts in')",

@@ -42,7 +42,7 @@ fn without_a_system_there_is_an_error_not_a_panic() {
 }
 
 #[actix::test]
-async fn a4_with_max_workers_2_the_third_is_refused_and_two_run() {
+async fn with_max_workers_2_the_third_is_refused_and_two_run() {
     let limits = Limits::default().max_workers(2);
     let postmaster = Postmaster::launch(limits, None).unwrap();
     let probe = Probe::new();
@@ -90,14 +90,14 @@ async fn start_many(count: usize) -> (Duration, Duration) {
 }
 
 #[actix::test]
-async fn a10_fifty_workers_all_run_within_a_second_and_status_is_answered_within_50_ms() {
+async fn fifty_workers_all_run_within_a_second_and_status_is_answered_within_50_ms() {
     let (all, slowest) = start_many(50).await;
     assert!(all < SECOND, "{all:?}");
     assert!(slowest < Duration::from_millis(50), "{slowest:?}");
 }
 
 #[actix::test]
-async fn a10_ten_thousand_workers_all_run_within_two_seconds() {
+async fn ten_thousand_workers_all_run_within_two_seconds() {
     let (all, slowest) = start_many(10_000).await;
     assert!(all < 2 * SECOND, "{all:?}");
     assert!(slowest < Duration::from_millis(50), "{slowest:?}");
@@ -122,7 +122,7 @@ async fn register_at_once<M: Main>(
 }
 
 #[actix::test]
-async fn d1_every_other_task_has_its_turn_between_two_starts() {
+async fn every_other_task_has_its_turn_between_two_starts() {
     let turns = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&turns);
     let foreign = actix_rt::spawn(async move {
@@ -157,7 +157,7 @@ async fn d1_every_other_task_has_its_turn_between_two_starts() {
 }
 
 #[actix::test]
-async fn a11_a_sigterm_after_ten_of_fifty_starts_is_the_end_of_starting() {
+async fn a_sigterm_after_ten_of_fifty_starts_is_the_end_of_starting() {
     let postmaster = postmaster();
     let (started, mut starts) = unbounded_channel();
     register_at_once(&postmaster, 50, || {
@@ -184,7 +184,7 @@ async fn a11_a_sigterm_after_ten_of_fifty_starts_is_the_end_of_starting() {
 }
 
 #[actix::test]
-async fn a12_a_hundred_times_the_order_is_that_of_registration() {
+async fn a_hundred_times_the_order_is_that_of_registration() {
     for _ in 0..100 {
         let postmaster = postmaster();
         let mut probe = Probe::new();
@@ -221,7 +221,7 @@ async fn one(
 }
 
 #[actix::test]
-async fn a25_a_failing_worker_starts_two_seconds_after_each_failure() {
+async fn a_failing_worker_starts_two_seconds_after_each_failure() {
     let _clock = PausedClock::pause();
     let script = Script::FailAfter(SECOND);
     let (_postmaster, _, mut probe) = one(script, after(2 * SECOND)).await;
@@ -277,7 +277,7 @@ async fn a_backoff_doubles_and_a_limit_ends_it_with_one_loud_line() {
 }
 
 #[actix::test]
-async fn a26_a_worker_that_never_restarts_says_why_and_others_run_on() {
+async fn a_worker_that_never_restarts_says_why_and_others_run_on() {
     let _clock = PausedClock::pause();
     let (postmaster, id, mut probe) = one(Script::FailAfter(SECOND), RestartTime::Never).await;
     let other = BackgroundWorker::new("other");
@@ -308,7 +308,7 @@ async fn a26_a_worker_that_never_restarts_says_why_and_others_run_on() {
 }
 
 #[actix::test]
-async fn a27_a_worker_that_returns_is_finished_and_its_name_is_free() {
+async fn a_worker_that_returns_is_finished_and_its_name_is_free() {
     let _clock = PausedClock::pause();
     let (postmaster, id, probe) = one(Script::FinishAfter(SECOND), after(SECOND)).await;
     tokio::time::sleep(100 * SECOND).await;
@@ -326,7 +326,7 @@ async fn a27_a_worker_that_returns_is_finished_and_its_name_is_free() {
 }
 
 #[actix::test]
-async fn a28_two_failing_workers_keep_their_own_times() {
+async fn two_failing_workers_keep_their_own_times() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let mut probe = Probe::new();
@@ -355,7 +355,7 @@ async fn a28_two_failing_workers_keep_their_own_times() {
 }
 
 #[actix::test]
-async fn a29_a_panic_in_a_main_is_a_crash_with_its_text_and_the_postmaster_lives() {
+async fn a_panic_in_a_main_is_a_crash_with_its_text_and_the_postmaster_lives() {
     let _clock = PausedClock::pause();
     let (postmaster, id, mut probe) = one(Script::PanicAfter(SECOND), after(SECOND)).await;
     for _ in 0..3 {
@@ -370,7 +370,7 @@ async fn a29_a_panic_in_a_main_is_a_crash_with_its_text_and_the_postmaster_lives
 }
 
 #[actix::test]
-async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
+async fn a_panic_before_the_main_is_a_future_is_a_crash_too() {
     let _clock = PausedClock::pause();
     fn constructor(_: WorkerContext) -> std::future::Ready<Result<(), WorkerError>> {
         panic!("no future")
@@ -388,7 +388,7 @@ async fn a29_a_panic_before_the_main_is_a_future_is_a_crash_too() {
 }
 
 #[actix::test]
-async fn d19_a_panic_of_a_worker_that_was_asked_to_stop_is_still_logged() {
+async fn a_panic_of_a_worker_that_was_asked_to_stop_is_still_logged() {
     let _clock = PausedClock::pause();
     let log = Log::capture();
     let (postmaster, id, _stage) = one(Script::PanicWhenStopped, after(SECOND)).await;
@@ -415,7 +415,7 @@ impl std::fmt::Display for Mute {
 impl std::error::Error for Mute {}
 
 #[actix::test]
-async fn a29_an_error_that_panics_when_it_is_read_is_a_crash_that_is_reported() {
+async fn an_error_that_panics_when_it_is_read_is_a_crash_that_is_reported() {
     let postmaster = postmaster();
     let worker = BackgroundWorker::new("w").restart_time(RestartTime::Never);
     let main = |_: WorkerContext| async { Err::<(), WorkerError>(Mute.into()) };
@@ -426,7 +426,7 @@ async fn a29_an_error_that_panics_when_it_is_read_is_a_crash_that_is_reported() 
 }
 
 #[actix::test]
-async fn a33_a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
+async fn a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
     let _clock = PausedClock::pause();
     let log = Log::capture();
     let postmaster = postmaster();
@@ -501,7 +501,7 @@ async fn a_lost_database_brings_even_a_worker_back_that_never_restarts() {
 }
 
 #[actix::test]
-async fn a34_a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
+async fn a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let mut probe = Probe::new();
@@ -532,7 +532,7 @@ async fn a34_a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
 }
 
 #[actix::test]
-async fn a34_a_sighup_during_a_cycle_is_handled_once_after_it() {
+async fn a_sighup_during_a_cycle_is_handled_once_after_it() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let (woke, mut wakes) = unbounded_channel();
@@ -585,7 +585,7 @@ async fn the_same_failure_again_and_again_is_told_at_each_doubling() {
 }
 
 #[actix::test]
-async fn a37_a_thousand_sighups_wake_a_worker_a_bounded_number_of_times() {
+async fn a_thousand_sighups_wake_a_worker_a_bounded_number_of_times() {
     let (postmaster, _, mut probe) = one(Script::NAPS, after(SECOND)).await;
     all_running(&postmaster, 1).await;
     probe.rest();
@@ -600,7 +600,7 @@ async fn a37_a_thousand_sighups_wake_a_worker_a_bounded_number_of_times() {
 }
 
 #[actix::test]
-async fn a38_idle_workers_end_at_once_on_sigterm_and_are_told_once() {
+async fn idle_workers_end_at_once_on_sigterm_and_are_told_once() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let mut probe = Probe::new();
@@ -636,7 +636,7 @@ async fn a38_idle_workers_end_at_once_on_sigterm_and_are_told_once() {
 }
 
 #[actix::test]
-async fn a41_a_worker_that_ignores_everything_is_aborted_at_the_deadline_and_named() {
+async fn a_worker_that_ignores_everything_is_aborted_at_the_deadline_and_named() {
     let _clock = PausedClock::pause();
     let (postmaster, _, mut probe) = one(Script::IgnoreEverything, after(SECOND)).await;
     let worker = BackgroundWorker::new("polite");
@@ -662,7 +662,7 @@ async fn a41_a_worker_that_ignores_everything_is_aborted_at_the_deadline_and_nam
 }
 
 #[actix::test]
-async fn a48_two_postmasters_in_one_system_are_independent() {
+async fn two_postmasters_in_one_system_are_independent() {
     let (first, _, _stage) = one(Script::NAPS, after(SECOND)).await;
     let (second, id, _stage) = one(Script::NAPS, after(SECOND)).await;
     all_running(&first, 1).await;

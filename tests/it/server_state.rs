@@ -76,7 +76,7 @@ async fn without_a_server_only_postmaster_start_runs_and_the_rest_follows_when_i
 }
 
 #[actix::test]
-async fn a13_on_a_standby_consistent_state_runs_and_the_rest_follows_its_promotion() {
+async fn on_a_standby_consistent_state_runs_and_the_rest_follows_its_promotion() {
     let directory = reachable_directory();
     let data_dir = directory.path().join("data");
     let settings = ClusterSettings::kept(&data_dir).option("fsync", "off");

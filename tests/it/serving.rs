@@ -49,7 +49,13 @@ async fn status_shows_each_worker_and_exits_with_0_when_all_are_well() {
     assert_eq!(
         words(lines[2]),
         [
-            "worker", "state", "since", "success", "restarts", "rows", "total"
+            "worker",
+            "state",
+            "since",
+            "success",
+            "restarts",
+            "rows_folded",
+            "total"
         ]
     );
     assert!(lines[3].starts_with("one         "), "{out}");
@@ -67,8 +73,11 @@ async fn status_shows_each_worker_and_exits_with_0_when_all_are_well() {
     let snapshot: Snapshot = serde_json::from_str(&out).unwrap();
     assert!(snapshot.healthy);
     assert_eq!(
-        (snapshot.workers[1].rows_folded, snapshot.workers[1].total),
-        (2, Some(42))
+        (
+            snapshot.workers[1].figures["rows_folded"],
+            snapshot.workers[1].figures["total"]
+        ),
+        (2, 42)
     );
     let mut page = ureq::get(&url).call().unwrap();
     assert!(

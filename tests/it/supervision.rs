@@ -89,7 +89,7 @@ fn exited(incarnation: Incarnation, exit: ExitStatus, afterwards: Afterwards) ->
 // Registration.
 
 #[test]
-fn a1_database_access_at_postmaster_start_is_refused_and_others_still_start() {
+fn database_access_at_postmaster_start_is_refused_and_others_still_start() {
     let mut machine = Machine::new(Limits::default());
     let refused = BackgroundWorker::new("early")
         .access(Access::Database)
@@ -108,7 +108,7 @@ fn a1_database_access_at_postmaster_start_is_refused_and_others_still_start() {
 }
 
 #[test]
-fn a3_a_restart_time_of_zero_or_above_a_thousand_days_is_refused() {
+fn a_restart_time_of_zero_or_above_a_thousand_days_is_refused() {
     for seconds in [0, 86_400_001, u64::MAX] {
         let worker = BackgroundWorker::new("w")
             .restart_time(RestartTime::After(Duration::from_secs(seconds)));
@@ -129,7 +129,7 @@ fn a3_a_restart_time_of_zero_or_above_a_thousand_days_is_refused() {
 }
 
 #[test]
-fn a3_a_restart_time_beyond_31_bits_of_milliseconds_is_kept_not_overflowed() {
+fn a_restart_time_beyond_31_bits_of_milliseconds_is_kept_not_overflowed() {
     let interval = Duration::from_secs(3_000_000);
     let mut machine = Machine::new(Limits::default());
     let worker = BackgroundWorker::new("w").restart_time(RestartTime::After(interval));
@@ -142,7 +142,7 @@ fn a3_a_restart_time_beyond_31_bits_of_milliseconds_is_kept_not_overflowed() {
 }
 
 #[test]
-fn a4_the_registration_over_the_limit_is_refused_naming_worker_number_and_key() {
+fn the_registration_over_the_limit_is_refused_naming_worker_number_and_key() {
     let mut machine = Machine::new(Limits::default().max_workers(2));
     machine.register("a");
     machine.register("b");
@@ -158,7 +158,7 @@ fn a4_the_registration_over_the_limit_is_refused_naming_worker_number_and_key() 
 }
 
 #[test]
-fn a6_a_second_worker_of_a_name_is_refused_until_the_first_is_gone() {
+fn a_second_worker_of_a_name_is_refused_until_the_first_is_gone() {
     let mut machine = Machine::new(Limits::default());
     let first = machine.register("w");
     let again = machine
@@ -198,7 +198,7 @@ fn one_of_each_level(machine: &mut Machine) {
 }
 
 #[test]
-fn a7_each_level_starts_exactly_its_own_workers_and_stops_none() {
+fn each_level_starts_exactly_its_own_workers_and_stops_none() {
     let mut machine = Machine::new(Limits::default());
     one_of_each_level(&mut machine);
     for level in LEVELS {
@@ -211,7 +211,7 @@ fn a7_each_level_starts_exactly_its_own_workers_and_stops_none() {
 }
 
 #[test]
-fn a8_a_jump_past_a_level_starts_the_workers_of_both_one_per_tick() {
+fn a_jump_past_a_level_starts_the_workers_of_both_one_per_tick() {
     let mut machine = Machine::new(Limits::default());
     machine
         .machine
@@ -227,7 +227,7 @@ fn a8_a_jump_past_a_level_starts_the_workers_of_both_one_per_tick() {
 }
 
 #[test]
-fn a9_a_postmaster_start_worker_that_fails_after_recovery_is_restarted() {
+fn a_postmaster_start_worker_that_fails_after_recovery_is_restarted() {
     let mut machine = Machine::new(Limits::default());
     let worker = BackgroundWorker::new("w")
         .start_time(StartTime::PostmasterStart)
@@ -240,7 +240,7 @@ fn a9_a_postmaster_start_worker_that_fails_after_recovery_is_restarted() {
 }
 
 #[test]
-fn a12_workers_start_in_the_order_of_their_registration_one_per_tick() {
+fn workers_start_in_the_order_of_their_registration_one_per_tick() {
     let mut machine = Machine::new(Limits::default());
     let names: Vec<_> = (0..50).map(|n| format!("w{n}")).collect();
     for name in &names {
@@ -289,7 +289,7 @@ fn a_level_that_falls_withholds_starts_and_lets_them_come_when_it_rises() {
 // Ends.
 
 #[test]
-fn a25_a_failed_worker_starts_exactly_its_restart_time_after_each_exit() {
+fn a_failed_worker_starts_exactly_its_restart_time_after_each_exit() {
     let mut machine = Machine::new(Limits::default());
     let worker = BackgroundWorker::new("w").restart_time(RestartTime::After(2 * SECOND));
     machine.register_worker(worker).unwrap();
@@ -310,7 +310,7 @@ fn a25_a_failed_worker_starts_exactly_its_restart_time_after_each_exit() {
 }
 
 #[test]
-fn a26_a_worker_that_never_restarts_is_unregistered_by_its_failure() {
+fn a_worker_that_never_restarts_is_unregistered_by_its_failure() {
     for exit in [ExitStatus::Failed, ExitStatus::Crashed] {
         let mut machine = Machine::new(Limits::default());
         let worker = BackgroundWorker::new("w").restart_time(RestartTime::Never);
@@ -329,7 +329,7 @@ fn a26_a_worker_that_never_restarts_is_unregistered_by_its_failure() {
 }
 
 #[test]
-fn a27_a_worker_that_returns_is_finished_and_its_slot_and_name_are_free() {
+fn a_worker_that_returns_is_finished_and_its_slot_and_name_are_free() {
     let mut machine = Machine::new(Limits::default());
     let id = machine.register("w");
     let started = machine.ticks();
@@ -354,7 +354,7 @@ fn a27_a_worker_that_returns_is_finished_and_its_slot_and_name_are_free() {
 }
 
 #[test]
-fn a28_two_failed_workers_each_come_back_at_their_own_time() {
+fn two_failed_workers_each_come_back_at_their_own_time() {
     let mut machine = Machine::new(Limits::default());
     for (name, seconds) in [("slow", 5), ("quick", 1)] {
         let interval = Duration::from_secs(seconds);
@@ -674,7 +674,7 @@ fn fleet() -> (Machine, Vec<Incarnation>) {
 }
 
 #[test]
-fn d7_a_level_that_falls_parks_those_above_it_and_they_come_back_in_order() {
+fn a_level_that_falls_parks_those_above_it_and_they_come_back_in_order() {
     let (mut machine, late) = fleet();
     machine
         .machine
@@ -760,7 +760,7 @@ fn a_worker_that_is_terminated_while_it_is_being_parked_does_not_come_back() {
 // Reset.
 
 #[test]
-fn a33_a_crash_stops_every_other_sharer_once_then_makes_anew_then_starts_them_again() {
+fn a_crash_stops_every_other_sharer_once_then_makes_anew_then_starts_them_again() {
     let (mut machine, late) = fleet();
     let crash = ExitStatus::Crashed;
     let actions = machine.exit(late[1], crash);
@@ -794,7 +794,7 @@ fn a33_a_crash_stops_every_other_sharer_once_then_makes_anew_then_starts_them_ag
 }
 
 #[test]
-fn d19_a_crash_of_a_worker_that_was_asked_to_stop_resets_too_but_not_during_a_shutdown() {
+fn a_crash_of_a_worker_that_was_asked_to_stop_resets_too_but_not_during_a_shutdown() {
     let (mut machine, late) = fleet();
     machine.machine.terminate(machine.now, late[1].worker);
     machine.actions();

@@ -9,7 +9,7 @@ use bgworker::config::{ConfigFile, Settings, Sources};
 use bgworker::database::{self, Connection, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
-use bgworker::{Postmaster, PostmasterHandle};
+use bgworker::{Postmaster, PostmasterHandle, worker_spi};
 use clap::Args;
 use tracing::error;
 
@@ -151,7 +151,7 @@ async fn stream_of_deltas(
             .iter()
             .zip(&settings.workers)
             .map(|(worker, settings)| {
-                let total = worker.report.total.unwrap_or(0);
+                let total = worker.report.level(worker_spi::TOTAL).unwrap_or(0);
                 format!("{} {total:>6}", settings.spi.table)
             })
             .collect();

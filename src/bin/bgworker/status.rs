@@ -1,5 +1,6 @@
 //! `bgworker status`: what a running instance says of its workers.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -110,18 +111,19 @@ fn url(configuration: &Configuration) -> Result<String, StatusError> {
 
 /// For people: a line for each worker, and below it what its trouble is.
 fn table(snapshot: &Snapshot) -> String {
-    let heading = [
-        "worker", "state", "since", "success", "restarts", "rows", "total",
-    ]
-    .map(str::to_owned);
-    let rows: Vec<_> = std::iter::once(heading)
-        .chain(snapshot.workers.iter().map(row))
+    let workers = &snapshot.workers;
+    let figures: BTreeSet<_> = workers.iter().flat_map(|one| one.figures.keys()).collect();
+    let heading = ["worker", "state", "since", "success", "restarts"];
+    let heading = heading.map(str::to_owned).into_iter();
+    let heading: Vec<_> = heading.chain(figures.iter().copied().cloned()).collect();
+    let rows: Vec<_> = std::iter::once(heading.clone())
+        .chain(workers.iter().map(|worker| row(worker, &figures)))
         .collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.max().unwrap_or(0)
     };
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let shutdown = snapshot.shutdown.as_ref();
     let shutdown = shutdown.map_or(String::new(), |mode| format!(", {mode} shutdown"));
     let mut text = format!(
@@ -167,8 +169,12 @@ fn server(snapshot: &Snapshot) -> String {
     text
 }
 
-fn row(worker: &WorkerSnapshot) -> [String; 7] {
-    [
+fn row(worker: &WorkerSnapshot, figures: &BTreeSet<&String>) -> Vec<String> {
+    let figures = figures.iter().map(|name| {
+        let value = worker.figures.get(*name);
+        value.map_or_else(String::new, ToString::to_string)
+    });
+    let cells = [
         plain(&worker.name),
         match worker.next_start_seconds {
             Some(wait) => format!("{}, starts in {}", worker.state, span(wait)),
@@ -179,11 +185,8 @@ fn row(worker: &WorkerSnapshot) -> [String; 7] {
             .last_success_seconds
             .map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age))),
         worker.restarts.to_string(),
-        worker.rows_folded.to_string(),
-        worker
-            .total
-            .map_or(String::new(), |total| total.to_string()),
-    ]
+    ];
+    cells.into_iter().chain(figures).collect()
 }
 
 /// A text that steers no terminal, on one line.

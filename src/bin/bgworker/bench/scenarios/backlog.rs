@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use bgworker::worker_spi::{Fold, Settings, Table};
+use bgworker::worker_spi::{self, Fold, Settings, Table};
 use tokio::time::Instant;
 
 use super::{BYTES, MILLISECONDS, SECOND, percentile};
@@ -122,7 +122,9 @@ impl<'g> Stage<'g> {
         self.fleet.postmaster.sighup();
         loop {
             let workers = self.fleet.postmaster.workers().await?.registered;
-            let mut rows = workers.iter().map(|worker| worker.report.rows);
+            let mut rows = workers
+                .iter()
+                .map(|worker| worker.report.count(worker_spi::ROWS_FOLDED));
             if rows.all(|rows| rows == u64::from(self.rows)) {
                 return Ok(begin.elapsed().as_secs_f64() * 1e3);
             }
