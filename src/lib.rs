@@ -94,6 +94,7 @@ mod context;
 pub mod database;
 #[cfg(feature = "embedded")]
 pub mod embedded;
+mod functions;
 #[cfg(feature = "http")]
 pub mod http;
 mod latch;
@@ -103,13 +104,13 @@ pub mod supervision;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod worker;
-pub mod worker_spi;
 
 pub use self::background_worker::{
     Access, BackgroundWorker, Backoff, ExitStatus, Incarnation, InvalidWorker, RestartLimit,
     RestartTime, StartTime, WorkerId,
 };
 pub use self::context::{Figure, Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
+pub use self::functions::worker_spi;
 pub use self::latch::{Latch, Wake};
 pub use self::postmaster::{
     EndedWorker, Event, EventKind, NoSystem, Postmaster, PostmasterExit, PostmasterHandle,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::settings::{Server, Settings, WorkerSettings};
 use crate::background_worker::BackgroundWorker;
 use crate::database::{ConnInfo, Settings as DatabaseSettings};
+use crate::functions::worker_spi;
 use crate::supervision::Limits;
-use crate::worker_spi;
 
 /// One thing that a reload has to do, or cannot.
 #[derive(Clone, Debug, PartialEq, Eq)]

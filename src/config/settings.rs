@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::problem::Origin;
 use crate::background_worker::BackgroundWorker;
 use crate::database::{ConnInfo, Settings as DatabaseSettings};
+use crate::functions::worker_spi;
 use crate::supervision::Limits;
-use crate::worker_spi;
 
 /// Everything that was set, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -44,6 +44,8 @@ struct Seat {
     lines: Arc<Lines>,
     dbname: Option<String>,
     slot: usize,
+    /// The last statement was sent, and has not been answered.
+    sent: Arc<AtomicBool>,
 }
 
 /// A worker's place on a home connection.
@@ -52,8 +54,6 @@ struct Seat {
 /// was sent runs to its end, unheard.
 pub struct HomeConnection {
     seat: Seat,
-    /// The last statement was sent, and has not been answered.
-    sent: Arc<AtomicBool>,
 }
 
 /// A statement that a home connection prepares when it first runs it, and again when it must.
@@ -121,6 +121,24 @@ impl Seat {
         self.lines.existing(self.dbname.as_ref(), self.slot, then);
     }
 
+    /// Asks something, and waits for the answer.
+    async fn send<T>(
+        &self,
+        doing: &'static str,
+        ask: impl FnOnce(Waiter<T>) -> Ask,
+    ) -> Result<T, DatabaseError> {
+        let (waiter, answered) = Waiter::new(doing, Arc::clone(&self.sent));
+        let ask = ask(waiter);
+        self.line(|line| {
+            // A line ends only when nothing can reach it any more, or with its runtime; then the
+            // answer's end is dropped with the request.
+            let _ = line.asks.send(ask);
+        });
+        let answer = answered.await;
+        self.sent.store(false, Ordering::Release);
+        answer.unwrap_or_else(|_| Err(in_flight::given_up_on(doing)))
+    }
+
     /// Tells its line something that needs no answer, and no line that has not begun.
     fn tell(&self, what: Ask) {
         self.existing_line(|line| {
@@ -138,8 +156,8 @@ impl HomeConnection {
                 lines,
                 dbname,
                 slot,
+                sent: Arc::default(),
             },
-            sent: Arc::default(),
         }
     }
 
@@ -207,17 +225,6 @@ impl HomeConnection {
         }
     }
 
-    /// Runs a probe, and returns the value of each of its scalars.
-    pub(crate) async fn run_probe(
-        &self,
-        doing: &'static str,
-        probe: &HomeProbe,
-    ) -> Result<Scalars, DatabaseError> {
-        let probe = Arc::clone(&probe.probe);
-        self.send(doing, |waiter| Ask::Probe(Asked { probe, waiter }))
-            .await
-    }
-
     /// How long ago the last beat of this length was. All who share a connection have it at the same time, and so
     /// has every other connection; the rest halfway between, so that thousands do not march in step.
     pub(crate) fn since_beat(&self, beat: Duration) -> Duration {
@@ -235,7 +242,7 @@ impl HomeConnection {
 
     /// Whether a statement was sent and has not been answered.
     pub(crate) fn is_at_work(&self) -> bool {
-        self.sent.load(Ordering::Acquire)
+        self.seat.sent.load(Ordering::Acquire)
     }
 
     /// Has the connection given up, and what runs on it cancelled, whosever it is. The next statement
@@ -251,25 +258,8 @@ impl HomeConnection {
     }
 
     async fn ask(&self, doing: &'static str, work: Work) -> Result<Vec<Row>, DatabaseError> {
-        self.send(doing, |waiter| Ask::Run(Request { work, waiter }))
-            .await
-    }
-
-    async fn send<T>(
-        &self,
-        doing: &'static str,
-        ask: impl FnOnce(Waiter<T>) -> Ask,
-    ) -> Result<T, DatabaseError> {
-        let (waiter, answered) = Waiter::new(doing, Arc::clone(&self.sent));
-        let ask = ask(waiter);
-        self.seat.line(|line| {
-            // A line ends only when nothing can reach it any more, or with its runtime; then the
-            // answer's end is dropped with the request.
-            let _ = line.asks.send(ask);
-        });
-        let answer = answered.await;
-        self.sent.store(false, Ordering::Release);
-        answer.unwrap_or_else(|_| Err(in_flight::given_up_on(doing)))
+        let run = |waiter| Ask::Run(Request { work, waiter });
+        self.seat.send(doing, run).await
     }
 }
 
@@ -297,6 +287,15 @@ impl Drop for HomeStatement {
 }
 
 // === impl HomeProbe ===
+
+impl HomeProbe {
+    /// Runs it, and returns the value of each of its scalars.
+    pub(crate) async fn run(&self, doing: &'static str) -> Result<Scalars, DatabaseError> {
+        let probe = Arc::clone(&self.probe);
+        let run = |waiter| Ask::Probe(Asked { probe, waiter });
+        self.seat.send(doing, run).await
+    }
+}
 
 impl Drop for HomeProbe {
     fn drop(&mut self) {

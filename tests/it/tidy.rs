@@ -65,7 +65,7 @@ const NEVER: [(&str, &[&str]); 6] = [
     ),
     ("context", &["actix"]),
     ("latch", &["actix"]),
-    ("worker_spi", &["actix"]),
+    ("functions", &["actix"]),
     ("database", &["actix"]),
 ];
 

@@ -9,8 +9,8 @@ use crate::background_worker::{
 use crate::config::schema;
 use crate::config::settings::WorkerSettings;
 use crate::database::ConnInfo;
+use crate::functions::worker_spi::{self, ConnectionKind, Fold, Table};
 use crate::spelling;
-use crate::worker_spi::{self, ConnectionKind, Fold, Table};
 
 /// The functions that a worker can run.
 const FUNCTIONS: [&str; 1] = ["worker_spi"];

@@ -8,9 +8,9 @@ use std::fmt;
 
 use tracing::debug;
 
-use super::session::Session;
 use super::table::Table;
 use crate::database::{DatabaseError, ErrorClass, Parameters};
+use crate::functions::session::Session;
 
 /// What came of it.
 #[derive(Debug)]

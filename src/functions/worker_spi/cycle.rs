@@ -1,11 +1,10 @@
 //! One cycle of a worker: one look at its table, and where there are deltas, the folds.
 //!
-//! Says what it found. What follows from that, and from an error, is for the [`Folder`](super::folder) to say.
+//! Says what it found. What follows from that, and from an error, is for the runner to say.
 
 use tracing::{info, warn};
 
 use super::initialize::{InitializeError, Known, initialize, insert_initial_total};
-use super::session::{PreparedProbe, Session, looks_in_order};
 use super::statement::{self, Looks, Piece, bypass_row_security};
 use super::table::Table;
 use super::truncation::{Truncation, truncate};
@@ -13,6 +12,7 @@ use super::unusable::UnusableTable;
 use super::{Fold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, Tid};
+use crate::functions::session::{Probe, Session, looks_in_order};
 
 /// About how many deltas a block holds, in a table of our own.
 const ROWS_PER_BLOCK: usize = 167;
@@ -23,7 +23,7 @@ pub(super) struct Cycle {
     /// What is known of the table.
     known: Known,
     /// The probe, once the table can be worked on; gone when it is out of date.
-    probe: Option<Probe>,
+    probe: Option<Look>,
     /// It said that it is initialized.
     is_initialized: bool,
     /// Rows with NULL were reported, and are still there.
@@ -36,7 +36,7 @@ pub(super) struct Cycle {
 
 /// What a cycle found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum Found {
     /// So many deltas were added, and this is the total now.
     Folded { rows: u64, total: i64 },
     /// There was nothing to fold.
@@ -48,8 +48,8 @@ pub(super) enum Outcome {
 }
 
 /// A probe that is ready to be run.
-struct Probe {
-    prepared: PreparedProbe,
+struct Look {
+    probe: Probe,
     /// What it looks for beside deltas.
     looks: Looks,
     has_answered: bool,
@@ -87,7 +87,7 @@ impl Cycle {
         session: &Session,
         settings: &Settings,
         context: &mut WorkerContext,
-    ) -> Result<Outcome, InitializeError> {
+    ) -> Result<Found, InitializeError> {
         let table = &settings.table;
         let probe = match self.probe.take() {
             Some(probe) => probe,
@@ -95,7 +95,7 @@ impl Cycle {
             None => Box::pin(self.prepare(session, settings, context)).await?,
         };
         let probe = self.probe.insert(probe);
-        let found = session.run("look for deltas", &probe.prepared).await?;
+        let found = probe.probe.run("look for deltas").await?;
         let mut found = found.into_iter();
         let delta = found.next().flatten();
         let null = if probe.looks.for_nulls {
@@ -116,23 +116,23 @@ impl Cycle {
         }
         self.report_nulls(context.name(), table, null.is_some());
         let Some(Tid { block }) = delta else {
-            return Ok(Outcome::Idle);
+            return Ok(Found::Idle);
         };
         let outcome = match self.truncate(session, settings, context, block).await? {
             Some(outcome) => outcome,
             None => {
-                let is_first = looks_in_order(settings, context);
+                let is_first = looks_in_order(context, settings.place());
                 let from = if is_first { block } else { 0 };
                 fold(session, settings, context, from).await?
             }
         };
-        let is_missing = outcome == Outcome::NoTotal;
+        let is_missing = outcome == Found::NoTotal;
         let was_missing = std::mem::replace(&mut self.total_was_missing, is_missing);
         if let (true, true, Some(total)) = (is_missing, was_missing, settings.initial_total) {
             // Not at once: a client that replaces the total may be about to insert it.
             insert_initial_total(session, table, total).await?;
             self.total_was_missing = false;
-            return Ok(Outcome::Skipped);
+            return Ok(Found::Skipped);
         }
         Ok(outcome)
     }
@@ -143,7 +143,7 @@ impl Cycle {
         session: &Session,
         settings: &Settings,
         context: &mut WorkerContext,
-    ) -> Result<Probe, InitializeError> {
+    ) -> Result<Look, InitializeError> {
         let (table, initial_total) = (&settings.table, settings.initial_total);
         let for_nulls = match (self.known.take(), initial_total) {
             (None, _) => initialize(session, table, initial_total).await?,
@@ -172,8 +172,8 @@ impl Cycle {
             );
             context.ready();
         }
-        Ok(Probe {
-            prepared,
+        Ok(Look {
+            probe: prepared,
             looks,
             has_answered: false,
         })
@@ -186,7 +186,7 @@ impl Cycle {
         settings: &Settings,
         context: &WorkerContext,
         first: u32,
-    ) -> Result<Option<Outcome>, DatabaseError> {
+    ) -> Result<Option<Found>, DatabaseError> {
         if settings.fold == Fold::Delete {
             return Ok(None);
         }
@@ -201,7 +201,7 @@ impl Cycle {
             Truncation::Folded { rows, total } => {
                 self.impossible_reported = false;
                 report(context, rows, total);
-                return Ok(Some(Outcome::Folded { rows, total }));
+                return Ok(Some(Found::Folded { rows, total }));
             }
             Truncation::Busy => {}
             Truncation::Impossible(why) => {
@@ -215,7 +215,7 @@ impl Cycle {
         }
         // Cancelled, it is not to begin anything else.
         let is_to_end = context.latch().is_stop_requested();
-        Ok(is_to_end.then_some(Outcome::Idle))
+        Ok(is_to_end.then_some(Found::Idle))
     }
 
     fn report_nulls(&mut self, worker: &str, table: &Table, nulls: bool) {
@@ -236,7 +236,7 @@ async fn fold(
     settings: &Settings,
     context: &WorkerContext,
     from: u32,
-) -> Result<Outcome, InitializeError> {
+) -> Result<Found, InitializeError> {
     let blocks = blocks_of(settings.batch);
     let mut piece = Piece { from, blocks };
     let mut folded: Option<(u64, i64)> = None;
@@ -244,7 +244,7 @@ async fn fold(
         let sql = settings.table.fold(context.name(), piece);
         let rows = session.query("fold", &sql, Vec::new()).await?;
         let Some(row) = rows.first() else {
-            return Ok(Outcome::Skipped);
+            return Ok(Found::Skipped);
         };
         let more: bool = row.get(3);
         match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
@@ -256,8 +256,8 @@ async fn fold(
             (statement::IDLE, ..) => {}
             // What was folded before is told; the rest comes with the next cycle.
             (..) if folded.is_some() => break,
-            (statement::NO_TOTAL, ..) => return Ok(Outcome::NoTotal),
-            _ => return Ok(Outcome::Skipped),
+            (statement::NO_TOTAL, ..) => return Ok(Found::NoTotal),
+            _ => return Ok(Found::Skipped),
         }
         if !more || context.latch().is_stop_requested() {
             break;
@@ -265,9 +265,9 @@ async fn fold(
         piece.from = piece.from.saturating_add(piece.blocks);
     }
     Ok(match folded {
-        Some((rows, total)) => Outcome::Folded { rows, total },
+        Some((rows, total)) => Found::Folded { rows, total },
         // Another session was first.
-        None => Outcome::Idle,
+        None => Found::Idle,
     })
 }
 

@@ -6,6 +6,7 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::table::{Table, quoted};
+use crate::functions::session::ProbeSql;
 
 /// What may stand in a comment as it is.
 const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
@@ -300,15 +301,6 @@ pub(super) struct Looks {
     pub(super) for_nulls: bool,
     /// Policies that hide rows, where the session cannot be told to refuse that.
     pub(super) for_row_security: bool,
-}
-
-/// What an idle cycle wants to know: where there is some delta; and, if need be, where there is a row with NULL.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ProbeSql {
-    /// Whose it is, as a comment has it.
-    pub(super) prober: String,
-    /// Scalar subqueries of type `tid`.
-    pub(super) scalars: Vec<String>,
 }
 
 /// Some blocks of a table, one after the other.

@@ -23,10 +23,7 @@
 //! ```
 
 mod cycle;
-mod folder;
 mod initialize;
-mod remedy;
-mod session;
 mod statement;
 mod table;
 mod truncation;
@@ -36,13 +33,18 @@ mod vacuum;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::info;
 
-use self::folder::Folder;
+use self::cycle::{Cycle, Found};
 use self::initialize::Known;
-use self::session::Session;
 pub use self::table::{InvalidTable, Table};
 pub use self::unusable::UnusableTable;
-use crate::context::{Main, WorkerContext, WorkerError};
+use self::vacuum::Vacuum;
+use super::runner::{self, CycleError, Function, Outcome, Turn};
+pub use super::session::ConnectionKind;
+use super::session::Place;
+use crate::context::{Main, WorkerContext};
+use crate::database::{DatabaseError, ErrorClass};
 
 /// What one built-in worker does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,16 +77,6 @@ pub const ROWS_FOLDED: &str = "rows_folded";
 /// The figure that is the total after a built-in worker's last fold.
 pub const TOTAL: &str = "total";
 
-/// Which connection a built-in worker uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ConnectionKind {
-    /// One that it shares with other workers. Statements of all of them are pipelined on it.
-    #[default]
-    Home,
-    /// One of its own, for folds that take long.
-    Own,
-}
-
 /// How a built-in worker takes the deltas away that it folds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fold {
@@ -114,22 +106,103 @@ pub enum Fold {
 /// [`StartTime::RecoveryFinished`](crate::StartTime::RecoveryFinished): it writes.
 pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
     let known = Known::default();
-    move |context| run(context, settings.clone(), known.clone())
+    move |context| {
+        let function = WorkerSpi {
+            cycle: Cycle::new(known.clone()),
+            vacuum: Vacuum::default(),
+        };
+        runner::run(context, settings.clone(), function)
+    }
 }
 
-async fn run(
-    context: WorkerContext,
-    settings: watch::Receiver<Settings>,
-    known: Known,
-) -> Result<(), WorkerError> {
-    let initial = settings.borrow().clone();
-    let latch = context.latch().clone();
-    let session = tokio::select! {
-        biased;
-        () = latch.stop_requested() => return Ok(()),
-        session = Session::open(&context, &initial) => session?,
-    };
-    Folder::new(context, settings, session, known).work().await
+/// The function, as the runner has it.
+struct WorkerSpi {
+    cycle: Cycle,
+    vacuum: Vacuum,
+}
+
+// === impl WorkerSpi ===
+
+impl WorkerSpi {
+    /// Has the table vacuumed if this many deltas more have left their room behind.
+    fn vacuum_if_due(&mut self, settings: &Settings, context: &WorkerContext, folded: u64) {
+        self.vacuum.count(folded);
+        if !self.vacuum.is_due(settings.vacuum_after) {
+            return;
+        }
+        if let Some(database) = context.database().cloned() {
+            let worker = context.name().to_owned();
+            let sql = settings.table.vacuum(&worker);
+            self.vacuum
+                .begin(database, worker, settings.database.clone(), sql);
+        }
+    }
+}
+
+impl Function for WorkerSpi {
+    type Settings = Settings;
+
+    fn naptime(settings: &Settings) -> Duration {
+        settings.naptime
+    }
+
+    fn place(settings: &Settings) -> Place<'_> {
+        settings.place()
+    }
+
+    fn backlog(settings: &Settings) -> String {
+        format!("the deltas of {}", settings.table)
+    }
+
+    fn advice(error: &DatabaseError) -> &'static str {
+        match error.undone() {
+            Some(what) if what.contains("deltas") => {
+                "nothing was changed: a trigger or a rule on DELETE keeps deltas in the table"
+            }
+            Some(_) => "nothing was changed: a trigger on UPDATE alters or suppresses the total",
+            None if error.class() == ErrorClass::Cancelled => {
+                "the deltas are kept: give it a longer statement_timeout"
+            }
+            None => "the deltas are kept",
+        }
+    }
+
+    async fn cycle(&mut self, turn: Turn<'_, Settings>) -> Result<Outcome, CycleError> {
+        let Turn {
+            session,
+            settings,
+            context,
+        } = turn;
+        let table = &settings.table;
+        Ok(match self.cycle.run(session, settings, context).await? {
+            Found::Folded { rows, total } => {
+                self.vacuum_if_due(settings, context, rows);
+                let worker = context.name();
+                info!(
+                    worker,
+                    rows, total, "{worker}: count in {table} is now {total}"
+                );
+                Outcome::Done
+            }
+            Found::Idle => Outcome::Done,
+            Found::Skipped => Outcome::Busy("others hold its total"),
+            Found::NoTotal => Outcome::Waits(format!(
+                "{table} has deltas but no total: they wait until one is inserted"
+            )),
+        })
+    }
+
+    fn was_ready(&self) -> bool {
+        self.cycle.is_initialized()
+    }
+
+    fn forget_prepared(&mut self) {
+        self.cycle.forget_probe();
+    }
+
+    fn forget(&mut self) {
+        self.cycle.forget();
+    }
 }
 
 // === impl Settings ===
@@ -148,6 +221,19 @@ impl Settings {
             database: None,
             connection: ConnectionKind::Home,
             initial_total: None,
+        }
+    }
+
+    /// Where its statements run. To truncate takes a connection of the worker's own, and its sums may be parallel.
+    fn place(&self) -> Place<'_> {
+        let connection = match self.fold {
+            Fold::Delete => self.connection,
+            Fold::Truncate => ConnectionKind::Own,
+        };
+        Place {
+            dbname: self.database.as_deref(),
+            connection,
+            in_order: self.fold == Fold::Delete,
         }
     }
 

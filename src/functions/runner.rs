@@ -1,19 +1,19 @@
-//! One worker at work: a cycle, a nap, and what follows from what the cycle found.
+//! The runner of a function: a cycle, a nap, and what follows from what the cycle came to.
+//!
+//! Stops and cancels a cycle that is asked to end, renews the session where it must, decides how long to nap after an
+//! error, and tells each condition once. It knows no table and no statement.
 
+use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
-use super::Settings;
-use super::cycle::{Cycle, Outcome};
-use super::initialize::{InitializeError, Known};
 use super::remedy::{Patience, Remedy};
-use super::session::Session;
-use super::vacuum::Vacuum;
+use super::session::{Place, Session};
 use crate::context::{WorkerContext, WorkerError};
-use crate::database::{DatabaseError, ErrorClass};
+use crate::database::DatabaseError;
 use crate::latch::Wake;
 
 /// After this many retries in a row, the worker says that its deltas wait.
@@ -25,67 +25,132 @@ const NAPS_UNTIL_LATE: u32 = 3;
 /// How long a cancelled cycle may take to say so.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A worker with its session.
-pub(super) struct Folder {
+/// A function that bgworker brings along, one cycle at a time.
+pub(super) trait Function {
+    /// What a worker is told, and a reload may change.
+    type Settings: Clone;
+
+    /// How long a worker naps between two cycles.
+    fn naptime(settings: &Self::Settings) -> Duration;
+
+    /// Where its statements run.
+    fn place(settings: &Self::Settings) -> Place<'_>;
+
+    /// What waits while cycles fail, such as `the deltas of s.t`.
+    fn backlog(settings: &Self::Settings) -> String;
+
+    /// What an error means for its rows, and what is likely at fault.
+    fn advice(error: &DatabaseError) -> &'static str;
+
+    /// One cycle. It may be dropped wherever it waits.
+    async fn cycle(&mut self, turn: Turn<'_, Self::Settings>) -> Result<Outcome, CycleError>;
+
+    /// Whether a cycle could do its work, once. Until then an error that a person has to mend ends the worker.
+    fn was_ready(&self) -> bool;
+
+    /// Prepares anew the next time: the session has ended.
+    fn forget_prepared(&mut self);
+
+    /// Looks at everything anew the next time, whichever incarnation comes: something is not as it was.
+    fn forget(&mut self);
+}
+
+/// What a cycle is given.
+pub(super) struct Turn<'t, S> {
+    pub(super) session: &'t Session,
+    /// One snapshot for all of the cycle.
+    pub(super) settings: &'t S,
+    pub(super) context: &'t mut WorkerContext,
+}
+
+/// What a cycle came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It did what there was to do, be it nothing.
+    Done,
+    /// Other clients were in the way, as this says.
+    Busy(&'static str),
+    /// It can do nothing until a person has done something, as this says.
+    Waits(String),
+}
+
+/// Why a cycle failed.
+pub(super) enum CycleError {
+    /// The database refused a statement, or could not be asked.
+    Database(DatabaseError),
+    /// What it works on cannot be worked on, as this says.
+    Unusable(Box<dyn Error + Send + Sync>),
+}
+
+impl From<DatabaseError> for CycleError {
+    fn from(error: DatabaseError) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// Runs a function until the worker is asked to stop, or cannot go on.
+pub(super) async fn run<F: Function>(
     context: WorkerContext,
-    settings: watch::Receiver<Settings>,
+    mut settings: watch::Receiver<F::Settings>,
+    function: F,
+) -> Result<(), WorkerError> {
+    let initial = settings.borrow_and_update().clone();
+    let latch = context.latch().clone();
+    let session = tokio::select! {
+        biased;
+        () = latch.stop_requested() => return Ok(()),
+        session = Session::open(&context, F::place(&initial)) => session?,
+    };
+    let mut runner = Runner {
+        context,
+        function,
+        session,
+        patience: Patience::default(),
+        renews: false,
+        reported: Condition::Well,
+    };
+    let end = runner.cycle_and_nap(initial, settings).await;
+    drop(runner.function);
+    runner.session.close().await;
+    end
+}
+
+/// A worker with its function and its session.
+struct Runner<F> {
+    context: WorkerContext,
+    function: F,
     session: Session,
-    cycle: Cycle,
     patience: Patience,
     /// The next cycle is to run in a session that begins anew.
     renews: bool,
     /// What was reported last: the same again is not.
     reported: Condition,
-    vacuum: Vacuum,
 }
 
 /// What has to be told, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Condition {
     Well,
-    NoTotal,
     Crowded,
+    Waits(String),
     Failing { sqlstate: String },
     Unusable { why: String },
 }
 
-// === impl Folder ===
+// === impl Runner ===
 
-impl Folder {
-    pub(super) fn new(
-        context: WorkerContext,
-        settings: watch::Receiver<Settings>,
-        session: Session,
-        known: Known,
-    ) -> Self {
-        Self {
-            cycle: Cycle::new(known),
-            context,
-            settings,
-            session,
-            patience: Patience::default(),
-            renews: false,
-            reported: Condition::Well,
-            vacuum: Vacuum::default(),
-        }
-    }
-
-    /// Cycles and naps until it is asked to stop, or cannot go on; then closes its session.
-    pub(super) async fn work(mut self) -> Result<(), WorkerError> {
-        let end = self.cycle_and_nap().await;
-        drop(self.cycle);
-        self.session.close().await;
-        end
-    }
-
-    async fn cycle_and_nap(&mut self) -> Result<(), WorkerError> {
+impl<F: Function> Runner<F> {
+    async fn cycle_and_nap(
+        &mut self,
+        mut settings: F::Settings,
+        mut changing: watch::Receiver<F::Settings>,
+    ) -> Result<(), WorkerError> {
         // Thousands that started together are not to march in step.
         let mut first_nap = Some(fastrand::f64());
-        let mut settings = self.settings.borrow_and_update().clone();
         loop {
             // One snapshot for each cycle, and a copy only of what is new.
-            if self.settings.has_changed().unwrap_or(true) {
-                settings = self.settings.borrow_and_update().clone();
+            if changing.has_changed().unwrap_or(true) {
+                settings = changing.borrow_and_update().clone();
             }
             self.promise(&settings);
             let renewed = if std::mem::take(&mut self.renews) || self.session.is_closed() {
@@ -110,13 +175,13 @@ impl Folder {
                         None => self.session.in_company(nap),
                     }
                 }
-                Err(InitializeError::Database(error)) => self.failed(&settings, error).await?,
-                Err(InitializeError::Unusable(table)) if self.cycle.is_initialized() => {
-                    let why = table.to_string();
+                Err(CycleError::Database(error)) => self.failed(&settings, error).await?,
+                Err(CycleError::Unusable(what)) if self.function.was_ready() => {
+                    let why = what.to_string();
                     let condition = Condition::Unusable { why: why.clone() };
                     self.back_off(&settings, condition, None, &why)
                 }
-                Err(InitializeError::Unusable(table)) => return Err(table.into()),
+                Err(CycleError::Unusable(what)) => return Err(WorkerError::Failed(what)),
             };
             match self.context.nap(nap).await {
                 Wake::Timeout => {}
@@ -127,11 +192,11 @@ impl Folder {
     }
 
     /// Promises how often the worker will succeed: an older success makes it unhealthy.
-    fn promise(&self, settings: &Settings) {
+    fn promise(&self, settings: &F::Settings) {
         let statement_timeout = self.context.database().map_or(Duration::ZERO, |database| {
             database.settings().statement_timeout
         });
-        let within = (settings.naptime)
+        let within = F::naptime(settings)
             .saturating_mul(NAPS_UNTIL_LATE)
             .saturating_add(statement_timeout);
         self.context.progress().promise_success_within(within);
@@ -141,27 +206,31 @@ impl Folder {
     /// `None` if the worker is to end.
     async fn renew_unless_stopped(
         &mut self,
-        settings: &Settings,
+        settings: &F::Settings,
     ) -> Option<Result<(), DatabaseError>> {
         if matches!(self.session, Session::Own(_)) {
-            self.cycle.forget_probe();
+            self.function.forget_prepared();
         }
         let latch = self.context.latch().clone();
         tokio::select! {
             biased;
             () = latch.stop_requested() => None,
-            renewed = self.session.renew(&self.context, settings) => Some(renewed),
+            renewed = self.session.renew(&self.context, F::place(settings)) => Some(renewed),
         }
     }
 
     /// One cycle. `None` if the worker is to end, and it was cancelled or had not begun.
     async fn cycle_unless_stopped(
         &mut self,
-        settings: &Settings,
-    ) -> Option<Result<Outcome, InitializeError>> {
+        settings: &F::Settings,
+    ) -> Option<Result<Outcome, CycleError>> {
         let latch = self.context.latch().clone();
         let session = &self.session;
-        let mut cycle = pin!(self.cycle.run(session, settings, &mut self.context));
+        let mut cycle = pin!(self.function.cycle(Turn {
+            session,
+            settings,
+            context: &mut self.context,
+        }));
         let stopped = async {
             latch.stop_requested().await;
             if session.is_at_work() {
@@ -184,55 +253,33 @@ impl Folder {
         None
     }
 
-    /// What follows from what a cycle found: how long to nap.
-    fn found(&mut self, settings: &Settings, outcome: Outcome) -> Duration {
-        let table = &settings.table;
+    /// What follows from what a cycle came to: how long to nap.
+    fn found(&mut self, settings: &F::Settings, outcome: Outcome) -> Duration {
         match outcome {
-            Outcome::Skipped => return self.retry(settings, "others hold its total"),
-            Outcome::NoTotal => {
-                let waits =
-                    format!("{table} has deltas but no total: they wait until one is inserted");
-                if self.is_news(Condition::NoTotal) {
+            Outcome::Busy(why) => return self.retry(settings, why),
+            Outcome::Waits(why) => {
+                if self.is_news(Condition::Waits(why.clone())) {
                     let worker = self.context.name();
-                    warn!(worker, "{worker}: {waits}");
+                    warn!(worker, "{worker}: {why}");
                 }
-                self.context.progress().failed(waits);
+                self.context.progress().failed(why);
             }
-            Outcome::Idle => self.succeeded(),
-            Outcome::Folded { rows, total } => {
-                self.succeeded();
-                self.vacuum_after(settings, rows);
-                let worker = self.context.name();
-                info!(
-                    worker,
-                    rows, total, "{worker}: count in {table} is now {total}"
-                );
+            Outcome::Done => {
+                self.context.progress().succeeded();
+                self.reported = Condition::Well;
             }
         }
         self.patience = Patience::default();
-        settings.naptime
-    }
-
-    /// Has the table vacuumed if so many deltas have left their room behind.
-    fn vacuum_after(&mut self, settings: &Settings, folded: u64) {
-        if !self.vacuum.is_due(folded, settings.vacuum_after) {
-            return;
-        }
-        if let Some(database) = self.context.database().cloned() {
-            let worker = self.context.name().to_owned();
-            let sql = settings.table.vacuum(&worker);
-            self.vacuum
-                .begin(database, worker, settings.database.clone(), sql);
-        }
+        F::naptime(settings)
     }
 
     /// What follows from a cycle that failed: how long to nap, or the worker's end.
     async fn failed(
         &mut self,
-        settings: &Settings,
+        settings: &F::Settings,
         error: DatabaseError,
     ) -> Result<Duration, WorkerError> {
-        let was_ready = self.cycle.is_initialized();
+        let was_ready = self.function.was_ready();
         let mut remedy = Remedy::of(&error, was_ready, &mut self.patience);
         if remedy == Remedy::AskForRecovery {
             let latch = self.context.latch().clone();
@@ -254,14 +301,14 @@ impl Folder {
                 Ok(self.retry(settings, &text))
             }
             Remedy::PrepareAgain => {
-                self.cycle.forget();
+                self.function.forget();
                 self.context.progress().failed(text.clone());
                 Ok(self.retry(settings, &text))
             }
             Remedy::BackOff => {
                 let sqlstate = error.sqlstate().unwrap_or_default().to_owned();
                 let condition = Condition::Failing { sqlstate };
-                let why = format!("{text}: {}", advice(&error));
+                let why = format!("{text}: {}", F::advice(&error));
                 Ok(self.back_off(settings, condition, error.sqlstate(), &why))
             }
             Remedy::Away => match &self.session {
@@ -278,7 +325,7 @@ impl Folder {
             },
             Remedy::Exit | Remedy::AskForRecovery => {
                 // Something is not as it was: the next incarnation looks for itself.
-                self.cycle.forget();
+                self.function.forget();
                 Err(error.into())
             }
         }
@@ -288,37 +335,32 @@ impl Folder {
     /// table, and what is fixed when a session begins.
     fn back_off(
         &mut self,
-        settings: &Settings,
+        settings: &F::Settings,
         condition: Condition,
         sqlstate: Option<&str>,
         why: &str,
     ) -> Duration {
-        self.cycle.forget();
+        self.function.forget();
         self.renews = true;
         self.context.progress().failed(why.to_owned());
         if self.is_news(condition) {
             let worker = self.context.name();
             error!(worker, sqlstate, "{worker}: {why}");
         }
-        self.patience.back_off(settings.naptime)
+        self.patience.back_off(F::naptime(settings))
     }
 
-    fn retry(&mut self, settings: &Settings, why: &str) -> Duration {
-        let wait = self.patience.retry(settings.naptime);
+    fn retry(&mut self, settings: &F::Settings, why: &str) -> Duration {
+        let wait = self.patience.retry(F::naptime(settings));
         let is_due = self.patience.retries() == RETRIES_UNTIL_WARNING;
         if is_due && self.is_news(Condition::Crowded) {
-            let (worker, table) = (self.context.name(), &settings.table);
+            let (worker, backlog) = (self.context.name(), F::backlog(settings));
             warn!(
                 worker,
-                "{worker}: the deltas of {table} wait, after {RETRIES_UNTIL_WARNING} attempts: {why}"
+                "{worker}: {backlog} wait, after {RETRIES_UNTIL_WARNING} attempts: {why}"
             );
         }
         wait
-    }
-
-    fn succeeded(&mut self) {
-        self.context.progress().succeeded();
-        self.reported = Condition::Well;
     }
 
     /// Remembers a condition, and says whether it was another one before.
@@ -326,20 +368,6 @@ impl Folder {
         let is_news = self.reported != condition;
         self.reported = condition;
         is_news
-    }
-}
-
-/// What an error means for the deltas, and what is likely at fault.
-fn advice(error: &DatabaseError) -> &'static str {
-    match error.undone() {
-        Some(what) if what.contains("deltas") => {
-            "nothing was changed: a trigger or a rule on DELETE keeps deltas in the table"
-        }
-        Some(_) => "nothing was changed: a trigger on UPDATE alters or suppresses the total",
-        None if error.class() == ErrorClass::Cancelled => {
-            "the deltas are kept: give it a longer statement_timeout"
-        }
-        None => "the deltas are kept",
     }
 }
 

@@ -18,9 +18,13 @@ pub(super) struct Vacuum {
 // === impl Vacuum ===
 
 impl Vacuum {
-    /// Counts what was folded, and says whether it is time.
-    pub(super) fn is_due(&mut self, folded: u64, after: Option<u64>) -> bool {
+    /// Counts what was folded.
+    pub(super) fn count(&mut self, folded: u64) {
         self.folded = self.folded.saturating_add(folded);
+    }
+
+    /// Whether this many deltas were folded since the last one, and none is under way.
+    pub(super) fn is_due(&self, after: Option<u64>) -> bool {
         let is_idle = self.under_way.as_ref().is_none_or(AbortHandle::is_finished);
         is_idle && after.is_some_and(|after| self.folded >= after)
     }

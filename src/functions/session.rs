@@ -1,13 +1,12 @@
 //! Where a worker's statements run: on its home connection, or on one of its own.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use tracing::warn;
 
-use super::statement::ProbeSql;
-use super::{ConnectionKind, Fold, Settings};
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::{
     Connection, Database, DatabaseError, HomeConnection, HomeProbe, Parameters, Statement, Tid,
@@ -20,39 +19,79 @@ const STEP: u32 = 6;
 /// Shorter naps are left alone.
 const COMPANY_FROM: Duration = Duration::from_millis(100);
 
+/// Which connection a worker uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConnectionKind {
+    /// One that it shares with other workers. Statements of all of them are pipelined on it.
+    #[default]
+    Home,
+    /// One of its own, for statements that take long.
+    Own,
+}
+
+/// Where the statements of a worker are to run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'s> {
+    /// The database, if not the one of the connection settings.
+    pub(super) dbname: Option<&'s str>,
+    pub(super) connection: ConnectionKind,
+    /// Looks are to find the first row of a table, and not any: parallel workers would return what they meet first.
+    pub(super) in_order: bool,
+}
+
 /// A way to run one statement at a time.
 pub(super) enum Session {
     Home(HomeConnection),
-    Own(Box<Connection>),
+    /// Shared with its probes alone.
+    Own(Rc<Connection>),
 }
 
-/// A probe that is run again and again.
-pub(super) enum PreparedProbe {
+/// What an idle cycle wants to know: scalars of type `tid`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ProbeSql {
+    /// Whose it is, as a comment has it.
+    pub(super) prober: String,
+    /// Scalar subqueries of type `tid`.
+    pub(super) scalars: Vec<String>,
+}
+
+/// A probe that is run again and again, where it was prepared.
+pub(super) enum Probe {
     Home(HomeProbe),
-    Own(Statement),
+    Own(Rc<Connection>, Statement),
+}
+
+// === impl Probe ===
+
+impl Probe {
+    /// Runs it, and returns what it found.
+    pub(super) async fn run(&self, doing: &'static str) -> Result<Vec<Option<Tid>>, DatabaseError> {
+        match self {
+            Self::Home(probe) => probe.run(doing).await,
+            Self::Own(connection, statement) => {
+                let rows = connection.query_prepared(doing, statement).await?;
+                Ok(rows.first().map_or_else(Vec::new, |row| row.get(0)))
+            }
+        }
+    }
 }
 
 // === impl Session ===
 
 impl Session {
-    /// Opens what the settings ask for, and waits until there is room for it. A home connection is opened later,
+    /// Opens what is asked for, and waits until there is room for it. A home connection is opened later,
     /// by its first statement.
     pub(super) async fn open(
         context: &WorkerContext,
-        settings: &Settings,
+        place: Place<'_>,
     ) -> Result<Self, WorkerError> {
-        Ok(match (settings.connection, settings.fold) {
-            (ConnectionKind::Home, Fold::Delete) => {
-                Self::Home(context.home(settings.database.as_deref())?)
+        Ok(match (place.connection, context.database()) {
+            (ConnectionKind::Home, _) => Self::Home(context.home(place.dbname)?),
+            (ConnectionKind::Own, Some(database)) => {
+                Self::Own(Rc::new(connect(context, database, place).await?))
             }
-            (ConnectionKind::Own, _) | (_, Fold::Truncate) => {
-                let connection = match context.database() {
-                    Some(database) => connect(context, database, settings).await?,
-                    // It says why not.
-                    None => context.connect(None).await?,
-                };
-                Self::Own(Box::new(connection))
-            }
+            // It says why not.
+            (ConnectionKind::Own, None) => Self::Own(Rc::new(context.connect(None).await?)),
         })
     }
 
@@ -65,14 +104,14 @@ impl Session {
     pub(super) async fn renew(
         &mut self,
         context: &WorkerContext,
-        settings: &Settings,
+        place: Place<'_>,
     ) -> Result<(), DatabaseError> {
         match (self, context.database()) {
             (Self::Home(home), _) => home.renew(),
             (Self::Own(connection), Some(database)) => {
                 // Its place may be the only one.
                 connection.abort();
-                **connection = connect(context, database, settings).await?;
+                *connection = Rc::new(connect(context, database, place).await?);
             }
             (Self::Own(_), None) => {}
         }
@@ -123,35 +162,16 @@ impl Session {
         &self,
         doing: &'static str,
         probe: ProbeSql,
-    ) -> Result<PreparedProbe, DatabaseError> {
+    ) -> Result<Probe, DatabaseError> {
         Ok(match self {
-            Self::Home(home) => {
-                PreparedProbe::Home(home.prepare_probe(probe.prober, probe.scalars))
-            }
+            Self::Home(home) => Probe::Home(home.prepare_probe(probe.prober, probe.scalars)),
             Self::Own(connection) => {
                 let sql =
                     probe_all([(probe.prober.as_str(), probe.scalars.as_slice())].into_iter());
-                PreparedProbe::Own(connection.prepare(doing, &sql).await?)
+                let statement = connection.prepare(doing, &sql).await?;
+                Probe::Own(Rc::clone(connection), statement)
             }
         })
-    }
-
-    /// Runs a probe, and returns what it found.
-    pub(super) async fn run(
-        &self,
-        doing: &'static str,
-        probe: &PreparedProbe,
-    ) -> Result<Vec<Option<Tid>>, DatabaseError> {
-        match (self, probe) {
-            (Self::Home(home), PreparedProbe::Home(probe)) => home.run_probe(doing, probe).await,
-            (Self::Own(connection), PreparedProbe::Own(statement)) => {
-                let rows = connection.query_prepared(doing, statement).await?;
-                Ok(rows.first().map_or_else(Vec::new, |row| row.get(0)))
-            }
-            (Self::Home(_), PreparedProbe::Own(_)) | (Self::Own(_), PreparedProbe::Home(_)) => {
-                unreachable!("a probe is run where it was prepared")
-            }
-        }
     }
 
     /// Whether the server is in recovery.
@@ -191,7 +211,12 @@ impl Session {
     pub(super) async fn close(self) {
         match self {
             Self::Home(_) => {}
-            Self::Own(connection) => connection.close().await,
+            // Its probes are gone by now.
+            Self::Own(connection) => {
+                if let Some(connection) = Rc::into_inner(connection) {
+                    connection.close().await;
+                }
+            }
         }
     }
 }
@@ -200,10 +225,9 @@ impl Session {
 async fn connect(
     context: &WorkerContext,
     database: &Database,
-    settings: &Settings,
+    place: Place<'_>,
 ) -> Result<Connection, DatabaseError> {
     let worker = context.name();
-    let dbname = settings.database.as_deref();
     let full = |error: &DatabaseError| {
         warn!(
             worker,
@@ -211,21 +235,20 @@ async fn connect(
         );
         context.progress().failed(error.to_string());
     };
-    let connecting = database.connect_when_there_is_room(worker, dbname, full);
+    let connecting = database.connect_when_there_is_room(worker, place.dbname, full);
     let connection = connecting.await?;
-    if looks_in_order(settings, context) {
+    if looks_in_order(context, place) {
         let sql = "SET max_parallel_workers_per_gather = 0";
         connection.batch_execute("set the session up", sql).await?;
     }
     Ok(connection)
 }
 
-/// Whether a look finds the first delta of the table, and not any: sessions set `synchronize_seqscans = off`, and keep
-/// looks in one process, since parallel workers would return what they meet first. Those of a pooler are not ours to
-/// set, and one that truncates wants its sums in parallel.
-pub(super) fn looks_in_order(settings: &Settings, context: &WorkerContext) -> bool {
+/// Whether looks find the first row of a table, and not any. Sessions set `synchronize_seqscans = off`, and keep looks in
+/// one process where they are asked to; those of a pooler are not ours to set.
+pub(super) fn looks_in_order(context: &WorkerContext, place: Place<'_>) -> bool {
     let database = context.database();
-    settings.fold == Fold::Delete && database.is_none_or(|database| database.settings().prepare)
+    place.in_order && database.is_none_or(|database| database.settings().prepare)
 }
 
 /// A nap that ends nearer to a beat, of which the last was so long ago.

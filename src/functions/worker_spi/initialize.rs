@@ -10,11 +10,12 @@ use thiserror::Error;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::session::Session;
 use super::statement::bypass_row_security;
 use super::table::Table;
 use super::unusable::UnusableTable;
 use crate::database::{DatabaseError, Parameters, is_made_already};
+use crate::functions::runner::CycleError;
+use crate::functions::session::Session;
 
 /// What keeps a worker from its first cycle.
 #[derive(Debug, Error)]
@@ -23,6 +24,15 @@ pub(super) enum InitializeError {
     Unusable(#[from] UnusableTable),
     #[error(transparent)]
     Database(#[from] DatabaseError),
+}
+
+impl From<InitializeError> for CycleError {
+    fn from(error: InitializeError) -> Self {
+        match error {
+            InitializeError::Unusable(table) => Self::Unusable(Box::new(table)),
+            InitializeError::Database(error) => Self::Database(error),
+        }
+    }
 }
 
 /// What earlier incarnations found out about the table, as long as it has not been disproved: so that a
