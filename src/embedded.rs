@@ -175,21 +175,8 @@ impl Cluster {
             Some(temporary) => ("QUIT", temporary.path()),
             None => ("INT", Path::new("")),
         };
-        let mut watchdog = Command::new("/bin/sh");
-        watchdog
-            .args(["-c", WATCHDOG, "bgworker-watchdog"])
-            .arg(binaries.program("postgres"))
-            .arg(&data_dir)
-            .arg(socket_dir.path())
-            .args([signal.as_ref(), remove.as_os_str()])
-            .args([
-                "-c",
-                "listen_addresses=",
-                "-c",
-                "port=5432",
-                "-c",
-                "logging_collector=off",
-            ]);
+        let postgres = binaries.program("postgres");
+        let mut watchdog = watchdog(&postgres, &data_dir, socket_dir.path(), signal, remove);
         for (parameter, value) in &options {
             watchdog.arg("-c").arg(format!("{parameter}={value}"));
         }
@@ -334,6 +321,25 @@ impl Drop for Cluster {
             tracing::error!("{error}");
         }
     }
+}
+
+/// The shell that starts a server, ends it by this signal when its leash is dropped, and then removes this directory.
+fn watchdog(
+    postgres: &Path,
+    data_dir: &Path,
+    socket_dir: &Path,
+    signal: &str,
+    remove: &Path,
+) -> Command {
+    let mut watchdog = Command::new("/bin/sh");
+    watchdog
+        .args(["-c", WATCHDOG, "bgworker-watchdog"])
+        .args([postgres, data_dir, socket_dir])
+        .args([signal.as_ref(), remove.as_os_str()]);
+    for parameter in ["listen_addresses=", "port=5432", "logging_collector=off"] {
+        watchdog.args(["-c", parameter]);
+    }
+    watchdog
 }
 
 /// A directory with a short path, for a socket, where the server's user may remove what is its own.

@@ -129,7 +129,18 @@ impl Check<'_> {
                 return None;
             }
         };
-        match ConnInfo::parse(&url, variable) {
+        self.given(&url, origin, sources, embedded)
+    }
+
+    /// A server that runs somewhere.
+    fn given(
+        &mut self,
+        url: &str,
+        origin: Origin,
+        sources: &Sources,
+        instead_of_embedded: bool,
+    ) -> Option<Server> {
+        match ConnInfo::parse(url, |name| sources.variable(name)) {
             Ok(conninfo) => {
                 self.shown.push(Setting {
                     key: "database.url".to_owned(),
@@ -138,7 +149,7 @@ impl Check<'_> {
                 });
                 Some(Server::Given {
                     conninfo: Box::new(conninfo),
-                    instead_of_embedded: embedded,
+                    instead_of_embedded,
                 })
             }
             Err(error) => {

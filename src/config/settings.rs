@@ -32,7 +32,7 @@ pub struct Settings {
 pub enum Server {
     /// One that runs somewhere.
     Given {
-        /// Where.
+        /// Where it is, and how it is connected to.
         conninfo: Box<ConnInfo>,
         /// Whether a private server was asked for as well, and is not started.
         instead_of_embedded: bool,

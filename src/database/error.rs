@@ -76,7 +76,7 @@ pub enum DatabaseError {
     /// The file with the password could not be read.
     #[error("could not read password file \"{}\": {error}", .file.display())]
     PasswordFile {
-        /// Which.
+        /// The password file.
         file: PathBuf,
         /// What the system says.
         error: io::Error,

@@ -44,7 +44,7 @@ pub enum TlsError {
     Unreadable {
         /// What is in it.
         what: &'static str,
-        /// Which.
+        /// The file.
         file: PathBuf,
         /// What the system or the TLS library says.
         cause: String,
@@ -62,7 +62,7 @@ pub enum TlsError {
         .file.display()
     )]
     KeyAccess {
-        /// Which.
+        /// The file of the key.
         file: PathBuf,
     },
     /// The key is in a format that the TLS library does not read.
@@ -72,7 +72,7 @@ pub enum TlsError {
         .file.display()
     )]
     KeyFormat {
-        /// Which.
+        /// The file of the key.
         file: PathBuf,
     },
 }

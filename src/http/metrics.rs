@@ -36,13 +36,6 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let mut registry = Registry::with_prefix("bgworker");
     let version = Info::new([("version", snapshot.version.clone())]);
     registry.register("build", "The version of bgworker", version);
-    let gauge = |registry: &mut Registry, name, help, points: Vec<(Labels, f64)>| {
-        let family = Gauges::default();
-        for (labels, value) in points {
-            family.get_or_create(&labels).set(value);
-        }
-        registry.register(name, help, family);
-    };
     let counter = |registry: &mut Registry, name, help, value: fn(&WorkerSnapshot) -> u64| {
         let family = Counters::default();
         for worker in &snapshot.workers {
@@ -63,22 +56,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let help = "Whether the server accepts writes";
     let is_primary = snapshot.reached == "recovery finished";
     gauge(&mut registry, "recovery_finished", help, one(is_primary));
-    if let Some(server) = &snapshot.server {
-        let help = "What the server is: away, standby or primary";
-        let states = ["away", "standby", "primary"].map(|state| {
-            let is_it = f64::from(u8::from(server.state == state));
-            (vec![("state", state.to_owned())], is_it)
-        });
-        gauge(&mut registry, "server_state", help, states.to_vec());
-        let help = "Since when the server has been that";
-        let since = unix_time() - server.state_seconds;
-        let name = "server_state_since_timestamp_seconds";
-        gauge(&mut registry, name, help, vec![(Labels::new(), since)]);
-        let help = "Why the server is away, or cannot be asked";
-        let reason = server.reason.iter();
-        let reason = reason.map(|reason| (vec![("reason", reason.clone())], 1.0));
-        gauge(&mut registry, "server_trouble", help, reason.collect());
-    }
+    server(&mut registry, snapshot);
     let help = "How many background workers are in each state";
     let counts = STATES.into_iter().map(|state| {
         let workers = snapshot.workers.iter();
@@ -109,6 +87,36 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
     text
+}
+
+/// Registers what the server is, since when, and why it cannot be asked.
+fn server(registry: &mut Registry, snapshot: &Snapshot) {
+    let Some(server) = &snapshot.server else {
+        return;
+    };
+    let help = "What the server is: away, standby or primary";
+    let states = ["away", "standby", "primary"].map(|state| {
+        let is_it = f64::from(u8::from(server.state == state));
+        (vec![("state", state.to_owned())], is_it)
+    });
+    gauge(registry, "server_state", help, states.to_vec());
+    let help = "Since when the server has been that";
+    let since = unix_time() - server.state_seconds;
+    let name = "server_state_since_timestamp_seconds";
+    gauge(registry, name, help, vec![(Labels::new(), since)]);
+    let help = "Why the server is away, or cannot be asked";
+    let reason = server.reason.iter();
+    let reason = reason.map(|reason| (vec![("reason", reason.clone())], 1.0));
+    gauge(registry, "server_trouble", help, reason.collect());
+}
+
+/// Registers a family of gauges.
+fn gauge(registry: &mut Registry, name: &str, help: &str, points: Vec<(Labels, f64)>) {
+    let family = Gauges::default();
+    for (labels, value) in points {
+        family.get_or_create(&labels).set(value);
+    }
+    registry.register(name, help, family);
 }
 
 /// Registers what the functions of the workers report, a family for each name.

@@ -17,7 +17,7 @@ pub struct Event {
     pub worker: WorkerId,
     /// Its name.
     pub name: Arc<str>,
-    /// What.
+    /// What happened to it.
     pub kind: EventKind,
 }
 
@@ -33,9 +33,9 @@ pub enum EventKind {
     Ready(Incarnation),
     /// An incarnation has ended.
     Exited {
-        /// Which.
+        /// The incarnation that has ended.
         incarnation: Incarnation,
-        /// How.
+        /// How it ended; stopped whatever it said, if it was asked to.
         exit: ExitStatus,
         /// Why, if it did not finish.
         reason: Option<Arc<str>>,

@@ -156,8 +156,8 @@ impl PostmasterHandle {
 
     /// Says what the server is, where nobody watches it.
     #[cfg(feature = "testing")]
-    pub(crate) fn server_is(&self, state: crate::database::ServerState) {
-        self.postmaster.do_send(super::ServerReached(state, None));
+    pub(crate) fn server_is(&self, state: crate::database::ServerState, reason: Option<Arc<str>>) {
+        self.postmaster.do_send(super::ServerReached(state, reason));
     }
 
     /// Tells every running worker that settings may have changed.

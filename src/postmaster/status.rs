@@ -75,7 +75,7 @@ pub struct EndedWorker {
     pub name: Arc<str>,
     /// How it ended.
     pub exit: ExitStatus,
-    /// When.
+    /// When its last incarnation ended.
     pub since: Instant,
     /// Whether it was stopped for good because it failed more often than its limit allows.
     pub gave_up: bool,

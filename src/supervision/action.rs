@@ -11,16 +11,16 @@ pub enum Action {
     Start(Incarnation),
     /// Pass a signal to a running incarnation.
     Signal {
-        /// Whom.
+        /// The incarnation that is told.
         incarnation: Incarnation,
-        /// What.
+        /// What it is told.
         signal: Signal,
     },
     /// End a running incarnation without asking it.
     Abort(Incarnation),
     /// Report that an incarnation has ended, and what follows.
     Exited {
-        /// Which.
+        /// The incarnation that has ended.
         incarnation: Incarnation,
         /// How it ended; [`ExitStatus::Stopped`] whatever it said, if it was asked to.
         exit: ExitStatus,
@@ -29,9 +29,9 @@ pub enum Action {
     },
     /// Forget a worker: its slot and its name are free.
     Unregister {
-        /// Whom.
+        /// The worker that is forgotten.
         worker: WorkerId,
-        /// Why.
+        /// How its last incarnation ended.
         exit: ExitStatus,
     },
     /// Report that the server fell below the level of so many workers that ran: they are stopped

@@ -26,6 +26,11 @@ impl FakeServer {
 
     /// From now on the server is this.
     pub fn becomes(&self, state: ServerState) {
-        self.0.server_is(state);
+        self.0.server_is(state, None);
+    }
+
+    /// From now on the server is away, and this is why.
+    pub fn goes_away(&self, reason: &str) {
+        self.0.server_is(ServerState::Away, Some(reason.into()));
     }
 }

@@ -44,14 +44,14 @@ pub enum Said {
     Started {
         /// The worker's name.
         name: Arc<str>,
-        /// When.
+        /// The time of it, on the clock of the test.
         at: Instant,
     },
     /// A nap has ended.
     Woke {
         /// The worker's name.
         name: Arc<str>,
-        /// Why.
+        /// What the nap was woken by.
         wake: Wake,
     },
 }

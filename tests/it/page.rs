@@ -91,9 +91,11 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
         look("recovered");
         browser.wait_for(STATE, &json!("parked"));
         browser.wait_for(
-            "document.querySelector('#server').textContent",
-            &json!("server: away"),
+            "document.querySelector('#server').textContent.replace(/[0-9]+/, 'N')",
+            &json!("server: away for N s"),
         );
+        let trouble = "document.querySelector('#trouble').textContent";
+        browser.wait_for(trouble, &json!("could not connect to <b>it</b>"));
         look("parked");
         browser.wait_for(STATE, &json!("napping"));
         // What happened is told as it happens, the newest first.
@@ -134,7 +136,7 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
             }
             "registered" => server.becomes(ServerState::Primary),
             "backing off" => fails.store(false, Ordering::Relaxed),
-            "recovered" => server.becomes(ServerState::Away),
+            "recovered" => server.goes_away("could not connect to <b>it</b>"),
             "parked" => server.becomes(ServerState::Primary),
             _ => {
                 postmaster.shut_down(Shutdown::Smart);

@@ -21,13 +21,13 @@ pub enum ServiceError {
     /// The file that `PGSERVICEFILE` names is not there.
     #[error("service file \"{}\" not found", .file.display())]
     NoFile {
-        /// Which.
+        /// The service file.
         file: PathBuf,
     },
     /// A file could not be read.
     #[error("could not read service file \"{}\": {cause}", .file.display())]
     Unreadable {
-        /// Which.
+        /// The service file.
         file: PathBuf,
         /// What the system says.
         cause: String,
@@ -35,7 +35,7 @@ pub enum ServiceError {
     /// A line is not what it should be.
     #[error("syntax error in service file \"{}\", line {line}: {cause}", .file.display())]
     Syntax {
-        /// Which.
+        /// The service file.
         file: PathBuf,
         /// Its number, from 1.
         line: usize,

@@ -14,7 +14,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::in_flight::{InFlight, Loss, Prepared, answer, cancel_all, give_up, lose, send};
+use super::in_flight::{
+    Answered, InFlight, Loss, Prepared, answer, cancel_all, give_up, lose, send,
+};
 use super::inbox::Inbox;
 use super::request::Ask;
 use crate::database::Server;
@@ -106,7 +108,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Runs statements on one connection until it is of no use any more.
+/// Runs statements on one connection until there is an end of it.
 async fn work(
     server: &Server,
     connection: &Connection,
@@ -116,66 +118,122 @@ async fn work(
 ) -> End {
     // What was asked of a connection before this one was meant for that one.
     let _ = given_up.notified().now_or_never();
-    inbox.take_renewal();
-    let begin = Instant::now();
-    let mut is_outdated = false;
-    let mut prepared = Prepared::new();
-    let mut in_flight = InFlight::new();
+    let mut flight = Flight::begin(server, connection, inbox);
     let deadline = connection.statement_deadline();
     let mut too_late = pin!(tokio::time::sleep(deadline));
     let mut ended = pin!(connection.ended());
-    let mut is_needed = true;
-    // A statement that is being prepared is sent twice. What is sent in between would run under its
-    // deadline.
-    let mut is_preparing = false;
     loop {
-        for sql in inbox.take_forgotten() {
-            prepared.remove(&sql);
+        if flight.fill() {
+            too_late.as_mut().reset(Instant::now() + deadline);
         }
-        is_outdated |= inbox.take_renewal() && begin.elapsed() >= RENEW_AFTER;
-        if in_flight.is_empty() {
-            is_preparing = false;
-            if is_outdated {
-                return End::Outdated;
-            }
+        if let Some(end) = flight.end() {
+            return end;
         }
-        while !is_outdated && !is_preparing && in_flight.len() < IN_FLIGHT_MAX {
-            let Some(message) = inbox.next() else {
-                break;
-            };
-            if in_flight.is_empty() {
-                too_late.as_mut().reset(Instant::now() + deadline);
-            }
-            let prepare = server.settings.prepare;
-            is_preparing = send(connection, prepare, &prepared, &mut in_flight, message);
-        }
-        if in_flight.is_empty() && !is_needed {
-            return End::Unneeded;
-        }
+        let is_waiting = !flight.in_flight.is_empty();
+        let may_ask = flight.is_needed && flight.may_send();
         tokio::select! {
             biased;
-            Some(answered) = in_flight.next(), if !in_flight.is_empty() => {
+            Some(answered) = flight.in_flight.next(), if is_waiting => {
                 too_late.as_mut().reset(Instant::now() + deadline);
-                if connection.is_closed() || answered.is_out_of_step() {
-                    return End::Lost(lose(connection, Some(answered), in_flight).await);
+                if let Err(answered) = flight.settle(answered).await {
+                    return End::Lost(lose(connection, Some(answered), flight.in_flight).await);
                 }
-                let again = answer(connection, &mut prepared, inbox.groups(), answered).await;
-                inbox.ask_again(again);
             }
-            () = &mut too_late, if !in_flight.is_empty() => {
-                return End::Lost(give_up(connection, in_flight, deadline).await);
+            () = &mut too_late, if is_waiting => {
+                return End::Lost(give_up(connection, flight.in_flight, deadline).await);
             }
             () = given_up.notified() => {
-                cancel_all(connection, in_flight).await;
+                cancel_all(connection, flight.in_flight).await;
                 return End::Lost(Loss::none());
             }
             () = &mut ended => {
-                return End::Lost(lose(connection, None, in_flight).await);
+                return End::Lost(lose(connection, None, flight.in_flight).await);
             }
-            is_asked = inbox.wait(asked),
-                if is_needed && !is_outdated && !is_preparing && in_flight.len() < IN_FLIGHT_MAX => {
-                    is_needed = is_asked;
-                }
+            is_asked = flight.inbox.wait(asked), if may_ask => flight.is_needed = is_asked,
         }
+    }
+}
+
+/// What is under way on one connection.
+struct Flight<'c> {
+    server: &'c Server,
+    connection: &'c Connection,
+    inbox: &'c mut Inbox,
+    prepared: Prepared,
+    in_flight: InFlight<'c>,
+    begin: Instant,
+    /// Workers can still ask.
+    is_needed: bool,
+    /// A statement that is being prepared is sent twice. What is sent in between would run under its deadline.
+    is_preparing: bool,
+    /// Its session is to be replaced, once what is in flight was answered.
+    is_outdated: bool,
+}
+
+// === impl Flight ===
+
+impl<'c> Flight<'c> {
+    fn begin(server: &'c Server, connection: &'c Connection, inbox: &'c mut Inbox) -> Self {
+        inbox.take_renewal();
+        Self {
+            server,
+            connection,
+            inbox,
+            prepared: Prepared::new(),
+            in_flight: InFlight::new(),
+            begin: Instant::now(),
+            is_needed: true,
+            is_preparing: false,
+            is_outdated: false,
+        }
+    }
+
+    /// Sends what waits, as far as it may. Whether the first in line is another one now.
+    fn fill(&mut self) -> bool {
+        for sql in self.inbox.take_forgotten() {
+            self.prepared.remove(&sql);
+        }
+        self.is_outdated |= self.inbox.take_renewal() && self.begin.elapsed() >= RENEW_AFTER;
+        let was_idle = self.in_flight.is_empty();
+        if was_idle {
+            self.is_preparing = false;
+        }
+        while self.may_send() {
+            let Some(message) = self.inbox.next() else {
+                break;
+            };
+            let prepare = self.server.settings.prepare;
+            let (connection, in_flight) = (self.connection, &mut self.in_flight);
+            self.is_preparing = send(connection, prepare, &self.prepared, in_flight, message);
+        }
+        was_idle && !self.in_flight.is_empty()
+    }
+
+    fn may_send(&self) -> bool {
+        !self.is_outdated && !self.is_preparing && self.in_flight.len() < IN_FLIGHT_MAX
+    }
+
+    /// Why the connection is not used any more, where nothing is in flight.
+    fn end(&self) -> Option<End> {
+        match (self.in_flight.is_empty(), self.is_outdated, self.is_needed) {
+            (true, true, _) => Some(End::Outdated),
+            (true, false, false) => Some(End::Unneeded),
+            _ => None,
+        }
+    }
+
+    /// Passes an answer on.
+    ///
+    /// # Errors
+    ///
+    /// If it is none, or the last: then the connection is lost.
+    async fn settle(&mut self, answered: Answered) -> Result<(), Answered> {
+        if self.connection.is_closed() || answered.is_out_of_step() {
+            return Err(answered);
+        }
+        let (connection, groups) = (self.connection, self.inbox.groups());
+        let again = answer(connection, &mut self.prepared, groups, answered).await;
+        self.inbox.ask_again(again);
+        Ok(())
     }
 }

@@ -18,13 +18,13 @@ pub enum InvalidTable {
     /// A name is empty.
     #[error("{what} name is empty")]
     Empty {
-        /// Of what.
+        /// Whose name it is: a schema's or a table's.
         what: &'static str,
     },
     /// A name has a NUL in it.
     #[error("{what} name {name:?} must not contain NUL")]
     Nul {
-        /// Of what.
+        /// Whose name it is: a schema's or a table's.
         what: &'static str,
         /// The name.
         name: String,
@@ -32,7 +32,7 @@ pub enum InvalidTable {
     /// A name is longer than PostgreSQL would take it: it would cut it, and two names might meet.
     #[error("{what} name \"{name}\" is {} bytes long: {max} bytes is the limit{reason}", .name.len())]
     TooLong {
-        /// Of what.
+        /// Whose name it is: a schema's or a table's.
         what: &'static str,
         /// The name.
         name: String,
