@@ -82,7 +82,6 @@
 //! | `embedded` | a private server from the PostgreSQL binaries of this machine |
 //! | `http` | the page and the endpoints, to mount in an actix-web application |
 //! | `testing` | for your tests: scripted workers, a probe that hears them, a clock that stands still |
-//! | `cli`, the default | the program, with all but `testing` |
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

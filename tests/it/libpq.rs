@@ -12,8 +12,8 @@ use std::process::Command;
 use bgworker::database::{self, ConnInfo, Database, DatabaseError};
 use tracing::Level;
 
-use crate::embedded::give_to_the_server;
 use crate::support::database::TestDatabase;
+use crate::support::files::give_to_the_server;
 use crate::support::log::Log;
 use crate::support::proxy::free_port;
 use crate::support::server::TestServer;

@@ -9,11 +9,9 @@
 )]
 
 mod aggregation;
-mod bench;
 mod configuration;
 mod connection;
 mod conninfo;
-mod daemon;
 mod dynamic;
 mod early_blocks;
 mod embedded;
@@ -34,8 +32,6 @@ mod room;
 mod search_path;
 mod server_state;
 mod server_version;
-mod service_manager;
-mod serving;
 mod sessions;
 mod supervision;
 mod supervision_model;

@@ -9,8 +9,8 @@ use bgworker::Postmaster;
 use bgworker::database::{self, ConnInfo, Database, ServerState};
 use bgworker::supervision::{Limits, Shutdown};
 
-use crate::embedded::{give_to_the_server, reachable_directory};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
+use crate::support::files::{give_to_the_server, reachable_directory};
 use crate::support::proxy::free_port;
 use crate::support::server::{TestServer, conninfo};
 use crate::support::within;

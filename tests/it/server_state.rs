@@ -10,8 +10,8 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, StartTime};
 use tracing::Level;
 
-use crate::embedded::reachable_directory;
 use crate::support::database::{TestDatabase, brisk_on_its_own, database, table};
+use crate::support::files::reachable_directory;
 use crate::support::log::Log;
 use crate::support::{eventually, within};
 use bgworker::testing::{Probe, Script};

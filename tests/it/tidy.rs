@@ -261,7 +261,7 @@ fn home_of(path: &str, modules: &BTreeMap<String, (String, BTreeSet<String>)>) -
 
 #[test]
 fn no_file_uses_one_that_uses_it() {
-    for (src, crate_root) in [("src", "lib"), ("src/bin/bgworker", "main")] {
+    for (src, crate_root) in [("src", "lib"), ("cli/src", "main")] {
         let modules = modules(&root().join(src), crate_root);
         let is_inside = |inner: &str, outer: &str| inner.starts_with(&format!("{outer}::"));
         let mut arrows = BTreeMap::<&str, BTreeSet<String>>::new();

@@ -10,9 +10,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
 
-use crate::embedded::give_to_the_server;
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
+use crate::support::files::give_to_the_server;
 use crate::support::server::TestServer;
 
 /// An authority, and the directory where files of its making lie.

@@ -1,7 +1,6 @@
-//! The program itself: started, listened to, signalled, and never left behind.
+//! A program of a test: started, listened to, signalled, and never left behind.
 
 use std::io::{BufRead as _, BufReader, Read};
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -17,31 +16,6 @@ pub(crate) struct Daemon {
     lines: Receiver<String>,
     /// What it has said so far.
     pub(crate) said: Vec<String>,
-}
-
-/// A command line of the program, with an environment that says nothing about databases.
-pub(crate) fn bgworker() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bgworker"));
-    for (variable, _) in std::env::vars_os() {
-        let name = variable.to_string_lossy();
-        if name.starts_with("PG") || name.starts_with("BGWORKER_") || name.ends_with("DATABASE_URL")
-        {
-            command.env_remove(&variable);
-        }
-    }
-    command.env_remove("RUST_LOG").stdin(Stdio::null());
-    command
-}
-
-/// Runs a command line to its end: exit code, standard output, standard error.
-pub(crate) fn run(command: &mut Command) -> (i32, String, String) {
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code().unwrap_or(-1),
-        text(output.stdout),
-        text(output.stderr),
-    )
 }
 
 impl Daemon {
@@ -74,15 +48,6 @@ impl Daemon {
         }
     }
 
-    /// `run` with this configuration file and its log as text.
-    pub(crate) fn run(config: &Path) -> Self {
-        Self::start(
-            bgworker()
-                .args(["run", "--log-format", "text", "--config"])
-                .arg(config),
-        )
-    }
-
     /// Waits for a line with this in it, and returns the line.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
@@ -98,16 +63,6 @@ impl Daemon {
                 }
                 Err(_) => panic!("it never says {text:?}; it says:\n{}", self.said.join("\n")),
             }
-        }
-    }
-
-    /// Waits for lines with these in them, in any order.
-    #[track_caller]
-    pub(crate) fn wait_for_all(&mut self, texts: &[&str]) {
-        let mut open = texts.to_vec();
-        while !open.is_empty() {
-            let line = self.wait_for("");
-            open.retain(|text| !line.contains(text));
         }
     }
 

@@ -1,10 +1,10 @@
 //! The harness: a server per test process, a database per test, scripted workers, captured logs.
 
 pub(crate) mod browser;
-pub(crate) mod configuration;
 pub(crate) mod daemon;
 pub(crate) mod database;
 pub(crate) mod example;
+pub(crate) mod files;
 pub(crate) mod histories;
 pub(crate) mod log;
 pub(crate) mod proxy;

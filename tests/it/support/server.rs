@@ -8,8 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::database::TestDatabase;
+use super::files::{give_to_the_server, reachable_directory};
 use super::proxy::free_port;
-use crate::embedded::{give_to_the_server, reachable_directory};
 
 /// A server on a port of this machine.
 pub(crate) struct TestServer {

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::embedded::{processes_with, reachable_directory};
-use crate::support::configuration::{Config, given};
-use crate::support::daemon::{Daemon, bgworker, run};
+use crate::configuration::{Config, given};
+use crate::program::{bgworker, run, start, wait_for_all};
+use crate::support::daemon::Daemon;
 use crate::support::database::{TestDatabase, table};
+use crate::support::files::{processes_with, reachable_directory};
 use crate::support::{eventually, within};
+
+/// The repository.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -23,7 +27,7 @@ fn on_their_own(text: &str) -> String {
 pub(crate) fn seed() -> (Config, String) {
     let config = Config::new("");
     let data_dir = format!("embedded = true\ndata_dir = {:?}", config.data_dir());
-    let text = include_str!("../../conf/seed.toml").replace("embedded = true", &data_dir);
+    let text = include_str!("../../../conf/seed.toml").replace("embedded = true", &data_dir);
     config.write(&text);
     (config, text)
 }
@@ -43,7 +47,7 @@ fn conninfo(psql: &str) -> String {
 #[actix::test]
 async fn the_seed_runs_on_a_private_server_and_a_ctrl_c_leaves_nothing_behind() {
     let (config, _) = seed();
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     let psql = daemon.wait_for("join in with: ");
     daemon.wait_for("SPI worker 2 initialized with our schema2.counted rows");
     let starts: Vec<_> = daemon
@@ -78,7 +82,7 @@ async fn the_seed_runs_on_a_private_server_and_a_ctrl_c_leaves_nothing_behind() 
 #[actix::test]
 async fn killed_it_leaves_no_server_behind_and_the_next_one_goes_on_with_the_same_data() {
     let (config, _) = seed();
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     let psql = daemon.wait_for("join in with: ");
     daemon.wait_for("SPI worker 1 initialized");
     let db = TestDatabase::at(&conninfo(&psql)).await;
@@ -88,7 +92,7 @@ async fn killed_it_leaves_no_server_behind_and_the_next_one_goes_on_with_the_sam
     daemon.signal(Signal::SIGKILL);
     daemon.wait();
     // At once: it has to wait for the watchdog of the one before.
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     let psql = daemon.wait_for("join in with: ");
     let db = TestDatabase::at(&conninfo(&psql)).await;
     db.execute("INSERT INTO schema1.counted VALUES ('delta', 1)")
@@ -107,9 +111,9 @@ async fn killed_it_leaves_no_server_behind_and_the_next_one_goes_on_with_the_sam
 #[test]
 fn a_second_instance_on_the_same_directory_is_told_who_has_it() {
     let (config, _) = seed();
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     daemon.wait_for("SPI worker 1 initialized");
-    let mut second = Daemon::run(&config.path);
+    let mut second = start(&config.path);
     second.wait_for("is in use by another server");
     assert_eq!(second.wait().0, Some(1));
     daemon.signal(Signal::SIGTERM);
@@ -119,8 +123,11 @@ fn a_second_instance_on_the_same_directory_is_told_who_has_it() {
 #[test]
 fn a_private_server_that_dies_is_the_end_with_its_reason() {
     let (config, _) = seed();
-    let mut daemon = Daemon::run(&config.path);
-    daemon.wait_for_all(&["SPI worker 1 initialized", "SPI worker 2 initialized"]);
+    let mut daemon = start(&config.path);
+    wait_for_all(
+        &mut daemon,
+        &["SPI worker 1 initialized", "SPI worker 2 initialized"],
+    );
     let pid_file = fs::read_to_string(config.data_dir().join("postmaster.pid")).unwrap();
     let pid = pid_file.lines().next().unwrap().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
@@ -157,7 +164,7 @@ async fn a_log_that_nobody_reads_any_more_ends_nothing() {
 fn a_signal_while_the_private_server_is_being_made_stops_cleanly() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let (config, _) = seed();
-        let mut daemon = Daemon::run(&config.path);
+        let mut daemon = start(&config.path);
         daemon.wait_for("starting a private server");
         daemon.signal(signal);
         assert_eq!(daemon.wait().0, Some(0), "{:?}", daemon.said);
@@ -197,7 +204,7 @@ async fn killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice()
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let config = Config::given(&db, "1ms", &["s"]);
-    let mut first = Daemon::run(&config.path);
+    let mut first = start(&config.path);
     first.wait_for("initialized");
     db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
     drop(first);
@@ -209,7 +216,7 @@ async fn killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice()
     });
     let mut folds = 0;
     for _ in 0..50 {
-        let mut daemon = Daemon::run(&config.path);
+        let mut daemon = start(&config.path);
         daemon.wait_for("initialized");
         std::thread::sleep(Duration::from_millis(fastrand::u64(0..40)));
         daemon.signal(Signal::SIGKILL);
@@ -234,7 +241,7 @@ async fn killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice()
     stop.send(()).unwrap();
     let inserted = inserter.join().unwrap();
     assert_eq!(db.sum(&counted).await, inserted);
-    let mut last = Daemon::run(&config.path);
+    let mut last = start(&config.path);
     db.wait_for_rows(&counted, &[&format!("total|{inserted}")])
         .await;
     last.signal(Signal::SIGTERM);
@@ -257,7 +264,7 @@ async fn insert_until(conninfo: &str, stopped: &std::sync::mpsc::Receiver<()>) -
 async fn a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "600s", &["s"]);
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     daemon.wait_for("initialized");
     db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
     let counted = table("s", "t");
@@ -298,7 +305,7 @@ async fn a_reload_that_cannot_read_what_the_start_read_changes_nothing_and_warns
     let db = TestDatabase::new().await;
     let text = given(&db, "20ms", &["s"]);
     let config = Config::new(&text);
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     daemon.wait_for("initialized");
     db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
     config.write("");
@@ -345,7 +352,10 @@ async fn a_process_without_descriptors_is_full_and_its_server_is_not_away() {
     command.args(["-c", script]);
     command.arg(bgworker().get_program()).arg(&config.path);
     let mut daemon = Daemon::start(&mut command);
-    daemon.wait_for_all(&["initialized", "waits for room for its connection"]);
+    wait_for_all(
+        &mut daemon,
+        &["initialized", "waits for room for its connection"],
+    );
     tokio::time::sleep(2 * SECOND).await; // several attempts
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().0, Some(0), "{:#?}", daemon.said);
@@ -362,7 +372,7 @@ async fn a_process_without_descriptors_is_full_and_its_server_is_not_away() {
 async fn signals_that_mean_nothing_here_are_named_and_end_nothing() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "1s", &["s"]);
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     daemon.wait_for("initialized");
     for signal in [
         Signal::SIGUSR1,
@@ -387,7 +397,7 @@ async fn signals_that_mean_nothing_here_are_named_and_end_nothing() {
 async fn what_a_server_says_can_neither_forge_a_line_of_the_log_nor_steer_a_terminal() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "20ms", &["s"]);
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     daemon.wait_for("initialized");
     db.execute(
         r"CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION
@@ -417,8 +427,11 @@ async fn each_change_of_the_file_takes_its_effect_in_one_line() {
         "20ms",
         &["stays", "goes", "moves"],
     )));
-    let mut daemon = Daemon::run(&config.path);
-    daemon.wait_for_all(&["stays initialized", "goes initialized", "moves initialized"]);
+    let mut daemon = start(&config.path);
+    wait_for_all(
+        &mut daemon,
+        &["stays initialized", "goes initialized", "moves initialized"],
+    );
     let moved = on_their_own(&given(&db, "20ms", &["stays", "moves", "comes"]))
         .replace("schema = \"moves\"", "schema = \"elsewhere\"")
         .replace(
@@ -428,16 +441,19 @@ async fn each_change_of_the_file_takes_its_effect_in_one_line() {
     let limits = "connect_timeout = \"9s\"\n[postmaster]\nmax_workers = 9\n[[worker]]\n";
     config.write(&moved.replacen("[[worker]]\n", limits, 1));
     daemon.signal(Signal::SIGHUP);
-    daemon.wait_for_all(&[
-        "parameter \"database.connect_timeout\" cannot be changed without restarting",
-        "parameters of the postmaster changed: max_workers",
-        "worker \"goes\" removed",
-        "parameters of worker \"stays\" changed: restart_time",
-        "worker \"moves\" replaced, since it has another schema",
-        "worker \"comes\" added",
-        "moves initialized with elsewhere.t",
-        "comes initialized with comes.t",
-    ]);
+    wait_for_all(
+        &mut daemon,
+        &[
+            "parameter \"database.connect_timeout\" cannot be changed without restarting",
+            "parameters of the postmaster changed: max_workers",
+            "worker \"goes\" removed",
+            "parameters of worker \"stays\" changed: restart_time",
+            "worker \"moves\" replaced, since it has another schema",
+            "worker \"comes\" added",
+            "moves initialized with elsewhere.t",
+            "comes initialized with comes.t",
+        ],
+    );
     let workers = "SELECT string_agg(DISTINCT application_name, ',' ORDER BY application_name) \
                    FROM pg_stat_activity WHERE datname = current_database() \
                    AND pid <> pg_backend_pid()";
@@ -453,7 +469,7 @@ async fn each_change_of_the_file_takes_its_effect_in_one_line() {
 async fn a_signal_is_heard_while_a_reload_waits_for_a_worker_to_end() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "20ms", &["s"]);
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     daemon.wait_for("initialized");
     db.execute(
         "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
@@ -487,7 +503,7 @@ async fn a_sigterm_before_the_worker_is_ready_is_a_clean_stop() {
     let config = Config::new(&format!(
         "[database]\nurl = \"host=127.0.0.1 port={port}\"\n[[worker]]\nname = 'w'\nschema = 's'\ntable = 't'\n"
     ));
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     daemon.wait_for("using the server at");
     daemon.signal(Signal::SIGTERM);
     let (code, took) = daemon.wait();
@@ -504,7 +520,7 @@ async fn each_signal_says_what_it_asks_for() {
         (Signal::SIGQUIT, "received immediate shutdown request", 3),
     ] {
         let config = Config::given(&db, "1s", &["s"]);
-        let mut daemon = Daemon::run(&config.path);
+        let mut daemon = start(&config.path);
         daemon.wait_for("initialized");
         daemon.signal(signal);
         daemon.wait_for(said);
@@ -528,12 +544,12 @@ fn check_reports_every_mistake_and_exits_with_78_and_nothing_on_standard_output(
 #[test]
 fn check_of_the_examples_is_silent_and_print_shows_what_is_in_force() {
     for file in ["conf/bgworker.toml", "conf/seed.toml"] {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let file = Path::new(ROOT).join(file);
         let (code, out, err) = run(bgworker().args(["check", "--config"]).arg(file));
         assert_eq!((code, &*out, &*err), (0, "", ""));
     }
     let mut print = bgworker();
-    print.current_dir(env!("CARGO_MANIFEST_DIR"));
+    print.current_dir(ROOT);
     let (code, out, _) = run(print.args(["check", "--print", "--config", "conf/seed.toml"]));
     assert_eq!(code, 0);
     insta::assert_snapshot!(out);

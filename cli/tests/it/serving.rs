@@ -6,8 +6,9 @@ use std::time::Duration;
 use bgworker::http::Snapshot;
 use nix::sys::signal::Signal;
 
-use crate::support::configuration::{Config, given};
-use crate::support::daemon::{Daemon, bgworker, run};
+use crate::configuration::{Config, given};
+use crate::program::{bgworker, run, start, wait_for_all};
+use crate::support::daemon::Daemon;
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
 
@@ -30,9 +31,9 @@ fn status(url: &str, flags: &[&str]) -> (i32, String, String) {
 async fn status_shows_each_worker_and_exits_with_0_when_all_are_well() {
     let db = TestDatabase::new().await;
     let config = Config::new(&(given(&db, "100ms", &["one", "number two"]) + LISTEN));
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     let url = url(&mut daemon);
-    daemon.wait_for_all(&["one initialized", "number two initialized"]);
+    wait_for_all(&mut daemon, &["one initialized", "number two initialized"]);
     let sql = r#"INSERT INTO "number two".t (type, value) VALUES ('total', 40), ('delta', -3), ('delta', 5)"#;
     db.execute(sql).await;
     daemon.wait_for("is now 42");
@@ -102,7 +103,7 @@ async fn status_names_the_trouble_of_a_worker_and_exits_with_1() {
     let sql = "CREATE SCHEMA s; CREATE TABLE s.t (type text, value bigint)";
     db.execute(sql).await;
     let config = Config::new(&(given(&db, "1s", &["s"]) + LISTEN));
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     let url = url(&mut daemon);
     daemon.wait_for("has no unique index");
     eventually("it is known to be ill", async || status(&url, &[]).0 == 1).await;
@@ -139,7 +140,7 @@ async fn status_finds_the_instance_of_a_configuration() {
             && err.ends_with(": is bgworker running, with [http] listen?\n"),
         "{err}"
     );
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     daemon.wait_for("s initialized");
     eventually("it is well", async || ask().0 == 0).await;
 
@@ -172,7 +173,7 @@ async fn status_finds_the_instance_of_a_configuration() {
 async fn status_asks_no_proxy_for_an_instance_of_ours() {
     let db = TestDatabase::new().await;
     let config = Config::new(&(given(&db, "100ms", &["s"]) + LISTEN));
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     let url = url(&mut daemon);
     daemon.wait_for("s initialized");
     let ask = || {
@@ -190,7 +191,7 @@ fn a_server_that_was_never_reached_is_never_well_and_everything_says_why() {
     let text = "[database]\nurl = \"postgresql://app:hunter2@127.0.0.1:1/x\"\n\
                 [[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\n";
     let config = Config::new(&(text.to_owned() + LISTEN));
-    let mut daemon = Daemon::run(&config.path);
+    let mut daemon = start(&config.path);
     let url = url(&mut daemon);
     daemon.wait_for("server is away");
     let why = "could not connect to database \"x\" at 127.0.0.1:1: ";
@@ -269,7 +270,7 @@ fn a_mistake_on_our_side_is_not_the_server_being_away() {
             assert!(code == 1 && err.contains(why), "{err}");
             continue;
         }
-        let mut daemon = Daemon::run(&config.path);
+        let mut daemon = start(&config.path);
         daemon.wait_for("server cannot be asked");
         let line = daemon.wait_for("background worker \"w\" exited");
         assert!(line.contains(why), "{line}");

@@ -9,10 +9,11 @@ use nix::sys::signal::Signal;
 use nix::sys::time::TimeValLike as _;
 use nix::time::{ClockId, clock_gettime};
 
+use crate::configuration::Config;
 use crate::daemon::seed;
+use crate::program::{bgworker, wait_for_all};
 use crate::support::LONG;
-use crate::support::configuration::Config;
-use crate::support::daemon::{Daemon, bgworker};
+use crate::support::daemon::Daemon;
 use crate::support::database::TestDatabase;
 
 /// The service manager's end.
@@ -85,7 +86,7 @@ async fn it_is_told_of_the_start_each_reload_and_the_stop() {
     let mut manager = ServiceManager::listen(&config);
     let mut daemon = Daemon::start(&mut ServiceManager::command(&config));
     assert_eq!(manager.next(), ["READY=1"]);
-    daemon.wait_for_all(&["s initialized", "s2 initialized"]);
+    wait_for_all(&mut daemon, &["s initialized", "s2 initialized"]);
     // Its status line, too, when it is next looked at.
     while !manager
         .heard
@@ -206,7 +207,10 @@ fn a_private_server_does_not_speak_for_the_program() {
     let (config, _) = seed();
     let mut manager = ServiceManager::listen(&config);
     let mut daemon = Daemon::start(&mut ServiceManager::command(&config));
-    daemon.wait_for_all(&["worker 1 initialized", "worker 2 initialized"]);
+    wait_for_all(
+        &mut daemon,
+        &["worker 1 initialized", "worker 2 initialized"],
+    );
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().0, Some(0));
     manager.rest();

@@ -1,6 +1,6 @@
 //! `bgworker bench`: that it measures what it says, loses nothing, and leaves nothing behind.
 
-use crate::support::daemon::{bgworker, run};
+use crate::program::{bgworker, run};
 use crate::support::database::TestDatabase;
 
 fn small() -> std::process::Command {

@@ -31,7 +31,7 @@ use crate::status::StatusArguments;
 ///
 /// Runs the workers of a configuration file against any PostgreSQL server, and keeps them running.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(name = "bgworker", version, args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::database::TestDatabase;
-use crate::embedded::reachable_directory;
+use crate::support::database::TestDatabase;
+use crate::support::files::reachable_directory;
 
 /// A configuration file, in a directory of its own.
 pub(crate) struct Config {

@@ -1,0 +1,21 @@
+//! The program, as one test binary: every test is named after what it proves.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that is surprised fails, and some measure real time and say what they find"
+)]
+
+mod bench;
+mod configuration;
+mod daemon;
+mod program;
+mod service_manager;
+mod serving;
+#[expect(
+    dead_code,
+    reason = "the harness is the library's, which needs more of it"
+)]
+#[path = "../../../tests/it/support/mod.rs"]
+mod support;
