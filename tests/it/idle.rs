@@ -1,8 +1,9 @@
-//! What an idle worker costs: nothing that is written.
+//! What an idle worker costs: nothing that is written, to a table or to the log.
 
 use bgworker::embedded::{Cluster, ClusterSettings};
+use tracing::Level;
 
-use crate::support::database::{TestDatabase, brisk, table};
+use crate::support::database::{TestDatabase, brisk, cycles, table};
 use crate::support::eventually;
 use crate::support::log::Log;
 
@@ -37,4 +38,31 @@ async fn an_idle_cycle_writes_no_row_version_no_wal_and_no_line() {
     eventually("ten idle cycles", || async { cycles().await >= idle + 10 }).await;
     assert_eq!(before, db.value::<String>(written).await);
     assert_eq!(log.lines().len(), lines);
+}
+
+#[actix::test]
+async fn idle_workers_log_one_line_at_their_start_and_none_per_cycle() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let mut workers = Vec::new();
+    for n in 0..10 {
+        let settings = brisk(&table("s", &format!("t{n}")));
+        workers.push(db.worker(&postmaster, &format!("w{n}"), settings).await);
+    }
+    let after_start = log.with(Level::INFO, "").len();
+    assert_eq!(
+        log.with(Level::INFO, "starting background worker").len(),
+        10
+    );
+    assert_eq!(log.with(Level::INFO, "initialized with").len(), 10);
+    for worker in &workers {
+        cycles(&postmaster, worker.id, 20).await;
+    }
+    assert_eq!(log.with(Level::INFO, "").len(), after_start);
+    assert_eq!(
+        log.lines().len(),
+        log.with(Level::DEBUG, "").len(),
+        "nothing at trace either"
+    );
 }

@@ -8,7 +8,6 @@
     reason = "a test that is surprised fails, and some measure real time and say what they find"
 )]
 
-mod aggregation;
 mod configuration;
 mod connection;
 mod conninfo;
@@ -19,11 +18,14 @@ mod embedding;
 mod events;
 mod examples;
 mod faults;
+mod fold;
 mod home;
 mod http;
 mod idle;
 mod initialization;
+mod isolation;
 mod libpq;
+mod names;
 mod page;
 mod pooler;
 mod postmaster;
@@ -33,6 +35,9 @@ mod search_path;
 mod server_state;
 mod server_version;
 mod sessions;
+mod sighup;
+mod statement_errors;
+mod stopping;
 mod supervision;
 mod supervision_model;
 mod supervision_properties;
@@ -41,3 +46,4 @@ mod tidy;
 mod tls;
 mod triggers;
 mod truncation;
+mod vacuum;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bgworker::database::{self, ConnInfo, Connection, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
-use bgworker::supervision::Limits;
+use bgworker::supervision::{Limits, Shutdown};
 use bgworker::worker_spi::{self, ConnectionKind, Settings, Table};
 use bgworker::{Access, BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, WorkerId};
 use tokio::sync::{OnceCell, watch};
@@ -259,6 +259,50 @@ pub(crate) fn brisk_on_its_own(table: &Table) -> Settings {
     let mut settings = brisk(table);
     settings.connection = ConnectionKind::Own;
     settings
+}
+
+/// Waits until a worker has done this many more cycles.
+pub(crate) async fn cycles(postmaster: &PostmasterHandle, worker: WorkerId, more: u64) {
+    let done = || async {
+        let status = postmaster.worker(worker).await.unwrap();
+        status.expect("the worker has ended").report.cycles
+    };
+    let goal = done().await + more;
+    eventually(&format!("{more} more cycles"), || async {
+        done().await >= goal
+    })
+    .await;
+}
+
+/// A worker that has had its first cycle, and naps for a day, so that nothing happens by itself.
+pub(crate) async fn napping(
+    db: &TestDatabase,
+    postmaster: &PostmasterHandle,
+    table: &Table,
+    connection: ConnectionKind,
+) -> TestWorker {
+    let mut settings = Settings::new(table.clone());
+    settings.connection = connection;
+    // The first nap is a random part of it, and is to last even then.
+    settings.naptime = Duration::from_secs(86_400);
+    let worker = db.worker(postmaster, "w", settings).await;
+    eventually("it naps", || async {
+        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        status.report.napping && status.report.cycles == 1
+    })
+    .await;
+    worker
+}
+
+/// Wakes it, and lets it nap briskly from now on.
+pub(crate) fn wake(postmaster: &PostmasterHandle, worker: &TestWorker) {
+    (worker.settings).send_modify(|settings| settings.naptime = Duration::from_millis(10));
+    postmaster.sighup();
+}
+
+pub(crate) async fn shut_down(postmaster: &PostmasterHandle) {
+    postmaster.shut_down(Shutdown::Smart);
+    assert!(postmaster.exited().await.unwrap().aborted.is_empty());
 }
 
 pub(crate) fn table(schema: &str, name: &str) -> Table {
