@@ -27,6 +27,7 @@
 mod events;
 mod metrics;
 mod snapshot;
+mod state;
 
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{Handler, HttpResponse, HttpResponseBuilder, Resource, Responder};
 
 pub use self::snapshot::{ServerSnapshot, Snapshot, WorkerSnapshot};
+pub use self::state::State;
 use crate::postmaster::PostmasterHandle;
 
 /// How long the Postmaster may take to answer.

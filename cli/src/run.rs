@@ -1,11 +1,13 @@
 //! `bgworker run`: the workers of the configuration, until told to stop.
 
+use std::pin::Pin;
+
 use actix::System;
 use bgworker::config::{Server, Settings};
 use bgworker::database::{ConnInfo, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
-use bgworker::{Postmaster, PostmasterHandle};
+use bgworker::{Postmaster, PostmasterExit, PostmasterHandle, RequestError};
 use clap::Args;
 use tracing::{error, info, warn};
 
@@ -104,7 +106,7 @@ async fn supervise(
     cluster: Option<&mut Cluster>,
     mut signals: Signals,
 ) -> Exit {
-    let (postmaster, web, mut in_force) = match launch(settings, conninfo).await {
+    let (postmaster, web, in_force) = match launch(settings, conninfo).await {
         Ok(launched) => launched,
         Err(error) => {
             error!("{error}");
@@ -116,33 +118,31 @@ async fn supervise(
     let mut exited = std::pin::pin!(exited);
     let mut server_ended = std::pin::pin!(private_server::ended(cluster));
     let mut has_server = true;
+    // A reload may wait for a worker to end. Whatever is asked meanwhile is heard, and another reload follows it.
+    let mut idle = Some(in_force);
+    let mut reloading = None;
+    let mut reloads_again = false;
     let exit = loop {
+        if reloads_again && let Some(in_force) = idle.take() {
+            reloads_again = false;
+            service_manager.reloading();
+            reloading = Some(Box::pin(reload(configuration, in_force)));
+        }
         tokio::select! {
-            exit = &mut exited => break match exit {
-                Ok(_) if !has_server => Exit::Failed,
-                Ok(exit) if exit.aborted.is_empty() => Exit::Clean,
-                Ok(_) => Exit::Aborted,
-                Err(error) => {
-                    error!("{error}");
-                    Exit::Failed
-                }
-            },
+            exit = &mut exited => break how_it_ended(exit, has_server),
             error = &mut server_ended, if has_server => {
                 error!("{error}");
                 has_server = false;
                 service_manager.stopping();
                 postmaster.shut_down(Shutdown::Fast);
             }
+            in_force = settled(&mut reloading) => {
+                reloading = None;
+                idle = Some(in_force);
+                service_manager.reloaded();
+            }
             request = signals.next() => match request {
-                Request::Reload => {
-                    service_manager.reloading();
-                    let stop = reload_and_listen(configuration, &mut in_force, &postmaster, &mut signals);
-                    let is_to_stop = stop.await;
-                    service_manager.reloaded();
-                    if is_to_stop {
-                        service_manager.stopping();
-                    }
-                }
+                Request::Reload => reloads_again = true,
                 Request::ShutDown(mode) => {
                     service_manager.stopping();
                     postmaster.shut_down(mode);
@@ -154,6 +154,18 @@ async fn supervise(
         web.stop().await;
     }
     exit
+}
+
+fn how_it_ended(exit: Result<PostmasterExit, RequestError>, has_server: bool) -> Exit {
+    match exit {
+        Ok(_) if !has_server => Exit::Failed,
+        Ok(exit) if exit.aborted.is_empty() => Exit::Clean,
+        Ok(_) => Exit::Aborted,
+        Err(error) => {
+            error!("{error}");
+            Exit::Failed
+        }
+    }
 }
 
 async fn launch(
@@ -173,36 +185,16 @@ async fn launch(
     Ok((postmaster, web, in_force))
 }
 
-/// Reloads, and meanwhile passes on what asks to stop: a worker that is being replaced may take its
-/// time. A request to reload meanwhile is served by one more. Returns whether it was asked to stop.
-async fn reload_and_listen(
-    configuration: &Configuration,
-    in_force: &mut InForce,
-    postmaster: &PostmasterHandle,
-    signals: &mut Signals,
-) -> bool {
-    let mut is_to_stop = false;
-    let mut again = true;
-    while std::mem::take(&mut again) {
-        let mut reloading = std::pin::pin!(reload(configuration, in_force));
-        loop {
-            tokio::select! {
-                () = &mut reloading => break,
-                request = signals.next() => match request {
-                    Request::Reload => again = true,
-                    Request::ShutDown(mode) => {
-                        is_to_stop = true;
-                        postmaster.shut_down(mode);
-                    }
-                },
-            }
-        }
+/// Waits until a reload under way has ended; for ever if there is none.
+async fn settled(reloading: &mut Option<Pin<Box<impl Future<Output = InForce>>>>) -> InForce {
+    match reloading {
+        Some(reloading) => reloading.await,
+        None => std::future::pending().await,
     }
-    is_to_stop
 }
 
 /// Reads the configuration again, and applies it whole or not at all.
-async fn reload(configuration: &Configuration, in_force: &mut InForce) {
+async fn reload(configuration: &Configuration, mut in_force: InForce) -> InForce {
     info!("received SIGHUP, reloading configuration files");
     match configuration::read_again(configuration) {
         Ok(settings) => {
@@ -219,6 +211,7 @@ async fn reload(configuration: &Configuration, in_force: &mut InForce) {
         }
         Err(error) => warn!("{error}: nothing was changed"),
     }
+    in_force
 }
 
 /// One line for each mistake.

@@ -1,5 +1,6 @@
 //! What systemd is told, if it started the program: ready, reloading, stopping, alive. Nothing otherwise.
 
+use std::cell::Cell;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -17,7 +18,11 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Tells of a Postmaster while it is kept.
-pub(crate) struct ServiceManager(AbortHandle);
+pub(crate) struct ServiceManager {
+    feeding: AbortHandle,
+    /// Set for good by `stopping`: a reload that ends later must not make the program ready again.
+    is_stopping: Cell<bool>,
+}
 
 // === impl ServiceManager ===
 
@@ -46,11 +51,17 @@ impl ServiceManager {
                 tokio::time::sleep(interval).await;
             }
         };
-        Self(actix::spawn(feeding).abort_handle())
+        Self {
+            feeding: actix::spawn(feeding).abort_handle(),
+            is_stopping: Cell::new(false),
+        }
     }
 
     /// Says that the configuration is read again, until `reloaded`.
     pub(crate) fn reloading(&self) {
+        if self.is_stopping.get() {
+            return;
+        }
         match NotifyState::monotonic_usec_now() {
             Ok(now) => tell(&[NotifyState::Reloading, now]),
             Err(error) => debug!("no monotonic clock: {error}"),
@@ -59,18 +70,21 @@ impl ServiceManager {
 
     /// Says that it was read.
     pub(crate) fn reloaded(&self) {
-        tell(&[NotifyState::Ready]);
+        if !self.is_stopping.get() {
+            tell(&[NotifyState::Ready]);
+        }
     }
 
     /// Says that the program is about to end.
     pub(crate) fn stopping(&self) {
+        self.is_stopping.set(true);
         tell(&[NotifyState::Stopping]);
     }
 }
 
 impl Drop for ServiceManager {
     fn drop(&mut self) {
-        self.0.abort();
+        self.feeding.abort();
     }
 }
 

@@ -178,7 +178,7 @@ fn row(worker: &WorkerSnapshot, figures: &BTreeSet<&String>) -> Vec<String> {
         plain(&worker.name),
         match worker.next_start_seconds {
             Some(wait) => format!("{}, starts in {}", worker.state, span(wait)),
-            None => worker.state.clone(),
+            None => worker.state.to_string(),
         },
         span(worker.state_seconds),
         worker

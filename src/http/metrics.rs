@@ -11,21 +11,11 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::snapshot::{Snapshot, WorkerSnapshot};
+use super::state::State;
+use crate::background_worker::StartTime;
 
 /// The type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// The states of a worker that is registered.
-const STATES: [&str; 8] = [
-    "registered",
-    "starting",
-    "ready",
-    "napping",
-    "running",
-    "parked",
-    "backing off",
-    "stopping",
-];
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>;
@@ -54,14 +44,14 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let help = "Whether every background worker is healthy";
     gauge(&mut registry, "healthy", help, one(snapshot.healthy));
     let help = "Whether the server accepts writes";
-    let is_primary = snapshot.reached == "recovery finished";
+    let is_primary = snapshot.reached == StartTime::RecoveryFinished.to_string();
     gauge(&mut registry, "recovery_finished", help, one(is_primary));
     server(&mut registry, snapshot);
     let help = "How many background workers are in each state";
-    let counts = STATES.into_iter().map(|state| {
+    let counts = State::REGISTERED.into_iter().map(|state| {
         let workers = snapshot.workers.iter();
         let count = workers.filter(|worker| worker.state == state).count();
-        (vec![("state", state.to_owned())], count as f64)
+        (vec![("state", state.to_string())], count as f64)
     });
     gauge(&mut registry, "workers", help, counts.collect());
     let help = "Whether the background worker is healthy";

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::state::State;
 use crate::background_worker::{ExitStatus, StartTime};
 use crate::context::{Figure, Report};
 use crate::postmaster::{
@@ -58,9 +59,8 @@ pub struct WorkerSnapshot {
     pub slot: usize,
     /// Which registration in that slot it is.
     pub generation: u64,
-    /// `registered`, `starting`, `ready`, `napping`, `running`, `parked`, `backing off` or `stopping`;
-    /// of one that has ended, `finished`, `failed`, `crashed` or `stopped`.
-    pub state: String,
+    /// Where it is, or how it has ended.
+    pub state: State,
     /// For how long it has been there, but for naps and cycles, which come and go. Seconds.
     pub state_seconds: f64,
     /// Registered workers: `true` if the worker is in a state that its start time allows, and its last success is
@@ -125,12 +125,7 @@ impl Snapshot {
                 state_seconds: now.saturating_duration_since(server.since).as_secs_f64(),
                 reason: server.reason.as_deref().map(str::to_owned),
             }),
-            reached: match status.reached {
-                StartTime::PostmasterStart => "postmaster start",
-                StartTime::ConsistentState => "consistent state",
-                StartTime::RecoveryFinished => "recovery finished",
-            }
-            .to_owned(),
+            reached: status.reached.to_string(),
             shutdown: status.shutdown.map(|shutdown| {
                 match shutdown {
                     Shutdown::Smart => "smart",
@@ -162,20 +157,20 @@ impl WorkerSnapshot {
         let report = &worker.report;
         let age = now.saturating_duration_since(worker.since);
         let (state, next_start) = match worker.state {
-            WorkerState::Registered => ("registered", None),
-            WorkerState::Parked => ("parked", None),
-            WorkerState::Starting => ("starting", None),
-            WorkerState::Running if report.napping => ("napping", None),
-            WorkerState::Running if report.cycles == 0 => ("ready", None),
-            WorkerState::Running => ("running", None),
-            WorkerState::Stopping => ("stopping", None),
-            WorkerState::BackingOff { until } => ("backing off", Some(until)),
+            WorkerState::Registered => (State::Registered, None),
+            WorkerState::Parked => (State::Parked, None),
+            WorkerState::Starting => (State::Starting, None),
+            WorkerState::Running if report.napping => (State::Napping, None),
+            WorkerState::Running if report.cycles == 0 => (State::Ready, None),
+            WorkerState::Running => (State::Running, None),
+            WorkerState::Stopping => (State::Stopping, None),
+            WorkerState::BackingOff { until } => (State::BackingOff, Some(until)),
         };
         Self {
             name: worker.worker.name.to_string(),
             slot: worker.id.slot(),
             generation: worker.id.generation(),
-            state: state.to_owned(),
+            state,
             state_seconds: age.as_secs_f64(),
             healthy: is_healthy(worker, status, now),
             has_been_ready: worker.has_been_ready,
@@ -190,16 +185,16 @@ impl WorkerSnapshot {
 
     fn ended(worker: &EndedWorker, now: Instant) -> Self {
         let (state, healthy) = match worker.exit {
-            ExitStatus::Finished => ("finished", true),
-            ExitStatus::Stopped => ("stopped", true),
-            ExitStatus::Failed | ExitStatus::DatabaseAway => ("failed", false),
-            ExitStatus::Crashed => ("crashed", false),
+            ExitStatus::Finished => (State::Finished, true),
+            ExitStatus::Stopped => (State::Stopped, true),
+            ExitStatus::Failed | ExitStatus::DatabaseAway => (State::Failed, false),
+            ExitStatus::Crashed => (State::Crashed, false),
         };
         Self {
             name: worker.name.to_string(),
             slot: worker.id.slot(),
             generation: worker.id.generation(),
-            state: state.to_owned(),
+            state,
             state_seconds: now.saturating_duration_since(worker.since).as_secs_f64(),
             healthy,
             has_been_ready: worker.report.cycles > 0,
@@ -215,7 +210,7 @@ impl WorkerSnapshot {
             name: String::new(),
             slot: 0,
             generation: 0,
-            state: String::new(),
+            state: State::Registered,
             state_seconds: 0.0,
             healthy: false,
             has_been_ready: false,

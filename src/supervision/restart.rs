@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::action::Afterwards;
 use crate::background_worker::{BackgroundWorker, Backoff, RestartLimit, RestartTime};
 use crate::backoff::{doubled, jittered};
 
@@ -25,17 +26,6 @@ pub(super) struct History {
     restarts: VecDeque<Instant>,
 }
 
-/// What follows a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It starts again after this wait.
-    Restart(Duration),
-    /// It is never restarted.
-    Never,
-    /// It was restarted too often already.
-    GiveUp(RestartLimit),
-}
-
 // === impl History ===
 
 impl History {
@@ -53,16 +43,16 @@ impl History {
         now: Instant,
         worker: &BackgroundWorker,
         jitter: f64,
-    ) -> Verdict {
+    ) -> Afterwards {
         self.away = 0;
         let wait = match worker.restart_time {
-            RestartTime::Never => return Verdict::Never,
+            RestartTime::Never => return Afterwards::Unregister,
             RestartTime::After(interval) => interval,
             RestartTime::Backoff(backoff) => self.back_off(now, backoff, jitter),
         };
         match worker.restart_limit {
-            Some(limit) if !self.may_restart(now, limit) => Verdict::GiveUp(limit),
-            Some(_) | None => Verdict::Restart(wait),
+            Some(limit) if !self.may_restart(now, limit) => Afterwards::GiveUp(limit),
+            Some(_) | None => Afterwards::Restart(wait),
         }
     }
 
@@ -144,19 +134,19 @@ mod tests {
         let waits: Vec<_> = (0..6).map(|_| fail_after(SECOND)).collect();
         assert_eq!(
             waits,
-            [1, 2, 4, 8, 10, 10].map(|n| Verdict::Restart(n * SECOND))
+            [1, 2, 4, 8, 10, 10].map(|n| Afterwards::Restart(n * SECOND))
         );
         let almost = 60 * SECOND - Duration::from_nanos(1);
-        assert_eq!(fail_after(almost), Verdict::Restart(10 * SECOND));
-        assert_eq!(fail_after(60 * SECOND), Verdict::Restart(SECOND));
-        assert_eq!(fail_after(SECOND), Verdict::Restart(2 * SECOND));
+        assert_eq!(fail_after(almost), Afterwards::Restart(10 * SECOND));
+        assert_eq!(fail_after(60 * SECOND), Afterwards::Restart(SECOND));
+        assert_eq!(fail_after(SECOND), Afterwards::Restart(2 * SECOND));
     }
 
     #[test]
     fn a_fixed_interval_has_no_jitter() {
         let worker = BackgroundWorker::new("w").restart_time(RestartTime::After(SECOND));
         let verdict = History::default().failed(Instant::now(), &worker, 1.0);
-        assert_eq!(verdict, Verdict::Restart(SECOND));
+        assert_eq!(verdict, Afterwards::Restart(SECOND));
     }
 
     #[test]
@@ -170,10 +160,14 @@ mod tests {
             .restart_time(RestartTime::After(SECOND))
             .restart_limit(limit);
         let mut fail_at = |seconds| history.failed(begin + seconds * SECOND, &worker, 0.0);
-        assert_eq!(fail_at(0), Verdict::Restart(SECOND));
-        assert_eq!(fail_at(5), Verdict::Restart(SECOND));
-        assert_eq!(fail_at(10), Verdict::Restart(SECOND), "the first is past");
-        assert_eq!(fail_at(14), Verdict::GiveUp(limit));
+        assert_eq!(fail_at(0), Afterwards::Restart(SECOND));
+        assert_eq!(fail_at(5), Afterwards::Restart(SECOND));
+        assert_eq!(
+            fail_at(10),
+            Afterwards::Restart(SECOND),
+            "the first is past"
+        );
+        assert_eq!(fail_at(14), Afterwards::GiveUp(limit));
     }
 
     #[test]
@@ -184,7 +178,7 @@ mod tests {
             ..History::default()
         };
         let verdict = history.failed(Instant::now(), &backing_off(), 0.0);
-        assert_eq!(verdict, Verdict::Restart(10 * SECOND));
+        assert_eq!(verdict, Afterwards::Restart(10 * SECOND));
         history.away = u32::MAX;
         assert_eq!(history.lost_database(0.0), AWAY_MAX);
     }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use super::action::{Action, Afterwards, Signal};
 use super::classes::Class;
 use super::limits::Limits;
-use super::restart::Verdict;
 use super::roster::{Phase, Place, Roster};
 use super::shutdown::{Shutdown, ShutdownUnderWay};
 use super::status::{Counts, RegisterError, WorkerState};
@@ -518,13 +517,7 @@ impl StateMachine {
         };
         match exit {
             ExitStatus::Finished | ExitStatus::Stopped => Afterwards::Unregister,
-            ExitStatus::Failed | ExitStatus::Crashed => {
-                match history.failed(self.now, worker, jitter) {
-                    Verdict::Restart(wait) => Afterwards::Restart(wait),
-                    Verdict::Never => Afterwards::Unregister,
-                    Verdict::GiveUp(limit) => Afterwards::GiveUp(limit),
-                }
-            }
+            ExitStatus::Failed | ExitStatus::Crashed => history.failed(self.now, worker, jitter),
             ExitStatus::DatabaseAway => Afterwards::Restart(history.lost_database(jitter)),
         }
     }

@@ -7,7 +7,7 @@ use actix_web::body::to_bytes;
 use actix_web::http::{Method, StatusCode};
 use actix_web::test::{TestRequest, call_service, init_service};
 use bgworker::database::ServerState;
-use bgworker::http::{Snapshot, configure};
+use bgworker::http::{Snapshot, State, configure};
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::testing::{FakeServer, PausedClock, Probe, Script};
 use bgworker::{
@@ -41,7 +41,7 @@ async fn snapshot(postmaster: &PostmasterHandle) -> Snapshot {
 async fn states(postmaster: &PostmasterHandle) -> Vec<(String, String, bool)> {
     let workers = snapshot(postmaster).await.workers.into_iter();
     workers
-        .map(|worker| (worker.name, worker.state, worker.healthy))
+        .map(|worker| (worker.name, worker.state.to_string(), worker.healthy))
         .collect()
 }
 
@@ -388,9 +388,9 @@ async fn events_tell_what_happens_and_how_all_are_and_end_with_the_postmaster() 
     // At once, soon after it was registered, and soon after it failed.
     let seen: Vec<_> = snapshots
         .iter()
-        .map(|snapshot| snapshot.workers.first().map(|worker| &*worker.state))
+        .map(|snapshot| snapshot.workers.first().map(|worker| worker.state))
         .collect();
-    assert_eq!(seen, [None, Some("ready"), Some("backing off")]);
+    assert_eq!(seen, [None, Some(State::Ready), Some(State::BackingOff)]);
 }
 
 #[actix::test]
