@@ -66,8 +66,8 @@ pub struct Settings {
     pub database: Option<String>,
     /// Where its statements run.
     pub connection: ConnectionKind,
-    /// The total that it inserts if there is none: when it starts, and when it has found deltas without a total
-    /// twice in a row. Unless set, deltas wait until a total is inserted.
+    /// The total that it inserts if there is none: when it first looks at its table, and when it has found deltas
+    /// without a total twice in a row. Unless set, deltas wait until a total is inserted.
     pub initial_total: Option<i64>,
 }
 

@@ -144,15 +144,11 @@ impl Cycle {
         settings: &Settings,
         context: &mut WorkerContext,
     ) -> Result<Look, InitializeError> {
-        let (table, initial_total) = (&settings.table, settings.initial_total);
-        let for_nulls = match (self.known.take(), initial_total) {
-            (None, _) => initialize(session, table, initial_total).await?,
-            (Some(for_nulls), None) => for_nulls,
-            (Some(for_nulls), Some(total)) => {
-                // It may be gone, as that of an unlogged table is after a crash.
-                insert_initial_total(session, table, total).await?;
-                for_nulls
-            }
+        let table = &settings.table;
+        let for_nulls = match self.known.take() {
+            // Nothing more is asked: a fleet that comes back all at once would take three times as long.
+            Some(for_nulls) => for_nulls,
+            None => initialize(session, table, settings.initial_total).await?,
         };
         let worker = context.name();
         let for_row_security = context
