@@ -37,6 +37,9 @@ fn arrows() -> Arrows {
     arrows
 }
 
+/// How long the tour may be: an afternoon's reading.
+const TOUR_LINES_MAX: usize = 4_000;
+
 /// Words that must not stand in the code of a room.
 const NEVER: [(&str, &[&str]); 6] = [
     (
@@ -395,5 +398,40 @@ fn no_sqlstate_stands_outside_of_its_table() {
                 file.display()
             );
         }
+    }
+}
+
+#[test]
+fn the_newcomers_tour_leads_to_files_that_can_be_read_in_an_afternoon() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, tour) = text.split_once("## A newcomer's tour").unwrap();
+    let (tour, _) = tour.split_once("\n## ").unwrap();
+    let files = tour.split('`').filter(|word| word.ends_with(".rs"));
+    let lines = files.map(|file| {
+        fs::read_to_string(root().join(file))
+            .unwrap()
+            .lines()
+            .count()
+    });
+    let lines: Vec<_> = lines.collect();
+    assert!(lines.len() >= 10, "{lines:?}");
+    assert!(lines.iter().sum::<usize>() <= TOUR_LINES_MAX, "{lines:?}");
+}
+
+#[test]
+fn each_room_has_a_heading_in_architecture_md() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, rooms) = text.split_once("\n## Rooms").unwrap();
+    let (rooms, _) = rooms.split_once("\n## ").unwrap();
+    let headings: Vec<_> = rooms
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .collect();
+    let named: BTreeSet<_> = headings
+        .iter()
+        .flat_map(|heading| heading.split(" and "))
+        .collect();
+    for room in arrows().keys() {
+        assert!(named.contains(room.as_str()), "{room} has no heading");
     }
 }
