@@ -147,12 +147,13 @@ impl<F: Function> Runner<F> {
     ) -> Result<(), WorkerError> {
         // Thousands that started together are not to march in step.
         let mut first_nap = Some(fastrand::f64());
+        self.promise(&settings);
         loop {
             // One snapshot for each cycle, and a copy only of what is new.
-            if changing.has_changed().unwrap_or(true) {
-                settings = changing.borrow_and_update().clone();
+            if let Some(new) = what_is_new(&mut changing) {
+                settings = new;
+                self.promise(&settings);
             }
-            self.promise(&settings);
             let renewed = if std::mem::take(&mut self.renews) || self.session.is_closed() {
                 // Rare, and not to be paid for by every worker.
                 Box::pin(self.renew_unless_stopped(&settings)).await
@@ -369,6 +370,12 @@ impl<F: Function> Runner<F> {
         self.reported = condition;
         is_news
     }
+}
+
+/// The settings, if they changed since they were last asked for, whether or not their sender is still there.
+fn what_is_new<S: Clone>(changing: &mut watch::Receiver<S>) -> Option<S> {
+    let latest = changing.borrow_and_update();
+    latest.has_changed().then(|| latest.clone())
 }
 
 /// Whether the connection is gone with the error. Otherwise it leads to a server that will not do.
