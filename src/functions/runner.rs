@@ -66,7 +66,7 @@ pub(super) struct Turn<'t, S> {
 /// What a cycle came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It did what there was to do, be it nothing.
+    /// It did all there was to do, which may have been nothing.
     Done,
     /// Other clients were in the way, as this says.
     Busy(&'static str),

@@ -13,7 +13,7 @@ use crate::database::{
     probe_all,
 };
 
-/// By so much of itself a nap is longer or shorter, at most, while it comes into step.
+/// A nap is made longer or shorter by at most one part in this many of itself while it comes into step.
 const STEP: u32 = 6;
 
 /// Shorter naps are left alone.

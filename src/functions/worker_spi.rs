@@ -59,7 +59,7 @@ pub struct Settings {
     pub batch: usize,
     /// How it takes folded deltas away.
     pub fold: Fold,
-    /// After folding so many deltas it has its table vacuumed, on a connection that nobody waits for;
+    /// After folding this many deltas it has its table vacuumed, on a connection that no worker waits for;
     /// never if it is `None`. A `Sighup` may change it.
     pub vacuum_after: Option<u64>,
     /// The database it connects to, if not the one of the connection settings.

@@ -30,20 +30,20 @@ pub(crate) enum SslMode {
     Prefer,
     /// Always. The certificate is verified only if there is a file of roots.
     Require,
-    /// Always, by a server that somebody we trust vouches for.
+    /// Always. The server's certificate must be signed by a trusted authority.
     VerifyCa,
-    /// Always, by the very server that we ask for.
+    /// Always. The certificate must also name the host that the client asked for.
     VerifyFull,
 }
 
-/// Whom we trust.
+/// The certificate authorities that the client trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Roots {
-    /// Those whom the system trusts.
+    /// The operating system's.
     System,
     /// Those in a file, if it is there.
     File(PathBuf),
-    /// Nobody is named.
+    /// No authority is named.
     None,
 }
 

@@ -20,7 +20,7 @@ const MISSES_MAX: u8 = 8;
 pub(super) struct Batch<W> {
     pub(super) sql: Arc<str>,
     group: u64,
-    /// Nobody else's probe can be what makes it fail.
+    /// It holds one probe, so no other probe can make it fail.
     pub(super) is_of_one: bool,
     /// Each with the place of its first scalar in the array.
     pub(super) asked: Vec<(usize, Asked<W>)>,
@@ -120,7 +120,7 @@ impl Groups {
     }
 
     /// Whether a group, some of which are present, may be put together with others: if all of it is. One whose
-    /// probes do not come together any more is a group no more.
+    /// probes no longer come together is dissolved.
     fn may_grow(&mut self, number: u64, present: &HashMap<u64, &Arc<Probe>>) -> bool {
         let Some(group) = self.groups.get_mut(&number) else {
             return false;

@@ -37,7 +37,7 @@ pub(super) struct Cycle {
 /// What a cycle found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// So many deltas were added, and this is the total now.
+    /// `rows` deltas were added, and `total` is the sum now.
     Folded { rows: u64, total: i64 },
     /// There was nothing to fold.
     Idle,
@@ -287,7 +287,7 @@ async fn hidden_by_row_security(
     })
 }
 
-/// How many blocks hold about so many deltas.
+/// How many blocks hold about this number of deltas.
 fn blocks_of(deltas: usize) -> u32 {
     let blocks = u32::try_from(deltas / ROWS_PER_BLOCK);
     blocks.unwrap_or(u32::MAX).max(1)
