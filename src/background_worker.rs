@@ -3,6 +3,9 @@
 //! Plain values, the counterpart of PostgreSQL's `bgworker.h`. Nothing here runs, waits or reads a
 //! clock, and nothing here may know a runtime.
 
+#[cfg(feature = "config")]
+mod restart_time;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,17 +28,22 @@ use thiserror::Error;
 /// assert!(worker.check().is_ok());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct BackgroundWorker {
     /// Unique among the registered workers; 1 to [`NAME_MAX`](Self::NAME_MAX) bytes, no NUL.
     pub name: Arc<str>,
-    /// What it shares with the others.
+    /// What it shares with the others. Its function knows that: it is no key.
+    #[cfg_attr(feature = "config", serde(skip))]
     pub access: Access,
     /// How far the server must have come before it starts.
+    #[cfg_attr(feature = "config", serde(default))]
     pub start_time: StartTime,
     /// When it starts again after it failed.
+    #[cfg_attr(feature = "config", serde(default))]
     pub restart_time: RestartTime,
     /// How often it may do so; unless set, without end.
+    #[cfg_attr(feature = "config", serde(default, rename = "max_restarts"))]
     pub restart_limit: Option<RestartLimit>,
 }
 
@@ -43,13 +51,16 @@ pub struct BackgroundWorker {
 ///
 /// Mirrors `BgWorkerStartTime`. It is an ordered level, so the rule of `bgworker_should_start_now`
 /// is one comparison: a worker may start when `worker.start_time <= reached`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
 pub enum StartTime {
     /// As soon as the Postmaster runs, whatever the server does.
     PostmasterStart,
     /// As soon as the server answers read-only queries: a hot standby will do.
     ConsistentState,
     /// As soon as the server accepts writes: recovery has finished.
+    #[default]
     RecoveryFinished,
 }
 
@@ -69,13 +80,18 @@ pub enum RestartTime {
 
 /// A wait that doubles with every failure in a row, less up to a quarter at random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "config", serde(deny_unknown_fields))]
 pub struct Backoff {
     /// The first wait: more than zero.
+    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
     pub initial: Duration,
     /// The longest wait: at least the first, at most [`RestartTime::MAX`].
+    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
     pub max: Duration,
     /// A worker that ran for so long before it failed begins with the first wait again: more than
     /// zero, at most [`RestartTime::MAX`].
+    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
     pub healthy_after: Duration,
 }
 
@@ -83,10 +99,13 @@ pub struct Backoff {
 ///
 /// A database that went away is no failure, and never counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "config", serde(deny_unknown_fields))]
 pub struct RestartLimit {
     /// So many restarts: at least 1.
     pub restarts: u32,
     /// Within any stretch of time of this length: more than zero, at most [`RestartTime::MAX`].
+    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
     pub within: Duration,
 }
 
@@ -94,9 +113,10 @@ pub struct RestartLimit {
 ///
 /// Takes the place of PostgreSQL's two flag bits, so that the combination it refuses
 /// (a database connection without shared memory) cannot be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
     /// Nothing.
+    #[default]
     None,
     /// State in this process (`BGWORKER_SHMEM_ACCESS`).
     Shared,
@@ -207,9 +227,9 @@ impl BackgroundWorker {
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self {
             name: name.into(),
-            access: Access::None,
-            start_time: StartTime::RecoveryFinished,
-            restart_time: RestartTime::DEFAULT,
+            access: Access::default(),
+            start_time: StartTime::default(),
+            restart_time: RestartTime::default(),
             restart_limit: None,
         }
     }
@@ -306,6 +326,12 @@ impl RestartTime {
             }) => vec![initial, max, healthy_after],
             Self::Never => Vec::new(),
         }
+    }
+}
+
+impl Default for RestartTime {
+    fn default() -> Self {
+        Self::DEFAULT
     }
 }
 

@@ -7,22 +7,26 @@ mod check;
 mod difference;
 mod document;
 mod problem;
-mod schema;
+mod sections;
 mod settings;
 mod sources;
+mod worker;
 
 pub use self::difference::{Change, difference};
 pub use self::problem::{Origin, Problem, Problems};
+pub use self::sections::Http;
 pub use self::settings::{Server, Setting, Settings, WorkerSettings};
 pub use self::sources::{ConfigFile, Sources};
+pub use crate::functions::{Function, FunctionSettings, Functions, Mistake};
+pub use crate::keys::duration;
 
-/// Reads settings: flag over environment over file over `DATABASE_URL` over `PG*`.
+/// Reads settings: flag over environment over file over `DATABASE_URL` over `PG*`. A worker runs one of these functions.
 ///
 /// # Errors
 ///
 /// Every mistake that there is, in the order of the file.
-pub fn read(sources: &Sources) -> Result<Settings, Problems> {
-    let (layered, mut problems) = sources.layer();
+pub fn read(sources: &Sources, functions: &Functions) -> Result<Settings, Problems> {
+    let (layered, mut problems) = sources.layer(functions);
     let settings = check::check(layered, sources, &mut problems);
     problems.into_result(settings)
 }

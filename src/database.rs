@@ -24,6 +24,8 @@
 mod connect;
 mod connection;
 pub mod conninfo;
+#[cfg(feature = "config")]
+pub(crate) mod dbname;
 mod error;
 mod home;
 mod server;

@@ -1,10 +1,21 @@
-//! Functions: what a worker that bgworker brings along can run, and what they share.
+//! Functions: what a worker can run, looked up by name, and what those that bgworker brings along share.
 //!
 //! A function knows its settings, its statements and its tables, and does one cycle at a time. The [`runner`] naps
 //! between cycles, stops them, and decides what follows from an error; a [`session`] is where statements run. Nothing
 //! here knows the Postmaster.
 
+#[cfg(feature = "config")]
+mod function;
+#[cfg(feature = "config")]
+mod lookup;
 mod remedy;
 mod runner;
 mod session;
 pub mod worker_spi;
+
+#[cfg(feature = "config")]
+pub(crate) use self::function::SettingsSender;
+#[cfg(feature = "config")]
+pub use self::function::{Function, FunctionSettings, Mistake};
+#[cfg(feature = "config")]
+pub use self::lookup::Functions;

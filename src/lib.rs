@@ -74,11 +74,12 @@
 //!   [`Event`].
 //! - How workers reach a server, on a few connections that they share or on their own: [`database`].
 //! - The built-in worker: [`worker_spi`].
+//! - A function of your own in a configuration file: `config::Function`, and what a reload does: `reload`.
 //! - The rules, without a clock: [`supervision`].
 //!
 //! | feature | brings |
 //! |---|---|
-//! | `config` | settings from a file, flags and the environment, with every mistake at once |
+//! | `config` | settings from a file, flags and the environment, with every mistake at once; functions by name, yours too; reload |
 //! | `embedded` | a private server from the PostgreSQL binaries of this machine |
 //! | `http` | the page and the endpoints, to mount in an actix-web application |
 //! | `testing` | for your tests: scripted workers, a probe that hears them, a clock that stands still |
@@ -96,8 +97,12 @@ pub mod embedded;
 mod functions;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "config")]
+mod keys;
 mod latch;
 mod postmaster;
+#[cfg(feature = "config")]
+pub mod reload;
 mod spelling;
 pub mod supervision;
 #[cfg(feature = "testing")]

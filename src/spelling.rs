@@ -13,6 +13,20 @@ pub(crate) fn nearest<'c>(
         .map(|(_, candidate)| candidate)
 }
 
+/// What to do about a word that is not known: the nearest of those that are, or all of them behind these words.
+#[cfg(feature = "config")]
+pub(crate) fn suggestion(word: &str, introduction: &str, known: &[&str]) -> String {
+    match nearest(word, known.iter().copied()) {
+        Some(nearest) => did_you_mean(nearest),
+        None => format!("{introduction} {}", known.join(", ")),
+    }
+}
+
+/// Suggests a word.
+pub(crate) fn did_you_mean(word: &str) -> String {
+    format!("did you mean \"{word}\"?")
+}
+
 /// The longest word that a message repeats.
 const WORD_MAX: usize = 63;
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bgworker::config::{ConfigFile, Problems, Settings, Sources};
+use bgworker::config::{ConfigFile, Functions, Problems, Settings, Sources};
 use clap::Args;
 use thiserror::Error;
 
@@ -82,11 +82,12 @@ fn check(
     path: PathBuf,
     text: String,
 ) -> Result<Settings, ConfigurationError> {
-    Ok(bgworker::config::read(&Sources {
+    let sources = Sources {
         file: Some(ConfigFile { path, text }),
         environment: environment()?,
         database: configuration.database.clone(),
-    })?)
+    };
+    Ok(bgworker::config::read(&sources, &Functions::built_in())?)
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigurationError> {

@@ -5,18 +5,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use actix::System;
-use bgworker::config::{ConfigFile, Settings, Sources};
+use bgworker::config::{ConfigFile, Functions, Sources, WorkerSettings};
 use bgworker::database::{self, Connection, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
+use bgworker::reload::InForce;
 use bgworker::supervision::Shutdown;
-use bgworker::{Postmaster, PostmasterHandle, worker_spi};
+use bgworker::worker_spi::{self, Table};
+use bgworker::{Postmaster, PostmasterHandle};
 use clap::Args;
 use tracing::error;
 
 use crate::exit::Exit;
 use crate::logging::{self, Logging};
 use crate::private_server::{self, StartError};
-use crate::reload::InForce;
 use crate::signals::{Request, Signals};
 
 /// The workers that the demo runs.
@@ -62,14 +63,16 @@ async fn show(
     cluster: &Cluster,
     signals: &mut Signals,
 ) -> Result<Exit, Box<dyn std::error::Error>> {
-    let settings = bgworker::config::read(&Sources {
+    let sources = Sources {
         file: Some(ConfigFile {
             path: PathBuf::from("conf/seed.toml"),
             text: SEED.to_owned(),
         }),
         environment: Vec::new(),
         database: Some(cluster.conninfo()),
-    })?;
+    };
+    let settings = bgworker::config::read(&sources, &Functions::built_in())?;
+    let tables: Vec<_> = settings.workers.iter().filter_map(table_of).collect();
     let database = Database::new(
         private_server::conninfo(cluster),
         database::Settings::default(),
@@ -80,8 +83,8 @@ async fn show(
     say("Ctrl-C ends the demo");
     let client = database.connect("bgworker demo", None).await?;
     let stream = async {
-        insert_totals(&postmaster, &client, &settings).await?;
-        stream_of_deltas(&postmaster, &client, &settings).await
+        insert_totals(&postmaster, &client, &tables).await?;
+        stream_of_deltas(&postmaster, &client, &tables).await
     };
     let streamed = tokio::select! {
         streamed = stream => streamed,
@@ -108,18 +111,23 @@ async fn show(
     })
 }
 
+fn table_of(worker: &WorkerSettings) -> Option<Table> {
+    let settings: &worker_spi::Settings = worker.function.settings()?;
+    Some(settings.table())
+}
+
 /// Gives each table its total, as the sample asks its users to, once the workers have made them.
 async fn insert_totals(
     postmaster: &PostmasterHandle,
     client: &Connection,
-    settings: &Settings,
+    tables: &[Table],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let mut interval = tokio::time::interval(Duration::from_millis(20));
-    while postmaster.status().await?.counts.ready < settings.workers.len() {
+    while postmaster.status().await?.counts.ready < tables.len() {
         interval.tick().await;
     }
-    for worker in &settings.workers {
-        let sql = format!("INSERT INTO {} VALUES ('total', 0)", worker.spi.table.sql());
+    for table in tables {
+        let sql = format!("INSERT INTO {} VALUES ('total', 0)", table.sql());
         client.batch_execute("insert a total", &sql).await?;
     }
     Ok(())
@@ -129,19 +137,19 @@ async fn insert_totals(
 async fn stream_of_deltas(
     postmaster: &PostmasterHandle,
     client: &Connection,
-    settings: &Settings,
+    tables: &[Table],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let mut interval = tokio::time::interval(INSERT_INTERVAL);
     let mut inserted = 0_u64;
     loop {
         for _ in 0..INSERTIONS_PER_LINE {
             interval.tick().await;
-            for worker in &settings.workers {
+            for table in tables {
                 let rows = fastrand::u64(1..=5);
                 inserted += rows;
                 let sql = format!(
                     "INSERT INTO {} SELECT 'delta', 1 FROM pg_catalog.generate_series(1, {rows})",
-                    worker.spi.table.sql()
+                    table.sql()
                 );
                 client.batch_execute("insert deltas", &sql).await?;
             }
@@ -149,10 +157,10 @@ async fn stream_of_deltas(
         let workers = postmaster.workers().await?.registered;
         let totals: Vec<_> = workers
             .iter()
-            .zip(&settings.workers)
-            .map(|(worker, settings)| {
+            .zip(tables)
+            .map(|(worker, table)| {
                 let total = worker.report.level(worker_spi::TOTAL).unwrap_or(0);
-                format!("{} {total:>6}", settings.spi.table)
+                format!("{table} {total:>6}")
             })
             .collect();
         say(&format!(

@@ -11,7 +11,6 @@ mod demo;
 mod exit;
 mod logging;
 mod private_server;
-mod reload;
 mod run;
 mod service_manager;
 mod signals;

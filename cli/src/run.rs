@@ -6,6 +6,7 @@ use actix::System;
 use bgworker::config::{Server, Settings};
 use bgworker::database::{ConnInfo, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
+use bgworker::reload::InForce;
 use bgworker::supervision::Shutdown;
 use bgworker::{Postmaster, PostmasterExit, PostmasterHandle, RequestError};
 use clap::Args;
@@ -15,7 +16,6 @@ use crate::configuration::{self, Configuration, ConfigurationError};
 use crate::exit::Exit;
 use crate::logging::{self, Logging};
 use crate::private_server::{self, StartError};
-use crate::reload::InForce;
 use crate::service_manager::ServiceManager;
 use crate::signals::{Request, Signals};
 use crate::web::Web;
@@ -178,7 +178,7 @@ async fn launch(
     let database = Database::new(conninfo, settings.database_settings.clone())?;
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
     // Before a worker has done anything: whoever cannot listen is not to have worked.
-    let listen = settings.http_listen;
+    let listen = settings.http.listen;
     let web = listen.map(|listen| Web::serve(listen, &postmaster));
     let web = web.transpose()?;
     let in_force = InForce::register(settings, postmaster.clone()).await?;

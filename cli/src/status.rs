@@ -99,7 +99,7 @@ fn ask(arguments: &StatusArguments) -> Result<(String, Snapshot), StatusError> {
 /// Where the instance of this configuration listens.
 fn url(configuration: &Configuration) -> Result<String, StatusError> {
     let settings = configuration::read(configuration)?;
-    let listen = settings.http_listen.ok_or(StatusError::NotListening)?;
+    let listen = settings.http.listen.ok_or(StatusError::NotListening)?;
     // Whoever listens everywhere listens here too.
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),

@@ -1,24 +1,17 @@
-//! From what was written to settings: completes what is not set, and refuses what will not do.
+//! From what was written to settings: refuses what is wrong together, though each key is right by itself.
 
 mod worker;
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::problem::{Found, Origin, Problem};
-use super::schema;
+use super::sections::{DATABASE, HTTP, POSTMASTER, Target};
 use super::settings::{Server, Setting, Settings};
 use super::sources::{Layered, Sources};
-use crate::background_worker::RestartTime;
-use crate::database::{ConnInfo, ConnInfoError, Settings as DatabaseSettings};
-use crate::spelling;
+use crate::database::{ConnInfo, ConnInfoError};
+use crate::keys;
 use crate::supervision::Limits;
-
-/// The longest statement timeout that the server takes: its milliseconds are 31 bits.
-const STATEMENT_TIMEOUT_MAX: Duration = Duration::from_millis(i32::MAX as u64);
-
-/// The longest of the other times, so that no clock overflows: as for restart times.
-const TIME_MAX: Duration = RestartTime::MAX;
 
 /// What is being checked, and what has been found.
 struct Check<'a> {
@@ -28,22 +21,27 @@ struct Check<'a> {
 }
 
 /// Checks what is well-formed. `None` only if something was found.
-pub(super) fn check(layered: Layered, sources: &Sources, found: &mut Found) -> Option<Settings> {
+pub(super) fn check(
+    mut layered: Layered,
+    sources: &Sources,
+    found: &mut Found,
+) -> Option<Settings> {
+    let workers = std::mem::take(&mut layered.workers);
     let mut check = Check {
         layered: &layered,
         found,
         shown: Vec::new(),
     };
     let server = check.server(sources);
-    let database_settings = check.database_settings();
-    let limits = check.limits();
-    let http_listen = check.http_listen();
-    let workers = check.workers(limits.max_workers);
+    let database_settings = check.section(DATABASE);
+    let limits: Limits = check.section(POSTMASTER);
+    let http = check.section(HTTP);
+    let workers = check.workers(workers, limits.max_workers);
     Some(Settings {
         server: server?,
         database_settings,
         limits,
-        http_listen,
+        http,
         workers,
         shown: check.shown,
     })
@@ -65,22 +63,13 @@ impl Check<'_> {
         });
     }
 
-    fn show(&mut self, key: &str, value: String) {
-        self.shown.push(Setting {
-            key: key.to_owned(),
-            value,
-            origin: self.layered.origin(key),
-        });
-    }
-
     /// Decides which server it is, by who says it most urgently.
     fn server(&mut self, sources: &Sources) -> Option<Server> {
-        let schema::Database {
+        let Target {
             url,
             embedded,
             data_dir,
-            ..
-        } = self.layered.document.database.clone();
+        } = self.layered.section(DATABASE, self.found);
         if data_dir.is_some() && embedded.is_none() {
             let message = "it has no effect without \"embedded = true\"";
             let hint = "set that too, or leave this out".to_owned();
@@ -110,10 +99,12 @@ impl Check<'_> {
         let (url, origin) = match url {
             Some(url) => (url, origin),
             None if embedded => {
-                self.show("database.embedded", "true".to_owned());
-                if let Some(data_dir) = &data_dir {
-                    self.show("database.data_dir", shown_text(&data_dir.to_string_lossy()));
-                }
+                let data_dir_shown = data_dir.as_ref().map(|path| path.to_string_lossy());
+                let shown = [
+                    Some(("embedded".to_owned(), true.into())),
+                    data_dir_shown.map(|path| ("data_dir".to_owned(), (*path).into())),
+                ];
+                self.show(DATABASE, Ok(shown.into_iter().flatten().collect()));
                 return Some(Server::Embedded { data_dir });
             }
             None if ConnInfo::is_in_environment(variable) => {
@@ -144,7 +135,7 @@ impl Check<'_> {
             Ok(conninfo) => {
                 self.shown.push(Setting {
                     key: "database.url".to_owned(),
-                    value: shown_text(&conninfo.target(None)),
+                    value: toml::Value::from(conninfo.target(None)).to_string(),
                     origin,
                 });
                 Some(Server::Given {
@@ -168,117 +159,28 @@ impl Check<'_> {
         });
     }
 
-    fn database_settings(&mut self) -> DatabaseSettings {
-        let set = self.layered.document.database.clone();
-        let unset = DatabaseSettings::default();
-        let key = "database.connect_timeout";
-        let connect_timeout = self.time(key, set.connect_timeout, unset.connect_timeout, TIME_MAX);
-        let key = "database.statement_timeout";
-        let statement_timeout = self.time(
-            key,
-            set.statement_timeout,
-            unset.statement_timeout,
-            STATEMENT_TIMEOUT_MAX,
-        );
-        let connections = set.connections.unwrap_or(unset.connections);
-        if connections == 0 {
-            self.refuse("database.connections", "it must be at least 1", None);
-        }
-        let prepare = set.prepare.unwrap_or(unset.prepare);
-        if let Some(file) = &set.password_file {
-            self.show(
-                "database.password_file",
-                shown_text(&file.to_string_lossy()),
-            );
-        }
-        self.show("database.connections", connections.to_string());
-        self.show("database.prepare", prepare.to_string());
-        DatabaseSettings {
-            connect_timeout,
-            statement_timeout,
-            password_file: set.password_file,
-            connections,
-            prepare,
-        }
+    /// What is set of a section, shown as it is in force. The server's keys are shown before.
+    fn section<T: Serialize + DeserializeOwned + Default>(&mut self, name: &str) -> T {
+        let section = self.layered.section(name, self.found);
+        self.show(name, keys::values(&section));
+        section
     }
 
-    fn limits(&mut self) -> Limits {
-        let set = self.layered.document.postmaster.clone();
-        let unset = Limits::default();
-        let mut limits = Limits {
-            max_workers: set.max_workers.unwrap_or(unset.max_workers),
-            starts_per_tick: set.starts_per_tick.unwrap_or(unset.starts_per_tick),
-            ..unset
-        };
-        self.show("postmaster.max_workers", limits.max_workers.to_string());
-        self.show(
-            "postmaster.starts_per_tick",
-            limits.starts_per_tick.to_string(),
-        );
-        let most = Limits::STARTS_PER_TICK_MAX;
-        if !(1..=most).contains(&limits.starts_per_tick) {
-            let message = format!("it must be at least 1 and at most {most}");
-            self.refuse("postmaster.starts_per_tick", message, None);
-        }
-        let key = "postmaster.shutdown_timeout";
-        limits.shutdown_timeout =
-            self.time(key, set.shutdown_timeout, limits.shutdown_timeout, TIME_MAX);
-        limits
-    }
-
-    /// An address with a port; a port alone is one of this machine that nobody else reaches.
-    fn http_listen(&mut self) -> Option<SocketAddr> {
-        let listen = self.layered.document.http.listen.clone()?;
-        let port = listen.parse().ok().filter(|port| *port > 0);
-        let listen = match port {
-            Some(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            None => match listen.parse() {
-                Ok(listen) => listen,
-                Err(_) => {
-                    // Colons and brackets are an address's; anything else may be a secret.
-                    let shown = listen.replace([':', '[', ']'], "");
-                    let shown = match spelling::quoted_word(&shown) {
-                        word if word.is_empty() => "it".to_owned(),
-                        _ => format!("\"{listen}\""),
-                    };
-                    let message = format!("{shown} is not an address with a port");
-                    let hint = "such as \"127.0.0.1:9187\" or \"[::1]:9187\"; a port alone, \"9187\", \
-                                is one of 127.0.0.1";
-                    self.refuse("http.listen", message, Some(hint.to_owned()));
-                    return None;
+    /// Shows what each key of a section or a worker holds.
+    fn show(&mut self, path: &str, values: Result<toml::Table, toml::ser::Error>) {
+        match values {
+            Ok(values) => self.shown.extend(values.into_iter().map(|(key, value)| {
+                let key = format!("{path}.{key}");
+                Setting {
+                    origin: self.layered.origin(&key),
+                    value: value.to_string(),
+                    key,
                 }
-            },
-        };
-        self.show("http.listen", shown_text(&listen.to_string()));
-        Some(listen)
-    }
-
-    /// A time that is more than zero and at most `max`, and its default.
-    fn time(
-        &mut self,
-        key: &str,
-        set: Option<schema::Span>,
-        unset: Duration,
-        max: Duration,
-    ) -> Duration {
-        let time = set.map_or(unset, |schema::Span(time)| time);
-        if time.is_zero() || time > max {
-            let max = humantime::format_duration(max);
-            self.refuse(
-                key,
-                format!("it must be more than 0 and at most {max}"),
-                None,
-            );
+            })),
+            Err(error) => {
+                let message = format!("its settings cannot be shown as TOML: {error}");
+                self.refuse(path, message, None);
+            }
         }
-        self.show(key, shown_time(time));
-        time
     }
-}
-
-fn shown_text(text: &str) -> String {
-    toml::Value::from(text).to_string()
-}
-
-fn shown_time(time: Duration) -> String {
-    shown_text(&humantime::format_duration(time).to_string())
 }

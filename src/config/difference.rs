@@ -3,14 +3,19 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Serialize;
+
+use super::sections::{DATABASE, HTTP};
 use super::settings::{Server, Settings, WorkerSettings};
-use crate::background_worker::BackgroundWorker;
-use crate::database::{ConnInfo, Settings as DatabaseSettings};
-use crate::functions::worker_spi;
+use crate::database::ConnInfo;
+use crate::keys;
 use crate::supervision::Limits;
 
+/// Keys of every worker that can change while it runs.
+const IN_PLACE: [&str; 2] = ["restart_time", "max_restarts"];
+
 /// One thing that a reload has to do, or cannot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A worker is there that was not.
     Added(WorkerSettings),
@@ -21,26 +26,26 @@ pub enum Change {
         /// The new one; the name is that of the old one too.
         worker: WorkerSettings,
         /// The keys that make it another one.
-        keys: Vec<&'static str>,
+        keys: Vec<String>,
     },
     /// A worker goes on with other settings.
     InPlace {
         /// With these.
         worker: WorkerSettings,
         /// The keys that changed.
-        keys: Vec<&'static str>,
+        keys: Vec<String>,
     },
     /// The Postmaster goes on with other limits.
     Limits {
         /// With these.
         limits: Limits,
         /// The keys that changed.
-        keys: Vec<&'static str>,
+        keys: Vec<String>,
     },
     /// A parameter that cannot be changed while the process runs.
     NeedsRestart {
         /// Its key.
-        parameter: &'static str,
+        parameter: String,
     },
 }
 
@@ -51,39 +56,23 @@ pub enum Change {
 #[must_use]
 pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
     let mut changes = Vec::new();
-    let DatabaseSettings {
-        connect_timeout,
-        statement_timeout,
-        password_file,
-        connections,
-        prepare,
-    } = &old.database_settings;
-    let database = &new.database_settings;
     let (is_embedded, data_dir) = embedded(&old.server);
     let (will_be_embedded, new_data_dir) = embedded(&new.server);
-    let needs_restart = those_that_differ([
-        ("database.embedded", is_embedded == will_be_embedded),
-        ("database.data_dir", data_dir == new_data_dir),
-        ("database.url", given(&old.server) == given(&new.server)),
-        (
-            "database.connect_timeout",
-            *connect_timeout == database.connect_timeout,
-        ),
-        (
-            "database.statement_timeout",
-            *statement_timeout == database.statement_timeout,
-        ),
-        (
-            "database.password_file",
-            *password_file == database.password_file,
-        ),
-        ("database.connections", *connections == database.connections),
-        ("database.prepare", *prepare == database.prepare),
-        ("http.listen", old.http_listen == new.http_listen),
-    ]);
-    let needs_restart = needs_restart.into_iter();
+    let server = [
+        ("embedded", is_embedded == will_be_embedded),
+        ("data_dir", data_dir == new_data_dir),
+        ("url", given(&old.server) == given(&new.server)),
+    ];
+    let server = server.into_iter().filter(|(_, is_same)| !is_same);
+    let database = server
+        .map(|(key, _)| key.to_owned())
+        .chain(differing(&old.database_settings, &new.database_settings));
+    let database = database.map(|key| format!("{DATABASE}.{key}"));
+    let http = differing(&old.http, &new.http).into_iter();
+    let http = http.map(|key| format!("{HTTP}.{key}"));
+    let needs_restart = database.chain(http);
     changes.extend(needs_restart.map(|parameter| Change::NeedsRestart { parameter }));
-    let keys = limits_that_differ(&old.limits, &new.limits);
+    let keys = differing(&old.limits, &new.limits);
     if !keys.is_empty() {
         let limits = new.limits.clone();
         changes.push(Change::Limits { limits, keys });
@@ -120,66 +109,26 @@ fn given(server: &Server) -> Option<&ConnInfo> {
     }
 }
 
-fn limits_that_differ(old: &Limits, new: &Limits) -> Vec<&'static str> {
-    let Limits {
-        max_workers,
-        starts_per_tick,
-        shutdown_timeout,
-    } = old;
-    those_that_differ([
-        ("max_workers", *max_workers == new.max_workers),
-        ("starts_per_tick", *starts_per_tick == new.starts_per_tick),
-        (
-            "shutdown_timeout",
-            *shutdown_timeout == new.shutdown_timeout,
-        ),
-    ])
-}
-
 fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Change> {
-    // Taken apart whole, so that a new field cannot be forgotten.
-    let BackgroundWorker {
-        name: _,
-        access,
-        start_time,
-        restart_time,
-        restart_limit,
-    } = &old.worker;
-    let worker_spi::Settings {
-        table,
-        naptime,
-        batch,
-        fold,
-        vacuum_after,
-        database,
-        connection,
-        initial_total,
-    } = &old.spi;
-    let keys = those_that_differ([
-        ("access", *access == new.worker.access),
-        ("start_time", *start_time == new.worker.start_time),
-        ("schema", table.schema() == new.spi.table.schema()),
-        ("table", table.name() == new.spi.table.name()),
-        ("database", *database == new.spi.database),
-        ("connection", *connection == new.spi.connection),
-        ("fold", *fold == new.spi.fold),
-        ("initial_total", *initial_total == new.spi.initial_total),
-    ]);
     let worker = new.clone();
-    if !keys.is_empty() {
-        return Some(Change::Replaced { worker, keys });
+    let mut keys = differing(&old.worker, &new.worker);
+    if old.function.name() == new.function.name() {
+        let values = |worker: &WorkerSettings| worker.function.values().unwrap_or_default();
+        keys.extend(keys::that_differ(&values(old), &values(new)));
+    } else {
+        keys.push("function".to_owned());
     }
-    let keys = those_that_differ([
-        ("restart_time", *restart_time == new.worker.restart_time),
-        ("max_restarts", *restart_limit == new.worker.restart_limit),
-        ("naptime", *naptime == new.spi.naptime),
-        ("batch", *batch == new.spi.batch),
-        ("vacuum_after", *vacuum_after == new.spi.vacuum_after),
-    ]);
-    (!keys.is_empty()).then_some(Change::InPlace { worker, keys })
+    let is_in_place = |key: &String| IN_PLACE.contains(&&**key) || new.function.is_in_place(key);
+    if keys.iter().all(is_in_place) {
+        return (!keys.is_empty()).then_some(Change::InPlace { worker, keys });
+    }
+    keys.retain(|key| !is_in_place(key));
+    Some(Change::Replaced { worker, keys })
 }
 
-fn those_that_differ<const N: usize>(keys: [(&'static str, bool); N]) -> Vec<&'static str> {
-    let differ = keys.into_iter().filter(|(_, same)| !same);
-    differ.map(|(key, _)| key).collect()
+/// The keys of a struct whose values differ.
+fn differing<T: Serialize>(old: &T, new: &T) -> Vec<String> {
+    // Both were shown when they were read.
+    let values = |settings| keys::values(settings).unwrap_or_default();
+    keys::that_differ(&values(old), &values(new))
 }

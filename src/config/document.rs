@@ -1,16 +1,16 @@
-//! One TOML document: every mistake of form in it, and where each of its keys stands.
+//! One TOML document: where each of its keys stands, and every mistake of form in it.
 //!
-//! Deserialization stops at the first mistake. So the offending entry is cut out and the rest read
-//! again, until what is left is well-formed; each round costs microseconds.
+//! Deserialization stops at the first mistake. So the offending entry is cut out and the rest read again, until what
+//! is left is well-formed; each round costs microseconds. A required key that is missing is made up, so that reading
+//! goes on: what is read then has a mistake and is never used.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::Deserialize as _;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeTable, DeValue, Error};
 
-use super::schema;
 use crate::spelling;
 
 /// A document, read as far as it can be.
@@ -20,65 +20,180 @@ pub(super) struct Document {
     places: BTreeMap<String, usize>,
     /// The starts of the lines.
     lines: Vec<usize>,
-    pub(super) mistakes: Vec<Mistake>,
+    pub(super) mistakes: Vec<Misread>,
 }
 
 /// A mistake of form.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Mistake {
+pub(super) struct Misread {
     pub(super) offset: usize,
     pub(super) key: String,
     pub(super) message: String,
     pub(super) hint: Option<String>,
 }
 
-/// More rounds than any document has mistakes that are worth listing.
+/// More rounds than any table has mistakes that are worth listing.
 const ROUNDS_MAX: usize = 1_000;
+
+/// Where a made-up value stands: nowhere.
+const MADE_UP: Range<usize> = usize::MAX..usize::MAX;
+
+/// Values of which one fits most keys that are required.
+const PLACEHOLDERS: &str = "text = '1s'\nnames = 'a.b'\nnumber = 1\nis = true\nlist = []";
 
 // === impl Document ===
 
 impl Document {
-    /// Reads a document, and what is well-formed in it.
-    pub(super) fn read(text: &str) -> (Self, schema::Document) {
-        let (mut root, errors) = DeTable::parse_recoverable(text);
-        let mut mistakes: Vec<_> = errors
-            .iter()
-            .map(|error| Mistake {
-                offset: error.span().map_or(0, |span| span.start),
-                key: String::new(),
-                message: format!("this is not TOML: {}", error.message()),
-                hint: None,
-            })
-            .collect();
+    /// Parses a text; the table is what can be read further.
+    pub(super) fn parse(text: &str) -> (Self, DeTable<'_>) {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let root = root.into_inner();
+        let mistakes = errors.iter().map(|error| Misread {
+            offset: error.span().map_or(0, |span| span.start),
+            key: String::new(),
+            message: format!("this is not TOML: {}", error.message()),
+            hint: None,
+        });
         let mut places = BTreeMap::new();
-        note_places(root.get_ref(), "", &mut places);
-        let mut read = schema::Document::default();
-        for _ in 0..ROUNDS_MAX {
-            match schema::Document::deserialize(toml::Deserializer::from(root.clone())) {
-                Ok(document) => {
-                    read = document;
-                    break;
-                }
-                Err(error) => {
-                    let span = error.span().unwrap_or(0..0);
-                    let Some(key) = cut(root.get_mut(), &span) else {
-                        mistakes.push(mistake(span.start, String::new(), error.message()));
-                        break;
-                    };
-                    // What the parser made up where there is no TOML has no place of its own.
-                    let made_up = span.is_empty().then(|| places.get(&key).copied()).flatten();
-                    let offset = made_up.unwrap_or(span.start);
-                    mistakes.push(mistake(offset, key, error.message()));
-                }
-            }
-        }
+        note_places(&root, "", &mut places);
         let newlines = text.match_indices('\n').map(|(offset, _)| offset + 1);
         let document = Self {
             places,
             lines: std::iter::once(0).chain(newlines).collect(),
-            mistakes,
+            mistakes: mistakes.collect(),
         };
-        (document, read)
+        (document, root)
+    }
+
+    /// Takes the table of this name out of the document.
+    pub(super) fn take_table<'t>(&mut self, root: &mut DeTable<'t>, name: &str) -> DeTable<'t> {
+        let Some(value) = root.remove(name) else {
+            return DeTable::new();
+        };
+        match value.into_inner() {
+            DeValue::Table(table) => table,
+            other => {
+                self.expected(name, &format!("a table, under [{name}]"), &other);
+                DeTable::new()
+            }
+        }
+    }
+
+    /// Takes the tables of this name out of the document.
+    pub(super) fn take_tables<'t>(
+        &mut self,
+        root: &mut DeTable<'t>,
+        name: &str,
+    ) -> Vec<DeTable<'t>> {
+        let expected = format!("a list of tables, each under [[{name}]]");
+        let items = match root.remove(name).map(Spanned::into_inner) {
+            None => return Vec::new(),
+            Some(DeValue::Array(items)) => items,
+            Some(other) => {
+                self.expected(name, &expected, &other);
+                return Vec::new();
+            }
+        };
+        let mut tables = Vec::new();
+        for item in items {
+            match item.into_inner() {
+                DeValue::Table(table) => tables.push(table),
+                other => self.expected(name, &expected, &other),
+            }
+        }
+        tables
+    }
+
+    fn expected(&mut self, key: &str, expected: &str, found: &DeValue<'_>) {
+        let found = found.type_str();
+        self.mistakes.push(Misread {
+            offset: self.place(key).unwrap_or(0),
+            key: key.to_owned(),
+            message: format!("expected {expected}, but found a value of type {found}"),
+            hint: None,
+        });
+    }
+
+    /// Refuses all keys of a table that is to hold nothing more; `known` are those that could stand there. What is
+    /// misspelt is then not missing as well.
+    pub(super) fn refuse_unknown(&mut self, table: &DeTable<'_>, path: &str, known: &[&str]) {
+        for key in table.keys() {
+            let word = key.get_ref();
+            self.mistakes.push(Misread {
+                offset: key.span().start,
+                key: joined(path, word),
+                message: format!("unknown key{}", spelling::quoted_word(word)),
+                hint: Some(spelling::suggestion(word, "the keys here are", known)),
+            });
+        }
+    }
+
+    /// Reads a table that holds no keys but those of what it is read into. The mistakes in it are noted, and what is
+    /// well-formed is left in it. `None` only if there is a mistake.
+    pub(super) fn read<T>(
+        &mut self,
+        table: &mut DeTable<'_>,
+        path: &str,
+        read: impl Fn(toml::Deserializer<'_>) -> Result<T, Error>,
+    ) -> Option<T> {
+        let attempt = |table: &DeTable<'_>| {
+            read(toml::Deserializer::from(Spanned::new(
+                MADE_UP,
+                table.clone(),
+            )))
+        };
+        for _ in 0..ROUNDS_MAX {
+            let error = match attempt(table) {
+                Ok(read) => return Some(read),
+                Err(error) => error,
+            };
+            let span = error.span().unwrap_or(MADE_UP);
+            if let (MADE_UP, Some(missing)) = (span.clone(), missing(&error)) {
+                let value = self.make_up(path, missing, |value| {
+                    let mut with = table.clone();
+                    with.insert(made_up(missing), value.clone());
+                    attempt(&with).map_or_else(|error| self::missing(&error).is_some(), |_| true)
+                })?;
+                table.insert(made_up(missing), value);
+            } else if let Some(key) = cut(table, path, &span) {
+                // What the parser made up where there is no TOML has no place of its own.
+                let place = self.places.get(&key).copied();
+                let offset = place.filter(|_| span.is_empty()).unwrap_or(span.start);
+                self.mistakes.push(misread(offset, key, error.message()));
+            } else {
+                let offset = self.place(path).unwrap_or(0);
+                let mistake = misread(offset, path.to_owned(), error.message());
+                self.mistakes.push(mistake);
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Says that a key is missing, and makes a value up that fits.
+    fn make_up(
+        &mut self,
+        path: &str,
+        missing: &str,
+        fits: impl Fn(&Spanned<DeValue<'static>>) -> bool,
+    ) -> Option<Spanned<DeValue<'static>>> {
+        let key = joined(path, missing);
+        let is_misspelt = |mistake: &Misread| {
+            let parent = mistake.key.rsplit_once('.').map(|(parent, _)| parent);
+            parent == Some(path) && mistake.hint == Some(spelling::did_you_mean(missing))
+        };
+        if !self.mistakes.iter().any(is_misspelt) {
+            self.mistakes.push(Misread {
+                offset: self.place(&key).unwrap_or(0),
+                key,
+                message: format!("the worker has no \"{missing}\""),
+                hint: Some("it is required".to_owned()),
+            });
+        }
+        let (values, _) = DeTable::parse_recoverable(PLACEHOLDERS);
+        let values = values.into_inner().into_iter();
+        let mut values = values.map(|(_, value)| Spanned::new(MADE_UP, value.into_inner()));
+        values.find(fits)
     }
 
     /// Line and column, from 1, of a byte offset.
@@ -102,6 +217,26 @@ impl Document {
     }
 }
 
+/// Takes the entries of these keys out of a table.
+pub(super) fn part<'t>(table: &mut DeTable<'t>, keys: &[&str]) -> DeTable<'t> {
+    let (part, rest) = std::mem::take(table)
+        .into_iter()
+        .partition(|(key, _)| keys.contains(&key.get_ref().as_ref()));
+    *table = rest;
+    part
+}
+
+/// The key that an error says is missing.
+fn missing(error: &Error) -> Option<&str> {
+    let key = error.message().strip_prefix("missing field `")?;
+    key.strip_suffix('`')
+}
+
+/// A key that stands nowhere.
+fn made_up(key: &str) -> Spanned<Cow<'static, str>> {
+    Spanned::new(MADE_UP, Cow::Owned(key.to_owned()))
+}
+
 fn note_places(table: &DeTable<'_>, path: &str, places: &mut BTreeMap<String, usize>) {
     for (key, value) in table {
         let path = joined(path, key.get_ref());
@@ -122,34 +257,8 @@ fn note_places(table: &DeTable<'_>, path: &str, places: &mut BTreeMap<String, us
     }
 }
 
-/// Cuts the setting that holds the span out of its section, or out of the document where it is in
-/// none, and returns the path of the innermost entry that does.
-fn cut(root: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
-    for (section, value) in root.iter_mut() {
-        let path = section.get_ref().as_ref();
-        let found = match value.get_mut() {
-            DeValue::Table(table) => cut_entry(table, path, span),
-            DeValue::Array(tables) => {
-                tables
-                    .iter_mut()
-                    .enumerate()
-                    .find_map(|(index, table)| match table.get_mut() {
-                        DeValue::Table(table) => {
-                            cut_entry(table, &format!("{path}[{index}]"), span)
-                        }
-                        _ => None,
-                    })
-            }
-            _ => None,
-        };
-        if found.is_some() {
-            return found;
-        }
-    }
-    cut_entry(root, "", span)
-}
-
-fn cut_entry(table: &mut DeTable<'_>, path: &str, span: &Range<usize>) -> Option<String> {
+/// Cuts the entry that holds the span out of a table, and returns the path of the innermost one that does.
+fn cut(table: &mut DeTable<'_>, path: &str, span: &Range<usize>) -> Option<String> {
     let holds = |(key, value): &(&Spanned<_>, &Spanned<_>)| {
         holds(&key.span(), span) || holds(&value.span(), span)
     };
@@ -186,19 +295,16 @@ fn joined(path: &str, key: &str) -> String {
 }
 
 /// Says what the deserializer said, but never repeats a value: it may be a secret.
-fn mistake(offset: usize, key: String, message: &str) -> Mistake {
+fn misread(offset: usize, key: String, message: &str) -> Misread {
     let quoted: Vec<_> = message.split('`').skip(1).step_by(2).collect();
-    let (message, hint) = match (message.split_once(' '), quoted.split_first()) {
-        (Some(("unknown", rest)), Some((word, known))) => {
-            let what = if rest.starts_with("variant") {
+    let (message, hint) = match (message.split_once(": "), quoted.split_first()) {
+        (_, Some((word, known))) if message.starts_with("unknown ") => {
+            let what = if message.starts_with("unknown variant") {
                 "value"
             } else {
                 "key"
             };
-            let hint = match spelling::nearest(word, known.iter().copied()) {
-                Some(nearest) => format!("did you mean \"{nearest}\"?"),
-                None => format!("the {what}s here are {}", known.join(", ")),
-            };
+            let hint = spelling::suggestion(word, &format!("the {what}s here are"), known);
             // A value may be a secret in the wrong place, and so may a key that is no word.
             let word = if what == "key" {
                 spelling::quoted_word(word)
@@ -207,12 +313,14 @@ fn mistake(offset: usize, key: String, message: &str) -> Mistake {
             };
             (format!("unknown {what}{word}"), Some(hint))
         }
-        (Some(("invalid", rest)), _) => {
-            let found = rest.split([' ', '`', '"', ',']).nth(1).unwrap_or_default();
+        (Some(("invalid type" | "invalid value", rest)), _) => {
+            let found = rest.split([' ', '`', '"', ',']).next().unwrap_or_default();
             let expected = match rest.rsplit_once("expected ") {
-                Some((_, "usize" | "u32")) => "a whole number that is not negative",
-                Some((_, "a sequence")) => "a list of tables, each under [[worker]]",
-                Some((_, "i64")) => "a whole number",
+                Some((_, "usize" | "u64" | "u32" | "u16" | "u8")) => {
+                    "a whole number that is not negative"
+                }
+                Some((_, "isize" | "i64" | "i32" | "i16" | "i8")) => "a whole number",
+                Some((_, "f64" | "f32")) => "a number",
                 Some((_, expected)) => expected,
                 None => "something else",
             };
@@ -223,7 +331,7 @@ fn mistake(offset: usize, key: String, message: &str) -> Mistake {
         }
         _ => (message.to_owned(), None),
     };
-    Mistake {
+    Misread {
         offset,
         key,
         message,

@@ -1,16 +1,16 @@
 //! What was set, once it is checked: what may be registered and connected to, as it is.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::problem::Origin;
+use super::sections::Http;
 use crate::background_worker::BackgroundWorker;
 use crate::database::{ConnInfo, Settings as DatabaseSettings};
-use crate::functions::worker_spi;
+use crate::functions::FunctionSettings;
 use crate::supervision::Limits;
 
 /// Everything that was set, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Settings {
     /// Which server.
@@ -19,8 +19,8 @@ pub struct Settings {
     pub database_settings: DatabaseSettings,
     /// What bounds the Postmaster.
     pub limits: Limits,
-    /// Where the Postmaster is to be seen over HTTP; nowhere unless set.
-    pub http_listen: Option<SocketAddr>,
+    /// Where the Postmaster is to be seen over HTTP.
+    pub http: Http,
     /// The workers, in the order in which they are registered.
     pub workers: Vec<WorkerSettings>,
     /// Every setting in force, for people.
@@ -45,12 +45,12 @@ pub enum Server {
 }
 
 /// One worker, as it is registered and as it is run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WorkerSettings {
     /// What the Postmaster is told.
     pub worker: BackgroundWorker,
-    /// What its main is told.
-    pub spi: worker_spi::Settings,
+    /// What it runs, and how that is set.
+    pub function: FunctionSettings,
 }
 
 /// One setting in force.

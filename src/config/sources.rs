@@ -1,12 +1,15 @@
 //! Where settings come from, layered: file, environment, command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use ::config::{Config, File, FileFormat};
+use ::config::{Config, ConfigError};
+use serde::de::DeserializeOwned;
 
 use super::document::Document;
 use super::problem::{Found, Origin, Problem};
-use super::schema;
+use super::sections::{self, DATABASE};
+use super::worker::{self, WORKER, Worker};
+use crate::functions::Functions;
 use crate::spelling;
 
 /// The texts that settings are read from.
@@ -39,9 +42,9 @@ const PROGRAMS_OWN: [&str; 1] = ["BGWORKER_CONFIG"];
 pub(super) const DATABASE_FLAG: &str = "--database";
 
 /// The sources on top of each other.
-#[derive(Debug, Default)]
 pub(super) struct Layered {
-    pub(super) document: schema::Document,
+    sections: Config,
+    pub(super) workers: Vec<Worker>,
     file: Option<(PathBuf, Document)>,
     /// The variables that set something, by its key.
     variables: Vec<(String, String)>,
@@ -66,21 +69,19 @@ impl Sources {
         variable.starts_with(PREFIX) || variable.starts_with("PG") || variable == "DATABASE_URL"
     }
 
-    /// Reads each source by itself, then puts one on the other.
-    pub(super) fn layer(&self) -> (Layered, Found) {
+    /// Reads each source by itself, then puts one on the other. What has a mistake counts as not set.
+    pub(super) fn layer(&self, functions: &Functions) -> (Layered, Found) {
         let mut found = Found::default();
-        let mut layered = Layered::default();
-        let mut layers = Config::builder();
-        if let Some(file) = &self.file {
-            let (document, read) = Document::read(&file.text);
-            if document.mistakes.is_empty() {
-                layers = layers.add_source(File::from_str(&file.text, FileFormat::Toml));
-            } else {
-                // Only what is well-formed in it can be checked further.
-                layered.document = read;
-            }
-            layered.file = Some((file.path.clone(), document));
-            found.extend(layered.mistakes());
+        let mut layers = Vec::new();
+        let (mut workers, mut file, mut variables) = (Vec::new(), None, Vec::new());
+        if let Some(ConfigFile { path, text }) = &self.file {
+            let (mut document, mut root) = Document::parse(text);
+            layers.push(sections::take(&mut document, &mut root));
+            workers = worker::take(&mut document, &mut root, functions);
+            let known: Vec<_> = sections::names().chain([WORKER]).collect();
+            document.refuse_unknown(&root, "", &known);
+            found.extend(mistakes(path, &document));
+            file = Some((path.clone(), document));
         }
         for (variable, value) in &self.environment {
             // As for PG* variables, an empty one is one that is not set.
@@ -88,41 +89,39 @@ impl Sources {
             if !is_set || PROGRAMS_OWN.contains(&variable.as_str()) {
                 continue;
             }
-            let key = match key_of(variable) {
-                Ok(key) => key,
-                Err(problem) => {
-                    found.push(problem);
-                    continue;
+            match key_of(variable).and_then(|key| Ok((one_variable(variable, &key, value)?, key))) {
+                Ok((layer, key)) => {
+                    layers.push(layer);
+                    variables.push((key, variable.clone()));
                 }
-            };
-            match one_line_document(&key, value) {
-                Ok(text) => {
-                    layers = layers.add_source(File::from_str(&text, FileFormat::Toml));
-                    layered.variables.push((key, variable.clone()));
-                }
-                Err(problem) => found.push(Problem {
-                    origin: Origin::Environment(variable.clone()),
-                    ..problem
-                }),
+                Err(problem) => found.push(problem),
             }
         }
         if let Some(url) = &self.database {
-            let text = format!("database.url = {}", toml::Value::from(url.as_str()));
-            layers = layers.add_source(File::from_str(&text, FileFormat::Toml));
-            layered.has_database_flag = true;
+            let section = toml::Table::from_iter([("url".to_owned(), url.as_str().into())]);
+            layers.push(toml::Table::from_iter([(
+                DATABASE.to_owned(),
+                section.into(),
+            )]));
         }
-        match layers.build().and_then(Config::try_deserialize) {
-            Ok(document) => {
-                let document: schema::Document = document;
-                layered.document = document.over(std::mem::take(&mut layered.document));
+        let mut builder = Config::builder();
+        for layer in layers {
+            match Config::try_from(&layer) {
+                Ok(layer) => builder = builder.add_source(layer),
+                Err(error) => found.push(unlayered(&error)),
             }
-            Err(error) => found.push(Problem {
-                origin: Origin::Default,
-                key: String::new(),
-                message: error.to_string(),
-                hint: None,
-            }),
         }
+        let sections = builder.build().unwrap_or_else(|error| {
+            found.push(unlayered(&error));
+            Config::default()
+        });
+        let layered = Layered {
+            sections,
+            workers,
+            file,
+            variables,
+            has_database_flag: self.database.is_some(),
+        };
         (layered, found)
     }
 }
@@ -140,6 +139,22 @@ impl std::fmt::Debug for Sources {
 // === impl Layered ===
 
 impl Layered {
+    /// What is set of a section, over its defaults.
+    pub(super) fn section<T: DeserializeOwned + Default>(
+        &self,
+        name: &str,
+        found: &mut Found,
+    ) -> T {
+        match self.sections.get(name) {
+            Ok(section) => section,
+            Err(ConfigError::NotFound(_)) => T::default(),
+            Err(error) => {
+                found.push(unlayered(&error));
+                T::default()
+            }
+        }
+    }
+
     /// Where a setting comes from.
     pub(super) fn origin(&self, key: &str) -> Origin {
         if key == "database.url" && self.has_database_flag {
@@ -163,18 +178,25 @@ impl Layered {
             None => Origin::Default,
         }
     }
+}
 
-    fn mistakes(&self) -> Vec<Problem> {
-        let Some((path, document)) = &self.file else {
-            return Vec::new();
-        };
-        let problems = document.mistakes.iter().map(|mistake| Problem {
-            origin: file_origin(path.clone(), document, mistake.offset),
-            key: mistake.key.clone(),
-            message: mistake.message.clone(),
-            hint: mistake.hint.clone(),
-        });
-        problems.collect()
+/// The mistakes of a file's form.
+fn mistakes<'d>(path: &'d Path, document: &'d Document) -> impl Iterator<Item = Problem> + 'd {
+    document.mistakes.iter().map(|mistake| Problem {
+        origin: file_origin(path.to_owned(), document, mistake.offset),
+        key: mistake.key.clone(),
+        message: mistake.message.clone(),
+        hint: mistake.hint.clone(),
+    })
+}
+
+/// What each source was good for alone is no good together.
+fn unlayered(error: &ConfigError) -> Problem {
+    Problem {
+        origin: Origin::Default,
+        key: String::new(),
+        message: error.to_string(),
+        hint: None,
     }
 }
 
@@ -185,7 +207,7 @@ fn file_origin(path: PathBuf, document: &Document, offset: usize) -> Origin {
 
 /// The key that a variable stands for: `BGWORKER_DATABASE__URL` for `database.url`.
 fn key_of(variable: &str) -> Result<String, Problem> {
-    let keys: Vec<_> = schema::keys().collect();
+    let keys: Vec<_> = sections::keys().collect();
     let set = variable.strip_prefix(PREFIX).unwrap_or(variable);
     let set = set.replacen("__", ".", 1).to_ascii_lowercase();
     if keys.contains(&set) {
@@ -228,20 +250,23 @@ fn is_service_link(variable: &str) -> bool {
 }
 
 /// The variable as a document of its own: its value taken as a text, or else as it stands.
-fn one_line_document(key: &str, value: &str) -> Result<String, Problem> {
-    let as_text = format!("{key} = {}", toml::Value::from(value));
-    let (document, _) = Document::read(&as_text);
-    let Some(mistake) = document.mistakes.into_iter().next() else {
-        return Ok(as_text);
+fn one_variable(variable: &str, key: &str, value: &str) -> Result<toml::Table, Problem> {
+    let read = |text: &str| {
+        let (mut document, mut root) = Document::parse(text);
+        let sections = sections::take(&mut document, &mut root);
+        match document.mistakes.into_iter().next() {
+            None => Ok(sections),
+            Some(mistake) => Err(Problem {
+                origin: Origin::Environment(variable.to_owned()),
+                key: mistake.key,
+                message: mistake.message,
+                hint: mistake.hint,
+            }),
+        }
     };
-    let as_it_stands = format!("{key} = {value}");
-    if !value.contains(['\n', '#']) && Document::read(&as_it_stands).0.mistakes.is_empty() {
-        return Ok(as_it_stands);
-    }
-    Err(Problem {
-        origin: Origin::Default,
-        key: mistake.key,
-        message: mistake.message,
-        hint: mistake.hint,
+    read(&format!("{key} = {}", toml::Value::from(value))).or_else(|problem| {
+        let is_one_line = !value.contains(['\n', '#']);
+        let as_it_stands = is_one_line.then(|| read(&format!("{key} = {value}")).ok());
+        as_it_stands.flatten().ok_or(problem)
     })
 }

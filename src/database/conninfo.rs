@@ -356,7 +356,7 @@ fn check_keyword(keyword: &str) -> Result<(), ConnInfoError> {
 
 fn hint(nearest: Option<&str>) -> String {
     match nearest {
-        Some(nearest) => format!(": did you mean \"{nearest}\"?"),
+        Some(nearest) => format!(": {}", spelling::did_you_mean(nearest)),
         None => {
             let supported = KEYWORDS
                 .iter()

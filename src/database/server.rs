@@ -33,15 +33,29 @@ pub(super) struct Server {
 
 /// How a server is talked to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "config", serde(default))]
 #[non_exhaustive]
 pub struct Settings {
     /// How long a connection as a whole may take: name lookup, socket, TLS, authentication.
+    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration"))]
     pub connect_timeout: Duration,
-    /// How long one statement may take.
+    /// How long one statement may take. The server counts its milliseconds in 31 bits.
+    #[cfg_attr(
+        feature = "config",
+        serde(
+            serialize_with = "crate::keys::duration::serialize",
+            deserialize_with = "crate::keys::duration::at_most::<{ i32::MAX as u64 }, _>"
+        )
+    )]
     pub statement_timeout: Duration,
     /// A file that holds the password and nothing else.
     pub password_file: Option<PathBuf>,
     /// How many home connections the workers of one database share.
+    #[cfg_attr(
+        feature = "config",
+        serde(deserialize_with = "crate::keys::number::positive")
+    )]
     pub connections: usize,
     /// Whether statements are prepared, and sessions set up.
     pub prepare: bool,

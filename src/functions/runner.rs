@@ -1,4 +1,4 @@
-//! The runner of a function: a cycle, a nap, and what follows from what the cycle came to.
+//! The runner of a routine: a cycle, a nap, and what follows from what the cycle came to.
 //!
 //! Stops and cancels a cycle that is asked to end, renews the session where it must, decides how long to nap after an
 //! error, and tells each condition once. It knows no table and no statement.
@@ -25,8 +25,8 @@ const NAPS_UNTIL_LATE: u32 = 3;
 /// How long a cancelled cycle may take to say so.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A function that bgworker brings along, one cycle at a time.
-pub(super) trait Function {
+/// What a function that bgworker brings along does, one cycle at a time.
+pub(super) trait Routine {
     /// What a worker is told, and a reload may change.
     type Settings: Clone;
 
@@ -88,37 +88,37 @@ impl From<DatabaseError> for CycleError {
     }
 }
 
-/// Runs a function until the worker is asked to stop, or cannot go on.
-pub(super) async fn run<F: Function>(
+/// Runs a routine until the worker is asked to stop, or cannot go on.
+pub(super) async fn run<R: Routine>(
     context: WorkerContext,
-    mut settings: watch::Receiver<F::Settings>,
-    function: F,
+    mut settings: watch::Receiver<R::Settings>,
+    routine: R,
 ) -> Result<(), WorkerError> {
     let initial = settings.borrow_and_update().clone();
     let latch = context.latch().clone();
     let session = tokio::select! {
         biased;
         () = latch.stop_requested() => return Ok(()),
-        session = Session::open(&context, F::place(&initial)) => session?,
+        session = Session::open(&context, R::place(&initial)) => session?,
     };
     let mut runner = Runner {
         context,
-        function,
+        routine,
         session,
         patience: Patience::default(),
         renews: false,
         reported: Condition::Well,
     };
     let end = runner.cycle_and_nap(initial, settings).await;
-    drop(runner.function);
+    drop(runner.routine);
     runner.session.close().await;
     end
 }
 
-/// A worker with its function and its session.
-struct Runner<F> {
+/// A worker with its routine and its session.
+struct Runner<R> {
     context: WorkerContext,
-    function: F,
+    routine: R,
     session: Session,
     patience: Patience,
     /// The next cycle is to run in a session that begins anew.
@@ -139,11 +139,11 @@ enum Condition {
 
 // === impl Runner ===
 
-impl<F: Function> Runner<F> {
+impl<R: Routine> Runner<R> {
     async fn cycle_and_nap(
         &mut self,
-        mut settings: F::Settings,
-        mut changing: watch::Receiver<F::Settings>,
+        mut settings: R::Settings,
+        mut changing: watch::Receiver<R::Settings>,
     ) -> Result<(), WorkerError> {
         // Thousands that started together are not to march in step.
         let mut first_nap = Some(fastrand::f64());
@@ -177,7 +177,7 @@ impl<F: Function> Runner<F> {
                     }
                 }
                 Err(CycleError::Database(error)) => self.failed(&settings, error).await?,
-                Err(CycleError::Unusable(what)) if self.function.was_ready() => {
+                Err(CycleError::Unusable(what)) if self.routine.was_ready() => {
                     let why = what.to_string();
                     let condition = Condition::Unusable { why: why.clone() };
                     self.back_off(&settings, condition, None, &why)
@@ -193,11 +193,11 @@ impl<F: Function> Runner<F> {
     }
 
     /// Promises how often the worker will succeed: an older success makes it unhealthy.
-    fn promise(&self, settings: &F::Settings) {
+    fn promise(&self, settings: &R::Settings) {
         let statement_timeout = self.context.database().map_or(Duration::ZERO, |database| {
             database.settings().statement_timeout
         });
-        let within = F::naptime(settings)
+        let within = R::naptime(settings)
             .saturating_mul(NAPS_UNTIL_LATE)
             .saturating_add(statement_timeout);
         self.context.progress().promise_success_within(within);
@@ -207,27 +207,27 @@ impl<F: Function> Runner<F> {
     /// `None` if the worker is to end.
     async fn renew_unless_stopped(
         &mut self,
-        settings: &F::Settings,
+        settings: &R::Settings,
     ) -> Option<Result<(), DatabaseError>> {
         if matches!(self.session, Session::Own(_)) {
-            self.function.forget_prepared();
+            self.routine.forget_prepared();
         }
         let latch = self.context.latch().clone();
         tokio::select! {
             biased;
             () = latch.stop_requested() => None,
-            renewed = self.session.renew(&self.context, F::place(settings)) => Some(renewed),
+            renewed = self.session.renew(&self.context, R::place(settings)) => Some(renewed),
         }
     }
 
     /// One cycle. `None` if the worker is to end, and it was cancelled or had not begun.
     async fn cycle_unless_stopped(
         &mut self,
-        settings: &F::Settings,
+        settings: &R::Settings,
     ) -> Option<Result<Outcome, CycleError>> {
         let latch = self.context.latch().clone();
         let session = &self.session;
-        let mut cycle = pin!(self.function.cycle(Turn {
+        let mut cycle = pin!(self.routine.cycle(Turn {
             session,
             settings,
             context: &mut self.context,
@@ -255,7 +255,7 @@ impl<F: Function> Runner<F> {
     }
 
     /// What follows from what a cycle came to: how long to nap.
-    fn found(&mut self, settings: &F::Settings, outcome: Outcome) -> Duration {
+    fn found(&mut self, settings: &R::Settings, outcome: Outcome) -> Duration {
         match outcome {
             Outcome::Busy(why) => return self.retry(settings, why),
             Outcome::Waits(why) => {
@@ -271,16 +271,16 @@ impl<F: Function> Runner<F> {
             }
         }
         self.patience = Patience::default();
-        F::naptime(settings)
+        R::naptime(settings)
     }
 
     /// What follows from a cycle that failed: how long to nap, or the worker's end.
     async fn failed(
         &mut self,
-        settings: &F::Settings,
+        settings: &R::Settings,
         error: DatabaseError,
     ) -> Result<Duration, WorkerError> {
-        let was_ready = self.function.was_ready();
+        let was_ready = self.routine.was_ready();
         let mut remedy = Remedy::of(&error, was_ready, &mut self.patience);
         if remedy == Remedy::AskForRecovery {
             let latch = self.context.latch().clone();
@@ -302,14 +302,14 @@ impl<F: Function> Runner<F> {
                 Ok(self.retry(settings, &text))
             }
             Remedy::PrepareAgain => {
-                self.function.forget();
+                self.routine.forget();
                 self.context.progress().failed(text.clone());
                 Ok(self.retry(settings, &text))
             }
             Remedy::BackOff => {
                 let sqlstate = error.sqlstate().unwrap_or_default().to_owned();
                 let condition = Condition::Failing { sqlstate };
-                let why = format!("{text}: {}", F::advice(&error));
+                let why = format!("{text}: {}", R::advice(&error));
                 Ok(self.back_off(settings, condition, error.sqlstate(), &why))
             }
             Remedy::Away => match &self.session {
@@ -326,7 +326,7 @@ impl<F: Function> Runner<F> {
             },
             Remedy::Exit | Remedy::AskForRecovery => {
                 // Something is not as it was: the next incarnation looks for itself.
-                self.function.forget();
+                self.routine.forget();
                 Err(error.into())
             }
         }
@@ -336,26 +336,26 @@ impl<F: Function> Runner<F> {
     /// table, and what is fixed when a session begins.
     fn back_off(
         &mut self,
-        settings: &F::Settings,
+        settings: &R::Settings,
         condition: Condition,
         sqlstate: Option<&str>,
         why: &str,
     ) -> Duration {
-        self.function.forget();
+        self.routine.forget();
         self.renews = true;
         self.context.progress().failed(why.to_owned());
         if self.is_news(condition) {
             let worker = self.context.name();
             error!(worker, sqlstate, "{worker}: {why}");
         }
-        self.patience.back_off(F::naptime(settings))
+        self.patience.back_off(R::naptime(settings))
     }
 
-    fn retry(&mut self, settings: &F::Settings, why: &str) -> Duration {
-        let wait = self.patience.retry(F::naptime(settings));
+    fn retry(&mut self, settings: &R::Settings, why: &str) -> Duration {
+        let wait = self.patience.retry(R::naptime(settings));
         let is_due = self.patience.retries() == RETRIES_UNTIL_WARNING;
         if is_due && self.is_news(Condition::Crowded) {
-            let (worker, backlog) = (self.context.name(), F::backlog(settings));
+            let (worker, backlog) = (self.context.name(), R::backlog(settings));
             warn!(
                 worker,
                 "{worker}: {backlog} wait, after {RETRIES_UNTIL_WARNING} attempts: {why}"

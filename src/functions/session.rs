@@ -21,6 +21,8 @@ const COMPANY_FROM: Duration = Duration::from_millis(100);
 
 /// Which connection a worker uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
 pub enum ConnectionKind {
     /// One that it shares with other workers. Statements of all of them are pipelined on it.
     #[default]

@@ -40,34 +40,66 @@ use self::initialize::Known;
 pub use self::table::{InvalidTable, Table};
 pub use self::unusable::UnusableTable;
 use self::vacuum::Vacuum;
-use super::runner::{self, CycleError, Function, Outcome, Turn};
+#[cfg(feature = "config")]
+use super::function::{Function, Mistake};
+use super::runner::{self, CycleError, Outcome, Routine, Turn};
 pub use super::session::ConnectionKind;
 use super::session::Place;
+#[cfg(feature = "config")]
+use crate::background_worker::{BackgroundWorker, StartTime};
 use crate::context::{Main, WorkerContext};
 use crate::database::{DatabaseError, ErrorClass};
 
 /// What one built-in worker does.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Settings {
-    /// Its table.
-    pub table: Table,
+    #[cfg_attr(feature = "config", serde(deserialize_with = "table::schema_name"))]
+    schema: String,
+    #[cfg_attr(feature = "config", serde(deserialize_with = "table::table_name"))]
+    table: String,
     /// How long it naps between the end of one cycle and the next. A `Sighup` may change it.
+    #[cfg_attr(
+        feature = "config",
+        serde(with = "crate::keys::duration", default = "Settings::unset_naptime")
+    )]
     pub naptime: Duration,
     /// About how many deltas it folds in one transaction; more are folded in several, one after the
     /// other. A `Sighup` may change it.
+    #[cfg_attr(
+        feature = "config",
+        serde(
+            deserialize_with = "crate::keys::number::positive",
+            default = "Settings::unset_batch"
+        )
+    )]
     pub batch: usize,
     /// How it takes folded deltas away.
+    #[cfg_attr(feature = "config", serde(default))]
     pub fold: Fold,
     /// After folding this many deltas it has its table vacuumed, on a connection that no worker waits for;
     /// never if it is `None`. A `Sighup` may change it.
+    #[cfg_attr(
+        feature = "config",
+        serde(
+            with = "crate::keys::number::zero_is_never",
+            default = "Settings::unset_vacuum_after"
+        )
+    )]
     pub vacuum_after: Option<u64>,
     /// The database it connects to, if not the one of the connection settings.
+    #[cfg_attr(
+        feature = "config",
+        serde(deserialize_with = "crate::database::dbname::deserialize", default)
+    )]
     pub database: Option<String>,
-    /// Where its statements run.
-    pub connection: ConnectionKind,
+    /// Where its statements run: unless set, on its home connection, and with [`Fold::Truncate`] on one of its own.
+    #[cfg_attr(feature = "config", serde(default))]
+    pub connection: Option<ConnectionKind>,
     /// The total that it inserts if there is none: when it first looks at its table, and when it has found deltas
     /// without a total twice in a row. Unless set, deltas wait until a total is inserted.
+    #[cfg_attr(feature = "config", serde(default))]
     pub initial_total: Option<i64>,
 }
 
@@ -79,6 +111,8 @@ pub const TOTAL: &str = "total";
 
 /// How a built-in worker takes the deltas away that it folds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
 pub enum Fold {
     /// By deleting them, a batch in each transaction. Others see nothing of it but the new total.
     #[default]
@@ -107,23 +141,57 @@ pub enum Fold {
 pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
     let known = Known::default();
     move |context| {
-        let function = WorkerSpi {
+        let folding = Folding {
             cycle: Cycle::new(known.clone()),
             vacuum: Vacuum::default(),
         };
-        runner::run(context, settings.clone(), function)
+        runner::run(context, settings.clone(), folding)
     }
 }
 
-/// The function, as the runner has it.
-struct WorkerSpi {
+/// The function, as a configuration file names it.
+#[cfg(feature = "config")]
+pub(super) struct WorkerSpi;
+
+/// What an incarnation of it does.
+struct Folding {
     cycle: Cycle,
     vacuum: Vacuum,
 }
 
 // === impl WorkerSpi ===
 
-impl WorkerSpi {
+#[cfg(feature = "config")]
+impl Function for WorkerSpi {
+    const NAME: &'static str = "worker_spi";
+    const IN_PLACE: &'static [&'static str] = &["naptime", "batch", "vacuum_after"];
+
+    type Settings = Settings;
+
+    fn check(&self, settings: &mut Settings, worker: &BackgroundWorker) -> Vec<Mistake> {
+        let mut mistakes = Vec::new();
+        // Refused already if it is to start before there is a database.
+        if worker.start_time == StartTime::ConsistentState {
+            let message = "worker_spi writes: it can only start at \"recovery_finished\"";
+            mistakes.push(Mistake::new("start_time", message));
+        }
+        if settings.fold == Fold::Truncate && settings.connection == Some(ConnectionKind::Home) {
+            let message = "to truncate takes a connection of the worker's own";
+            let hint = "leave \"connection\" out, or set it to \"own\"";
+            mistakes.push(Mistake::new("fold", message).hint(hint));
+        }
+        settings.connection = Some(settings.place().connection);
+        mistakes
+    }
+
+    fn main(&self, settings: watch::Receiver<Settings>) -> impl Main {
+        main(settings)
+    }
+}
+
+// === impl Folding ===
+
+impl Folding {
     /// Has the table vacuumed if this many deltas more have left their room behind.
     fn vacuum_if_due(&mut self, settings: &Settings, context: &WorkerContext, folded: u64) {
         self.vacuum.count(folded);
@@ -132,14 +200,14 @@ impl WorkerSpi {
         }
         if let Some(database) = context.database().cloned() {
             let worker = context.name().to_owned();
-            let sql = settings.table.vacuum(&worker);
+            let sql = settings.table().vacuum(&worker);
             self.vacuum
                 .begin(database, worker, settings.database.clone(), sql);
         }
     }
 }
 
-impl Function for WorkerSpi {
+impl Routine for Folding {
     type Settings = Settings;
 
     fn naptime(settings: &Settings) -> Duration {
@@ -151,7 +219,7 @@ impl Function for WorkerSpi {
     }
 
     fn backlog(settings: &Settings) -> String {
-        format!("the deltas of {}", settings.table)
+        format!("the deltas of {}", settings.table())
     }
 
     fn advice(error: &DatabaseError) -> &'static str {
@@ -173,11 +241,10 @@ impl Function for WorkerSpi {
             settings,
             context,
         } = turn;
-        let table = &settings.table;
         Ok(match self.cycle.run(session, settings, context).await? {
             Found::Folded { rows, total } => {
                 self.vacuum_if_due(settings, context, rows);
-                let worker = context.name();
+                let (worker, table) = (context.name(), settings.table());
                 info!(
                     worker,
                     rows, total, "{worker}: count in {table} is now {total}"
@@ -187,7 +254,8 @@ impl Function for WorkerSpi {
             Found::Idle => Outcome::Done,
             Found::Skipped => Outcome::Busy("others hold its total"),
             Found::NoTotal => Outcome::Waits(format!(
-                "{table} has deltas but no total: they wait until one is inserted"
+                "{} has deltas but no total: they wait until one is inserted",
+                settings.table()
             )),
         })
     }
@@ -212,22 +280,43 @@ impl Settings {
     /// settings.
     #[must_use]
     pub fn new(table: Table) -> Self {
+        let (schema, table) = table.into_names();
         Self {
+            schema,
             table,
-            naptime: Self::NAPTIME,
-            batch: Self::BATCH,
-            fold: Fold::Delete,
-            vacuum_after: Some(Self::VACUUM_AFTER),
+            naptime: Self::unset_naptime(),
+            batch: Self::unset_batch(),
+            fold: Fold::default(),
+            vacuum_after: Self::unset_vacuum_after(),
             database: None,
-            connection: ConnectionKind::Home,
+            connection: None,
             initial_total: None,
         }
+    }
+
+    fn unset_naptime() -> Duration {
+        Self::NAPTIME
+    }
+
+    fn unset_batch() -> usize {
+        Self::BATCH
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "it is what the field holds")]
+    fn unset_vacuum_after() -> Option<u64> {
+        Some(Self::VACUUM_AFTER)
+    }
+
+    /// Its table.
+    #[must_use]
+    pub fn table(&self) -> Table {
+        Table::of_names(&self.schema, &self.table)
     }
 
     /// Where its statements run. To truncate takes a connection of the worker's own, and its sums may be parallel.
     fn place(&self) -> Place<'_> {
         let connection = match self.fold {
-            Fold::Delete => self.connection,
+            Fold::Delete => self.connection.unwrap_or_default(),
             Fold::Truncate => ConnectionKind::Own,
         };
         Place {
@@ -284,10 +373,10 @@ impl Settings {
         self
     }
 
-    /// Sets where its statements run; [`ConnectionKind::Home`] unless set.
+    /// Sets where its statements run; [`ConnectionKind::Home`] unless set, and never with [`Fold::Truncate`].
     #[must_use]
     pub fn connection(mut self, connection: ConnectionKind) -> Self {
-        self.connection = connection;
+        self.connection = Some(connection);
         self
     }
 

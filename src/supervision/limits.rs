@@ -4,13 +4,22 @@ use std::time::Duration;
 
 /// What the Postmaster's settings bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "config", serde(default))]
 #[non_exhaustive]
 pub struct Limits {
     /// How many workers can be registered at once (`max_worker_processes`).
     pub max_workers: usize,
     /// How many workers one tick may start (`MAX_BGWORKERS_TO_LAUNCH`).
+    #[cfg_attr(
+        feature = "config",
+        serde(
+            deserialize_with = "crate::keys::number::at_most::<{ Limits::STARTS_PER_TICK_MAX }, _>"
+        )
+    )]
     pub starts_per_tick: usize,
     /// How long a worker that was asked to stop may take for what it has begun.
+    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration"))]
     pub shutdown_timeout: Duration,
 }
 

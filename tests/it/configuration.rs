@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bgworker::config::{self, Change, ConfigFile, Problems, Server, Settings, Sources};
-use bgworker::worker_spi::{ConnectionKind, Fold, Table};
+use bgworker::config::{
+    self, Change, ConfigFile, Functions, Problems, Server, Settings, Sources, WorkerSettings,
+};
+use bgworker::worker_spi::{self, ConnectionKind, Fold, Table};
 use bgworker::{Access, Backoff, RestartLimit, RestartTime, StartTime};
 
 fn sources(text: &str) -> Sources {
@@ -25,7 +27,16 @@ fn with(mut sources: Sources, variable: &str, value: &str) -> Sources {
 }
 
 fn read(text: &str) -> Result<Settings, Problems> {
-    config::read(&sources(text))
+    read_all(&sources(text))
+}
+
+fn read_all(sources: &Sources) -> Result<Settings, Problems> {
+    config::read(sources, &Functions::built_in())
+}
+
+/// What a worker's settings say to `worker_spi`.
+fn spi(worker: &WorkerSettings) -> &worker_spi::Settings {
+    worker.function.settings().unwrap()
 }
 
 /// The mistakes of a text, a line each.
@@ -53,8 +64,8 @@ fn the_seeds_two_workers_are_exactly_the_seeds() {
         .map(|w| {
             assert_eq!(w.worker.access, Access::Database);
             assert_eq!(w.worker.start_time, StartTime::RecoveryFinished);
-            assert_eq!(w.spi.naptime, Duration::from_secs(1));
-            (&*w.worker.name, w.spi.table.clone(), w.worker.restart_time)
+            assert_eq!(spi(w).naptime, Duration::from_secs(1));
+            (&*w.worker.name, spi(w).table(), w.worker.restart_time)
         })
         .collect();
     let table = |schema: &str, name: &str| Table::new(schema, name).unwrap();
@@ -83,7 +94,9 @@ fn every_key_stands_in_the_example_and_says_its_default() {
     let bare = read(&worker(WHOLE)).unwrap();
     assert_eq!(example.limits, bare.limits);
     assert_eq!(example.database_settings, bare.database_settings);
-    assert_eq!(example.workers[0].spi.naptime, bare.workers[0].spi.naptime);
+    let first = spi(&example.workers[0]);
+    let unset = worker_spi::Settings::new(first.table()).connection(ConnectionKind::Home);
+    assert_eq!(*first, unset);
     assert_eq!(bare.workers[0].worker.restart_time, RestartTime::DEFAULT);
     // What stands in a comment is a key as well: with the comments gone, all are known.
     let mut open = text
@@ -139,7 +152,7 @@ restart_time = \"0s\"
         "b.toml:2:1: database.url: invalid connection option \"sslmod\": did you mean \"sslmode\"?",
         "b.toml:3:19: database.connect_timeout: expected a duration with its unit, such as \"1s\", \
          \"250ms\" or \"2m\", but found a value of type integer",
-        "b.toml:6:1: postmaster.starts_per_tick: it must be at least 1 and at most 100",
+        "b.toml:6:19: postmaster.starts_per_tick: it must be at least 1 and at most 100",
         "b.toml:12:1: worker[0].naptme: unknown key \"naptme\" (did you mean \"naptime\"?)",
         "b.toml:15:1: worker[1].name: background worker \"one\" is already registered as worker[0]",
         "b.toml:18:1: worker[1].restart_time: background worker \"one\": invalid restart interval: \
@@ -169,7 +182,7 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
     for (lines, expected) in [
         (
             "naptime = '0s'",
-            "4:1: worker[0].naptime: it must be more than 0",
+            "4:11: worker[0].naptime: it must be more than 0 and at most 1000 days",
         ),
         (
             "naptime = '5 parsecs'",
@@ -247,7 +260,7 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
         ),
         (
             &*format!("name = 'w'\nschema = 's'\ntable = '{long}'"),
-            "b.toml:6:1: worker[0].table: table name",
+            "b.toml:6:9: worker[0].table: table name",
         ),
         (
             "name = ''\nschema = 's'\ntable = 't'",
@@ -255,7 +268,7 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
         ),
         (
             "name = 'w'\nschema = \"a\\u0000b\"\ntable = 't'",
-            "b.toml:5:1: worker[0].schema: schema name \"a\\0b\" must not contain NUL",
+            "b.toml:5:10: worker[0].schema: schema name \"a\\0b\" must not contain NUL",
         ),
     ] {
         let found = mistakes(&worker(lines));
@@ -272,10 +285,10 @@ fn the_page_is_served_at_an_address_with_a_port_or_at_a_port_of_this_machine() {
         ("'0.0.0.0:80'", "0.0.0.0:80"),
         ("'[::1]:9187'", "[::1]:9187"),
     ] {
-        let listen = read(&listen(value)).unwrap().http_listen;
+        let listen = read(&listen(value)).unwrap().http.listen;
         assert_eq!(listen, Some(address.parse().unwrap()));
     }
-    assert_eq!(read(&worker(WHOLE)).unwrap().http_listen, None);
+    assert_eq!(read(&worker(WHOLE)).unwrap().http.listen, None);
     for value in ["'localhost:9187'", "'127.0.0.1'", "'0'", "'65536'", "''"] {
         let found = mistakes(&listen(value));
         let plain = value.trim_matches('\'');
@@ -298,10 +311,10 @@ fn the_page_is_served_at_an_address_with_a_port_or_at_a_port_of_this_machine() {
 #[test]
 fn a_worker_that_truncates_has_a_connection_of_its_own() {
     let settings = read(&worker(&format!("fold = 'truncate'\n{WHOLE}"))).unwrap();
-    let spi = &settings.workers[0].spi;
+    let spi = spi(&settings.workers[0]);
     assert_eq!(
         (spi.fold, spi.connection),
-        (Fold::Truncate, ConnectionKind::Own)
+        (Fold::Truncate, Some(ConnectionKind::Own))
     );
 }
 
@@ -345,7 +358,7 @@ fn a_mistake_in_the_file_hides_neither_a_flag_nor_a_variable() {
         "0",
     );
     both.database = Some("host=h".to_owned());
-    let problems = config::read(&both).unwrap_err().to_string();
+    let problems = read_all(&both).unwrap_err().to_string();
     let lines: Vec<_> = problems.lines().collect();
     assert_eq!(lines.len(), 2, "{problems}");
     assert!(lines[0].contains("unknown key \"x\""), "{problems}");
@@ -418,7 +431,7 @@ fn without_any_database_both_ways_out_are_named_and_both_at_once_are_refused() {
 }
 
 fn target(sources: &Sources) -> String {
-    match config::read(sources).unwrap().server {
+    match read_all(sources).unwrap().server {
         Server::Given { conninfo, .. } => conninfo.target(None),
         Server::Embedded { .. } => "embedded".to_owned(),
     }
@@ -451,7 +464,7 @@ fn a_url_from_outside_the_file_turns_the_private_server_off_and_pg_variables_do_
     let Server::Given {
         instead_of_embedded,
         ..
-    } = config::read(&given).unwrap().server
+    } = read_all(&given).unwrap().server
     else {
         panic!("a server is given");
     };
@@ -461,9 +474,9 @@ fn a_url_from_outside_the_file_turns_the_private_server_off_and_pg_variables_do_
 #[test]
 fn a_variable_is_checked_under_its_own_name_and_one_that_is_no_key_is_refused() {
     let file = || sources("[database]\nembedded = true\n");
-    let settings = config::read(&with(file(), "BGWORKER_POSTMASTER__MAX_WORKERS", "7")).unwrap();
+    let settings = read_all(&with(file(), "BGWORKER_POSTMASTER__MAX_WORKERS", "7")).unwrap();
     assert_eq!(settings.limits.max_workers, 7);
-    let settings = config::read(&with(file(), "BGWORKER_DATABASE__CONNECT_TIMEOUT", "3s")).unwrap();
+    let settings = read_all(&with(file(), "BGWORKER_DATABASE__CONNECT_TIMEOUT", "3s")).unwrap();
     assert_eq!(
         settings.database_settings.connect_timeout,
         Duration::from_secs(3)
@@ -475,7 +488,7 @@ fn a_variable_is_checked_under_its_own_name_and_one_that_is_no_key_is_refused() 
         ("BGWORKER_HTTP__LISTEN", "9187"),
         ("BGWORKER_HTTP__LISTEN", "[::1]:9187"),
     ] {
-        config::read(&with(file(), variable, value)).unwrap();
+        read_all(&with(file(), variable, value)).unwrap();
     }
     for (variable, value, expected) in [
         (
@@ -520,7 +533,7 @@ fn a_variable_is_checked_under_its_own_name_and_one_that_is_no_key_is_refused() 
             "BGWORKER_DATABASE__STATEMENT_TIMEOUT: database.statement_timeout: it must be more than",
         ),
     ] {
-        let problems = config::read(&with(file(), variable, value))
+        let problems = read_all(&with(file(), variable, value))
             .unwrap_err()
             .to_string();
         assert!(problems.starts_with(expected), "{problems}");
@@ -534,7 +547,7 @@ fn what_is_in_force_is_shown_with_its_origin_and_without_the_password() {
         "[database]\nurl = 'postgresql://u:hunter2@h/d'\n[[worker]]\nname = 'w'\nschema = 's'\ntable = 't'\n",
     );
     let sources = with(file, "BGWORKER_POSTMASTER__MAX_WORKERS", "7");
-    let settings = config::read(&sources).unwrap();
+    let settings = read_all(&sources).unwrap();
     let shown: Vec<_> = settings
         .shown
         .iter()
@@ -636,7 +649,7 @@ fn the_difference_of_settings_says_what_a_reload_has_to_do() {
         ["database.data_dir"]
     );
     let served = file(&format!("[http]\nlisten = '9187'\n{}", worker(WHOLE)));
-    let parameter = "http.listen";
+    let parameter = "http.listen".to_owned();
     assert_eq!(
         config::difference(&old, &served),
         [Change::NeedsRestart { parameter }]
@@ -646,7 +659,10 @@ fn the_difference_of_settings_says_what_a_reload_has_to_do() {
     let [Change::Limits { limits, keys }] = &changes[..] else {
         panic!("{changes:?}");
     };
-    assert_eq!((limits.max_workers, &keys[..]), (3, &["max_workers"][..]));
+    assert_eq!(
+        (limits.max_workers, &keys[..]),
+        (3, &["max_workers".to_owned()][..])
+    );
 }
 
 #[test]

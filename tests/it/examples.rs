@@ -133,3 +133,104 @@ fn actix_web_service_inserts_folds_and_ends_in_the_right_order() {
         ]
     );
 }
+
+/// Three workers, one of them of the example's own function.
+const THREE_WORKERS: &str = r#"
+[database]
+embedded = true
+
+[http]
+listen = "127.0.0.1:0"
+
+[[worker]]
+name = "sales"
+schema = "shop"
+table = "sales"
+initial_total = 0
+
+[[worker]]
+name = "visits"
+function = "worker_spi"
+schema = "shop"
+table = "visits"
+
+[[worker]]
+name = "answer"
+function = "gauge"
+query = "SELECT 42::bigint"
+naptime = "1m"
+"#;
+
+#[test]
+fn own_function_is_checked_run_reloaded_and_shown_as_those_that_are_built_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("own.toml");
+    std::fs::write(&file, THREE_WORKERS).unwrap();
+    let mut program = Daemon::start(example("own_function").arg(&file));
+    let line = program.wait_for("listening on http://");
+    let address = line
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap()
+        .to_owned();
+    let metric = "bgworker_worker_measured{worker=\"answer\"} ";
+    let deadline = std::time::Instant::now() + crate::support::LONG;
+    let wait_for = |value: &str| {
+        while !ask(&address, "GET /metrics").contains(&format!("{metric}{value}")) {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{}",
+                ask(&address, "GET /status")
+            );
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    wait_for("42");
+    let status = ask(&address, "GET /status");
+    assert!(status.contains("\"figures\":{\"measured\":42}"), "{status}");
+
+    let in_place = THREE_WORKERS.replace("1m", "20s");
+    std::fs::write(&file, &in_place).unwrap();
+    program.signal(Signal::SIGHUP);
+    program.wait_for("parameters of worker \"answer\" changed: naptime");
+    std::fs::write(&file, in_place.replace("42", "43")).unwrap();
+    program.signal(Signal::SIGHUP);
+    program.wait_for("worker \"answer\" replaced, since it has another query");
+    wait_for("43");
+
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.wait().0, Some(0), "{:?}", program.said);
+}
+
+#[test]
+fn own_functions_three_mistakes_are_three_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("own.toml");
+    let text = THREE_WORKERS
+        .replace("query = ", "qeury = ")
+        .replace("\"1m\"", "60")
+        .replace(
+            "\"visits\"\nfunction = \"worker_spi\"",
+            "\"visits\"\nfunction = \"guage\"",
+        );
+    std::fs::write(&file, text).unwrap();
+    let mut program = Daemon::start(example("own_function").arg(&file));
+    assert_eq!(program.wait().0, Some(78), "{:?}", program.said);
+    let shown = file.display();
+    assert_eq!(
+        program.said,
+        [
+            format!(
+                "{shown}:16:1: worker[1].function: there is no function \"guage\" (did you mean \"gauge\"?)"
+            ),
+            format!(
+                "{shown}:23:1: worker[2].qeury: unknown key \"qeury\" (did you mean \"query\"?)"
+            ),
+            format!(
+                "{shown}:24:11: worker[2].naptime: expected a duration with its unit, such as \"1s\", \"250ms\" \
+                 or \"2m\", but found a value of type integer"
+            ),
+        ]
+    );
+}

@@ -19,6 +19,7 @@ mod events;
 mod examples;
 mod faults;
 mod fold;
+mod functions;
 mod home;
 mod http;
 mod idle;

@@ -17,7 +17,7 @@ async fn the_server_shows_who_is_who_and_who_naps_is_idle() {
         ("at home", ConnectionKind::Home),
     ] {
         let mut settings = Settings::new(table("s", "t"));
-        settings.connection = connection;
+        settings.connection = Some(connection);
         settings.naptime = Duration::from_secs(600);
         let worker = db.worker(&postmaster, name, settings).await;
         cycles(&postmaster, worker.id, 0).await;

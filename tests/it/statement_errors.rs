@@ -178,7 +178,7 @@ async fn what_the_server_may_say_about_a_fold_keeps_the_deltas_and_never_ends_th
         let counted = table("s", "t");
         let postmaster = db.postmaster();
         let mut settings = brisk(&counted);
-        settings.connection = connection;
+        settings.connection = Some(connection);
         let worker = db.worker(&postmaster, "w", settings).await;
         db.execute(
             "INSERT INTO s.t VALUES ('total', 0); CREATE TABLE s.says (code text); \

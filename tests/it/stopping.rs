@@ -60,7 +60,7 @@ async fn cancelled_on(connection: ConnectionKind) {
     let counted = table("s", "t");
     let postmaster = db.postmaster();
     let mut settings = Settings::new(counted.clone());
-    settings.connection = connection;
+    settings.connection = Some(connection);
     settings.naptime = Duration::from_secs(600);
     db.worker(&postmaster, "w", settings).await;
     db.execute(

@@ -273,7 +273,7 @@ async fn a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
     daemon.signal(Signal::SIGHUP);
     daemon.wait_for("received SIGHUP, reloading configuration files");
     daemon.wait_for("bgworker.toml:2:7: database.url: expected a string");
-    daemon.wait_for("bgworker.toml:4:1: postmaster.starts_per_tick");
+    daemon.wait_for("bgworker.toml:4:19: postmaster.starts_per_tick");
     daemon.wait_for("nothing was changed");
 
     config.write(&given(&db, "20ms", &["s"]));

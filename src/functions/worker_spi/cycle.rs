@@ -88,7 +88,6 @@ impl Cycle {
         settings: &Settings,
         context: &mut WorkerContext,
     ) -> Result<Found, InitializeError> {
-        let table = &settings.table;
         let probe = match self.probe.take() {
             Some(probe) => probe,
             // Once, and not to be paid for by every worker.
@@ -109,12 +108,14 @@ impl Cycle {
             None
         };
         if hidden.is_some() {
-            return Err(hidden_by_row_security(session, table).await?.into());
+            return Err(hidden_by_row_security(session, &settings.table())
+                .await?
+                .into());
         }
         if !std::mem::replace(&mut probe.has_answered, true) {
             self.known.set(probe.looks.for_nulls);
         }
-        self.report_nulls(context.name(), table, null.is_some());
+        self.report_nulls(context.name(), settings, null.is_some());
         let Some(Tid { block }) = delta else {
             return Ok(Found::Idle);
         };
@@ -130,7 +131,7 @@ impl Cycle {
         let was_missing = std::mem::replace(&mut self.total_was_missing, is_missing);
         if let (true, true, Some(total)) = (is_missing, was_missing, settings.initial_total) {
             // Not at once: a client that replaces the total may be about to insert it.
-            insert_initial_total(session, table, total).await?;
+            insert_initial_total(session, &settings.table(), total).await?;
             self.total_was_missing = false;
             return Ok(Found::Skipped);
         }
@@ -144,11 +145,11 @@ impl Cycle {
         settings: &Settings,
         context: &mut WorkerContext,
     ) -> Result<Look, InitializeError> {
-        let table = &settings.table;
+        let table = settings.table();
         let for_nulls = match self.known.take() {
             // Nothing more is asked: a fleet that comes back all at once would take three times as long.
             Some(for_nulls) => for_nulls,
-            None => initialize(session, table, settings.initial_total).await?,
+            None => initialize(session, &table, settings.initial_total).await?,
         };
         let worker = context.name();
         let for_row_security = context
@@ -186,14 +187,14 @@ impl Cycle {
         if settings.fold == Fold::Delete {
             return Ok(None);
         }
-        let (worker, table) = (context.name(), &settings.table);
+        let (worker, table) = (context.name(), settings.table());
         let sql = table.count_blocks(worker);
         let rows = session.query("look at its size", &sql, Vec::new());
         let blocks = rows.await?.first().map_or(0, |row| row.get::<_, i64>(0));
         if blocks <= i64::from(first) + i64::from(blocks_of(settings.batch)) {
             return Ok(None);
         }
-        match truncate(session, table, worker).await? {
+        match truncate(session, &table, worker).await? {
             Truncation::Folded { rows, total } => {
                 self.impossible_reported = false;
                 report(context, rows, total);
@@ -214,8 +215,9 @@ impl Cycle {
         Ok(is_to_end.then_some(Found::Idle))
     }
 
-    fn report_nulls(&mut self, worker: &str, table: &Table, nulls: bool) {
+    fn report_nulls(&mut self, worker: &str, settings: &Settings, nulls: bool) {
         if nulls && !self.nulls_reported {
+            let table = settings.table();
             warn!(
                 worker,
                 "{worker}: {table} has rows whose value is NULL: they are left alone"
@@ -236,8 +238,9 @@ async fn fold(
     let blocks = blocks_of(settings.batch);
     let mut piece = Piece { from, blocks };
     let mut folded: Option<(u64, i64)> = None;
+    let table = settings.table();
     loop {
-        let sql = settings.table.fold(context.name(), piece);
+        let sql = table.fold(context.name(), piece);
         let rows = session.query("fold", &sql, Vec::new()).await?;
         let Some(row) = rows.first() else {
             return Ok(Found::Skipped);

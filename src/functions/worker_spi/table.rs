@@ -62,14 +62,22 @@ impl Table {
     /// If a name is empty, too long, or has a NUL in it.
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidTable> {
         Ok(Self {
-            schema: check("schema", schema.into(), Self::SCHEMA_MAX, "")?,
-            name: check(
-                "table",
-                name.into(),
-                Self::NAME_MAX,
-                ", since the name of its index is 13 bytes longer",
-            )?,
+            schema: check_schema(schema.into())?,
+            name: check_table(name.into())?,
         })
+    }
+
+    /// Of two names that were checked.
+    pub(super) fn of_names(schema: &str, name: &str) -> Self {
+        Self {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// The schema's name and the table's.
+    pub(super) fn into_names(self) -> (String, String) {
+        (self.schema, self.name)
     }
 
     /// The schema's name, as it is.
@@ -113,6 +121,33 @@ impl fmt::Display for Table {
 
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Reads the name of a schema, as a key has it.
+#[cfg(feature = "config")]
+pub(super) fn schema_name<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<String, D::Error> {
+    let name = serde::Deserialize::deserialize(deserializer)?;
+    check_schema(name).map_err(serde::de::Error::custom)
+}
+
+/// Reads the name of a table, as a key has it.
+#[cfg(feature = "config")]
+pub(super) fn table_name<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<String, D::Error> {
+    let name = serde::Deserialize::deserialize(deserializer)?;
+    check_table(name).map_err(serde::de::Error::custom)
+}
+
+fn check_schema(name: String) -> Result<String, InvalidTable> {
+    check("schema", name, Table::SCHEMA_MAX, "")
+}
+
+fn check_table(name: String) -> Result<String, InvalidTable> {
+    let reason = ", since the name of its index is 13 bytes longer";
+    check("table", name, Table::NAME_MAX, reason)
 }
 
 fn check(

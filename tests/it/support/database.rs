@@ -257,7 +257,7 @@ pub(crate) fn brisk(table: &Table) -> Settings {
 /// The same, with a connection of the worker's own.
 pub(crate) fn brisk_on_its_own(table: &Table) -> Settings {
     let mut settings = brisk(table);
-    settings.connection = ConnectionKind::Own;
+    settings.connection = Some(ConnectionKind::Own);
     settings
 }
 
@@ -282,7 +282,7 @@ pub(crate) async fn napping(
     connection: ConnectionKind,
 ) -> TestWorker {
     let mut settings = Settings::new(table.clone());
-    settings.connection = connection;
+    settings.connection = Some(connection);
     // The first nap is a random part of it, and is to last even then.
     settings.naptime = Duration::from_secs(86_400);
     let worker = db.worker(postmaster, "w", settings).await;

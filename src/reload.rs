@@ -1,33 +1,55 @@
-//! Settings in force: registered at the start, changed by a reload, while the workers run.
+//! Settings in force: the workers of a configuration, registered with a Postmaster, and changed while they run.
+//!
+//! Decides nothing: what a reload has to do is a [`difference`]. Reads no file and handles no signal: the program that
+//! embeds it says when.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bgworker::config::{Change, Settings, WorkerSettings, difference};
-use bgworker::{PostmasterHandle, RequestError, WorkerHandle, worker_spi};
-use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::config::{Change, Settings, WorkerSettings, difference};
+use crate::functions::SettingsSender;
+use crate::postmaster::{PostmasterHandle, RequestError, WorkerHandle};
+
 /// The settings in force, and the workers that were registered by them.
+///
+/// ```no_run
+/// use bgworker::config::{self, Functions, Sources};
+/// use bgworker::reload::InForce;
+/// use bgworker::{Postmaster, PostmasterHandle};
+///
+/// async fn serve(sources: Sources, postmaster: PostmasterHandle) -> Result<(), Box<dyn std::error::Error>> {
+///     let functions = Functions::built_in();
+///     let mut in_force = InForce::register(config::read(&sources, &functions)?, postmaster).await?;
+///     // … at a SIGHUP, with the file read again:
+///     in_force.reload(config::read(&sources, &functions)?).await?;
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
-pub(crate) struct InForce {
+pub struct InForce {
     settings: Settings,
     postmaster: PostmasterHandle,
     workers: HashMap<Arc<str>, Registered>,
 }
 
-/// A worker, and the way by which its settings reach it.
+/// A worker, and the way by which other settings reach its main.
 #[derive(Debug)]
 struct Registered {
     handle: WorkerHandle,
-    settings: watch::Sender<worker_spi::Settings>,
+    settings: SettingsSender,
 }
 
 // === impl InForce ===
 
 impl InForce {
-    /// Registers every worker of the settings.
-    pub(crate) async fn register(
+    /// Registers every worker of the settings. One that the Postmaster refuses is left out: that is in the log.
+    ///
+    /// # Errors
+    ///
+    /// If the Postmaster is gone.
+    pub async fn register(
         settings: Settings,
         postmaster: PostmasterHandle,
     ) -> Result<Self, RequestError> {
@@ -42,14 +64,20 @@ impl InForce {
         Ok(in_force)
     }
 
-    /// Applies what has changed, and says in one line each what did and what could not.
-    pub(crate) async fn reload(&mut self, mut new: Settings) -> Result<(), RequestError> {
+    /// Applies what has changed, says in one line each what did and what could not, and passes a Sighup to all.
+    ///
+    /// A worker that is replaced ends after its cycle first, or is aborted after the `shutdown_timeout`.
+    ///
+    /// # Errors
+    ///
+    /// If the Postmaster is gone.
+    pub async fn reload(&mut self, mut new: Settings) -> Result<(), RequestError> {
         for change in difference(&self.settings, &new) {
             self.apply(change).await?;
         }
         // What needs a restart is still what it was, and is to be named again.
         new.server = self.settings.server.clone();
-        new.http_listen = self.settings.http_listen;
+        new.http = self.settings.http.clone();
         new.database_settings = self.settings.database_settings.clone();
         self.settings = new;
         self.postmaster.sighup();
@@ -88,13 +116,13 @@ impl InForce {
                 self.add(&worker).await?;
             }
             Change::InPlace { worker, keys } => {
-                let WorkerSettings { worker, spi } = worker;
+                let WorkerSettings { worker, function } = worker;
                 let name = &worker.name;
                 info!(worker = %name, "parameters of worker \"{name}\" changed: {}", keys.join(", "));
                 if let Some(registered) = self.workers.get(name) {
                     let (restart_time, limit) = (worker.restart_time, worker.restart_limit);
                     registered.handle.set_restart(restart_time, limit).await?;
-                    registered.settings.send_replace(spi);
+                    registered.settings.send(&function);
                 }
             }
         }
@@ -102,8 +130,7 @@ impl InForce {
     }
 
     async fn add(&mut self, worker: &WorkerSettings) -> Result<(), RequestError> {
-        let (settings, receiver) = watch::channel(worker.spi.clone());
-        let main = worker_spi::main(receiver);
+        let (main, settings) = worker.function.launch();
         let registered = self.postmaster.register(worker.worker.clone(), main).await;
         let handle = match registered {
             Ok(handle) => handle,

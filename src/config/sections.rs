@@ -1,0 +1,131 @@
+//! The sections of which there is one: what each of their keys is read into.
+//!
+//! A section is read into several structs where their fields are kept apart elsewhere. Each key is a field of one of
+//! them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::Spanned;
+use toml::de::{DeTable, Error};
+
+use super::document::{Document, part};
+use crate::database::Settings as DatabaseSettings;
+use crate::keys;
+use crate::spelling;
+use crate::supervision::Limits;
+
+/// Which server is meant, as far as `[database]` says so.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Target {
+    pub(super) url: Option<String>,
+    pub(super) embedded: Option<bool>,
+    pub(super) data_dir: Option<PathBuf>,
+}
+
+/// Where the Postmaster is to be seen over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Http {
+    /// The address; nowhere unless set.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// A section, by its name and what its keys are read into.
+struct Section {
+    name: &'static str,
+    parts: &'static [Part],
+}
+
+/// What some keys of a section are read into.
+struct Part {
+    keys: fn() -> &'static [&'static str],
+    read: fn(toml::Deserializer<'_>) -> Result<(), Error>,
+}
+
+pub(super) const DATABASE: &str = "database";
+pub(super) const POSTMASTER: &str = "postmaster";
+pub(super) const HTTP: &str = "http";
+
+const SECTIONS: [Section; 3] = [
+    Section {
+        name: DATABASE,
+        parts: &[Part::of::<Target>(), Part::of::<DatabaseSettings>()],
+    },
+    Section {
+        name: POSTMASTER,
+        parts: &[Part::of::<Limits>()],
+    },
+    Section {
+        name: HTTP,
+        parts: &[Part::of::<Http>()],
+    },
+];
+
+// === impl Part ===
+
+impl Part {
+    const fn of<T: DeserializeOwned>() -> Self {
+        Self {
+            keys: keys::of::<T>,
+            read: |table| T::deserialize(table).map(drop),
+        }
+    }
+}
+
+/// The names of the sections.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    SECTIONS.iter().map(|section| section.name)
+}
+
+/// The keys of the sections, as `section.key`.
+pub(super) fn keys() -> impl Iterator<Item = String> {
+    SECTIONS.iter().flat_map(|section| {
+        let keys = section.parts.iter().flat_map(|part| (part.keys)());
+        keys.map(|key| format!("{}.{key}", section.name))
+    })
+}
+
+/// Takes the sections out of a document. What is well-formed in them is returned, for other sources to be put on it.
+pub(super) fn take(document: &mut Document, root: &mut DeTable<'_>) -> toml::Table {
+    let mut sections = toml::Table::new();
+    for Section { name, parts } in &SECTIONS {
+        let mut table = document.take_table(root, name);
+        let mut section = toml::Table::new();
+        let mut known = Vec::new();
+        for Part { keys, read } in *parts {
+            known.extend(keys());
+            let mut part = part(&mut table, keys());
+            document.read(&mut part, name, read);
+            let part = toml::Deserializer::from(Spanned::new(0..0, part));
+            section.extend(toml::Table::deserialize(part).unwrap_or_default());
+        }
+        document.refuse_unknown(&table, name, &known);
+        sections.insert((*name).to_owned(), section.into());
+    }
+    sections
+}
+
+/// Reads an address with a port; a port alone is one of this machine that nobody else reaches.
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let listen = String::deserialize(deserializer)?;
+    if let Some(port) = listen.parse().ok().filter(|port| *port > 0) {
+        return Ok(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+    }
+    listen.parse().map(Some).map_err(|_| {
+        // Colons and brackets are an address's; anything else may be a secret.
+        let shown = match spelling::quoted_word(&listen.replace([':', '[', ']'], "")) {
+            word if word.is_empty() => "it".to_owned(),
+            _ => format!("\"{listen}\""),
+        };
+        D::Error::custom(format_args!(
+            "{shown} is not an address with a port (such as \"127.0.0.1:9187\" or \"[::1]:9187\"; a port alone, \
+             \"9187\", is one of 127.0.0.1)"
+        ))
+    })
+}

@@ -1,0 +1,84 @@
+//! A length of time as a key has it: a number with its unit, such as `"1s"`, `"250ms"` or `"2m"`; more than 0 and at
+//! most 1,000 days.
+//!
+//! For a settings struct of your own: `#[serde(with = "bgworker::config::duration")]` on a field of type
+//! [`Duration`].
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{Deserializer, Error, Visitor};
+use serde::{Serialize as _, Serializer};
+
+/// 1,000 days, in milliseconds: no clock overflows.
+const MAX_MS: u64 = 86_400_000_000;
+
+const SECONDS_OF_A_DAY: u64 = 86_400;
+
+/// What a length of time is expected to look like.
+const EXPECTED: &str = r#"a duration with its unit, such as "1s", "250ms" or "2m""#;
+
+/// Writes it with its unit.
+///
+/// # Errors
+///
+/// Those of the serializer.
+pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    humantime::format_duration(*time)
+        .to_string()
+        .serialize(serializer)
+}
+
+/// Reads one that is more than 0 and at most 1,000 days.
+///
+/// # Errors
+///
+/// What was expected, where it is anything else.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    at_most::<MAX_MS, D>(deserializer)
+}
+
+/// Reads one that is more than 0 and at most this many milliseconds.
+pub(crate) fn at_most<'de, const MAX_MS: u64, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Duration, D::Error> {
+    let time = any::deserialize(deserializer)?;
+    let max = Duration::from_millis(MAX_MS);
+    if time.is_zero() || time > max {
+        let max = match max.as_secs().checked_rem(SECONDS_OF_A_DAY) {
+            Some(0) => format!("{} days", max.as_secs() / SECONDS_OF_A_DAY),
+            _ => humantime::format_duration(max).to_string(),
+        };
+        let message = format_args!("it must be more than 0 and at most {max}");
+        return Err(D::Error::custom(message));
+    }
+    Ok(time)
+}
+
+/// One that is bounded elsewhere.
+pub(crate) mod any {
+    use super::{Deserializer, Duration, Text};
+
+    pub(crate) use super::serialize;
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// Visits a text, and nothing that could be taken for one.
+struct Text;
+
+impl Visitor<'_> for Text {
+    type Value = Duration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(EXPECTED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+        humantime::parse_duration(text).map_err(|_| E::custom(format_args!("expected {EXPECTED}")))
+    }
+}
