@@ -53,8 +53,6 @@ const ACTIONS_PER_TURN: usize = 128;
 pub struct Postmaster {
     machine: StateMachine,
     children: Children,
-    /// What incarnations report, until the actor has started and listens to it.
-    reported: Option<Reports>,
     database: Option<Database>,
     /// Workers wait for a server.
     has_server: bool,
@@ -138,20 +136,22 @@ impl Postmaster {
         let (reports, reported) = unbounded_channel();
         let mut machine = StateMachine::new(now(), limits);
         machine.reached(now(), reached);
-        let postmaster = Self {
-            machine,
-            children: Children::new(reports),
-            reported: Some(Reports(reported)),
-            database,
-            has_server: reached == StartTime::PostmasterStart,
-            server: ServerStatus::unknown(),
-            on_reset: None,
-            server_watch: None,
-            wakeup: None,
-            aborted: Vec::new(),
-            exit,
-        };
-        Ok(PostmasterHandle::new(postmaster.start(), exited))
+        let postmaster = Self::create(|ctx| {
+            ctx.add_stream(Reports(reported));
+            Self {
+                machine,
+                children: Children::new(reports),
+                database,
+                has_server: reached == StartTime::PostmasterStart,
+                server: ServerStatus::unknown(),
+                on_reset: None,
+                server_watch: None,
+                wakeup: None,
+                aborted: Vec::new(),
+                exit,
+            }
+        });
+        Ok(PostmasterHandle::new(postmaster, exited))
     }
 
     /// Passes one event to the machine, then carries out what follows from it.
@@ -326,9 +326,6 @@ impl Actor for Postmaster {
         // nothing left then that could run a task.
         if ctx.state() == actix::ActorState::Running {
             self.watch_server(ctx);
-            if let Some(reported) = self.reported.take() {
-                ctx.add_stream(reported);
-            }
         }
     }
 }

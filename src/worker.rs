@@ -12,7 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
+use actix::fut::{ActorFutureExt, wrap_future};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 
@@ -53,8 +54,6 @@ pub(crate) struct Worker {
     incarnation: Incarnation,
     latch: Latch,
     abort: AbortHandle,
-    /// Its main, until the actor has started and awaits it.
-    main: Option<JoinHandle<End>>,
     reports: UnboundedSender<WorkerReport>,
 }
 
@@ -71,14 +70,27 @@ impl Worker {
         let latch = context.latch().clone();
         // What an error says is its author's code as well: it is asked in here, where it may panic.
         let main = actix_rt::spawn(async move { returned(main.call(context).await) });
-        let worker = Self {
-            incarnation,
-            latch,
-            abort: main.abort_handle(),
-            main: Some(main),
-            reports,
-        };
-        worker.start()
+        Self::create(|ctx| {
+            let abort = main.abort_handle();
+            // As long as it awaits the main, the actor lives, whether it has an address or not.
+            let reap = wrap_future::<_, Self>(reap(main, latch.clone(), reports.clone()));
+            ctx.spawn(reap.map(|end, worker, _| worker.report(end)));
+            Self {
+                incarnation,
+                latch,
+                abort,
+                reports,
+            }
+        })
+    }
+
+    fn report(&self, end: Result<End, JoinError>) {
+        let (exit, reason) = ended(end);
+        // Where the Postmaster is gone, nobody needs a report.
+        let _ = self.reports.send(WorkerReport {
+            incarnation: self.incarnation,
+            event: WorkerEvent::Exited { exit, reason },
+        });
     }
 }
 
@@ -151,22 +163,6 @@ fn panic_text(payload: Box<dyn Any + Send>) -> String {
 
 impl Actor for Worker {
     type Context = Context<Self>;
-
-    /// Awaits the main. As long as it does, the actor lives, whether it has an address or not.
-    fn started(&mut self, ctx: &mut Self::Context) {
-        let Some(main) = self.main.take() else {
-            return;
-        };
-        let reap = reap(main, self.latch.clone(), self.reports.clone()).into_actor(self);
-        ctx.spawn(reap.map(|end, worker, _| {
-            let (exit, reason) = ended(end);
-            // Where the Postmaster is gone, nobody needs a report.
-            let _ = worker.reports.send(WorkerReport {
-                incarnation: worker.incarnation,
-                event: WorkerEvent::Exited { exit, reason },
-            });
-        }));
-    }
 }
 
 impl Handler<Sighup> for Worker {
