@@ -6,10 +6,9 @@ use bgworker::supervision::WorkerState;
 use bgworker::worker_spi::{ConnectionKind, ROWS_FOLDED, TOTAL};
 use tracing::Level;
 
-use crate::support::database::{
-    TestDatabase, brisk, cycles, napping, register, shut_down, table, wake,
-};
+use crate::support::database::{TestDatabase, brisk, cycles, register, shut_down, table};
 use crate::support::log::Log;
+use crate::support::stage::Stage;
 use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -42,30 +41,28 @@ async fn deltas_are_folded_exactly_and_reported_once() {
 #[actix::test]
 async fn without_a_total_deltas_stay_and_one_warning_says_so() {
     let log = Log::capture();
-    let db = TestDatabase::new().await;
-    let postmaster = db.postmaster();
-    let counted = table("s", "t");
-    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
-    db.execute("INSERT INTO s.t VALUES ('delta', 1), ('delta', 2)")
+    let stage = Stage::new().await;
+    stage
+        .execute("INSERT INTO s.t VALUES ('delta', 1), ('delta', 2)")
         .await;
     eventually("the warning", || async {
         !log.with(Level::WARN, "no total").is_empty()
     })
     .await;
     tokio::time::sleep(Duration::from_millis(200)).await; // some ten cycles
-    assert_eq!(db.rows(&counted).await, ["delta|1", "delta|2"]);
+    assert_eq!(stage.rows().await, ["delta|1", "delta|2"]);
     assert_eq!(log.with(Level::WARN, "no total").len(), 1);
-    let report = || async { postmaster.worker(worker.id).await.unwrap().unwrap().report };
+    let report = || async { stage.status().await.report };
     let waiting = report().await;
     let waits = "s.t has deltas but no total: they wait until one is inserted";
     assert_eq!(waiting.last_error.as_deref(), Some(waits));
     assert!(waiting.consecutive_failures > 1, "{waiting:?}");
-    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
-    db.wait_for_rows(&counted, &["total|3"]).await;
-    cycles(&postmaster, worker.id, 2).await;
+    stage.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    stage.becomes(&["total|3"]).await;
+    stage.cycles(2).await;
     assert_eq!(report().await.consecutive_failures, 0);
-    db.execute("DELETE FROM s.t").await;
-    db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    stage.execute("DELETE FROM s.t").await;
+    stage.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
     eventually("a warning for the new state", || async {
         log.with(Level::WARN, "no total").len() == 2
     })
@@ -107,38 +104,34 @@ async fn an_overflow_keeps_the_delta_is_reported_once_and_mends_without_a_restar
 
 #[actix::test]
 async fn in_the_projects_own_table_31_bits_are_no_limit() {
-    let db = TestDatabase::new().await;
-    let postmaster = db.postmaster();
-    let counted = table("s", "t");
-    db.worker(&postmaster, "w", brisk(&counted)).await;
-    db.execute("INSERT INTO s.t VALUES ('total', 2147483640), ('delta', 100)")
+    let stage = Stage::new().await;
+    stage
+        .execute("INSERT INTO s.t VALUES ('total', 2147483640), ('delta', 100)")
         .await;
-    db.wait_for_rows(&counted, &["total|2147483740"]).await;
+    stage.becomes(&["total|2147483740"]).await;
 }
 
 #[actix::test]
 async fn after_the_delta_is_deleted_folding_goes_on() {
-    let db = TestDatabase::new().await;
-    let postmaster = db.postmaster();
-    let counted = table("s", "t");
-    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
+    let stage = Stage::new().await;
     let most = i64::MAX;
-    db.execute(&format!(
-        "INSERT INTO s.t VALUES ('total', {most}), ('delta', 1)"
-    ))
-    .await;
+    stage
+        .execute(&format!(
+            "INSERT INTO s.t VALUES ('total', {most}), ('delta', 1)"
+        ))
+        .await;
     eventually("the failure", || async {
-        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        let status = stage.status().await;
         status
             .report
             .last_error
             .is_some_and(|error| error.contains("22003"))
     })
     .await;
-    db.execute("DELETE FROM s.t WHERE type = 'delta'; INSERT INTO s.t VALUES ('delta', -1)")
+    stage
+        .execute("DELETE FROM s.t WHERE type = 'delta'; INSERT INTO s.t VALUES ('delta', -1)")
         .await;
-    db.wait_for_rows(&counted, &[&format!("total|{}", most - 1)])
-        .await;
+    stage.becomes(&[&format!("total|{}", most - 1)]).await;
 }
 
 #[actix::test]
@@ -200,12 +193,9 @@ async fn eight_workers_at_once_on_one_new_schema_are_all_ready() {
 
 #[actix::test]
 async fn a_locked_total_is_left_alone_and_folded_when_it_is_free() {
-    let db = TestDatabase::new().await;
-    let counted = table("s", "t");
-    let postmaster = db.postmaster();
-    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
-    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
-    let client = db.connect().await;
+    let stage = Stage::new().await;
+    stage.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    let client = stage.db.connect().await;
     client
         .batch_execute(
             "hold",
@@ -213,15 +203,15 @@ async fn a_locked_total_is_left_alone_and_folded_when_it_is_free() {
         )
         .await
         .unwrap();
-    db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    stage.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(db.rows(&counted).await, ["delta|1", "total|0"]);
+    assert_eq!(stage.rows().await, ["delta|1", "total|0"]);
     client.batch_execute("let go", "COMMIT").await.unwrap();
     within(SECOND, "the delta is folded", || async {
-        db.rows(&counted).await == ["total|1"]
+        stage.rows().await == ["total|1"]
     })
     .await;
-    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    let status = stage.status().await;
     assert_eq!(
         status.report.last_error, None,
         "a locked total is no failure"
@@ -231,18 +221,16 @@ async fn a_locked_total_is_left_alone_and_folded_when_it_is_free() {
 #[actix::test]
 async fn a_lock_on_a_delta_is_waited_for_shortly_and_tried_again() {
     let log = Log::capture();
-    let db = TestDatabase::new().await;
-    let counted = table("s", "t");
-    let postmaster = db.postmaster();
-    let worker = napping(&db, &postmaster, &counted, ConnectionKind::Home).await;
-    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
+    let stage = Stage::napping(ConnectionKind::Home).await;
+    stage
+        .execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
         .await;
-    let client = db.connect().await;
+    let client = stage.db.connect().await;
     let hold = "BEGIN; SELECT FROM s.t WHERE type = 'delta' FOR UPDATE";
     client.batch_execute("hold", hold).await.unwrap();
-    wake(&postmaster, &worker);
+    stage.wake();
     eventually("it gave up waiting", || async {
-        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        let status = stage.status().await;
         status
             .report
             .last_error
@@ -250,20 +238,23 @@ async fn a_lock_on_a_delta_is_waited_for_shortly_and_tried_again() {
     })
     .await;
     client.batch_execute("let go", "COMMIT").await.unwrap();
-    db.wait_for_rows(&counted, &["total|1"]).await;
+    stage.becomes(&["total|1"]).await;
     assert_eq!(log.with(Level::ERROR, ""), Vec::<String>::new());
-    let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+    let status = stage.status().await;
     assert_eq!((status.starts, status.state), (1, WorkerState::Running));
 }
 
 #[actix::test]
 async fn null_cannot_be_in_our_own_table() {
-    let db = TestDatabase::new().await;
-    let postmaster = db.postmaster();
-    db.worker(&postmaster, "w", brisk(&table("s", "t"))).await;
+    let stage = Stage::new().await;
     for row in ["('delta', NULL)", "(NULL, 1)", "('other', 1)"] {
         let sql = format!("INSERT INTO s.t VALUES {row}");
-        let error = db.client.batch_execute("insert", &sql).await.unwrap_err();
+        let error = stage
+            .db
+            .client
+            .batch_execute("insert", &sql)
+            .await
+            .unwrap_err();
         assert!(
             matches!(error.sqlstate(), Some("23502" | "23514")),
             "{row}: {error}"

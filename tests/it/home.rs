@@ -11,6 +11,7 @@ use tracing::Level;
 
 use crate::support::database::{TestDatabase, TestWorker, brisk, brisk_on_its_own, table};
 use crate::support::log::Log;
+use crate::support::stage::Stage;
 use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -332,31 +333,29 @@ async fn a_question_that_cannot_be_answered_keeps_no_neighbour_from_its_answer()
 
 #[actix::test]
 async fn a_crash_lets_the_home_connections_be_made_anew() {
-    let db = TestDatabase::new().await;
-    let postmaster = db.postmaster();
-    let worker = db.worker(&postmaster, "w", brisk(&table("s", "t"))).await;
+    let stage = Stage::new().await;
     let pid = "SELECT min(pid) FROM pg_stat_activity \
                WHERE datname = current_database() AND application_name = 'bgworker'";
     eventually("it is at home", || async {
-        db.value::<i64>(HOMES).await == 1
+        stage.value::<i64>(HOMES).await == 1
     })
     .await;
-    let before: i32 = db.value(pid).await;
+    let before: i32 = stage.value(pid).await;
     let bomb = BackgroundWorker::new("bomb")
         .access(bgworker::Access::Shared)
         .restart_time(bgworker::RestartTime::Never);
     let main = |_: WorkerContext| async { panic!("a crash") };
-    postmaster.register(bomb, main).await.unwrap();
+    stage.postmaster.register(bomb, main).await.unwrap();
     eventually("it started again", || async {
-        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        let status = stage.status().await;
         status.starts == 2 && status.report.napping
     })
     .await;
     eventually("the old one is gone", || async {
-        db.value::<i64>(HOMES).await == 1
+        stage.value::<i64>(HOMES).await == 1
     })
     .await;
-    assert_ne!(db.value::<i32>(pid).await, before);
+    assert_ne!(stage.value::<i32>(pid).await, before);
 }
 
 #[actix::test]
@@ -387,13 +386,10 @@ async fn each_database_has_home_connections_of_its_own() {
 
 #[actix::test]
 async fn a_worker_with_a_connection_of_its_own_needs_no_home() {
-    let db = TestDatabase::new().await;
-    let postmaster = db.postmaster();
-    let counted = table("s", "t");
-    db.worker(&postmaster, "w", brisk_on_its_own(&counted))
+    let stage = Stage::with(brisk_on_its_own).await;
+    stage
+        .execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
         .await;
-    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
-        .await;
-    db.wait_for_rows(&counted, &["total|1"]).await;
-    assert_eq!(db.value::<i64>(HOMES).await, 0);
+    stage.becomes(&["total|1"]).await;
+    assert_eq!(stage.value::<i64>(HOMES).await, 0);
 }

@@ -12,6 +12,7 @@ use crate::support::database::{
 use crate::support::eventually;
 use crate::support::log::Log;
 use crate::support::server::TestServer;
+use crate::support::stage::Stage;
 
 /// Waits until a worker's last error has this in it.
 async fn fails_with(postmaster: &PostmasterHandle, worker: &TestWorker, text: &str) {
@@ -90,15 +91,11 @@ async fn what_a_person_can_mend_ends_no_worker_and_is_told_once() {
     ] {
         for settings in [brisk, brisk_on_its_own] {
             let log = Log::capture();
-            let db = TestDatabase::new().await;
-            let postmaster = db.postmaster();
-            let worker = db
-                .worker(&postmaster, "w", settings(&table("s", "t")))
-                .await;
-            db.execute("INSERT INTO s.t VALUES ('total', 90)").await;
-            db.execute(broken).await;
+            let stage = Stage::with(settings).await;
+            stage.execute("INSERT INTO s.t VALUES ('total', 90)").await;
+            stage.execute(broken).await;
             if !sqlstate.is_empty() {
-                db.execute("INSERT INTO s.t VALUES ('delta', 20)").await;
+                stage.execute("INSERT INTO s.t VALUES ('delta', 20)").await;
             }
             eventually(broken, || async { !log.with(Level::ERROR, "").is_empty() }).await;
             tokio::time::sleep(Duration::from_millis(300)).await; // several attempts
@@ -107,12 +104,16 @@ async fn what_a_person_can_mend_ends_no_worker_and_is_told_once() {
             let most = if sqlstate.is_empty() { 2 } else { 1 };
             assert!(told.len() <= most, "{broken}: {told:#?}");
             assert!(told[0].contains(sqlstate), "{broken}: {told:#?}");
-            db.execute(mended).await;
+            stage.execute(mended).await;
             if sqlstate.is_empty() {
-                db.execute("INSERT INTO s.t VALUES ('delta', 20)").await;
+                stage.execute("INSERT INTO s.t VALUES ('delta', 20)").await;
             }
-            db.wait_for_rows(&table("s", "t"), &["total|110"]).await;
-            assert_eq!(starts(&postmaster, &worker).await, 1, "{broken}");
+            stage.becomes(&["total|110"]).await;
+            assert_eq!(
+                starts(&stage.postmaster, &stage.worker).await,
+                1,
+                "{broken}"
+            );
         }
     }
 }
@@ -159,22 +160,22 @@ async fn an_initial_total_that_is_gone_is_inserted_again() {
 
 #[actix::test]
 async fn a_total_that_a_client_replaces_is_not_forestalled_by_the_initial_one() {
-    let db = TestDatabase::new().await;
-    let postmaster = db.postmaster();
-    let counted = table("s", "t");
-    let mut settings = brisk(&counted).initial_total(0);
-    settings.naptime = Duration::from_secs(1);
-    db.worker(&postmaster, "w", settings).await;
+    let stage = Stage::with(|table| {
+        brisk(table)
+            .initial_total(0)
+            .naptime(Duration::from_secs(1))
+    })
+    .await;
     for round in 1..=20 {
-        db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
-        postmaster.sighup();
+        stage.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+        stage.postmaster.sighup();
         // Two transactions, with a moment between them.
-        let total: i64 = db
+        let total: i64 = stage
             .value("DELETE FROM s.t WHERE type = 'total' RETURNING value")
             .await;
         let sql = format!("INSERT INTO s.t VALUES ('total', {total})");
-        db.execute(&sql).await;
-        assert_eq!(db.sum(&counted).await, round);
+        stage.execute(&sql).await;
+        assert_eq!(stage.db.sum(&stage.table).await, round);
     }
 }
 

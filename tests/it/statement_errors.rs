@@ -10,6 +10,7 @@ use tracing::Level;
 
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, cycles, table};
 use crate::support::log::Log;
+use crate::support::stage::{Stage, fold_slowly};
 use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -68,35 +69,30 @@ async fn a_statement_that_the_server_forgot_is_prepared_again() {
 
 #[actix::test]
 async fn a_column_that_loses_its_not_null_loses_no_delta() {
-    let db = TestDatabase::new().await;
-    let counted = table("s", "t");
-    let postmaster = db.postmaster();
-    let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
-    db.execute(
-        "INSERT INTO s.t VALUES ('total', 100); ALTER TABLE s.t ALTER value DROP NOT NULL; \
+    let stage = Stage::new().await;
+    stage
+        .execute(
+            "INSERT INTO s.t VALUES ('total', 100); ALTER TABLE s.t ALTER value DROP NOT NULL; \
          INSERT INTO s.t VALUES ('delta', NULL), ('delta', 1)",
-    )
-    .await;
-    db.wait_for_rows(&counted, &["delta|NULL", "total|101"])
+        )
         .await;
-    cycles(&postmaster, worker.id, 3).await;
-    assert_eq!(db.rows(&counted).await, ["delta|NULL", "total|101"]);
+    stage.becomes(&["delta|NULL", "total|101"]).await;
+    stage.cycles(3).await;
+    assert_eq!(stage.rows().await, ["delta|NULL", "total|101"]);
 }
 
 #[actix::test]
 async fn an_update_that_a_trigger_suppresses_undoes_the_whole_fold() {
     let log = Log::capture();
-    let db = TestDatabase::new().await;
-    let counted = table("s", "t");
-    let postmaster = db.postmaster();
-    db.worker(&postmaster, "w", brisk(&counted)).await;
-    db.execute(
-        "CREATE FUNCTION s.suppress() RETURNS trigger LANGUAGE plpgsql AS \
+    let stage = Stage::new().await;
+    stage
+        .execute(
+            "CREATE FUNCTION s.suppress() RETURNS trigger LANGUAGE plpgsql AS \
          'BEGIN RETURN NULL; END'; \
          CREATE TRIGGER suppress BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.suppress(); \
          INSERT INTO s.t VALUES ('total', 0), ('delta', 5)",
-    )
-    .await;
+        )
+        .await;
     eventually("it is reported", || async {
         !log.with(
             Level::ERROR,
@@ -105,9 +101,9 @@ async fn an_update_that_a_trigger_suppresses_undoes_the_whole_fold() {
         .is_empty()
     })
     .await;
-    assert_eq!(db.rows(&counted).await, ["delta|5", "total|0"]);
-    db.execute("DROP TRIGGER suppress ON s.t").await;
-    db.wait_for_rows(&counted, &["total|5"]).await;
+    assert_eq!(stage.rows().await, ["delta|5", "total|0"]);
+    stage.execute("DROP TRIGGER suppress ON s.t").await;
+    stage.becomes(&["total|5"]).await;
 }
 
 #[actix::test]
@@ -120,13 +116,7 @@ async fn a_fold_that_takes_too_long_is_reported_for_what_it_is_and_backs_off() {
     let impatient = Database::new(conninfo, settings).unwrap();
     let postmaster = Postmaster::launch(Limits::default(), Some(impatient)).unwrap();
     let worker = db.worker(&postmaster, "w", brisk(&counted)).await;
-    db.execute(
-        "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
-         'BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END'; \
-         CREATE TRIGGER slow BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.slow(); \
-         INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
-    )
-    .await;
+    fold_slowly(&db, 0.3).await;
     let why = "give it a longer statement_timeout";
     eventually("it is reported", || async {
         !log.with(Level::ERROR, why).is_empty()
@@ -174,45 +164,39 @@ async fn a_terminated_backend_is_replaced_at_once_also_with_never() {
 #[actix::test]
 async fn what_the_server_may_say_about_a_fold_keeps_the_deltas_and_never_ends_the_worker() {
     for connection in [ConnectionKind::Home, ConnectionKind::Own] {
-        let db = TestDatabase::new().await;
-        let counted = table("s", "t");
-        let postmaster = db.postmaster();
-        let mut settings = brisk(&counted);
-        settings.connection = Some(connection);
-        let worker = db.worker(&postmaster, "w", settings).await;
-        db.execute(
-            "INSERT INTO s.t VALUES ('total', 0); CREATE TABLE s.says (code text); \
+        let stage = Stage::with(|table| brisk(table).connection(connection)).await;
+        stage
+            .execute(
+                "INSERT INTO s.t VALUES ('total', 0); CREATE TABLE s.says (code text); \
              CREATE FUNCTION s.say() RETURNS trigger LANGUAGE plpgsql AS $$ \
              DECLARE it text := (SELECT code FROM s.says); BEGIN \
              IF it IS NOT NULL THEN RAISE EXCEPTION 'so says a test' USING ERRCODE = it; END IF; \
              RETURN NEW; END $$; \
              CREATE TRIGGER say BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.say()",
-        )
-        .await;
+            )
+            .await;
         let codes = [
             "40001", "40P01", "55P03", "57014", "22003", "53100", "53200",
         ];
         for (folded, code) in codes.into_iter().enumerate() {
-            db.execute(&format!("INSERT INTO s.says VALUES ('{code}')"))
+            stage
+                .execute(&format!("INSERT INTO s.says VALUES ('{code}')"))
                 .await;
-            db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+            stage.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
             eventually("it is met", || async {
-                let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+                let status = stage.status().await;
                 let error = status.report.last_error;
                 error.is_some_and(|error| error.contains(code))
             })
             .await;
-            assert_eq!(
-                db.rows(&counted).await,
-                ["delta|1", &format!("total|{folded}")]
-            );
-            db.execute("DELETE FROM s.says").await;
+            assert_eq!(stage.rows().await, ["delta|1", &format!("total|{folded}")]);
+            stage.execute("DELETE FROM s.says").await;
             within(SECOND, "it is folded", || async {
-                db.rows(&counted).await == [format!("total|{}", folded + 1)]
+                stage.rows().await == [format!("total|{}", folded + 1)]
             })
             .await;
         }
-        let status = postmaster.worker(worker.id).await.unwrap().unwrap();
+        let status = stage.status().await;
         assert_eq!(status.starts, 1);
     }
 }

@@ -7,42 +7,21 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::worker_spi::{ConnectionKind, Settings};
 
 use crate::support::database::{TestDatabase, napping, shut_down, table, wake};
+use crate::support::stage::{Stage, fold_slowly, is_folding, waits};
 use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 #[actix::test]
 async fn a_sigterm_inside_a_cycle_lets_it_commit_whole() {
-    let db = TestDatabase::new().await;
-    let counted = table("s", "t");
-    let postmaster = db.postmaster();
-    let mut settings = Settings::new(counted.clone());
-    settings.naptime = Duration::from_secs(600);
-    db.worker(&postmaster, "w", settings).await;
-    // A fold that lasts: its update waits in a trigger.
-    db.execute(
-        "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
-         'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'; \
-         CREATE TRIGGER slow BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.slow(); \
-         INSERT INTO s.t VALUES ('total', 0), ('delta', 1), ('delta', 2)",
-    )
-    .await;
-    postmaster.sighup();
-    eventually("the fold is under way", || async {
-        db.value::<bool>(
-            "SELECT EXISTS (SELECT FROM pg_stat_activity \
-             WHERE datname = current_database() AND query LIKE '%bgworker: w %' AND wait_event = 'PgSleep')",
-        )
-        .await
-    })
-    .await;
-    db.execute("INSERT INTO s.t VALUES ('delta', 4)").await;
-    shut_down(&postmaster).await;
-    assert_eq!(
-        db.rows(&counted).await,
-        ["delta|4", "total|3"],
-        "and no further cycle"
-    );
+    let stage = Stage::napping(ConnectionKind::Home).await;
+    fold_slowly(&stage.db, 0.5).await;
+    stage.postmaster.sighup();
+    is_folding(&stage.db, "w").await;
+    stage.execute("INSERT INTO s.t VALUES ('delta', 4)").await;
+    shut_down(&stage.postmaster).await;
+    let rows = stage.rows().await;
+    assert_eq!(rows, ["delta|4", "total|1"], "and no further cycle");
 }
 
 #[actix::test]
@@ -56,33 +35,16 @@ async fn a_sigint_cancels_what_runs_on_a_home_connection_too() {
 }
 
 async fn cancelled_on(connection: ConnectionKind) {
-    let db = TestDatabase::new().await;
-    let counted = table("s", "t");
-    let postmaster = db.postmaster();
-    let mut settings = Settings::new(counted.clone());
-    settings.connection = Some(connection);
-    settings.naptime = Duration::from_secs(600);
-    db.worker(&postmaster, "w", settings).await;
-    db.execute(
-        "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
-         'BEGIN PERFORM pg_sleep(50); RETURN NEW; END'; \
-         CREATE TRIGGER slow BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.slow(); \
-         INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
-    )
-    .await;
-    postmaster.sighup();
-    let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity \
-                  WHERE datname = current_database() AND query LIKE '%bgworker: w %' AND wait_event = 'PgSleep')";
-    eventually("the fold is under way", || async {
-        db.value::<bool>(sleeps).await
-    })
-    .await;
+    let stage = Stage::napping(connection).await;
+    fold_slowly(&stage.db, 50.0).await;
+    stage.postmaster.sighup();
+    is_folding(&stage.db, "w").await;
     let begin = tokio::time::Instant::now();
-    postmaster.shut_down(Shutdown::Fast);
-    assert!(postmaster.exited().await.unwrap().aborted.is_empty());
+    stage.postmaster.shut_down(Shutdown::Fast);
+    assert!(stage.postmaster.exited().await.unwrap().aborted.is_empty());
     assert!(begin.elapsed() < 2 * SECOND, "{:?}", begin.elapsed());
-    assert!(!db.value::<bool>(sleeps).await);
-    assert_eq!(db.rows(&counted).await, ["delta|1", "total|0"]);
+    assert!(!waits(&stage.db, "w", "Timeout").await);
+    assert_eq!(stage.rows().await, ["delta|1", "total|0"]);
 }
 
 /// A worker with a connection of its own and no lock timeout waits for a delta that a client holds.
@@ -102,16 +64,14 @@ async fn blocked_without_lock_timeout(mode: Shutdown) -> Duration {
         .await
         .unwrap();
     wake(&postmaster, &worker);
-    let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity \
-                 WHERE datname = current_database() AND query LIKE '%bgworker: w %' AND wait_event_type = 'Lock')";
-    eventually("it waits", || async { db.value::<bool>(waits).await }).await;
+    eventually("it waits", || waits(&db, "w", "Lock")).await;
     tokio::time::sleep(SECOND / 2).await; // more than the lock timeout that others have
-    assert!(db.value::<bool>(waits).await);
+    assert!(waits(&db, "w", "Lock").await);
     let begin = tokio::time::Instant::now();
     postmaster.shut_down(mode);
     assert!(postmaster.exited().await.unwrap().aborted.is_empty());
     let took = begin.elapsed();
-    assert!(!db.value::<bool>(waits).await, "it was cancelled");
+    assert!(!waits(&db, "w", "Lock").await, "it was cancelled");
     client.batch_execute("COMMIT").await.unwrap();
     assert_eq!(db.rows(&counted).await, ["delta|1", "total|0"]);
     took

@@ -2,47 +2,35 @@
 
 use std::time::Duration;
 
-use bgworker::PostmasterHandle;
-use bgworker::worker_spi::Table;
 use tracing::Level;
 
-use crate::support::database::{TestDatabase, TestWorker, brisk, table};
 use crate::support::eventually;
 use crate::support::log::Log;
+use crate::support::stage::Stage;
 
 /// A worker on `s.t`, where a trigger with this body is put on the table afterwards.
 struct Triggered {
     log: Log,
-    db: TestDatabase,
-    table: Table,
-    postmaster: PostmasterHandle,
-    _worker: TestWorker,
+    stage: Stage,
 }
 
 impl Triggered {
     async fn new(event: &str, body: &str) -> Self {
         let log = Log::capture();
-        let db = TestDatabase::new().await;
-        let postmaster = db.postmaster();
-        let worker = db.worker(&postmaster, "w", brisk(&table("s", "t"))).await;
-        db.execute(&format!(
-            "CREATE TABLE s.bin (LIKE s.t); INSERT INTO s.t VALUES ('total', 100); \
+        let stage = Stage::new().await;
+        stage
+            .execute(&format!(
+                "CREATE TABLE s.bin (LIKE s.t); INSERT INTO s.t VALUES ('total', 100); \
              CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; END $$; \
              CREATE TRIGGER f {event} ON s.t FOR EACH ROW EXECUTE FUNCTION s.f()"
-        ))
-        .await;
-        Self {
-            log,
-            db,
-            table: table("s", "t"),
-            postmaster,
-            _worker: worker,
-        }
+            ))
+            .await;
+        Self { log, stage }
     }
 
     async fn insert(&self, deltas: &str) {
         let sql = format!("INSERT INTO s.t SELECT 'delta', v FROM ({deltas}) AS d (v)");
-        self.db.execute(&sql).await;
+        self.stage.execute(&sql).await;
     }
 
     /// Waits until an error with this text is told.
@@ -55,8 +43,8 @@ impl Triggered {
 
     /// Drops the trigger, and waits until everything is folded.
     async fn mended(&self, total: &str) {
-        self.db.execute("DROP TRIGGER f ON s.t").await;
-        self.db.wait_for_rows(&self.table, &[total]).await;
+        self.stage.execute("DROP TRIGGER f ON s.t").await;
+        self.stage.becomes(&[total]).await;
     }
 }
 
@@ -75,11 +63,17 @@ async fn a_trigger_that_keeps_the_deltas_is_told_for_what_it_is_and_writes_nothi
     tokio::time::sleep(Duration::from_secs(2)).await;
     let told = triggered.log.with(Level::WARN, "");
     assert_eq!(told.len(), 1, "{told:#?}");
-    let failures = triggered.postmaster.workers().await.unwrap().registered[0]
+    let failures = triggered
+        .stage
+        .postmaster
+        .workers()
+        .await
+        .unwrap()
+        .registered[0]
         .report
         .consecutive_failures;
     assert!(failures < 20, "{failures} attempts");
-    let kept: i64 = triggered.db.value("SELECT count(*) FROM s.bin").await;
+    let kept: i64 = triggered.stage.value("SELECT count(*) FROM s.bin").await;
     assert_eq!(kept, 0);
     triggered.mended("total|20100").await;
 }
@@ -90,7 +84,7 @@ async fn a_trigger_that_keeps_some_deltas_neither_loses_nor_doubles_any() {
     let triggered = Triggered::new("BEFORE DELETE", body).await;
     triggered.insert("VALUES (1), (2), (3)").await;
     triggered.told("of 3 deltas 2 could be deleted").await;
-    let rows = triggered.db.rows(&triggered.table).await;
+    let rows = triggered.stage.rows().await;
     assert_eq!(rows, ["delta|1", "delta|2", "delta|3", "total|100"]);
     triggered.mended("total|106").await;
 }
@@ -105,11 +99,11 @@ async fn a_trigger_that_alters_the_total_loses_no_delta() {
     ] {
         let triggered = Triggered::new("BEFORE UPDATE", body).await;
         let sql = "ALTER TABLE s.t DROP CONSTRAINT t_type_check";
-        triggered.db.execute(sql).await;
+        triggered.stage.execute(sql).await;
         triggered.insert("VALUES (5), (-2)").await;
         let why = "a trigger on UPDATE alters or suppresses the total";
         triggered.told(why).await;
-        let rows = triggered.db.rows(&triggered.table).await;
+        let rows = triggered.stage.rows().await;
         assert_eq!(rows, ["delta|-2", "delta|5", "total|100"], "{body}");
         triggered.mended("total|103").await;
     }
@@ -119,7 +113,7 @@ async fn a_trigger_that_alters_the_total_loses_no_delta() {
 async fn a_sum_of_zero_is_folded_though_a_trigger_suppresses_updates_that_change_nothing() {
     let triggered = Triggered::new("BEFORE INSERT", "RETURN new").await;
     triggered
-        .db
+        .stage
         .execute(
             "CREATE TRIGGER z BEFORE UPDATE ON s.t FOR EACH ROW \
              EXECUTE FUNCTION suppress_redundant_updates_trigger()",
@@ -127,7 +121,7 @@ async fn a_sum_of_zero_is_folded_though_a_trigger_suppresses_updates_that_change
         .await;
     triggered.insert("VALUES (5), (-5)").await;
     let rows = ["total|100"];
-    triggered.db.wait_for_rows(&triggered.table, &rows).await;
+    triggered.stage.becomes(&rows).await;
     assert_eq!(triggered.log.with(Level::WARN, ""), [""; 0]);
 }
 
@@ -137,8 +131,8 @@ async fn an_audit_trigger_that_keeps_out_of_the_way_is_no_hindrance() {
     let triggered = Triggered::new("BEFORE DELETE", audit).await;
     triggered.insert("VALUES (1), (2)").await;
     let rows = ["total|103"];
-    triggered.db.wait_for_rows(&triggered.table, &rows).await;
-    let audited: i64 = triggered.db.value("SELECT count(*) FROM s.bin").await;
+    triggered.stage.becomes(&rows).await;
+    let audited: i64 = triggered.stage.value("SELECT count(*) FROM s.bin").await;
     assert_eq!(audited, 2);
 }
 
@@ -146,12 +140,12 @@ async fn an_audit_trigger_that_keeps_out_of_the_way_is_no_hindrance() {
 async fn a_rule_that_comes_later_is_told_once_and_is_no_hot_loop() {
     let triggered = Triggered::new("BEFORE INSERT", "RETURN new").await;
     let rule = "CREATE RULE r AS ON DELETE TO s.t DO INSTEAD NOTHING";
-    triggered.db.execute(rule).await;
+    triggered.stage.execute(rule).await;
     triggered.insert("VALUES (1)").await;
     triggered.told("rule").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let told = triggered.log.with(Level::WARN, "");
     assert!(told.len() <= 2, "{told:#?}");
-    triggered.db.execute("DROP RULE r ON s.t").await;
+    triggered.stage.execute("DROP RULE r ON s.t").await;
     triggered.mended("total|101").await;
 }

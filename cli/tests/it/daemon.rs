@@ -11,6 +11,7 @@ use crate::program::{bgworker, run, start, wait_for_all};
 use crate::support::daemon::Daemon;
 use crate::support::database::{TestDatabase, table};
 use crate::support::files::{processes_with, reachable_directory};
+use crate::support::stage::{fold_slowly, is_folding};
 use crate::support::{eventually, within};
 
 /// The repository.
@@ -471,21 +472,8 @@ async fn a_signal_is_heard_while_a_reload_waits_for_a_worker_to_end() {
     let config = Config::given(&db, "20ms", &["s"]);
     let mut daemon = start(&config.path);
     daemon.wait_for("initialized");
-    db.execute(
-        "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
-         'BEGIN PERFORM pg_sleep(50); RETURN NEW; END'; \
-         CREATE TRIGGER slow BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.slow(); \
-         INSERT INTO s.t VALUES ('total', 0), ('delta', 1)",
-    )
-    .await;
-    eventually("the fold is under way", || async {
-        db.value::<bool>(
-            "SELECT EXISTS (SELECT FROM pg_stat_activity \
-             WHERE datname = current_database() AND query LIKE '%bgworker: s %' AND wait_event = 'PgSleep')",
-        )
-        .await
-    })
-    .await;
+    fold_slowly(&db, 50.0).await;
+    is_folding(&db, "s").await;
     config.write(&given(&db, "20ms", &["s"]).replace("\"t\"", "\"other\""));
     daemon.signal(Signal::SIGHUP);
     daemon.wait_for("worker \"s\" replaced");

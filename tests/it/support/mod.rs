@@ -9,6 +9,7 @@ pub(crate) mod histories;
 pub(crate) mod log;
 pub(crate) mod proxy;
 pub(crate) mod server;
+pub(crate) mod stage;
 
 use std::future::Future;
 use std::time::Duration;
