@@ -47,6 +47,8 @@ pub(crate) use self::home::{HomeProbe, Tid, probe_all};
 use self::server::Server;
 pub use self::server::Settings;
 pub use self::server_state::{ServerState, ServerStatus};
+#[cfg(feature = "config")]
+pub(crate) use self::sqlstate::is_conflict;
 pub(crate) use self::sqlstate::{ErrorClass, is_made_already};
 pub use self::tls::TlsError;
 
@@ -97,6 +99,28 @@ impl Database {
         dbname: Option<&str>,
     ) -> Result<Connection, DatabaseError> {
         let sharing = Sharing::Own;
+        self.server.connect(application_name, dbname, sharing).await
+    }
+
+    /// Waits for the turn of a job, of which a number run at once.
+    #[cfg(feature = "config")]
+    pub(crate) async fn job_turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.server.jobs.acquire().await.ok()
+    }
+
+    /// Connects for the run of a job, whose statements are to find the session as any client has it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection within the deadline.
+    #[cfg(feature = "config")]
+    pub(crate) async fn connect_for_job(
+        &self,
+        application_name: &str,
+        dbname: Option<&str>,
+    ) -> Result<Connection, DatabaseError> {
+        let sharing = Sharing::Job;
         self.server.connect(application_name, dbname, sharing).await
     }
 

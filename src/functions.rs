@@ -4,6 +4,7 @@
 //! between cycles, stops them, and decides what follows from an error; a [`session`] is where statements run. Nothing
 //! here knows the Postmaster.
 
+mod beside;
 #[cfg(feature = "config")]
 mod function;
 #[cfg(feature = "config")]
@@ -11,6 +12,8 @@ mod lookup;
 mod remedy;
 mod runner;
 mod session;
+#[cfg(feature = "config")]
+pub mod sql;
 pub mod worker_spi;
 
 #[cfg(feature = "config")]

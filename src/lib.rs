@@ -103,6 +103,8 @@ mod latch;
 mod postmaster;
 #[cfg(feature = "config")]
 pub mod reload;
+#[cfg(feature = "config")]
+pub mod schedule;
 mod spelling;
 pub mod supervision;
 #[cfg(feature = "testing")]
@@ -114,6 +116,8 @@ pub use self::background_worker::{
     RestartTime, StartTime, WorkerId,
 };
 pub use self::context::{Figure, Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
+#[cfg(feature = "config")]
+pub use self::functions::sql;
 pub use self::functions::worker_spi;
 pub use self::latch::{Latch, Wake};
 pub use self::postmaster::{

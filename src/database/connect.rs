@@ -31,6 +31,11 @@ const FAR: Duration = Duration::from_secs(86_400_000);
 /// a client that holds a row.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// What the session of a job sets: a frozen or cut-off instance is to let go of its job.
+#[cfg(feature = "config")]
+const JOB_OPTIONS: &str = "-c client_connection_check_interval=5000 -c idle_session_timeout=0 \
+    -c tcp_user_timeout=5000 -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3";
+
 /// The first wait between two attempts to connect.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(100);
 
@@ -42,6 +47,9 @@ const RECONNECT_MAX: Duration = Duration::from_secs(1);
 pub(super) enum Sharing {
     Shared,
     Own,
+    /// It is a job's, whose statements are not ours.
+    #[cfg(feature = "config")]
+    Job,
 }
 
 /// Whether a session is one that was asked for.
@@ -278,9 +286,13 @@ impl Server {
         let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
         let lock_timeout = format!("-c lock_timeout={}", LOCK_TIMEOUT.as_millis());
         let shared = format!("{lock_timeout} -c max_parallel_workers_per_gather=0");
+        #[cfg(feature = "config")]
+        if matches!(sharing, Sharing::Job) {
+            return Some(format!("{theirs} {JOB_OPTIONS}"));
+        }
         let (before, after) = match sharing {
             Sharing::Shared => ("", shared.as_str()),
-            Sharing::Own => (lock_timeout.as_str(), ""),
+            _ => (lock_timeout.as_str(), ""),
         };
         Some(format!(
             "{before} {theirs} {after} \

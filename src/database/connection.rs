@@ -187,6 +187,22 @@ impl Connection {
             .await
     }
 
+    /// Runs one statement, forgets its rows, and returns how many they were. Our side waits for this long.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses it, does not answer in time, or is lost.
+    #[cfg(feature = "config")]
+    pub(crate) async fn execute_within(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        deadline: Duration,
+    ) -> Result<u64, DatabaseError> {
+        self.within(deadline, doing, self.client().execute_typed(sql, &[]))
+            .await
+    }
+
     /// Runs statements without results as one transaction.
     ///
     /// # Errors
@@ -272,14 +288,22 @@ impl Connection {
             .client
     }
 
-    /// Waits for an answer, but not for ever, and finds the cause where there is none.
     async fn within_deadline<R>(
         &self,
         doing: &'static str,
         answer: impl Future<Output = Result<R, tokio_postgres::Error>>,
     ) -> Result<R, DatabaseError> {
+        self.within(self.statement_deadline, doing, answer).await
+    }
+
+    /// Waits for an answer, but not for ever, and finds the cause where there is none.
+    async fn within<R>(
+        &self,
+        after: Duration,
+        doing: &'static str,
+        answer: impl Future<Output = Result<R, tokio_postgres::Error>>,
+    ) -> Result<R, DatabaseError> {
         let mut answer = std::pin::pin!(answer);
-        let after = self.statement_deadline;
         self.is_waiting.store(true, Ordering::Relaxed);
         let answered = tokio::time::timeout(after, &mut answer).await;
         if answered.is_ok() {

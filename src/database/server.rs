@@ -21,6 +21,9 @@ pub(super) struct Server {
     pub(super) housekeeping: Semaphore,
     /// The turn of a worker that waits for room for another connection.
     pub(super) room: Semaphore,
+    /// The turns of jobs.
+    #[cfg(feature = "config")]
+    pub(super) jobs: Semaphore,
     /// The host that was last seen to have come furthest.
     pub(super) best_host: AtomicUsize,
     /// Notified where there is reason to doubt what the server was last seen to be.
@@ -57,6 +60,12 @@ pub struct Settings {
         serde(deserialize_with = "crate::keys::number::positive")
     )]
     pub connections: usize,
+    /// How many jobs run at once, each on a connection of its own.
+    #[cfg_attr(
+        feature = "config",
+        serde(deserialize_with = "crate::keys::number::positive")
+    )]
+    pub jobs: usize,
     /// Whether statements are prepared, and sessions set up.
     pub prepare: bool,
 }
@@ -76,11 +85,13 @@ impl Server {
         }
         Ok(Self {
             conninfo,
-            settings,
             last_connector,
             begin: Instant::now(),
             housekeeping: Semaphore::new(1),
             room: Semaphore::new(1),
+            #[cfg(feature = "config")]
+            jobs: Semaphore::new(settings.jobs),
+            settings,
             suspect: Notify::new(),
             is_in_doubt: AtomicBool::new(false),
             best_host: AtomicUsize::new(usize::MAX),
@@ -129,6 +140,13 @@ impl Settings {
         self
     }
 
+    /// Sets how many jobs run at once, each on a connection of its own; 8 unless set, and at least 1.
+    #[must_use]
+    pub fn jobs(mut self, jobs: usize) -> Self {
+        self.jobs = jobs;
+        self
+    }
+
     /// Sets whether statements are prepared, and sessions set up; they are unless set. `false` is for
     /// poolers that hand out another session for each transaction.
     #[must_use]
@@ -145,6 +163,7 @@ impl Default for Settings {
             statement_timeout: Duration::from_secs(60),
             password_file: None,
             connections: 8,
+            jobs: 8,
             prepare: true,
         }
     }

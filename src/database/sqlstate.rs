@@ -164,6 +164,12 @@ pub(super) fn is_about_encryption(code: &str) -> bool {
     code == "28000"
 }
 
+/// Whether a statement met another transaction, and may succeed if it is run again.
+#[cfg(feature = "config")]
+pub(crate) fn is_conflict(code: &str) -> bool {
+    matches!(code, "40001" | "40P01")
+}
+
 /// Whether another session made the same thing at the same time (`duplicate_schema`, `duplicate_table`,
 /// `duplicate_object`, `unique_violation`).
 pub(crate) fn is_made_already(code: &str) -> bool {

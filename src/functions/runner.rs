@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
 
+use super::beside::Beside;
 use super::remedy::{Patience, Remedy};
 use super::session::{Place, Session};
 use crate::context::{WorkerContext, WorkerError};
@@ -32,6 +33,13 @@ pub(super) trait Routine {
 
     /// How long a worker naps between two cycles.
     fn naptime(settings: &Self::Settings) -> Duration;
+
+    /// How old its last success may become before it is late.
+    fn success_within(settings: &Self::Settings, statement_timeout: Duration) -> Duration {
+        Self::naptime(settings)
+            .saturating_mul(NAPS_UNTIL_LATE)
+            .saturating_add(statement_timeout)
+    }
 
     /// Where its statements run.
     fn place(settings: &Self::Settings) -> Place<'_>;
@@ -61,6 +69,14 @@ pub(super) struct Turn<'t, S> {
     /// One snapshot for all of the cycle.
     pub(super) settings: &'t S,
     pub(super) context: &'t mut WorkerContext,
+    #[cfg_attr(
+        not(feature = "config"),
+        expect(
+            dead_code,
+            reason = "the functions that need it come with configuration"
+        )
+    )]
+    pub(super) beside: &'t Beside,
 }
 
 /// What a cycle came to.
@@ -68,6 +84,24 @@ pub(super) struct Turn<'t, S> {
 pub(super) enum Outcome {
     /// It did all there was to do, which may have been nothing.
     Done,
+    /// It did all there was to do, and there is nothing to do for this long.
+    #[cfg_attr(
+        not(feature = "config"),
+        expect(
+            dead_code,
+            reason = "the functions that need it come with configuration"
+        )
+    )]
+    Idle(Duration),
+    /// What it did failed, as this says, and that was dealt with: it goes on at once.
+    #[cfg_attr(
+        not(feature = "config"),
+        expect(
+            dead_code,
+            reason = "the functions that need it come with configuration"
+        )
+    )]
+    Failed(String),
     /// Other clients were in the way, as this says.
     Busy(&'static str),
     /// It can do nothing until a person has done something, as this says.
@@ -169,6 +203,15 @@ impl<R: Routine> Runner<R> {
                 return Ok(());
             };
             let nap = match cycle {
+                Ok(Outcome::Idle(wait)) => {
+                    self.found(&settings, Outcome::Done);
+                    wait
+                }
+                Ok(Outcome::Failed(why)) => {
+                    self.context.progress().failed(why);
+                    self.patience = Patience::default();
+                    Duration::ZERO
+                }
                 Ok(outcome) => {
                     let nap = self.found(&settings, outcome);
                     match first_nap.take() {
@@ -197,9 +240,7 @@ impl<R: Routine> Runner<R> {
         let statement_timeout = self.context.database().map_or(Duration::ZERO, |database| {
             database.settings().statement_timeout
         });
-        let within = R::naptime(settings)
-            .saturating_mul(NAPS_UNTIL_LATE)
-            .saturating_add(statement_timeout);
+        let within = R::success_within(settings, statement_timeout);
         self.context.progress().promise_success_within(within);
     }
 
@@ -227,14 +268,17 @@ impl<R: Routine> Runner<R> {
     ) -> Option<Result<Outcome, CycleError>> {
         let latch = self.context.latch().clone();
         let session = &self.session;
+        let beside = &Beside::default();
+        let is_at_work = || session.is_at_work() || beside.is_at_work();
         let mut cycle = pin!(self.routine.cycle(Turn {
             session,
             settings,
             context: &mut self.context,
+            beside,
         }));
         let stopped = async {
             latch.stop_requested().await;
-            if session.is_at_work() {
+            if is_at_work() {
                 // What has begun is finished.
                 std::future::pending::<()>().await;
             }
@@ -245,10 +289,13 @@ impl<R: Routine> Runner<R> {
             () = latch.cancel_requested() => {}
             () = stopped => return None,
         }
-        if !session.is_at_work() {
+        if !is_at_work() {
             return None;
         }
-        session.cancel().await;
+        beside.cancel().await;
+        if session.is_at_work() {
+            session.cancel().await;
+        }
         // It may have committed before the cancellation arrived; both is well.
         let _ = tokio::time::timeout(CANCEL_TIMEOUT, cycle).await;
         None
@@ -265,7 +312,8 @@ impl<R: Routine> Runner<R> {
                 }
                 self.context.progress().failed(why);
             }
-            Outcome::Done => {
+            // What was told of a failure is no condition that lasts.
+            Outcome::Done | Outcome::Idle(_) | Outcome::Failed(_) => {
                 self.context.progress().succeeded();
                 self.reported = Condition::Well;
             }

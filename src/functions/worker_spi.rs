@@ -240,6 +240,7 @@ impl Routine for Folding {
             session,
             settings,
             context,
+            ..
         } = turn;
         Ok(match self.cycle.run(session, settings, context).await? {
             Found::Folded { rows, total } => {

@@ -1,0 +1,256 @@
+//! The function `sql`: statements on a timer or a schedule, each tick once, whichever instance gets there first.
+//!
+//! A worker looks at the row of its job, sleeps until the next tick, and runs what is due. What is due is decided from
+//! the row and the server's clock, never from memory, so that instances need not know each other.
+
+mod due;
+mod job;
+mod run;
+mod settings;
+mod statements;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use self::due::{Due, SLEEP_MAX, due, next_tick};
+use self::run::{Ran, Run};
+use self::settings::Job;
+pub use self::settings::{Missed, Settings};
+pub use self::statements::InvalidStatements;
+use super::function::{Function, Mistake};
+use super::runner::{self, CycleError, Outcome, Routine, Turn};
+use super::session::{ConnectionKind, Place, Session};
+use crate::background_worker::BackgroundWorker;
+use crate::context::{Main, WorkerContext};
+use crate::database::{DatabaseError, is_made_already};
+
+/// The figure that counts the ticks that were done.
+pub const RUNS: &str = "runs";
+
+/// The figure that counts the rows that runs have written.
+pub const ROWS: &str = "rows";
+
+/// The figure that is the length of the last run, in milliseconds.
+pub const LAST_RUN_MILLISECONDS: &str = "last_run_milliseconds";
+
+/// The figure that is the next tick, in seconds since the epoch.
+pub const NEXT_TICK: &str = "next_tick";
+
+/// How soon a job is looked at again whose tick another session has.
+const ELSEWHERE: Duration = Duration::from_secs(1);
+
+/// The base of waits after errors.
+const NAPTIME: Duration = Duration::from_secs(10);
+
+/// The function, as a configuration file names it.
+pub(super) struct Sql;
+
+/// What an incarnation of a job does.
+struct Scheduled {
+    /// The settings, and what they come to.
+    job: Option<(Settings, Arc<Job>)>,
+    /// The job was declared by this registration: a restart does not declare it again.
+    is_declared: Arc<AtomicBool>,
+    has_tables: bool,
+    was_ready: bool,
+}
+
+// === impl Sql ===
+
+impl Function for Sql {
+    const NAME: &'static str = "sql";
+    const IN_PLACE: &'static [&'static str] = &["missed", "attempts", "timeout", "history"];
+
+    type Settings = Settings;
+
+    fn check(&self, settings: &mut Settings, worker: &BackgroundWorker) -> Vec<Mistake> {
+        settings.check(worker)
+    }
+
+    fn main(&self, settings: watch::Receiver<Settings>) -> impl Main {
+        let is_declared = Arc::new(AtomicBool::new(false));
+        move |context| {
+            let scheduled = Scheduled {
+                job: None,
+                is_declared: Arc::clone(&is_declared),
+                has_tables: false,
+                was_ready: false,
+            };
+            runner::run(context, settings.clone(), scheduled)
+        }
+    }
+}
+
+// === impl Scheduled ===
+
+impl Scheduled {
+    /// What the settings come to; worked out when they change.
+    fn job(&mut self, settings: &Settings) -> Result<Arc<Job>, CycleError> {
+        match &self.job {
+            Some((known, job)) if known == settings => Ok(Arc::clone(job)),
+            _ => {
+                let job = Arc::new(settings.job().map_err(CycleError::Unusable)?);
+                self.job = Some((settings.clone(), Arc::clone(&job)));
+                Ok(job)
+            }
+        }
+    }
+
+    /// Makes the tables, unless they are there. Several that do so at once get in each other's way.
+    async fn make_tables(&mut self, session: &Session) -> Result<(), DatabaseError> {
+        while !self.has_tables {
+            if job::has_tables(session).await? {
+                self.has_tables = true;
+            } else if let Err(error) = job::create_tables(session).await
+                && !error.sqlstate().is_some_and(is_made_already)
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the job, which is declared first where that is still to be done.
+    async fn look(
+        &mut self,
+        session: &Session,
+        context: &WorkerContext,
+        job: &Job,
+    ) -> Result<job::Look, DatabaseError> {
+        let name = context.name();
+        let look = job::look(session, name).await?;
+        if look.row.is_some() && self.is_declared.load(Ordering::Relaxed) {
+            return Ok(look);
+        }
+        // A new job begins with its next tick.
+        let newest = job.schedule.newest(look.now).unwrap_or(look.now);
+        let by = format!(
+            "{} ({})",
+            whoami::hostname().unwrap_or_default(),
+            std::process::id()
+        );
+        job::declare(session, name, &job.declared, &by, newest).await?;
+        self.is_declared.store(true, Ordering::Relaxed);
+        job::look(session, name).await
+    }
+
+    fn ran(context: &WorkerContext, ran: Ran) -> Outcome {
+        let (worker, progress) = (context.name(), context.progress());
+        match ran {
+            Ran::Done { rows, took } => {
+                progress.count(RUNS, 1);
+                progress.count(ROWS, rows);
+                let milliseconds = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
+                progress.level(LAST_RUN_MILLISECONDS, milliseconds);
+                info!(
+                    worker,
+                    rows, milliseconds, "{worker}: done, {rows} rows in {milliseconds} ms"
+                );
+                Outcome::Idle(Duration::ZERO)
+            }
+            Ran::Failed { why, is_given_up } => {
+                if is_given_up {
+                    warn!(worker, "{worker}: failed, and the tick is given up: {why}");
+                } else {
+                    warn!(worker, "{worker}: failed: {why}");
+                }
+                Outcome::Failed(why)
+            }
+            Ran::NotOurs => Outcome::Idle(ELSEWHERE),
+        }
+    }
+}
+
+impl Routine for Scheduled {
+    type Settings = Settings;
+
+    fn naptime(_: &Settings) -> Duration {
+        NAPTIME
+    }
+
+    fn success_within(settings: &Settings, _: Duration) -> Duration {
+        // It looks at its row at least so often, but while it runs.
+        settings.timeout.saturating_add(2 * SLEEP_MAX)
+    }
+
+    fn place(settings: &Settings) -> Place<'_> {
+        Place {
+            dbname: settings.database.as_deref(),
+            connection: ConnectionKind::Home,
+            in_order: true,
+        }
+    }
+
+    fn backlog(_: &Settings) -> String {
+        "its ticks".to_owned()
+    }
+
+    fn advice(_: &DatabaseError) -> &'static str {
+        "what is due stays due"
+    }
+
+    async fn cycle(&mut self, turn: Turn<'_, Settings>) -> Result<Outcome, CycleError> {
+        let Turn {
+            session,
+            settings,
+            context,
+            beside,
+        } = turn;
+        let job = self.job(settings)?;
+        self.make_tables(session).await?;
+        let look = self.look(session, context, &job).await?;
+        if !std::mem::replace(&mut self.was_ready, true) {
+            context.ready();
+        }
+        if let Some(next) = next_tick(&look, &job.schedule) {
+            context.progress().level(NEXT_TICK, next);
+        }
+        let Some(row) = &look.row else {
+            return Ok(Outcome::Busy("its row was deleted"));
+        };
+        if row.declared != job.declared {
+            return Ok(Outcome::Waits(format!(
+                "the job is declared otherwise by {}: this instance stands by",
+                row.declared_by
+            )));
+        }
+        match due(row, look.now, &job.schedule, settings.missed) {
+            Due::In(wait) => Ok(Outcome::Idle(wait)),
+            Due::Ahead => Ok(Outcome::Waits(format!(
+                "its last tick, {}, is in the future: if the server's clock was wrong, \
+                 UPDATE bgworker.job SET last_tick = now() WHERE name = '{}'",
+                row.last_tick,
+                context.name().replace('\'', "''")
+            ))),
+            Due::Now(tick) => {
+                let Some(database) = context.database() else {
+                    return Ok(Outcome::Busy("there is no database"));
+                };
+                let run = Run {
+                    context,
+                    database,
+                    settings,
+                    job: &job,
+                    beside,
+                };
+                // Not to be paid for by every look.
+                let ran = Box::pin(run.run(tick)).await?;
+                Ok(Self::ran(context, ran))
+            }
+        }
+    }
+
+    fn was_ready(&self) -> bool {
+        self.was_ready
+    }
+
+    fn forget_prepared(&mut self) {}
+
+    fn forget(&mut self) {
+        self.has_tables = false;
+    }
+}

@@ -1,0 +1,190 @@
+//! Which tick is due: from a job's row, the server's clock and the job's policy. Pure.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::job::{JobRow, Look};
+use super::settings::Missed;
+use crate::schedule::Schedule;
+
+/// A tick that no instance could begin for this long was missed.
+const MISSED_AFTER: Duration = Duration::from_secs(60);
+
+/// How many missed ticks are run one after the other; older ones are dropped.
+const EACH_MAX: usize = 1_000;
+
+/// The longest sleep: clocks and rows may change meanwhile.
+pub(super) const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// What a look has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// This tick is to be run now.
+    Now(Timestamp),
+    /// Nothing is to be done for this long.
+    In(Duration),
+    /// The last tick lies in the future of the server's clock.
+    Ahead,
+}
+
+/// Decides what is due.
+pub(super) fn due(row: &JobRow, now: Timestamp, schedule: &Schedule, missed: Missed) -> Due {
+    if is_ahead(row.last_tick, now, schedule) {
+        return Due::Ahead;
+    }
+    let Some(tick) = tick(row.last_tick, now, schedule, missed) else {
+        let next = schedule.next(row.last_tick.max(now));
+        return Due::In(until(next, now));
+    };
+    match row.retry_at {
+        // It failed, and is not to be tried again before.
+        Some(retry_at) if row.attempt > 0 && retry_at > now => Due::In(until(Some(retry_at), now)),
+        _ => Due::Now(tick),
+    }
+}
+
+/// The tick that is to be run, if one is due.
+fn tick(last: Timestamp, now: Timestamp, schedule: &Schedule, missed: Missed) -> Option<Timestamp> {
+    let newest = schedule.newest(now).filter(|newest| *newest > last)?;
+    match missed {
+        Missed::Once => Some(newest),
+        Missed::Skip => {
+            (now.duration_since(newest).unsigned_abs() < MISSED_AFTER).then_some(newest)
+        }
+        Missed::Each => {
+            let mut oldest = newest;
+            for _ in 1..EACH_MAX {
+                let before = oldest.checked_sub(Duration::from_nanos(1)).ok()?;
+                match schedule.newest(before).filter(|before| *before > last) {
+                    Some(before) => oldest = before,
+                    None => break,
+                }
+            }
+            Some(oldest)
+        }
+    }
+}
+
+/// The tick up to which all is done with, once a tick was run and ended at this time.
+pub(super) fn done_with(
+    tick: Timestamp,
+    ended: Timestamp,
+    schedule: &Schedule,
+    missed: Missed,
+) -> Timestamp {
+    match missed {
+        // What came due meanwhile was missed.
+        Missed::Skip => schedule
+            .newest(ended)
+            .map_or(tick, |newest| newest.max(tick)),
+        Missed::Once | Missed::Each => tick,
+    }
+}
+
+/// Whether the server's clock was ahead when the last tick was run, by more than a period and a minute.
+fn is_ahead(last: Timestamp, now: Timestamp, schedule: &Schedule) -> bool {
+    let next = schedule.next(now);
+    let limit = next.and_then(|next| next.checked_add(MISSED_AFTER).ok());
+    limit.is_some_and(|limit| last > limit)
+}
+
+fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
+    let wait = then.map_or(SLEEP_MAX, |then| then.duration_since(now).unsigned_abs());
+    wait.min(SLEEP_MAX)
+}
+
+/// When the tick after this look comes, in seconds since the epoch.
+pub(super) fn next_tick(look: &Look, schedule: &Schedule) -> Option<i64> {
+    schedule.next(look.now).map(Timestamp::as_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(text: &str) -> Timestamp {
+        format!("2026-11-26T{text}Z").parse().unwrap()
+    }
+
+    fn row(last_tick: &str) -> JobRow {
+        JobRow {
+            last_tick: time(last_tick),
+            last_done: time(last_tick),
+            attempt: 0,
+            retry_at: None,
+            declared: String::new(),
+            declared_by: String::new(),
+        }
+    }
+
+    fn decide(last_tick: &str, now: &str, missed: Missed) -> Due {
+        let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
+        due(&row(last_tick), time(now), &schedule, missed)
+    }
+
+    #[test]
+    fn a_tick_is_due_from_its_time_on_and_not_before() {
+        for missed in [Missed::Once, Missed::Skip, Missed::Each] {
+            let due = decide("20:00:00", "20:00:59.5", missed);
+            assert_eq!(due, Due::In(Duration::from_millis(500)));
+            assert_eq!(
+                decide("20:00:00", "20:01:00", missed),
+                Due::Now(time("20:01:00"))
+            );
+        }
+    }
+
+    #[test]
+    fn missed_ticks_are_one_none_or_each() {
+        assert_eq!(
+            decide("20:00:00", "20:05:30", Missed::Once),
+            Due::Now(time("20:05:00"))
+        );
+        assert_eq!(
+            decide("20:00:00", "20:05:30", Missed::Each),
+            Due::Now(time("20:01:00"))
+        );
+        assert_eq!(
+            decide("20:00:00", "20:05:30", Missed::Skip),
+            Due::Now(time("20:05:00"))
+        );
+        let schedule = Schedule::every(Duration::from_secs(600)).unwrap();
+        let skipped = due(&row("20:00:00"), time("20:11:01"), &schedule, Missed::Skip);
+        assert_eq!(skipped, Due::In(SLEEP_MAX));
+        let dropped = decide("00:00:00", "20:00:30", Missed::Each);
+        assert_eq!(dropped, Due::Now(time("03:21:00")), "the last 1,000");
+    }
+
+    #[test]
+    fn what_came_due_while_it_ran_is_dropped_by_skip_alone() {
+        let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
+        let (tick, ended) = (time("20:01:00"), time("20:04:30"));
+        assert_eq!(
+            done_with(tick, ended, &schedule, Missed::Skip),
+            time("20:04:00")
+        );
+        for missed in [Missed::Once, Missed::Each] {
+            assert_eq!(done_with(tick, ended, &schedule, missed), tick);
+        }
+    }
+
+    #[test]
+    fn a_failed_tick_waits_for_its_next_attempt() {
+        let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
+        let mut failed = row("20:00:00");
+        (failed.attempt, failed.retry_at) = (1, Some(time("20:01:30")));
+        let decide = |now| due(&failed, time(now), &schedule, Missed::Once);
+        assert_eq!(decide("20:01:10"), Due::In(Duration::from_secs(20)));
+        assert_eq!(decide("20:01:30"), Due::Now(time("20:01:00")));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_is_told_and_one_that_is_set_back_repeats_nothing() {
+        assert_eq!(
+            decide("20:00:00", "19:59:30", Missed::Once),
+            Due::In(SLEEP_MAX)
+        );
+        assert_eq!(decide("23:00:00", "20:00:00", Missed::Once), Due::Ahead);
+    }
+}

@@ -1,0 +1,250 @@
+//! The state of jobs in the database: the tables, the statements on them, and what their rows say.
+//!
+//! Why a tick is run once: the row of its job is locked by the transaction that does the work, and the tick is marked
+//! in that transaction. So the work and the mark are there together or not at all, whichever instance did them, and
+//! whatever became of it. No clock but the server's decides anything.
+
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
+
+use crate::database::{Connection, DatabaseError};
+use crate::functions::session::Session;
+
+/// What a job's row says, and when it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct JobRow {
+    /// The newest tick that is done with.
+    pub(super) last_tick: Timestamp,
+    /// The newest tick whose work was done.
+    pub(super) last_done: Timestamp,
+    /// How often the tick that is due has failed.
+    pub(super) attempt: u32,
+    /// Not before this time it is to be tried again.
+    pub(super) retry_at: Option<Timestamp>,
+    /// What it was declared to do, and by which instance.
+    pub(super) declared: String,
+    pub(super) declared_by: String,
+}
+
+/// A look at a job.
+#[derive(Clone, Debug)]
+pub(super) struct Look {
+    /// `None` for a job that was not declared yet.
+    pub(super) row: Option<JobRow>,
+    /// The server's clock.
+    pub(super) now: Timestamp,
+}
+
+/// A tick that was claimed: its row is locked until the transaction ends.
+#[derive(Clone, Debug)]
+pub(super) struct Claimed {
+    pub(super) row: JobRow,
+    pub(super) now: Timestamp,
+    /// The transaction that has it.
+    pub(super) transaction: String,
+}
+
+/// What became of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Mark {
+    /// The newest tick that is done with from now on; as before, where the tick is to be tried again.
+    pub(super) last_tick: Timestamp,
+    pub(super) last_done: Timestamp,
+    pub(super) attempt: u32,
+    pub(super) retry_in: Option<Duration>,
+    pub(super) tick: Timestamp,
+    pub(super) outcome: &'static str,
+    /// Which attempt of the tick it was, from 1.
+    pub(super) number: u32,
+    pub(super) rows: Option<u64>,
+    pub(super) sqlstate: Option<String>,
+    pub(super) message: Option<String>,
+}
+
+/// Whether the tables are there.
+const HAS_TABLES: &str = "SELECT pg_catalog.to_regclass('bgworker.job_run') IS NOT NULL";
+
+/// Makes the tables. Columns are only ever added, with defaults, so that instances of two versions can work together.
+const CREATE: &str = "\
+    CREATE SCHEMA IF NOT EXISTS bgworker; \
+    CREATE TABLE IF NOT EXISTS bgworker.job (name text PRIMARY KEY, declared text NOT NULL, declared_by text NOT NULL, \
+    last_tick timestamptz NOT NULL, last_done timestamptz NOT NULL, runs bigint NOT NULL DEFAULT 0, \
+    attempt int NOT NULL DEFAULT 0, retry_at timestamptz) WITH (fillfactor = 50); \
+    CREATE TABLE IF NOT EXISTS bgworker.job_run (name text, slot int, run bigint NOT NULL, tick timestamptz NOT NULL, \
+    started_at timestamptz NOT NULL, finished_at timestamptz NOT NULL, outcome text NOT NULL, attempt int NOT NULL, \
+    rows bigint, sqlstate text, message text, PRIMARY KEY (name, slot)) WITH (fillfactor = 50)";
+
+const LOOK: &str = "\
+    SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp() \
+    FROM (SELECT 1) AS one LEFT JOIN bgworker.job AS j ON j.name OPERATOR(pg_catalog.=) $1";
+
+/// Declares a job. What was declared otherwise begins with the tick that follows the new schedule's newest one, if that
+/// is another schedule: `declared` begins with its digest.
+const DECLARE: &str = "\
+    INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) VALUES ($1, $2, $3, $4, $4) \
+    ON CONFLICT (name) DO UPDATE SET declared = excluded.declared, declared_by = excluded.declared_by, \
+    attempt = 0, retry_at = NULL, last_tick = CASE \
+    WHEN pg_catalog.split_part(j.declared, '-', 1) OPERATOR(pg_catalog.=) pg_catalog.split_part(excluded.declared, '-', 1) \
+    OR j.last_tick OPERATOR(pg_catalog.>) excluded.last_tick THEN j.last_tick ELSE excluded.last_tick END \
+    WHERE j.declared OPERATOR(pg_catalog.<>) excluded.declared";
+
+const CLAIM: &str = "\
+    SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
+    pg_catalog.pg_current_xact_id()::pg_catalog.text FROM bgworker.job AS j \
+    WHERE j.name OPERATOR(pg_catalog.=) $1 AND j.declared OPERATOR(pg_catalog.=) $2 \
+    AND j.last_tick OPERATOR(pg_catalog.<) $3 FOR UPDATE SKIP LOCKED";
+
+/// Marks a tick, if this is still the transaction that claimed it, and writes the run into its ring.
+const MARK: &str = "\
+    WITH job AS (UPDATE bgworker.job AS j SET last_tick = $2, last_done = $3, attempt = $4, \
+    retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) RETRY_IN, runs = j.runs OPERATOR(pg_catalog.+) 1 \
+    WHERE j.name OPERATOR(pg_catalog.=) $1 \
+    AND pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) $5 RETURNING j.runs), \
+    run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, rows, \
+    sqlstate, message) SELECT $1, (job.runs OPERATOR(pg_catalog.%) $6)::pg_catalog.int4, job.runs, $7, \
+    pg_catalog.transaction_timestamp(), pg_catalog.clock_timestamp(), $8, $9, $10, $11, $12 FROM job \
+    WHERE $6 OPERATOR(pg_catalog.>) 0 ON CONFLICT (name, slot) DO UPDATE SET run = excluded.run, tick = excluded.tick, \
+    started_at = excluded.started_at, finished_at = excluded.finished_at, outcome = excluded.outcome, \
+    attempt = excluded.attempt, rows = excluded.rows, sqlstate = excluded.sqlstate, message = excluded.message) \
+    SELECT pg_catalog.count(*) FROM job";
+
+/// Makes the tables, if they are not there. `true` if they were made.
+pub(super) async fn has_tables(session: &Session) -> Result<bool, DatabaseError> {
+    let rows = session.query("look for the tables of jobs", HAS_TABLES, Vec::new());
+    Ok(rows.await?.first().is_some_and(|row| row.get(0)))
+}
+
+pub(super) async fn create_tables(session: &Session) -> Result<(), DatabaseError> {
+    session
+        .batch_execute("make the tables of jobs", CREATE)
+        .await
+}
+
+/// Looks at a job.
+pub(super) async fn look(session: &Session, name: &str) -> Result<Look, DatabaseError> {
+    let rows = session
+        .query("look at the job", LOOK, vec![text(name)])
+        .await?;
+    let row = rows.first();
+    Ok(Look {
+        now: row.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
+        row: row.and_then(job_row),
+    })
+}
+
+/// Declares what a job does, unless it is declared so.
+pub(super) async fn declare(
+    session: &Session,
+    name: &str,
+    declared: &str,
+    declared_by: &str,
+    newest: Timestamp,
+) -> Result<(), DatabaseError> {
+    let newest: Parameter = (Box::new(system_time(newest)), Type::TIMESTAMPTZ);
+    let parameters = vec![text(name), text(declared), text(declared_by), newest];
+    session
+        .query("declare the job", DECLARE, parameters)
+        .await?;
+    Ok(())
+}
+
+/// Locks the row of a job whose tick is due, in the transaction under way. `None` if the tick is done, or another
+/// session has it.
+pub(super) async fn claim(
+    connection: &Connection,
+    name: &str,
+    declared: &str,
+    tick: Timestamp,
+) -> Result<Option<Claimed>, DatabaseError> {
+    let tick = system_time(tick);
+    let parameters: [Borrowed<'_>; 3] = [
+        (&name, Type::TEXT),
+        (&declared, Type::TEXT),
+        (&tick, Type::TIMESTAMPTZ),
+    ];
+    let rows = connection
+        .query("claim the tick", CLAIM, &parameters)
+        .await?;
+    Ok(rows.first().and_then(|row| {
+        Some(Claimed {
+            row: job_row(row)?,
+            now: timestamp(row, 6),
+            transaction: row.get(7),
+        })
+    }))
+}
+
+/// Marks what became of a run. `false` if this is no longer the transaction that claimed the tick.
+pub(super) async fn mark(
+    connection: &Connection,
+    name: &str,
+    transaction: &str,
+    history: u32,
+    mark: &Mark,
+) -> Result<bool, DatabaseError> {
+    let seconds = mark
+        .retry_in
+        .map(|wait| wait.as_secs_f64().to_string() + " seconds");
+    let retry_in = seconds.map(|seconds| format!("'{seconds}'::pg_catalog.interval"));
+    let sql = MARK.replace(
+        "RETRY_IN",
+        retry_in.as_deref().unwrap_or("NULL::pg_catalog.interval"),
+    );
+    let (last_tick, last_done) = (system_time(mark.last_tick), system_time(mark.last_done));
+    let tick = system_time(mark.tick);
+    let rows = mark.rows.and_then(|rows| i64::try_from(rows).ok());
+    let count = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+    let (attempt, number) = (count(mark.attempt), count(mark.number));
+    let history = i64::from(history);
+    let parameters: [Borrowed<'_>; 12] = [
+        (&name, Type::TEXT),
+        (&last_tick, Type::TIMESTAMPTZ),
+        (&last_done, Type::TIMESTAMPTZ),
+        (&attempt, Type::INT4),
+        (&transaction, Type::TEXT),
+        (&history, Type::INT8),
+        (&tick, Type::TIMESTAMPTZ),
+        (&mark.outcome, Type::TEXT),
+        (&number, Type::INT4),
+        (&rows, Type::INT8),
+        (&mark.sqlstate, Type::TEXT),
+        (&mark.message, Type::TEXT),
+    ];
+    let answer = connection.query("mark the tick", &sql, &parameters).await?;
+    Ok(answer.first().is_some_and(|row| row.get::<_, i64>(0) == 1))
+}
+
+type Parameter = (Box<dyn ToSql + Sync + Send>, Type);
+type Borrowed<'p> = (&'p (dyn ToSql + Sync), Type);
+
+fn text(value: &str) -> Parameter {
+    (Box::new(value.to_owned()), Type::TEXT)
+}
+
+/// The row of a job, as [`LOOK`] and [`CLAIM`] return it.
+fn job_row(row: &Row) -> Option<JobRow> {
+    Some(JobRow {
+        last_tick: row.get::<_, Option<SystemTime>>(0).and_then(to_timestamp)?,
+        last_done: timestamp(row, 1),
+        attempt: u32::try_from(row.get::<_, i32>(2)).unwrap_or(0),
+        retry_at: row.get::<_, Option<SystemTime>>(3).and_then(to_timestamp),
+        declared: row.get(4),
+        declared_by: row.get(5),
+    })
+}
+
+fn timestamp(row: &Row, column: usize) -> Timestamp {
+    to_timestamp(row.get(column)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Within what a system's clock can show, which every tick is.
+fn system_time(time: Timestamp) -> SystemTime {
+    SystemTime::try_from(time).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn to_timestamp(time: SystemTime) -> Option<Timestamp> {
+    Timestamp::try_from(time).ok()
+}

@@ -1,0 +1,251 @@
+//! One run of one tick, on a connection of its own: claim, work, mark, commit.
+//!
+//! The claim locks the row of the job, and the mark is made by the transaction that holds it. So a run leaves its
+//! effects and its mark, or neither. A failure is undone to a savepoint and marked in the same transaction, so that
+//! no other instance can have the tick between the failure and its mark. What a statement would have to do to break
+//! this is to end the transaction: such statements are refused before they run, and the mark finds out what got
+//! through, by the number of the transaction.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::due::{Due, done_with, due};
+use super::job::{self, Claimed, Mark};
+use super::settings::{Job, Settings};
+use crate::context::WorkerContext;
+use crate::database::{Connection, Database, DatabaseError, ErrorClass, is_conflict};
+use crate::functions::beside::Beside;
+
+/// How often statements that met another transaction are run again at once.
+const CONFLICTS_MAX: u32 = 3;
+
+/// How much later than the server our side gives up on a statement.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// Undoes what a statement may have left in a session that a pooler hands to other clients after the commit.
+const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; \
+    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
+
+/// One run.
+pub(super) struct Run<'r> {
+    pub(super) context: &'r WorkerContext,
+    pub(super) database: &'r Database,
+    pub(super) settings: &'r Settings,
+    pub(super) job: &'r Job,
+    pub(super) beside: &'r Beside,
+}
+
+/// What became of a run.
+#[derive(Debug)]
+pub(super) enum Ran {
+    /// The tick is done.
+    Done { rows: u64, took: Duration },
+    /// Its statements failed, and that is marked. There may be another attempt.
+    Failed { why: String, is_given_up: bool },
+    /// Another session has the tick, or had it; or this one was to stop, and it is still due.
+    NotOurs,
+}
+
+/// Why the statements did not run through.
+struct Failure {
+    why: String,
+    error: DatabaseError,
+}
+
+// === impl Run ===
+
+impl Run<'_> {
+    /// Runs the tick that is due, if this instance gets it.
+    pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
+        let Some(_turn) = self.database.job_turn().await else {
+            return Ok(Ran::NotOurs);
+        };
+        let dbname = self.settings.database.as_deref();
+        let connection = self
+            .database
+            .connect_for_job(self.context.name(), dbname)
+            .await?;
+        let _at_work = self.beside.begin(connection.cancel_token());
+        let ran = self.claim_and_run(&connection, tick).await;
+        connection.close().await;
+        ran
+    }
+
+    async fn claim_and_run(
+        &self,
+        connection: &Connection,
+        tick: Timestamp,
+    ) -> Result<Ran, DatabaseError> {
+        let (name, declared) = (self.context.name(), self.job.declared.as_str());
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+             SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL statement_timeout = {}",
+            self.settings.timeout.as_millis()
+        );
+        // Both are sent at once.
+        let (begun, claimed) = tokio::join!(
+            connection.batch_execute("begin", &begin),
+            job::claim(connection, name, declared, tick)
+        );
+        begun?;
+        let Some(claimed) = claimed? else {
+            return Ok(Ran::NotOurs);
+        };
+        // The row may have moved on since it was looked at.
+        let due = due(
+            &claimed.row,
+            claimed.now,
+            &self.job.schedule,
+            self.settings.missed,
+        );
+        match due {
+            Due::Now(tick) => self.run_claimed(connection, &claimed, tick).await,
+            Due::In(_) | Due::Ahead => Ok(Ran::NotOurs),
+        }
+    }
+
+    async fn run_claimed(
+        &self,
+        connection: &Connection,
+        claimed: &Claimed,
+        tick: Timestamp,
+    ) -> Result<Ran, DatabaseError> {
+        let begin = Instant::now();
+        let savepoint = format!(
+            "SAVEPOINT run; SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
+             pg_catalog.set_config('bgworker.previous_tick', '{}', true)",
+            claimed.row.last_done
+        );
+        connection
+            .batch_execute("begin the run", &savepoint)
+            .await?;
+        let worked = self.work_through_conflicts(connection).await;
+        let took = begin.elapsed();
+        if let Err(Failure { error, .. }) = &worked {
+            if error.class() == ErrorClass::Away {
+                return Err(worked
+                    .map_err(|failure| failure.error)
+                    .err()
+                    .unwrap_or(DatabaseError::NotAtHome));
+            }
+            if self.context.latch().is_stop_requested() && error.class() == ErrorClass::Cancelled {
+                return Ok(Ran::NotOurs);
+            }
+        }
+        let ended = claimed.now.checked_add(took).unwrap_or(claimed.now);
+        let mark = self.mark(claimed, tick, ended, worked.as_ref());
+        let settle = match &worked {
+            Ok(_) => "RELEASE SAVEPOINT run",
+            Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run",
+        };
+        let settle = format!("{settle}; {RESET}");
+        let (name, history) = (self.context.name(), self.settings.history);
+        let (settled, marked) = tokio::join!(
+            connection.batch_execute("end the run", &settle),
+            job::mark(connection, name, &claimed.transaction, history, &mark)
+        );
+        settled?;
+        if !marked? {
+            let why = "a statement ended the transaction that claims the tick: what it committed may be done again";
+            return Ok(Ran::Failed {
+                why: why.to_owned(),
+                is_given_up: false,
+            });
+        }
+        connection.batch_execute("commit the run", "COMMIT").await?;
+        Ok(match worked {
+            Ok(rows) => Ran::Done { rows, took },
+            Err(Failure { why, .. }) => Ran::Failed {
+                why,
+                is_given_up: mark.attempt == 0,
+            },
+        })
+    }
+
+    /// What is written down of a run.
+    fn mark(
+        &self,
+        claimed: &Claimed,
+        tick: Timestamp,
+        ended: Timestamp,
+        worked: Result<&u64, &Failure>,
+    ) -> Mark {
+        let row = &claimed.row;
+        let number = row.attempt + 1;
+        let retry_in = worked.err().and_then(|_| self.settings.retry_in(number));
+        let is_over = retry_in.is_none();
+        let done = done_with(tick, ended, &self.job.schedule, self.settings.missed);
+        Mark {
+            last_tick: if is_over { done } else { row.last_tick },
+            last_done: if worked.is_ok() { tick } else { row.last_done },
+            attempt: if is_over { 0 } else { number },
+            retry_in,
+            tick,
+            outcome: match (worked.is_ok(), is_over) {
+                (true, _) => "done",
+                (false, true) => "given up",
+                (false, false) => "failed",
+            },
+            number,
+            rows: worked.ok().copied(),
+            sqlstate: worked
+                .err()
+                .and_then(|failure| failure.error.sqlstate().map(str::to_owned)),
+            message: worked.err().map(|failure| failure.why.clone()),
+        }
+    }
+
+    /// Runs the statements, again where they met another transaction.
+    async fn work_through_conflicts(&self, connection: &Connection) -> Result<u64, Failure> {
+        let mut conflicts = 0;
+        loop {
+            let failure = match self.work(connection).await {
+                Ok(rows) => return Ok(rows),
+                Err(failure) => failure,
+            };
+            let is_conflict = failure.error.sqlstate().is_some_and(is_conflict);
+            if !is_conflict || conflicts == CONFLICTS_MAX {
+                return Err(failure);
+            }
+            conflicts += 1;
+            let again = connection.batch_execute("run it again", "ROLLBACK TO SAVEPOINT run");
+            if let Err(error) = again.await {
+                return Err(Failure {
+                    why: error.to_string(),
+                    error,
+                });
+            }
+        }
+    }
+
+    /// Runs the statements one by one, and what was deferred, and returns how many rows were written.
+    async fn work(&self, connection: &Connection) -> Result<u64, Failure> {
+        let deadline = self.settings.timeout + SLACK;
+        let mut written = 0_u64;
+        for (index, statement) in self.job.statements.iter().enumerate() {
+            let ran = connection
+                .execute_within("run the job", &statement.sql, deadline)
+                .await;
+            let rows = ran.map_err(|error| Failure {
+                why: format!("statement {} (line {}): {error}", index + 1, statement.line),
+                error,
+            })?;
+            if statement.writes_rows() {
+                written = written.saturating_add(rows);
+            }
+        }
+        let deferred = "SET CONSTRAINTS ALL IMMEDIATE";
+        match connection
+            .batch_execute("check what was deferred", deferred)
+            .await
+        {
+            Ok(()) => Ok(written),
+            Err(error) => Err(Failure {
+                why: error.to_string(),
+                error,
+            }),
+        }
+    }
+}

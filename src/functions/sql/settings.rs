@@ -1,0 +1,250 @@
+//! The keys of a job.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::statements::{self, Statement};
+use crate::background_worker::{BackgroundWorker, Backoff, RestartTime, StartTime};
+use crate::functions::function::Mistake;
+use crate::schedule::{InvalidSchedule, Schedule};
+
+/// What a job does, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Its statements.
+    #[serde(default)]
+    pub sql: Option<String>,
+    /// The file that holds its statements, read when the configuration is.
+    #[serde(default)]
+    pub sql_file: Option<PathBuf>,
+    /// The interval of its ticks, aligned to the epoch.
+    #[serde(with = "optional", default)]
+    pub every: Option<Duration>,
+    /// The schedule of its ticks: cron's five fields, or a nickname such as `@daily`.
+    #[serde(default)]
+    pub cron: Option<String>,
+    /// The time zone of its schedule; `UTC` unless set.
+    #[serde(default)]
+    pub timezone: Option<String>,
+    /// What becomes of ticks that came due while the job ran, or that no instance could begin within a minute.
+    #[serde(default)]
+    pub missed: Missed,
+    /// How often a tick is tried before the job goes on with the next one: at least 1.
+    #[serde(deserialize_with = "attempts", default = "Settings::unset_attempts")]
+    pub attempts: u32,
+    /// How long each of its statements may take.
+    #[serde(
+        serialize_with = "crate::keys::duration::serialize",
+        deserialize_with = "crate::keys::duration::at_most::<{ i32::MAX as u64 }, _>",
+        default = "Settings::unset_timeout"
+    )]
+    pub timeout: Duration,
+    /// How many runs are kept in `bgworker.job_run`.
+    #[serde(default = "Settings::unset_history")]
+    pub history: u32,
+    /// The database it connects to, if not the one of the connection settings.
+    #[serde(deserialize_with = "crate::database::dbname::deserialize", default)]
+    pub database: Option<String>,
+    /// When a failed tick is tried again: what the worker's `restart_time` says.
+    #[serde(skip)]
+    pub(super) restart_time: RestartTime,
+}
+
+/// What becomes of missed ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missed {
+    /// All of them are one run, with the newest tick.
+    #[default]
+    Once,
+    /// They are dropped.
+    Skip,
+    /// Each is run, the oldest first: at most the last 1,000.
+    Each,
+}
+
+/// What the settings of a job come to.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) statements: Vec<Statement>,
+    pub(super) schedule: Schedule,
+    /// A digest of the schedule, and one of the statements.
+    pub(super) declared: String,
+}
+
+/// An optional length of time.
+mod optional {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    use crate::keys::duration;
+
+    #[expect(clippy::ref_option, reason = "serde passes a field by reference")]
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => duration::serialize(time, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        duration::deserialize(deserializer).map(Some)
+    }
+}
+
+fn attempts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let attempts = crate::keys::number::positive(deserializer)?;
+    Ok(u32::try_from(attempts).unwrap_or(u32::MAX))
+}
+
+// === impl Settings ===
+
+impl Settings {
+    fn unset_attempts() -> u32 {
+        3
+    }
+
+    fn unset_timeout() -> Duration {
+        Duration::from_secs(3_600)
+    }
+
+    fn unset_history() -> u32 {
+        20
+    }
+
+    /// The zone of its schedule.
+    fn zone(&self) -> &str {
+        self.timezone.as_deref().unwrap_or("UTC")
+    }
+
+    /// What is wrong with it.
+    pub(super) fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake> {
+        self.restart_time = worker.restart_time;
+        let mut mistakes = Vec::new();
+        if worker.start_time == StartTime::ConsistentState {
+            let message =
+                "sql writes down which ticks are done: it can only start at \"recovery_finished\"";
+            mistakes.push(Mistake::new("start_time", message));
+        }
+        mistakes.extend(self.read_file());
+        mistakes.extend(self.check_statements());
+        mistakes.extend(self.check_times());
+        mistakes
+    }
+
+    /// Reads its statements, if they lie in a file.
+    fn read_file(&mut self) -> Option<Mistake> {
+        let file = self.sql_file.as_ref()?;
+        if self.sql.is_some() {
+            let mistake = Mistake::new("sql_file", "both \"sql\" and \"sql_file\" are set");
+            return Some(mistake.hint("keep the one that is meant"));
+        }
+        match std::fs::read_to_string(file) {
+            Ok(text) => {
+                self.sql = Some(text);
+                None
+            }
+            Err(error) => {
+                let message = format!("could not read \"{}\": {error}", file.display());
+                Some(Mistake::new("sql_file", message))
+            }
+        }
+    }
+
+    fn check_statements(&self) -> Option<Mistake> {
+        let key = if self.sql_file.is_some() {
+            "sql_file"
+        } else {
+            "sql"
+        };
+        let Some(sql) = &self.sql else {
+            let mistake = Mistake::new("sql", "the worker has no \"sql\" and no \"sql_file\"");
+            return self
+                .sql_file
+                .is_none()
+                .then(|| mistake.hint("it has to have one of them"));
+        };
+        let statements = statements::split(sql).and_then(|split| statements::check(&split));
+        statements
+            .err()
+            .map(|error| Mistake::new(key, error.to_string()))
+    }
+
+    fn check_times(&self) -> Option<Mistake> {
+        if self.timezone.is_some() && self.cron.is_none() {
+            let mistake = Mistake::new("timezone", "it has no effect without \"cron\"");
+            return Some(mistake.hint("set that too, or leave this out"));
+        }
+        match (&self.every, &self.cron) {
+            (Some(_), Some(_)) => {
+                let mistake = Mistake::new("cron", "both \"every\" and \"cron\" are set");
+                Some(mistake.hint("keep the one that is meant"))
+            }
+            (None, None) => {
+                let mistake = Mistake::new("every", "the worker has no \"every\" and no \"cron\"");
+                Some(mistake.hint("it has to have one of them"))
+            }
+            (every, _) => {
+                let error = self.schedule().err()?;
+                let key = match error {
+                    InvalidSchedule::Zone => "timezone",
+                    _ if every.is_some() => "every",
+                    _ => "cron",
+                };
+                Some(Mistake::new(key, error.to_string()))
+            }
+        }
+    }
+
+    fn schedule(&self) -> Result<Schedule, InvalidSchedule> {
+        match (self.every, &self.cron) {
+            (Some(every), _) => Schedule::every(every),
+            (None, cron) => Schedule::cron(cron.as_deref().unwrap_or_default(), self.zone()),
+        }
+    }
+
+    /// What it comes to. Errors were told by `check`.
+    pub(super) fn job(&self) -> Result<Job, Box<dyn std::error::Error + Send + Sync>> {
+        let sql = self.sql.as_deref().unwrap_or_default();
+        let statements = statements::split(sql)?;
+        statements::check(&statements)?;
+        let when = format!("{:?} {:?} {}", self.every, self.cron, self.zone());
+        Ok(Job {
+            statements,
+            schedule: self.schedule()?,
+            declared: format!("{}-{}", digest(&when), digest(sql)),
+        })
+    }
+
+    /// How long after a failed attempt the next one follows; `None` where none does.
+    pub(super) fn retry_in(&self, attempt: u32) -> Option<Duration> {
+        let wait = match self.restart_time {
+            RestartTime::After(interval) => interval,
+            RestartTime::Backoff(Backoff { initial, max, .. }) => {
+                crate::backoff::doubled(initial, attempt.saturating_sub(1), max)
+            }
+            RestartTime::Never => return None,
+        };
+        (attempt < self.attempts).then_some(wait)
+    }
+}
+
+/// Sixteen digits that tell one text from another.
+fn digest(text: &str) -> String {
+    let bytes = Sha256::digest(text.as_bytes());
+    bytes
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

@@ -1,0 +1,423 @@
+//! The statements of a text: where each begins and ends, and which of them a job cannot run.
+//!
+//! Pure. Knows as much of SQL as psql does to find the semicolons that end a statement: quotes, dollar quotes, nested
+//! comments, parentheses, and the bodies of functions in standard SQL. What it gets wrong, the server refuses, since
+//! each statement is sent alone.
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+/// A statement of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Statement {
+    /// From its first word to its last character, without the semicolon.
+    pub(crate) sql: String,
+    /// The line of the text in which it begins, from 1.
+    pub(crate) line: usize,
+}
+
+/// Why a text cannot be a job.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidStatements {
+    /// There is no statement in it.
+    #[error("there is no statement in it")]
+    Empty,
+    /// A quote or a comment has no end. The sentences are PostgreSQL's.
+    #[error("line {line}: unterminated {what}")]
+    Unterminated {
+        /// The line in which it begins, from 1.
+        line: usize,
+        /// A quoted string, a comment, or the like.
+        what: &'static str,
+    },
+    /// A statement would begin or end the transaction that claims the tick.
+    #[error(
+        "line {line}: {word} cannot be run: the statement and its tick are committed together, by bgworker"
+    )]
+    Transaction {
+        /// The line in which it begins, from 1.
+        line: usize,
+        /// What it begins with.
+        word: String,
+    },
+    /// It holds what PostgreSQL takes in no text.
+    #[error("it must not contain NUL")]
+    Nul,
+}
+
+/// First words of statements whose rows are written, or may be.
+const WRITES: [&str; 6] = ["INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "WITH"];
+
+/// First words of statements that begin or end a transaction, or a part of one.
+const TRANSACTION: [&str; 9] = [
+    "ABORT",
+    "BEGIN",
+    "COMMIT",
+    "END",
+    "RELEASE",
+    "ROLLBACK",
+    "SAVEPOINT",
+    "START",
+    "PREPARE TRANSACTION",
+];
+
+/// Splits a text into statements.
+pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
+    if text.contains('\0') {
+        return Err(InvalidStatements::Nul);
+    }
+    let mut scanner = Scanner::new(text);
+    let mut statements = Vec::new();
+    while let Some(statement) = scanner.statement()? {
+        statements.push(statement);
+    }
+    if statements.is_empty() {
+        return Err(InvalidStatements::Empty);
+    }
+    Ok(statements)
+}
+
+/// Refuses statements that would take the transaction out of our hands.
+pub(crate) fn check(statements: &[Statement]) -> Result<(), InvalidStatements> {
+    for Statement { sql, line } in statements {
+        let mut words = words(sql).map(str::to_ascii_uppercase);
+        let first = words.next().unwrap_or_default();
+        let both = words.next().map(|second| format!("{first} {second}"));
+        let is_one = |word: &String| TRANSACTION.contains(&&**word);
+        if let Some(word) = Some(first).filter(is_one).or_else(|| both.filter(is_one)) {
+            return Err(InvalidStatements::Transaction { line: *line, word });
+        }
+    }
+    Ok(())
+}
+
+/// The words that a statement begins with. Comments between them do not count.
+fn words(sql: &str) -> impl Iterator<Item = &str> {
+    let mut scanner = Scanner::new(sql);
+    std::iter::from_fn(move || {
+        loop {
+            match scanner.token().ok()?? {
+                Token::Blank => {}
+                Token::Word(word) => return Some(&sql[word]),
+                Token::Semicolon | Token::Open | Token::Close | Token::Other => return None,
+            }
+        }
+    })
+}
+
+/// Walks through a text.
+struct Scanner<'t> {
+    text: &'t str,
+    at: usize,
+}
+
+enum Token {
+    /// White space, or a comment.
+    Blank,
+    Word(Range<usize>),
+    Semicolon,
+    Open,
+    Close,
+    /// A quoted text or name, a number, an operator.
+    Other,
+}
+
+/// The words that decide whether a `BEGIN` opens the body of a function.
+#[derive(Default)]
+struct Head {
+    words: Vec<String>,
+    /// How deep in such bodies, and in a `CASE` of them.
+    depth: usize,
+}
+
+// === impl Statement ===
+
+impl Statement {
+    /// Whether its rows are rows that it writes, as far as its first word says so.
+    pub(crate) fn writes_rows(&self) -> bool {
+        let first = words(&self.sql).next().map(str::to_ascii_uppercase);
+        first.is_some_and(|first| WRITES.contains(&&*first))
+    }
+}
+
+// === impl Scanner ===
+
+impl<'t> Scanner<'t> {
+    fn new(text: &'t str) -> Self {
+        Self { text, at: 0 }
+    }
+
+    /// The next statement that is more than a comment.
+    fn statement(&mut self) -> Result<Option<Statement>, InvalidStatements> {
+        let (mut start, mut end) = (None, self.at);
+        let (mut head, mut parentheses) = (Head::default(), 0_usize);
+        loop {
+            let begin = self.at;
+            let Some(token) = self.token()? else {
+                break;
+            };
+            match token {
+                Token::Blank => continue,
+                Token::Semicolon if parentheses == 0 && head.depth == 0 => {
+                    if start.is_some() {
+                        break;
+                    }
+                    continue;
+                }
+                Token::Open => parentheses += 1,
+                Token::Close => parentheses = parentheses.saturating_sub(1),
+                Token::Word(ref word) if parentheses == 0 => head.word(&self.text[word.clone()]),
+                Token::Word(_) | Token::Semicolon | Token::Other => {}
+            }
+            start.get_or_insert(begin);
+            end = self.at;
+        }
+        Ok(start.map(|start| Statement {
+            sql: self.text[start..end].to_owned(),
+            line: self.line(start),
+        }))
+    }
+
+    fn token(&mut self) -> Result<Option<Token>, InvalidStatements> {
+        let rest = &self.text[self.at..];
+        let Some(first) = rest.chars().next() else {
+            return Ok(None);
+        };
+        let word = word_length(rest);
+        let (length, token) = match first {
+            _ if rest.starts_with("--") => (rest.find('\n').unwrap_or(rest.len()), Token::Blank),
+            _ if rest.starts_with("/*") => (
+                self.ended(comment_length(rest), "/* comment")?,
+                Token::Blank,
+            ),
+            '\'' => (
+                self.ended(quoted_length(rest, '\'', false), "quoted string")?,
+                Token::Other,
+            ),
+            '"' => (
+                self.ended(quoted_length(rest, '"', false), "quoted identifier")?,
+                Token::Other,
+            ),
+            '$' => match dollar_quote(rest) {
+                Some(quote) => {
+                    let body = rest[quote.len()..].find(quote);
+                    let length = body.map(|body| body + 2 * quote.len());
+                    (self.ended(length, "dollar-quoted string")?, Token::Other)
+                }
+                None => (1, Token::Other),
+            },
+            'e' | 'E' if rest[1..].starts_with('\'') => {
+                let length = quoted_length(&rest[1..], '\'', true).map(|length| length + 1);
+                (self.ended(length, "quoted string")?, Token::Other)
+            }
+            ';' => (1, Token::Semicolon),
+            '(' => (1, Token::Open),
+            ')' => (1, Token::Close),
+            _ if first.is_whitespace() => (first.len_utf8(), Token::Blank),
+            _ if word > 0 => (word, Token::Word(self.at..self.at + word)),
+            _ => (first.len_utf8(), Token::Other),
+        };
+        self.at += length;
+        Ok(Some(token))
+    }
+
+    fn ended(&self, length: Option<usize>, what: &'static str) -> Result<usize, InvalidStatements> {
+        let line = self.line(self.at);
+        length.ok_or(InvalidStatements::Unterminated { line, what })
+    }
+
+    fn line(&self, at: usize) -> usize {
+        self.text[..at].matches('\n').count() + 1
+    }
+}
+
+// === impl Head ===
+
+impl Head {
+    fn word(&mut self, word: &str) {
+        let word = word.to_ascii_uppercase();
+        if self.makes_a_function() {
+            match &*word {
+                "BEGIN" => self.depth += 1,
+                "CASE" if self.depth > 0 => self.depth += 1,
+                "END" => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+        if self.words.len() < 4 {
+            self.words.push(word);
+        }
+    }
+
+    fn makes_a_function(&self) -> bool {
+        let words: Vec<_> = self.words.iter().map(String::as_str).collect();
+        matches!(
+            words[..],
+            ["CREATE", "FUNCTION" | "PROCEDURE", ..]
+                | ["CREATE", "OR", "REPLACE", "FUNCTION" | "PROCEDURE", ..]
+        )
+    }
+}
+
+/// The length of the word at the beginning of a text; 0 if there is none.
+fn word_length(rest: &str) -> usize {
+    let begins = |c: char| c.is_alphabetic() || c == '_';
+    if !rest.starts_with(begins) {
+        return 0;
+    }
+    let goes_on = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+    rest.find(|c| !goes_on(c)).unwrap_or(rest.len())
+}
+
+/// The length of a quoted text with its quotes, where a doubled quote is one of its characters.
+fn quoted_length(rest: &str, quote: char, has_escapes: bool) -> Option<usize> {
+    let mut characters = rest.char_indices().skip(1).peekable();
+    while let Some((at, c)) = characters.next() {
+        if has_escapes && c == '\\' {
+            characters.next();
+        } else if c == quote && characters.next_if(|(_, next)| *next == quote).is_none() {
+            return Some(at + 1);
+        }
+    }
+    None
+}
+
+/// The length of a comment, and of those inside of it.
+fn comment_length(rest: &str) -> Option<usize> {
+    let (mut depth, mut at) = (0_usize, 0);
+    loop {
+        let here = rest.get(at..).filter(|here| !here.is_empty());
+        let here = here?;
+        if here.starts_with("/*") {
+            (depth, at) = (depth + 1, at + 2);
+        } else if here.starts_with("*/") {
+            (depth, at) = (depth - 1, at + 2);
+            if depth == 0 {
+                return Some(at);
+            }
+        } else {
+            at += here.chars().next().map_or(1, char::len_utf8);
+        }
+    }
+}
+
+/// The dollar quote at the beginning of a text, such as `$$` or `$body$`. `$1` is none.
+fn dollar_quote(rest: &str) -> Option<&str> {
+    let end = rest[1..].find('$')? + 1;
+    let tag = &rest[1..end];
+    (tag.is_empty() || word_length(tag) == tag.len() && !tag.contains('$')).then(|| &rest[..=end])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn texts(text: &str) -> Vec<String> {
+        let statements = split(text).unwrap().into_iter();
+        statements.map(|statement| statement.sql).collect()
+    }
+
+    #[test]
+    fn statements_end_at_semicolons_that_end_them() {
+        for (text, expected) in [
+            ("SELECT 1", &["SELECT 1"][..]),
+            (
+                " SELECT 1 ;; SELECT 2; -- done;\n",
+                &["SELECT 1", "SELECT 2"],
+            ),
+            (
+                "SELECT ';', \";\", $$;$$, $b$;$$;$b$; SELECT 2",
+                &["SELECT ';', \";\", $$;$$, $b$;$$;$b$", "SELECT 2"],
+            ),
+            (
+                "SELECT 'it''s;'; SELECT E'\\';'",
+                &["SELECT 'it''s;'", "SELECT E'\\';'"],
+            ),
+            ("/* a; /* b; */ c; */ SELECT 1 /* ; */", &["SELECT 1"]),
+            ("SELECT (1;2); SELECT 3", &["SELECT (1;2)", "SELECT 3"]),
+            ("SELECT a$b$c; SELECT $1", &["SELECT a$b$c", "SELECT $1"]),
+            (
+                "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END; SELECT 3",
+                &[
+                    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END",
+                    "SELECT 3",
+                ],
+            ),
+            (
+                "CREATE OR REPLACE PROCEDURE p() BEGIN ATOMIC; END; DELETE FROM t",
+                &[
+                    "CREATE OR REPLACE PROCEDURE p() BEGIN ATOMIC; END",
+                    "DELETE FROM t",
+                ],
+            ),
+            ("SELECT begin; SELECT 2", &["SELECT begin", "SELECT 2"]),
+        ] {
+            assert_eq!(texts(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn each_statement_has_the_line_in_which_its_first_word_stands() {
+        let lines: Vec<_> = split("-- one\nSELECT 1;\n\n/* a\nb */ SELECT '\n';SELECT 3").unwrap();
+        let lines: Vec<_> = lines.iter().map(|statement| statement.line).collect();
+        assert_eq!(lines, [2, 5, 6]);
+    }
+
+    #[test]
+    fn what_has_no_end_is_told_with_its_line() {
+        for (text, what) in [
+            ("SELECT\n'a", "quoted string"),
+            ("SELECT\n\"a", "quoted identifier"),
+            ("SELECT\n$x$ a $y$", "dollar-quoted string"),
+            ("SELECT\n/* /* */", "/* comment"),
+        ] {
+            let refused = split(text).unwrap_err();
+            assert_eq!(refused, InvalidStatements::Unterminated { line: 2, what });
+        }
+        assert_eq!(split(" ; -- nothing"), Err(InvalidStatements::Empty));
+    }
+
+    #[test]
+    fn what_begins_or_ends_a_transaction_is_refused_whatever_comment_hides_it() {
+        for (text, word) in [
+            ("SELECT 1;\ncommit", "COMMIT"),
+            ("SELECT 1;\n/* x */ BEGIN", "BEGIN"),
+            (
+                "SELECT 1;\nprepare /* x */ transaction 'x'",
+                "PREPARE TRANSACTION",
+            ),
+            ("SELECT 1;\nROLLBACK TO SAVEPOINT s", "ROLLBACK"),
+            ("SELECT 1;\nstart transaction", "START"),
+        ] {
+            let refused = check(&split(text).unwrap()).unwrap_err();
+            let word = word.to_owned();
+            assert_eq!(refused, InvalidStatements::Transaction { line: 2, word });
+        }
+        for text in [
+            "PREPARE p AS SELECT 1",
+            "SELECT 'commit'",
+            "\"commit\"",
+            "(SELECT 1)",
+        ] {
+            assert_eq!(check(&split(text).unwrap()), Ok(()), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_lost_but_semicolons_comments_and_blanks(text in "[a-z;'\"$/*\\- \n()é]{0,40}") {
+            if let Ok(statements) = split(&text) {
+                let mut rest = text.as_str();
+                for Statement { sql, .. } in statements {
+                    let at = rest.find(&sql);
+                    prop_assert!(at.is_some(), "{sql:?} in {rest:?}");
+                    rest = &rest[at.unwrap() + sql.len()..];
+                }
+            }
+        }
+    }
+}

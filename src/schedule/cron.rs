@@ -1,0 +1,181 @@
+//! Cron's ticks in a time zone, by the rules of Debian's cron.
+//!
+//! The expression is parsed by `cronp`; which instants it means, around changes of the clocks too, is decided here.
+
+use cronp::{Calendar, CivilDateTime, ErrorKind, ParseError, Vixie};
+use jiff::civil::{Date, DateTime, time};
+use jiff::tz::{AmbiguousOffset, TimeZone, TimeZoneDatabase};
+use jiff::{Span, Timestamp};
+
+use super::InvalidSchedule;
+
+/// No schedule has two ticks further apart: 29 February of a day of the week comes again within 40 years.
+const DAYS_MAX: u32 = 366 * 41;
+
+/// An expression in a time zone.
+#[derive(Clone, Debug)]
+pub(super) struct Cron {
+    calendar: Calendar<Vixie>,
+    zone: TimeZone,
+    /// Its minute or its hour begins with `*`: it means minutes that the clocks show, and no times of day.
+    is_wild: bool,
+    /// A minute of the day that it means, on the days that it means.
+    some_time: (i8, i8),
+}
+
+// === impl Cron ===
+
+impl Cron {
+    pub(super) fn new(expression: &str, zone: &str) -> Result<Self, InvalidSchedule> {
+        let parsed =
+            cronp::Schedule::<Vixie>::parse(expression).map_err(|error| invalid(&error))?;
+        let Some(calendar) = parsed.calendar() else {
+            let nickname = expression.trim().to_owned();
+            return Err(InvalidSchedule::Nickname { nickname });
+        };
+        let zone = TimeZoneDatabase::bundled().get(zone);
+        let zone = zone.map_err(|_| InvalidSchedule::Zone)?;
+        let mut fields = expression.split_whitespace();
+        let first = fields.next().unwrap_or_default();
+        let is_wild = match first.strip_prefix('@') {
+            Some(nickname) => nickname.eq_ignore_ascii_case("hourly"),
+            None => [first, fields.next().unwrap_or_default()]
+                .iter()
+                .any(|field| field.starts_with('*')),
+        };
+        let minute = (0..60).find(|minute| calendar.admits_minute(*minute));
+        let hour = (0..24).find(|hour| calendar.admits_hour(*hour));
+        let some_time = (
+            hour.unwrap_or(0).cast_signed(),
+            minute.unwrap_or(0).cast_signed(),
+        );
+        let cron = Self {
+            calendar: *calendar,
+            zone,
+            is_wild,
+            some_time,
+        };
+        if cron.next(Timestamp::UNIX_EPOCH).is_none() {
+            return Err(InvalidSchedule::Never);
+        }
+        Ok(cron)
+    }
+
+    /// The first tick after a time.
+    pub(super) fn next(&self, after: Timestamp) -> Option<Timestamp> {
+        let today = self.zone.to_datetime(after).date();
+        // The clocks may go back over midnight, so that a day has ticks after the first of the next.
+        let days = days(today.yesterday().ok()?, Span::new().days(1));
+        let found = self.search(days, |tick| tick > after);
+        found.into_iter().min()
+    }
+
+    /// The last tick that is not after a time.
+    pub(super) fn newest(&self, until: Timestamp) -> Option<Timestamp> {
+        let today = self.zone.to_datetime(until).date();
+        let days = days(today.tomorrow().ok()?, Span::new().days(-1));
+        let found = self.search(days, |tick| tick <= until);
+        found.into_iter().max()
+    }
+
+    /// The ticks that suit, of the first day that has one and of the day beside it.
+    fn search(
+        &self,
+        days: impl Iterator<Item = Date>,
+        suits: impl Fn(Timestamp) -> bool,
+    ) -> Vec<Timestamp> {
+        let mut found = Vec::new();
+        for day in days {
+            let had_one = !found.is_empty();
+            if self.means(day, self.some_time) {
+                found.extend(self.ticks_of(day).into_iter().filter(|tick| suits(*tick)));
+            }
+            if had_one {
+                break;
+            }
+        }
+        found
+    }
+
+    /// The instants that are meant by the minutes of a day.
+    fn ticks_of(&self, day: Date) -> Vec<Timestamp> {
+        let mut ticks = Vec::new();
+        let hours = (0..24_u8).filter(|hour| self.calendar.admits_hour(*hour));
+        for hour in hours.map(u8::cast_signed) {
+            let minutes = (0..60_u8).filter(|minute| self.calendar.admits_minute(*minute));
+            for minute in minutes.map(u8::cast_signed) {
+                self.instants(day.to_datetime(time(hour, minute, 0, 0)), &mut ticks);
+            }
+        }
+        ticks
+    }
+
+    /// Adds the instants that are meant by a minute on the clock.
+    fn instants(&self, civil: DateTime, ticks: &mut Vec<Timestamp>) {
+        match self.zone.to_ambiguous_timestamp(civil).offset() {
+            AmbiguousOffset::Unambiguous { offset } => ticks.extend(offset.to_timestamp(civil)),
+            AmbiguousOffset::Fold { before, after } => {
+                ticks.extend(before.to_timestamp(civil));
+                if self.is_wild {
+                    ticks.extend(after.to_timestamp(civil));
+                }
+            }
+            AmbiguousOffset::Gap { before, .. } if !self.is_wild => {
+                // By the clock that was put forward, it is past the change.
+                let past = before.to_timestamp(civil).ok();
+                let past = past.and_then(|past| past.checked_add(Span::new().nanoseconds(1)).ok());
+                let change = past.and_then(|past| self.zone.preceding(past).next());
+                ticks.extend(change.map(|change| change.timestamp()));
+            }
+            AmbiguousOffset::Gap { .. } => {}
+        }
+    }
+
+    /// Whether a minute of a day is meant.
+    fn means(&self, day: Date, (hour, minute): (i8, i8)) -> bool {
+        let civil = CivilDateTime::new(
+            day.year().cast_unsigned(),
+            day.month().cast_unsigned(),
+            day.day().cast_unsigned(),
+            hour.cast_unsigned(),
+            minute.cast_unsigned(),
+            0,
+        );
+        civil.is_ok_and(|civil| self.calendar.matches(civil))
+    }
+}
+
+/// Days from this one on, in this direction.
+fn days(from: Date, step: Span) -> impl Iterator<Item = Date> {
+    std::iter::successors(Some(from), move |day| day.checked_add(step).ok()).take(DAYS_MAX as usize)
+}
+
+/// What is wrong with an expression: in which field, at which characters, and what would be right.
+fn invalid(error: &ParseError) -> InvalidSchedule {
+    let field = error
+        .field()
+        .map_or_else(String::new, |field| format!("{field}: "));
+    let what = match error.kind() {
+        ErrorKind::ValueOutOfRange { value, min, max } => {
+            format!("{field}{value} is not in {min} to {max}")
+        }
+        ErrorKind::WrongFieldCount { found, .. } => {
+            format!(
+                "there are {found} fields: minute, hour, day of month, month and day of week are expected"
+            )
+        }
+        ErrorKind::EmptyExpression => "it is empty".to_owned(),
+        ErrorKind::UnknownMacro => {
+            "the nicknames are @hourly, @daily, @midnight, @weekly, @monthly, @yearly and @annually"
+                .to_owned()
+        }
+        ErrorKind::UnknownName => format!("{field}this is no name here"),
+        ErrorKind::ReversedRange { start, end } => format!("{field}{start} is after {end}"),
+        ErrorKind::ZeroStep => format!("{field}a step of 0 goes nowhere"),
+        ErrorKind::UnexpectedEnd => format!("{field}it ends too early"),
+        _ => format!("{field}this cannot stand here"),
+    };
+    let span = error.span();
+    let at = (!span.is_empty()).then(|| (span.start() + 1, span.end()));
+    InvalidSchedule::Cron { what, at }
+}

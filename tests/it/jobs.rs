@@ -1,0 +1,420 @@
+//! Jobs: each tick once, whichever instance runs it, and what becomes of those that fail or are missed.
+
+use std::time::Duration;
+
+use bgworker::config::{self, ConfigFile, Functions, Settings, Sources};
+use bgworker::reload::InForce;
+use bgworker::supervision::{Limits, Shutdown};
+use bgworker::{Postmaster, PostmasterHandle, sql};
+
+use crate::support::database::TestDatabase;
+use crate::support::{eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// An instance with one job `j`, whose other keys these are.
+struct Instance {
+    postmaster: PostmasterHandle,
+    in_force: InForce,
+}
+
+fn settings(db: &TestDatabase, keys: &str) -> Settings {
+    let url = db.conninfo().replace('\\', "\\\\").replace('"', "\\\"");
+    let sources = Sources {
+        file: Some(ConfigFile {
+            path: "b.toml".into(),
+            text: format!(
+                "[database]\nurl = \"{url}\"\n[[worker]]\nname = \"j\"\nfunction = \"sql\"\n{keys}\n"
+            ),
+        }),
+        ..Sources::default()
+    };
+    config::read(&sources, &Functions::built_in()).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+impl Instance {
+    async fn new(db: &TestDatabase, keys: &str) -> Self {
+        let database = db.database.clone();
+        let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
+        let in_force = InForce::register(settings(db, keys), postmaster.clone());
+        Self {
+            in_force: in_force.await.unwrap(),
+            postmaster,
+        }
+    }
+
+    async fn stop(self, mode: Shutdown) {
+        self.postmaster.shut_down(mode);
+        assert!(self.postmaster.exited().await.unwrap().aborted.is_empty());
+    }
+}
+
+/// A database with a table for what jobs do.
+async fn stage() -> TestDatabase {
+    let db = TestDatabase::new().await;
+    db.execute("CREATE TABLE effect (id serial, tick timestamptz, previous timestamptz, by text)")
+        .await;
+    db
+}
+
+/// How many runs of the history are like this.
+async fn runs(db: &TestDatabase, condition: &str) -> i64 {
+    let has_tables = "SELECT to_regclass('bgworker.job_run') IS NOT NULL";
+    if !db.value::<bool>(has_tables).await {
+        return 0;
+    }
+    db.value(&format!(
+        "SELECT count(*) FROM bgworker.job_run WHERE {condition}"
+    ))
+    .await
+}
+
+const EFFECT: &str = "INSERT INTO effect (tick, previous, by) SELECT current_setting('bgworker.tick')::timestamptz, \
+                      current_setting('bgworker.previous_tick')::timestamptz, session_user";
+
+fn every(interval: &str, sql: &str) -> String {
+    format!("every = \"{interval}\"\nsql = \"\"\"{sql}\"\"\"")
+}
+
+#[actix::test]
+async fn three_instances_run_each_tick_once_and_none_is_left_out() {
+    let db = stage().await;
+    let mut instances = Vec::new();
+    for _ in 0..3 {
+        instances.push(Instance::new(&db, &every("1s", EFFECT)).await);
+    }
+    within(20 * SECOND, "five ticks are done", || async {
+        db.value::<i64>("SELECT count(*) FROM effect").await >= 5
+    })
+    .await;
+    for instance in instances {
+        instance.stop(Shutdown::Smart).await;
+    }
+    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
+    assert_eq!(db.value::<i64>(twice).await, 0);
+    let gaps = "SELECT count(*) FROM (SELECT tick - lag(tick) OVER (ORDER BY tick) AS gap FROM effect) AS g \
+                WHERE gap <> '1 s'";
+    assert_eq!(db.value::<i64>(gaps).await, 0);
+    let unlike = "SELECT count(*) FROM effect AS e FULL JOIN bgworker.job_run AS r USING (tick) \
+                  WHERE e.tick IS NULL OR r.tick IS NULL OR r.outcome <> 'done' OR r.rows <> 1";
+    assert_eq!(
+        db.value::<i64>(unlike).await,
+        0,
+        "the history says the same"
+    );
+    let windows = "SELECT count(*) FROM (SELECT previous, lag(tick) OVER (ORDER BY tick) AS before FROM effect) AS w \
+                   WHERE previous <> before";
+    assert_eq!(db.value::<i64>(windows).await, 0, "windows have no gaps");
+}
+
+#[actix::test]
+async fn a_statement_that_fails_is_tried_so_often_then_given_up_and_the_next_tick_comes() {
+    let db = stage().await;
+    let keys = format!(
+        "restart_time = \"300ms\"\nattempts = 2\n{}",
+        every(
+            "3s",
+            &format!("{EFFECT};\nSELECT 1 / (count(*) - 1) FROM effect")
+        )
+    );
+    let instances = [
+        Instance::new(&db, &keys).await,
+        Instance::new(&db, &keys).await,
+    ];
+    within(20 * SECOND, "two ticks are given up", || async {
+        runs(&db, "outcome = 'given up'").await >= 2
+    })
+    .await;
+    for instance in instances {
+        instance.stop(Shutdown::Smart).await;
+    }
+    assert_eq!(
+        db.value::<i64>("SELECT count(*) FROM effect").await,
+        0,
+        "each is undone"
+    );
+    let attempts = "SELECT string_agg(outcome || ' ' || attempt, ', ' ORDER BY run) FROM bgworker.job_run \
+                    WHERE run <= 4";
+    let attempts: String = db.value(attempts).await;
+    assert_eq!(attempts, "failed 1, given up 2, failed 1, given up 2");
+    let message: String = db
+        .value("SELECT message FROM bgworker.job_run LIMIT 1")
+        .await;
+    assert!(
+        message.contains("statement 2 (line 2)") && message.contains("division by zero"),
+        "{message}"
+    );
+    assert_eq!(
+        db.value::<String>("SELECT sqlstate FROM bgworker.job_run LIMIT 1")
+            .await,
+        "22012"
+    );
+}
+
+#[actix::test]
+async fn ticks_that_come_due_while_it_runs_are_one_none_or_each() {
+    for (missed, expected) in [("once", &[4_i64][..]), ("skip", &[5]), ("each", &[1])] {
+        let db = stage().await;
+        // The first run lasts three and a half periods.
+        let slow = format!(
+            "SELECT pg_sleep(CASE WHEN count(*) = 0 THEN 3.5 ELSE 0 END) FROM effect;\n{EFFECT}"
+        );
+        let keys = format!("missed = \"{missed}\"\n{}", every("1s", &slow));
+        let instance = Instance::new(&db, &keys).await;
+        within(20 * SECOND, "two runs", || async {
+            db.value::<i64>("SELECT count(*) FROM effect").await >= 2
+        })
+        .await;
+        instance.stop(Shutdown::Smart).await;
+        let second = "SELECT extract(epoch FROM (array_agg(tick ORDER BY id))[2] - (array_agg(tick ORDER BY id))[1])::bigint FROM effect";
+        let second: i64 = db.value(second).await;
+        assert!(
+            expected.contains(&second) || (missed != "each" && expected.contains(&(second + 1))),
+            "{missed}: the second run is {second} s after the first"
+        );
+    }
+}
+
+#[actix::test]
+async fn what_a_statement_sets_is_not_seen_by_the_next_run() {
+    let db = stage().await;
+    let sql = "INSERT INTO effect (by) SELECT current_setting('search_path') || current_setting('role') || \
+               (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());\n\
+               SET search_path = pg_temp; SET ROLE pg_monitor; SELECT pg_advisory_lock(1); CREATE TEMP TABLE t ()";
+    let instance = Instance::new(&db, &every("1s", sql)).await;
+    within(20 * SECOND, "three runs", || async {
+        db.value::<i64>("SELECT count(*) FROM effect").await >= 3
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    assert_eq!(
+        db.value::<i64>("SELECT count(DISTINCT by) FROM effect")
+            .await,
+        1
+    );
+    let failed = "SELECT count(*) FROM bgworker.job_run WHERE outcome <> 'done'";
+    assert_eq!(db.value::<i64>(failed).await, 0);
+}
+
+#[actix::test]
+async fn a_procedure_that_commits_is_an_error_and_nothing_is_done_twice() {
+    let db = stage().await;
+    db.execute("CREATE PROCEDURE commits() LANGUAGE plpgsql AS 'BEGIN INSERT INTO effect (by) VALUES (1); COMMIT; END'")
+        .await;
+    let keys = format!("attempts = 1\n{}", every("1s", "CALL commits()"));
+    let instance = Instance::new(&db, &keys).await;
+    within(20 * SECOND, "it is recorded", || async {
+        runs(&db, "outcome = 'given up'").await > 0
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    let message: Option<String> = db
+        .value("SELECT message FROM bgworker.job_run LIMIT 1")
+        .await;
+    assert!(message.unwrap().contains("invalid transaction termination"));
+    assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 0);
+}
+
+#[actix::test]
+async fn a_sigterm_lets_a_run_commit_and_a_sigint_leaves_its_tick_due() {
+    for (mode, effects, done) in [(Shutdown::Smart, 1, 1), (Shutdown::Fast, 0, 0)] {
+        let db = stage().await;
+        let sql = format!("{EFFECT};\nSELECT pg_sleep(2)");
+        let instance = Instance::new(&db, &every("1s", &sql)).await;
+        eventually("it runs", || async {
+            let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
+                          AND application_name = 'j' AND wait_event = 'PgSleep')";
+            db.value::<bool>(sleeps).await
+        })
+        .await;
+        instance.stop(mode).await;
+        assert_eq!(
+            db.value::<i64>("SELECT count(*) FROM effect").await,
+            effects
+        );
+        let runs = "SELECT count(*) FROM bgworker.job_run";
+        assert_eq!(db.value::<i64>(runs).await, done, "{mode:?}");
+        assert_eq!(db.value::<i32>("SELECT attempt FROM bgworker.job").await, 0);
+    }
+}
+
+#[actix::test]
+async fn of_two_files_that_declare_a_job_differently_the_newer_one_wins_and_the_other_stands_by() {
+    let db = stage().await;
+    let older = Instance::new(&db, &every("1s", EFFECT)).await;
+    within(20 * SECOND, "the older one runs", || async {
+        db.value::<i64>("SELECT count(*) FROM effect").await >= 1
+    })
+    .await;
+    let newer = Instance::new(&db, &every("1s", &format!("{EFFECT} || ' newer'"))).await;
+    eventually("the older one stands by", || async {
+        let workers = older.postmaster.workers().await.unwrap().registered;
+        let error = workers[0].report.last_error.clone();
+        error.is_some_and(|error| error.contains("this instance stands by"))
+    })
+    .await;
+    let before: i64 = db
+        .value("SELECT count(*) FROM effect WHERE by LIKE '% newer'")
+        .await;
+    within(20 * SECOND, "the newer one goes on", || async {
+        db.value::<i64>("SELECT count(*) FROM effect WHERE by LIKE '% newer'")
+            .await
+            > before
+    })
+    .await;
+    older.stop(Shutdown::Smart).await;
+    newer.stop(Shutdown::Smart).await;
+    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
+    assert_eq!(db.value::<i64>(twice).await, 0);
+}
+
+#[actix::test]
+async fn a_new_job_does_not_run_for_the_past_and_a_changed_schedule_begins_with_its_next_tick() {
+    let db = stage().await;
+    let mut instance = Instance::new(&db, &every("1h", EFFECT)).await;
+    let reports = |name| {
+        let postmaster = instance.postmaster.clone();
+        async move {
+            postmaster.workers().await.unwrap().registered[0]
+                .report
+                .level(name)
+        }
+    };
+    eventually("it has looked", || async {
+        reports(sql::NEXT_TICK).await.is_some()
+    })
+    .await;
+    assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 0);
+    let last: i64 = db
+        .value("SELECT extract(epoch FROM last_tick)::bigint FROM bgworker.job")
+        .await;
+    assert_eq!(last % 3600, 0);
+    let weekly = format!("cron = \"@weekly\"\nsql = \"\"\"{EFFECT}\"\"\"");
+    instance
+        .in_force
+        .reload(settings(&db, &weekly))
+        .await
+        .unwrap();
+    eventually("it is declared anew", || async {
+        db.value::<i64>("SELECT count(DISTINCT declared) FROM bgworker.job WHERE declared_by <> ''")
+            .await
+            == 1
+            && db
+                .value::<i64>("SELECT extract(epoch FROM last_tick)::bigint FROM bgworker.job")
+                .await
+                == last
+    })
+    .await;
+    assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 0);
+    instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn a_ring_of_runs_is_kept_and_no_more() {
+    let db = stage().await;
+    let keys = format!("history = 2\n{}", every("1s", EFFECT));
+    let instance = Instance::new(&db, &keys).await;
+    within(20 * SECOND, "four runs", || async {
+        db.value::<i64>("SELECT count(*) FROM effect").await >= 4
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    assert_eq!(
+        db.value::<i64>("SELECT count(*) FROM bgworker.job_run")
+            .await,
+        2
+    );
+}
+
+/// The mistakes of a job with these keys, a line each.
+fn mistakes(keys: &str) -> String {
+    let sources = Sources {
+        file: Some(ConfigFile {
+            path: "b.toml".into(),
+            text: format!(
+                "[database]\nembedded = true\n[[worker]]\nname = 'j'\nfunction = 'sql'\n{keys}\n"
+            ),
+        }),
+        ..Sources::default()
+    };
+    match config::read(&sources, &Functions::built_in()) {
+        Ok(_) => String::new(),
+        Err(problems) => problems.to_string(),
+    }
+}
+
+#[test]
+fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
+    for (keys, expected) in [
+        (
+            "every = '1s'",
+            "b.toml:3:1: worker[0].sql: the worker has no \"sql\" and no \"sql_file\" (it has to have one of them)",
+        ),
+        (
+            "sql = 'SELECT 1'",
+            "b.toml:3:1: worker[0].every: the worker has no \"every\" and no \"cron\" (it has to have one of them)",
+        ),
+        (
+            "every = '10ms'\nsql = 'SELECT 1'",
+            "b.toml:6:1: worker[0].every: it must be at least 1 s, in whole milliseconds: each tick",
+        ),
+        (
+            "every = '1s'\ncron = '@daily'\nsql = 'SELECT 1'",
+            "b.toml:7:1: worker[0].cron: both \"every\" and \"cron\" are set (keep the one that is meant)",
+        ),
+        (
+            "cron = '0 0 30 2 *'\nsql = 'SELECT 1'",
+            "b.toml:6:1: worker[0].cron: it never comes",
+        ),
+        (
+            "cron = '0 25 * * *'\nsql = 'SELECT 1'",
+            "b.toml:6:1: worker[0].cron: hour: 25 is not in 0 to 23 (characters 3 to 4)",
+        ),
+        (
+            "cron = '@daily'\ntimezone = 'Berlin'\nsql = 'SELECT 1'",
+            "b.toml:7:1: worker[0].timezone: there is no time zone of this name",
+        ),
+        (
+            "every = '1s'\ntimezone = 'UTC'\nsql = 'SELECT 1'",
+            "b.toml:7:1: worker[0].timezone: it has no effect without \"cron\"",
+        ),
+        (
+            "every = '1s'\nsql = '-- nothing'",
+            "b.toml:7:1: worker[0].sql: there is no statement in it",
+        ),
+        (
+            "every = '1s'\nsql = 'SELECT 1; COMMIT'",
+            "b.toml:7:1: worker[0].sql: line 1: COMMIT cannot be run",
+        ),
+        (
+            "every = '1s'\nsql_file = '/nowhere/x.sql'",
+            "b.toml:7:1: worker[0].sql_file: could not read \"/nowhere/x.sql\": No such file",
+        ),
+        (
+            "every = '1s'\nsql_file = 'x.sql'\nsql = 'SELECT 1'",
+            "b.toml:7:1: worker[0].sql_file: both \"sql\" and \"sql_file\" are set",
+        ),
+        (
+            "every = '1s'\nsql = 'SELECT 1'\nattempts = 0",
+            "b.toml:8:12: worker[0].attempts: it must be at least 1",
+        ),
+        (
+            "every = '1s'\nsql = 'SELECT 1'\nschema = 's'",
+            "b.toml:8:1: worker[0].schema: unknown key \"schema\"",
+        ),
+        (
+            "every = '1s'\nsql = 'SELECT 1'\nstart_time = 'consistent_state'",
+            "b.toml:8:1: worker[0].start_time: sql writes down",
+        ),
+    ] {
+        let found = mistakes(keys);
+        assert!(
+            found.starts_with(expected) && found.lines().count() == 1,
+            "{keys}:\n{found}"
+        );
+    }
+    assert_eq!(
+        mistakes("cron = '15 2 * * *'\ntimezone = 'Europe/Berlin'\nsql = 'SELECT 1'"),
+        ""
+    );
+}
