@@ -418,3 +418,58 @@ fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
         ""
     );
 }
+
+/// Through this many ticks each instance has to work, one after the other.
+const TICKS: i64 = 600;
+
+#[actix::test]
+async fn each_tick_is_done_once_though_sessions_are_cut_and_ended_at_any_moment() {
+    let db = stage().await;
+    let keys = format!(
+        "missed = \"each\"\nattempts = 1000\nhistory = 1000000\n{}",
+        every("1s", EFFECT)
+    );
+    let instances = [
+        Instance::new(&db, &keys).await,
+        Instance::new(&db, &keys).await,
+    ];
+    eventually("a tick is done", || async { runs(&db, "true").await > 0 }).await;
+    let back = format!(
+        "TRUNCATE effect, bgworker.job_run; UPDATE bgworker.job SET last_tick = date_trunc('second', now()) - '{TICKS} s'::interval"
+    );
+    db.execute(&back).await;
+    // Ends sessions of the job wherever they are, and now and then one that looks.
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
+               WHERE datname = current_database() AND application_name = \
+               CASE WHEN random() < 0.01 THEN 'bgworker' ELSE 'j' END \
+               ORDER BY random() LIMIT 1) AS one";
+    let begin: i64 = db.value("SELECT extract(epoch FROM now())::bigint").await;
+    let mut ended = 0;
+    let has_caught_up = within(100 * SECOND, "it has caught up", || async {
+        let last = "SELECT extract(epoch FROM last_tick)::bigint FROM bgworker.job";
+        db.value::<i64>(last).await >= begin
+    });
+    let killer = db.connect().await;
+    let ends = async {
+        loop {
+            let rows = killer.query("end a session", end, &[]).await.unwrap();
+            ended += rows[0].get::<_, i64>(0);
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(20..150))).await;
+        }
+    };
+    tokio::select! {
+        () = has_caught_up => {}
+        () = ends => {}
+    }
+    for instance in instances {
+        instance.stop(Shutdown::Smart).await;
+    }
+    assert!(ended > 30, "{ended} sessions were ended");
+    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
+    assert_eq!(db.value::<i64>(twice).await, 0);
+    let gaps =
+        "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
+    assert_eq!(db.value::<i64>(gaps).await, 0);
+    assert!(db.value::<i64>("SELECT count(*) FROM effect").await >= TICKS);
+    assert_eq!(runs(&db, "outcome = 'given up'").await, 0);
+}

@@ -10,6 +10,7 @@
 mod bench;
 mod configuration;
 mod daemon;
+mod jobs;
 mod program;
 mod service_manager;
 mod serving;

@@ -1,0 +1,104 @@
+//! Jobs on several instances of the program: killed, frozen, and started again.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::configuration::Config;
+use crate::program::start;
+use crate::support::database::TestDatabase;
+use crate::support::{eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A job that has an effect for each tick.
+fn job(db: &TestDatabase, interval: &str, sql: &str) -> Config {
+    Config::new(&format!(
+        "[database]\nurl = \"{}\"\n[[worker]]\nname = \"j\"\nfunction = \"sql\"\nmissed = \"each\"\n\
+         every = \"{interval}\"\nhistory = 1000\nsql = \"INSERT INTO effect SELECT \
+         current_setting('bgworker.tick')::timestamptz, pg_backend_pid(); {sql}\"\n",
+        db.conninfo().replace('"', "\\\"")
+    ))
+}
+
+async fn stage() -> TestDatabase {
+    let db = TestDatabase::new().await;
+    db.execute("CREATE TABLE effect (tick timestamptz, pid int)")
+        .await;
+    db
+}
+
+#[actix::test]
+async fn of_three_instances_that_are_killed_at_random_one_runs_each_tick() {
+    let db = stage().await;
+    let config = job(&db, "1s", "SELECT pg_sleep(0.3)");
+    let mut instances: Vec<_> = (0..3).map(|_| start(&config.path)).collect();
+    within(20 * SECOND, "the first tick is done", || async {
+        db.value::<i64>("SELECT count(*) FROM effect").await > 0
+    })
+    .await;
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(100..400))).await;
+        let one = &mut instances[fastrand::usize(0..3)];
+        one.signal(Signal::SIGKILL);
+        one.wait();
+        *one = start(&config.path);
+    }
+    let now: i64 = db.value("SELECT extract(epoch FROM now())::bigint").await;
+    within(20 * SECOND, "all that was due is done", || async {
+        let last = "SELECT extract(epoch FROM max(tick))::bigint FROM effect";
+        db.value::<i64>(last).await >= now
+    })
+    .await;
+    for mut instance in instances {
+        instance.signal(Signal::SIGTERM);
+        assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
+    }
+    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
+    assert_eq!(db.value::<i64>(twice).await, 0);
+    let gaps =
+        "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
+    assert_eq!(db.value::<i64>(gaps).await, 0);
+    let unlike = "SELECT count(*) FROM effect AS e FULL JOIN bgworker.job_run AS r USING (tick) \
+                  WHERE e.tick IS NULL OR r.tick IS NULL OR r.outcome <> 'done'";
+    assert_eq!(
+        db.value::<i64>(unlike).await,
+        0,
+        "the history says the same"
+    );
+}
+
+#[actix::test]
+async fn a_frozen_instance_lets_go_of_its_tick_and_fails_when_it_goes_on() {
+    let db = stage().await;
+    let config = job(&db, "1s", "SELECT pg_sleep(0.5); SELECT 1");
+    let mut frozen = start(&config.path);
+    eventually("it runs", || async {
+        let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
+                      AND application_name = 'j' AND wait_event = 'PgSleep')";
+        db.value::<bool>(sleeps).await
+    })
+    .await;
+    frozen.signal(Signal::SIGSTOP);
+    let mut other = start(&config.path);
+    let done: i64 = db.value("SELECT count(*) FROM effect").await;
+    within(20 * SECOND, "the other instance runs the tick", || async {
+        db.value::<i64>("SELECT count(*) FROM effect").await > done
+    })
+    .await;
+    frozen.signal(Signal::SIGCONT);
+    let before: i64 = db.value("SELECT count(*) FROM effect").await;
+    within(20 * SECOND, "they go on", || async {
+        db.value::<i64>("SELECT count(*) FROM effect").await > before + 2
+    })
+    .await;
+    for instance in [&mut frozen, &mut other] {
+        instance.signal(Signal::SIGTERM);
+        assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
+    }
+    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
+    assert_eq!(db.value::<i64>(twice).await, 0);
+    let gaps =
+        "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
+    assert_eq!(db.value::<i64>(gaps).await, 0);
+}
