@@ -3,18 +3,21 @@
 use std::time::Duration;
 
 use bgworker::config::{self, ConfigFile, Functions, Settings, Sources};
+use bgworker::database::{self, ConnInfo, Database};
 use bgworker::reload::InForce;
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{Postmaster, PostmasterHandle, sql};
 
 use crate::support::database::TestDatabase;
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::server::{TestServer, conninfo};
 use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// An instance with one job `j`, whose other keys these are.
-struct Instance {
-    postmaster: PostmasterHandle,
+pub(crate) struct Instance {
+    pub(crate) postmaster: PostmasterHandle,
     in_force: InForce,
 }
 
@@ -34,27 +37,69 @@ fn settings(db: &TestDatabase, keys: &str) -> Settings {
 
 impl Instance {
     async fn new(db: &TestDatabase, keys: &str) -> Self {
-        let database = db.database.clone();
+        Self::on(db.database.clone(), db, keys).await
+    }
+
+    /// One that has another way to the database.
+    pub(crate) async fn on(database: Database, db: &TestDatabase, keys: &str) -> Self {
         let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
+        Self::registered(&postmaster, db, keys).await
+    }
+
+    /// One beside other workers.
+    pub(crate) async fn registered(
+        postmaster: &PostmasterHandle,
+        db: &TestDatabase,
+        keys: &str,
+    ) -> Self {
         let in_force = InForce::register(settings(db, keys), postmaster.clone());
         Self {
             in_force: in_force.await.unwrap(),
-            postmaster,
+            postmaster: postmaster.clone(),
         }
     }
 
-    async fn stop(self, mode: Shutdown) {
+    pub(crate) async fn stop(self, mode: Shutdown) {
         self.postmaster.shut_down(mode);
         assert!(self.postmaster.exited().await.unwrap().aborted.is_empty());
     }
 }
 
-/// A database with a table for what jobs do.
+/// A table for what jobs do.
+pub(crate) const EFFECTS: &str =
+    "CREATE TABLE effect (id serial, tick timestamptz, previous timestamptz, by text)";
+
+/// A database with that table.
 async fn stage() -> TestDatabase {
     let db = TestDatabase::new().await;
-    db.execute("CREATE TABLE effect (id serial, tick timestamptz, previous timestamptz, by text)")
-        .await;
+    db.execute(EFFECTS).await;
     db
+}
+
+/// Sets a job back by this many ticks of a second, of which none is done.
+async fn set_back(db: &TestDatabase, ticks: i64) -> i64 {
+    eventually("a tick is done", || async { runs(db, "true").await > 0 }).await;
+    db.execute(&format!(
+        "TRUNCATE effect, bgworker.job_run; UPDATE bgworker.job SET last_tick = \
+         date_trunc('second', now()) - '{ticks} s'::interval"
+    ))
+    .await;
+    db.value("SELECT extract(epoch FROM now())::bigint").await
+}
+
+/// Whether each tick up to this one is done.
+async fn has_caught_up(db: &TestDatabase, tick: i64) -> bool {
+    let last = "SELECT extract(epoch FROM last_tick)::bigint FROM bgworker.job";
+    db.value::<i64>(last).await >= tick
+}
+
+/// Asserts that each tick, from the first to the last, was done once.
+async fn assert_exact(db: &TestDatabase) {
+    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
+    assert_eq!(db.value::<i64>(twice).await, 0);
+    let gaps =
+        "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
+    assert_eq!(db.value::<i64>(gaps).await, 0);
 }
 
 /// How many runs of the history are like this.
@@ -69,10 +114,10 @@ async fn runs(db: &TestDatabase, condition: &str) -> i64 {
     .await
 }
 
-const EFFECT: &str = "INSERT INTO effect (tick, previous, by) SELECT current_setting('bgworker.tick')::timestamptz, \
+pub(crate) const EFFECT: &str = "INSERT INTO effect (tick, previous, by) SELECT current_setting('bgworker.tick')::timestamptz, \
                       current_setting('bgworker.previous_tick')::timestamptz, session_user";
 
-fn every(interval: &str, sql: &str) -> String {
+pub(crate) fn every(interval: &str, sql: &str) -> String {
     format!("every = \"{interval}\"\nsql = \"\"\"{sql}\"\"\"")
 }
 
@@ -433,21 +478,15 @@ async fn each_tick_is_done_once_though_sessions_are_cut_and_ended_at_any_moment(
         Instance::new(&db, &keys).await,
         Instance::new(&db, &keys).await,
     ];
-    eventually("a tick is done", || async { runs(&db, "true").await > 0 }).await;
-    let back = format!(
-        "TRUNCATE effect, bgworker.job_run; UPDATE bgworker.job SET last_tick = date_trunc('second', now()) - '{TICKS} s'::interval"
-    );
-    db.execute(&back).await;
+    let begin = set_back(&db, TICKS).await;
     // Ends sessions of the job wherever they are, and now and then one that looks.
     let end = "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
                WHERE datname = current_database() AND application_name = \
                CASE WHEN random() < 0.01 THEN 'bgworker' ELSE 'j' END \
                ORDER BY random() LIMIT 1) AS one";
-    let begin: i64 = db.value("SELECT extract(epoch FROM now())::bigint").await;
     let mut ended = 0;
-    let has_caught_up = within(100 * SECOND, "it has caught up", || async {
-        let last = "SELECT extract(epoch FROM last_tick)::bigint FROM bgworker.job";
-        db.value::<i64>(last).await >= begin
+    let done = within(100 * SECOND, "it has caught up", || {
+        has_caught_up(&db, begin)
     });
     let killer = db.connect().await;
     let ends = async {
@@ -458,18 +497,40 @@ async fn each_tick_is_done_once_though_sessions_are_cut_and_ended_at_any_moment(
         }
     };
     tokio::select! {
-        () = has_caught_up => {}
+        () = done => {}
         () = ends => {}
     }
     for instance in instances {
         instance.stop(Shutdown::Smart).await;
     }
     assert!(ended > 30, "{ended} sessions were ended");
-    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
-    assert_eq!(db.value::<i64>(twice).await, 0);
-    let gaps =
-        "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
-    assert_eq!(db.value::<i64>(gaps).await, 0);
+    assert_exact(&db).await;
     assert!(db.value::<i64>("SELECT count(*) FROM effect").await >= TICKS);
     assert_eq!(runs(&db, "outcome = 'given up'").await, 0);
+}
+
+#[actix::test]
+async fn an_answer_that_is_cut_off_anywhere_even_that_to_a_commit_repeats_no_tick() {
+    let server = TestServer::start();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    db.execute(EFFECTS).await;
+    let proxy = Proxy::to(server.port);
+    let through = ConnInfo::parse(&conninfo(proxy.port), |_| None).unwrap();
+    let through = Database::new(through, database::Settings::default()).unwrap();
+    let keys = format!("missed = \"each\"\n{}", every("1s", EFFECT));
+    let instance = Instance::on(through, &db, &keys).await;
+    let begin = set_back(&db, 150).await;
+    let done = async || db.value::<i64>("SELECT count(*) FROM effect").await;
+    for _ in 0..15 {
+        // What a run is told, from its claim to the end of its commit, is some hundreds of bytes.
+        proxy.set(Some(Fault::SilenceAfter(fastrand::usize(0..4_000))));
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        proxy.cut();
+        proxy.set(None);
+        let before = done().await;
+        eventually("it goes on", async || done().await > before).await;
+    }
+    eventually("it has caught up", || has_caught_up(&db, begin)).await;
+    instance.stop(Shutdown::Smart).await;
+    assert_exact(&db).await;
 }

@@ -9,6 +9,7 @@ use bgworker::Postmaster;
 use bgworker::database::{self, ConnInfo, Database, ServerState};
 use bgworker::supervision::{Limits, Shutdown};
 
+use crate::jobs::{EFFECT, EFFECTS, Instance, every};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::files::{give_to_the_server, reachable_directory};
 use crate::support::proxy::free_port;
@@ -108,6 +109,39 @@ async fn without_preparing_workers_fold_through_a_transaction_pooler() {
     }
     postmaster.shut_down(Shutdown::Smart);
     postmaster.exited().await.unwrap();
+}
+
+#[actix::test]
+async fn a_job_leaves_nothing_in_a_session_that_the_pooler_hands_on() {
+    let server = TestServer::start();
+    let pooler = Pooler::before(&server);
+    let db = TestDatabase::at(&server.conninfo()).await;
+    db.execute(EFFECTS).await;
+    let sets = format!(
+        "{EFFECT};\nSET search_path = pg_temp; SET ROLE pg_monitor; SELECT pg_advisory_lock(1)"
+    );
+    let keys = every("1s", &sets);
+    let instances = [
+        Instance::on(through(&pooler, false), &db, &keys).await,
+        Instance::on(through(&pooler, false), &db, &keys).await,
+    ];
+    let client = through(&pooler, false)
+        .connect("other", None)
+        .await
+        .unwrap();
+    within(20 * SECOND, "three ticks are done", || async {
+        let sql = "SELECT current_setting('search_path') || current_setting('role') || \
+                   (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())";
+        let rows = client.query("look at the session", sql, &[]).await.unwrap();
+        assert_eq!(rows[0].get::<_, &str>(0), "\"$user\", publicnone0");
+        db.value::<i64>("SELECT count(*) FROM effect").await >= 3
+    })
+    .await;
+    for instance in instances {
+        instance.stop(Shutdown::Smart).await;
+    }
+    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
+    assert_eq!(db.value::<i64>(twice).await, 0);
 }
 
 #[actix::test]

@@ -7,6 +7,7 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::worker_spi::{Fold, Settings};
 use bgworker::{Postmaster, PostmasterHandle};
 
+use crate::jobs::{Instance, every};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::eventually;
 use crate::support::server::TestServer;
@@ -60,6 +61,20 @@ async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
         }
         let settings = vacuums(brisk_on_its_own(&table("cut", "t")));
         register(&postmaster, "cut", settings.fold(Fold::Truncate).batch(1)).await;
+        let job = Instance::registered(&postmaster, db, &every("1s", "SELECT")).await;
+        eventually("a job has run", || async {
+            let runs = "SELECT runs FROM bgworker.job";
+            let has_table = "SELECT to_regclass('bgworker.job') IS NOT NULL";
+            db.value::<bool>(has_table).await
+                && db
+                    .client
+                    .query("look", runs, &[])
+                    .await
+                    .unwrap()
+                    .first()
+                    .is_some_and(|row| row.get::<_, i64>(0) > 0)
+        })
+        .await;
         for schema in ["made", "s1", "s2", "cut"] {
             let sql = format!("SELECT to_regclass('{schema}.t') IS NOT NULL");
             eventually("the table is there", || async {
@@ -82,6 +97,7 @@ async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
         assert!(status.server.unwrap().reason.is_none());
         postmaster.shut_down(Shutdown::Smart);
         postmaster.exited().await.unwrap();
+        drop(job);
     }
 }
 

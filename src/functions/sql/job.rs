@@ -70,12 +70,12 @@ const HAS_TABLES: &str = "SELECT pg_catalog.to_regclass('bgworker.job_run') IS N
 /// Makes the tables. Columns are only ever added, with defaults, so that instances of two versions can work together.
 const CREATE: &str = "\
     CREATE SCHEMA IF NOT EXISTS bgworker; \
-    CREATE TABLE IF NOT EXISTS bgworker.job (name text PRIMARY KEY, declared text NOT NULL, declared_by text NOT NULL, \
-    last_tick timestamptz NOT NULL, last_done timestamptz NOT NULL, runs bigint NOT NULL DEFAULT 0, \
-    attempt int NOT NULL DEFAULT 0, retry_at timestamptz) WITH (fillfactor = 50); \
-    CREATE TABLE IF NOT EXISTS bgworker.job_run (name text, slot int, run bigint NOT NULL, tick timestamptz NOT NULL, \
-    started_at timestamptz NOT NULL, finished_at timestamptz NOT NULL, outcome text NOT NULL, attempt int NOT NULL, \
-    rows bigint, sqlstate text, message text, PRIMARY KEY (name, slot)) WITH (fillfactor = 50)";
+    CREATE TABLE IF NOT EXISTS bgworker.job (name pg_catalog.text PRIMARY KEY, declared pg_catalog.text NOT NULL, declared_by pg_catalog.text NOT NULL, \
+    last_tick pg_catalog.timestamptz NOT NULL, last_done pg_catalog.timestamptz NOT NULL, runs bigint NOT NULL DEFAULT 0, \
+    attempt int NOT NULL DEFAULT 0, retry_at pg_catalog.timestamptz) WITH (fillfactor = 50); \
+    CREATE TABLE IF NOT EXISTS bgworker.job_run (name pg_catalog.text, slot int, run bigint NOT NULL, tick pg_catalog.timestamptz NOT NULL, \
+    started_at pg_catalog.timestamptz NOT NULL, finished_at pg_catalog.timestamptz NOT NULL, outcome pg_catalog.text NOT NULL, attempt int NOT NULL, \
+    rows bigint, sqlstate pg_catalog.text, message pg_catalog.text, PRIMARY KEY (name, slot)) WITH (fillfactor = 50)";
 
 const LOOK: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp() \
