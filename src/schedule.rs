@@ -118,6 +118,15 @@ impl Schedule {
         }
     }
 
+    /// A tick as people in its time zone would write it: with its offset, and the zone if that is not UTC.
+    #[must_use]
+    pub fn show(&self, tick: Timestamp) -> String {
+        match &self.0 {
+            Kind::Every(_) => tick.to_string(),
+            Kind::Cron(cron) => cron.show(tick),
+        }
+    }
+
     /// The last tick that is not after a time. `None` only at the beginning of all calendars.
     #[must_use]
     pub fn newest(&self, until: Timestamp) -> Option<Timestamp> {

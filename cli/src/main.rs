@@ -10,6 +10,7 @@ mod configuration;
 mod demo;
 mod exit;
 mod logging;
+mod next;
 mod private_server;
 mod run;
 mod service_manager;
@@ -23,6 +24,7 @@ use crate::bench::BenchArguments;
 use crate::check::CheckArguments;
 use crate::demo::DemoArguments;
 use crate::exit::Exit;
+use crate::next::NextArguments;
 use crate::run::RunArguments;
 use crate::status::StatusArguments;
 
@@ -49,6 +51,10 @@ enum Command {
     ///
     /// Opens no connection and writes no file. Exits with 0 if all is well, with 78 if not.
     Check(CheckArguments),
+    /// Show the next ticks of each job.
+    ///
+    /// Asks no server: what is due is decided from its clock, and this is shown by the one of this machine.
+    Next(NextArguments),
     /// Ask a running instance how its workers are.
     ///
     /// It must listen: [http] listen. Exits with 0 only if every worker is healthy, else with 1.
@@ -68,6 +74,7 @@ fn main() {
     let exit = match arguments.command.unwrap_or(Command::Run(arguments.run)) {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
+        Command::Next(arguments) => next::next(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),

@@ -5,7 +5,7 @@
 use cronp::{Calendar, CivilDateTime, ErrorKind, ParseError, Vixie};
 use jiff::civil::{Date, DateTime, time};
 use jiff::tz::{AmbiguousOffset, TimeZone, TimeZoneDatabase};
-use jiff::{Span, Timestamp};
+use jiff::{Span, Timestamp, ZonedDateTime};
 
 use super::InvalidSchedule;
 
@@ -68,6 +68,13 @@ impl Cron {
         let days = days(today.yesterday().ok()?, Span::new().days(1));
         let found = self.search(days, |tick| tick > after);
         found.into_iter().min()
+    }
+
+    pub(super) fn show(&self, tick: Timestamp) -> String {
+        match self.zone.iana_name() {
+            Some("UTC") | None => tick.to_string(),
+            Some(_) => ZonedDateTime::new(tick, self.zone.clone()).to_string(),
+        }
     }
 
     /// The last tick that is not after a time.

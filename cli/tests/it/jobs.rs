@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::configuration::Config;
-use crate::program::start;
+use crate::program::{bgworker, run, start};
 use crate::support::database::TestDatabase;
 use crate::support::{eventually, within};
 
@@ -101,4 +101,41 @@ async fn a_frozen_instance_lets_go_of_its_tick_and_fails_when_it_goes_on() {
     let gaps =
         "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
     assert_eq!(db.value::<i64>(gaps).await, 0);
+}
+
+#[test]
+fn next_shows_the_ticks_of_each_job_in_its_zone_and_asks_no_server() {
+    let config = Config::new(
+        "[database]\nurl = \"host=/nowhere\"\n[[worker]]\nname = \"nightly\"\nfunction = \"sql\"\nsql = \"SELECT 1\"\n\
+         cron = \"15 2 * * *\"\ntimezone = \"Asia/Kolkata\"\n[[worker]]\nname = \"often\"\nfunction = \"sql\"\n\
+         sql = \"SELECT 1\"\nevery = \"5m\"\n[[worker]]\nname = \"spi\"\nschema = \"s\"\ntable = \"t\"\n",
+    );
+    let next = |arguments: &[&str]| {
+        let mut command = bgworker();
+        run(command
+            .args(["next", "--config"])
+            .arg(&config.path)
+            .args(arguments))
+    };
+    let (code, out, err) = next(&["--count", "2"]);
+    assert_eq!((code, &*err), (0, ""));
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(
+        (lines.len(), lines[0], lines[3]),
+        (6, "nightly", "often"),
+        "{out}"
+    );
+    for line in &lines[1..3] {
+        assert!(line.ends_with("T02:15:00+05:30[Asia/Kolkata]"), "{out}");
+    }
+    assert!(
+        lines[4].ends_with("0:00Z") || lines[4].ends_with("5:00Z"),
+        "{out}"
+    );
+    assert_eq!(next(&["often"]).1.lines().count(), 6);
+    let (code, _, err) = next(&["spi"]);
+    assert_eq!(
+        (code, &*err),
+        (1, "there is no job \"spi\" in the configuration\n")
+    );
 }

@@ -206,7 +206,12 @@ impl Settings {
         }
     }
 
-    fn schedule(&self) -> Result<Schedule, InvalidSchedule> {
+    /// When it is due.
+    ///
+    /// # Errors
+    ///
+    /// If its keys name no time that comes again; those of a configuration that was read do.
+    pub fn schedule(&self) -> Result<Schedule, InvalidSchedule> {
         match (self.every, &self.cron) {
             (Some(every), _) => Schedule::every(every),
             (None, cron) => Schedule::cron(cron.as_deref().unwrap_or_default(), self.zone()),
