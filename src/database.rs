@@ -47,9 +47,9 @@ pub(crate) use self::home::{HomeProbe, Tid, probe_all};
 use self::server::Server;
 pub use self::server::Settings;
 pub use self::server_state::{ServerState, ServerStatus};
-#[cfg(feature = "config")]
-pub(crate) use self::sqlstate::is_conflict;
 pub(crate) use self::sqlstate::{ErrorClass, is_made_already};
+#[cfg(feature = "config")]
+pub(crate) use self::sqlstate::{is_conflict, is_for_no_transaction};
 pub use self::tls::TlsError;
 
 /// A server, and how it is talked to. Clones are the same.

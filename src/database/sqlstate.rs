@@ -164,6 +164,12 @@ pub(super) fn is_about_encryption(code: &str) -> bool {
     code == "28000"
 }
 
+/// Whether a statement cannot run in a transaction block, or wanted to end it.
+#[cfg(feature = "config")]
+pub(crate) fn is_for_no_transaction(code: &str) -> bool {
+    matches!(code, "25001" | "2D000")
+}
+
 /// Whether a statement met another transaction, and may succeed if it is run again.
 #[cfg(feature = "config")]
 pub(crate) fn is_conflict(code: &str) -> bool {

@@ -5,6 +5,7 @@
 
 mod due;
 mod job;
+mod outside;
 mod run;
 mod settings;
 mod statements;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::due::{Due, SLEEP_MAX, due, next_tick};
@@ -230,12 +232,18 @@ impl Routine for Scheduled {
                 let Some(database) = context.database() else {
                     return Ok(Outcome::Busy("there is no database"));
                 };
+                if !settings.transaction && !database.settings().prepare {
+                    let why = "\"transaction = false\" takes a lock of a session, which cannot be had behind a pooler \
+                               that hands out another one for each transaction (\"prepare = false\")";
+                    return Ok(Outcome::Waits(why.to_owned()));
+                }
                 let run = Run {
                     context,
                     database,
                     settings,
                     job: &job,
                     beside,
+                    begin: Instant::now(),
                 };
                 // Not to be paid for by every look.
                 let ran = Box::pin(run.run(tick)).await?;

@@ -534,3 +534,94 @@ async fn an_answer_that_is_cut_off_anywhere_even_that_to_a_commit_repeats_no_tic
     instance.stop(Shutdown::Smart).await;
     assert_exact(&db).await;
 }
+
+#[actix::test]
+async fn vacuum_needs_transaction_false_and_the_error_says_so() {
+    let db = stage().await;
+    let vacuum = "VACUUM effect;\nINSERT INTO effect (tick) SELECT current_setting('bgworker.tick')::timestamptz";
+    let keys = format!("attempts = 1\n{}", every("1s", vacuum));
+    let instance = Instance::new(&db, &keys).await;
+    within(20 * SECOND, "it is given up", || async {
+        runs(&db, "outcome = 'given up' AND message LIKE '%VACUUM cannot run%set \"transaction = false\"'").await > 0
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    let keys = format!("transaction = false\n{}", every("1s", vacuum));
+    let instances = [
+        Instance::new(&db, &keys).await,
+        Instance::new(&db, &keys).await,
+    ];
+    within(20 * SECOND, "three ticks are done", || async {
+        runs(&db, "outcome = 'done' AND rows = 1").await >= 3
+    })
+    .await;
+    for instance in instances {
+        instance.stop(Shutdown::Smart).await;
+    }
+    assert_exact(&db).await;
+}
+
+#[actix::test]
+async fn outside_of_a_transaction_one_attempt_is_at_most_once_and_more_are_at_least_once() {
+    for (attempts, again) in [(1, 0), (2, 1)] {
+        let db = stage().await;
+        let sql = format!(
+            "{EFFECT};\nSELECT pg_sleep(CASE WHEN count(*) < 2 THEN 60 ELSE 0 END) FROM effect"
+        );
+        let keys = format!(
+            "transaction = false\nattempts = {attempts}\nrestart_time = \"100ms\"\n{}",
+            every("1h", &sql)
+        );
+        let instance = Instance::new(&db, &keys).await;
+        eventually("it is declared", || async {
+            let has_table = "SELECT to_regclass('bgworker.job_run') IS NOT NULL";
+            db.value::<bool>(has_table).await
+                && db.value::<i64>("SELECT count(*) FROM bgworker.job").await == 1
+        })
+        .await;
+        db.execute("UPDATE bgworker.job SET last_tick = last_tick - '1 h'::interval")
+            .await;
+        instance.postmaster.sighup();
+        eventually("it is ended in the middle", || async {
+            let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                       WHERE datname = current_database() AND application_name = 'j' AND wait_event = 'PgSleep'";
+            db.value::<i64>(end).await == 1
+        })
+        .await;
+        eventually("what became of the tick is written down", || async {
+            let outcome = if attempts == 1 {
+                "outcome = 'given up'"
+            } else {
+                "outcome = 'done'"
+            };
+            runs(&db, outcome).await == 1
+        })
+        .await;
+        instance.stop(Shutdown::Smart).await;
+        assert_eq!(
+            db.value::<i64>("SELECT count(*) FROM effect").await,
+            1 + again
+        );
+        assert_eq!(runs(&db, "message LIKE 'interrupted%'").await, 1);
+    }
+}
+
+#[actix::test]
+async fn a_job_that_gives_its_lock_away_is_an_error() {
+    let db = stage().await;
+    let keys = format!(
+        "transaction = false\nattempts = 1\n{}",
+        every("1s", "SELECT pg_advisory_unlock_all()")
+    );
+    let instance = Instance::new(&db, &keys).await;
+    within(20 * SECOND, "it is told", || async {
+        runs(
+            &db,
+            "outcome = 'given up' AND message LIKE '%gave the lock away%'",
+        )
+        .await
+            > 0
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+}

@@ -113,6 +113,7 @@ mod tests {
             last_done: time(last_tick),
             attempt: 0,
             retry_at: None,
+            running_since: None,
             declared: String::new(),
             declared_by: String::new(),
         }

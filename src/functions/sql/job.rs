@@ -24,6 +24,8 @@ pub(super) struct JobRow {
     pub(super) attempt: u32,
     /// Not before this time it is to be tried again.
     pub(super) retry_at: Option<Timestamp>,
+    /// Since when it runs outside of a transaction, or has been interrupted.
+    pub(super) running_since: Option<Timestamp>,
     /// What it was declared to do, and by which instance.
     pub(super) declared: String,
     pub(super) declared_by: String,
@@ -56,6 +58,7 @@ pub(super) struct Mark {
     pub(super) attempt: u32,
     pub(super) retry_in: Option<Duration>,
     pub(super) tick: Timestamp,
+    pub(super) took: Duration,
     pub(super) outcome: &'static str,
     /// Which attempt of the tick it was, from 1.
     pub(super) number: u32,
@@ -72,40 +75,40 @@ const CREATE: &str = "\
     CREATE SCHEMA IF NOT EXISTS bgworker; \
     CREATE TABLE IF NOT EXISTS bgworker.job (name pg_catalog.text PRIMARY KEY, declared pg_catalog.text NOT NULL, declared_by pg_catalog.text NOT NULL, \
     last_tick pg_catalog.timestamptz NOT NULL, last_done pg_catalog.timestamptz NOT NULL, runs bigint NOT NULL DEFAULT 0, \
-    attempt int NOT NULL DEFAULT 0, retry_at pg_catalog.timestamptz) WITH (fillfactor = 50); \
+    attempt int NOT NULL DEFAULT 0, retry_at pg_catalog.timestamptz, running_since pg_catalog.timestamptz) WITH (fillfactor = 50); \
     CREATE TABLE IF NOT EXISTS bgworker.job_run (name pg_catalog.text, slot int, run bigint NOT NULL, tick pg_catalog.timestamptz NOT NULL, \
     started_at pg_catalog.timestamptz NOT NULL, finished_at pg_catalog.timestamptz NOT NULL, outcome pg_catalog.text NOT NULL, attempt int NOT NULL, \
     rows bigint, sqlstate pg_catalog.text, message pg_catalog.text, PRIMARY KEY (name, slot)) WITH (fillfactor = 50)";
 
 const LOOK: &str = "\
-    SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp() \
-    FROM (SELECT 1) AS one LEFT JOIN bgworker.job AS j ON j.name OPERATOR(pg_catalog.=) $1";
+    SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
+    j.running_since FROM (SELECT 1) AS one LEFT JOIN bgworker.job AS j ON j.name OPERATOR(pg_catalog.=) $1";
 
 /// Declares a job. What was declared otherwise begins with the tick that follows the new schedule's newest one, if that
 /// is another schedule: `declared` begins with its digest.
 const DECLARE: &str = "\
     INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) VALUES ($1, $2, $3, $4, $4) \
     ON CONFLICT (name) DO UPDATE SET declared = excluded.declared, declared_by = excluded.declared_by, \
-    attempt = 0, retry_at = NULL, last_tick = CASE \
+    attempt = 0, retry_at = NULL, running_since = NULL, last_tick = CASE \
     WHEN pg_catalog.split_part(j.declared, '-', 1) OPERATOR(pg_catalog.=) pg_catalog.split_part(excluded.declared, '-', 1) \
     OR j.last_tick OPERATOR(pg_catalog.>) excluded.last_tick THEN j.last_tick ELSE excluded.last_tick END \
     WHERE j.declared OPERATOR(pg_catalog.<>) excluded.declared";
 
 const CLAIM: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    pg_catalog.pg_current_xact_id()::pg_catalog.text FROM bgworker.job AS j \
+    j.running_since, pg_catalog.pg_current_xact_id()::pg_catalog.text FROM bgworker.job AS j \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND j.declared OPERATOR(pg_catalog.=) $2 \
     AND j.last_tick OPERATOR(pg_catalog.<) $3 FOR UPDATE SKIP LOCKED";
 
 /// Marks a tick, if this is still the transaction that claimed it, and writes the run into its ring.
 const MARK: &str = "\
     WITH job AS (UPDATE bgworker.job AS j SET last_tick = $2, last_done = $3, attempt = $4, \
-    retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) RETRY_IN, runs = j.runs OPERATOR(pg_catalog.+) 1 \
+    retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (RETRY_IN)::pg_catalog.interval, running_since = NULL, runs = j.runs OPERATOR(pg_catalog.+) 1 \
     WHERE j.name OPERATOR(pg_catalog.=) $1 \
     AND pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) $5 RETURNING j.runs), \
     run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, rows, \
     sqlstate, message) SELECT $1, (job.runs OPERATOR(pg_catalog.%) $6)::pg_catalog.int4, job.runs, $7, \
-    pg_catalog.transaction_timestamp(), pg_catalog.clock_timestamp(), $8, $9, $10, $11, $12 FROM job \
+    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) TOOK, pg_catalog.clock_timestamp(), $8, $9, $10, $11, $12 FROM job \
     WHERE $6 OPERATOR(pg_catalog.>) 0 ON CONFLICT (name, slot) DO UPDATE SET run = excluded.run, tick = excluded.tick, \
     started_at = excluded.started_at, finished_at = excluded.finished_at, outcome = excluded.outcome, \
     attempt = excluded.attempt, rows = excluded.rows, sqlstate = excluded.sqlstate, message = excluded.message) \
@@ -123,16 +126,74 @@ pub(super) async fn create_tables(session: &Session) -> Result<(), DatabaseError
         .await
 }
 
+/// The key of a job's advisory lock: a class of ours, and a digest of the name.
+const LOCK: &str = "1651994417, pg_catalog.hashtext($1)";
+
+/// Locks a job for this session, unless another session has it.
+pub(super) async fn lock(connection: &Connection, name: &str) -> Result<bool, DatabaseError> {
+    let sql = format!("SELECT pg_catalog.pg_try_advisory_lock({LOCK})");
+    let rows = connection
+        .query("lock the job", &sql, &[(&name, Type::TEXT)])
+        .await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
+}
+
+/// Whether this session has the job's lock still.
+pub(super) async fn is_locked(connection: &Connection, name: &str) -> Result<bool, DatabaseError> {
+    let sql = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks AS l \
+               WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
+               AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() \
+               AND l.classid::pg_catalog.int8 OPERATOR(pg_catalog.=) 1651994417 \
+               AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) \
+               (pg_catalog.hashtext($1)::pg_catalog.int8 OPERATOR(pg_catalog.&) 4294967295)";
+    let rows = connection
+        .query("look for the job's lock", sql, &[(&name, Type::TEXT)])
+        .await?;
+    Ok(rows.first().is_some_and(|row| row.get::<_, i64>(0) > 0))
+}
+
+/// Writes down that a job runs outside of a transaction.
+pub(super) async fn begin_outside(
+    connection: &Connection,
+    name: &str,
+) -> Result<(), DatabaseError> {
+    let sql = "UPDATE bgworker.job AS j SET running_since = pg_catalog.clock_timestamp() \
+               WHERE j.name OPERATOR(pg_catalog.=) $1";
+    connection
+        .query("begin the run", sql, &[(&name, Type::TEXT)])
+        .await?;
+    Ok(())
+}
+
+/// The number of the transaction under way.
+pub(super) async fn transaction(connection: &Connection) -> Result<String, DatabaseError> {
+    let sql = "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text";
+    let rows = connection.query("mark the tick", sql, &[]).await?;
+    Ok(rows.first().map_or_else(String::new, |row| row.get(0)))
+}
+
+/// Looks at a job, on the connection that runs it.
+pub(super) async fn look_again(connection: &Connection, name: &str) -> Result<Look, DatabaseError> {
+    let rows = connection
+        .query("look at the job", LOOK, &[(&name, Type::TEXT)])
+        .await?;
+    Ok(looked(&rows))
+}
+
 /// Looks at a job.
 pub(super) async fn look(session: &Session, name: &str) -> Result<Look, DatabaseError> {
     let rows = session
         .query("look at the job", LOOK, vec![text(name)])
         .await?;
+    Ok(looked(&rows))
+}
+
+fn looked(rows: &[Row]) -> Look {
     let row = rows.first();
-    Ok(Look {
+    Look {
         now: row.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
         row: row.and_then(job_row),
-    })
+    }
 }
 
 /// Declares what a job does, unless it is declared so.
@@ -172,7 +233,7 @@ pub(super) async fn claim(
         Some(Claimed {
             row: job_row(row)?,
             now: timestamp(row, 6),
-            transaction: row.get(7),
+            transaction: row.get(8),
         })
     }))
 }
@@ -185,14 +246,10 @@ pub(super) async fn mark(
     history: u32,
     mark: &Mark,
 ) -> Result<bool, DatabaseError> {
-    let seconds = mark
-        .retry_in
-        .map(|wait| wait.as_secs_f64().to_string() + " seconds");
-    let retry_in = seconds.map(|seconds| format!("'{seconds}'::pg_catalog.interval"));
-    let sql = MARK.replace(
-        "RETRY_IN",
-        retry_in.as_deref().unwrap_or("NULL::pg_catalog.interval"),
-    );
+    let retry_in = mark.retry_in.map_or_else(|| "NULL".to_owned(), interval);
+    let sql = MARK
+        .replace("RETRY_IN", &retry_in)
+        .replace("TOOK", &interval(mark.took));
     let (last_tick, last_done) = (system_time(mark.last_tick), system_time(mark.last_done));
     let tick = system_time(mark.tick);
     let rows = mark.rows.and_then(|rows| i64::try_from(rows).ok());
@@ -231,9 +288,15 @@ fn job_row(row: &Row) -> Option<JobRow> {
         last_done: timestamp(row, 1),
         attempt: u32::try_from(row.get::<_, i32>(2)).unwrap_or(0),
         retry_at: row.get::<_, Option<SystemTime>>(3).and_then(to_timestamp),
+        running_since: row.get::<_, Option<SystemTime>>(7).and_then(to_timestamp),
         declared: row.get(4),
         declared_by: row.get(5),
     })
+}
+
+/// A length of time, for a statement.
+fn interval(time: Duration) -> String {
+    format!("'{} seconds'::pg_catalog.interval", time.as_secs_f64())
 }
 
 fn timestamp(row: &Row, column: usize) -> Timestamp {

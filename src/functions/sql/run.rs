@@ -15,7 +15,9 @@ use super::due::{Due, done_with, due};
 use super::job::{self, Claimed, Mark};
 use super::settings::{Job, Settings};
 use crate::context::WorkerContext;
-use crate::database::{Connection, Database, DatabaseError, ErrorClass, is_conflict};
+use crate::database::{
+    Connection, Database, DatabaseError, ErrorClass, is_conflict, is_for_no_transaction,
+};
 use crate::functions::beside::Beside;
 
 /// How often statements that met another transaction are run again at once.
@@ -35,6 +37,8 @@ pub(super) struct Run<'r> {
     pub(super) settings: &'r Settings,
     pub(super) job: &'r Job,
     pub(super) beside: &'r Beside,
+    /// When it was begun.
+    pub(super) begin: Instant,
 }
 
 /// What became of a run.
@@ -49,9 +53,11 @@ pub(super) enum Ran {
 }
 
 /// Why the statements did not run through.
-struct Failure {
-    why: String,
-    error: DatabaseError,
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) why: String,
+    /// What the server said, if it was that.
+    pub(super) error: Option<DatabaseError>,
 }
 
 // === impl Run ===
@@ -68,7 +74,11 @@ impl Run<'_> {
             .connect_for_job(self.context.name(), dbname)
             .await?;
         let _at_work = self.beside.begin(connection.cancel_token());
-        let ran = self.claim_and_run(&connection, tick).await;
+        let ran = if self.settings.transaction {
+            self.claim_and_run(&connection, tick).await
+        } else {
+            self.run_outside(&connection).await
+        };
         connection.close().await;
         ran
     }
@@ -112,7 +122,6 @@ impl Run<'_> {
         claimed: &Claimed,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
-        let begin = Instant::now();
         let savepoint = format!(
             "SAVEPOINT run; SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
              pg_catalog.set_config('bgworker.previous_tick', '{}', true)",
@@ -122,32 +131,49 @@ impl Run<'_> {
             .batch_execute("begin the run", &savepoint)
             .await?;
         let worked = self.work_through_conflicts(connection).await;
-        let took = begin.elapsed();
-        if let Err(Failure { error, .. }) = &worked {
-            if error.class() == ErrorClass::Away {
-                return Err(worked
-                    .map_err(|failure| failure.error)
-                    .err()
-                    .unwrap_or(DatabaseError::NotAtHome));
-            }
-            if self.context.latch().is_stop_requested() && error.class() == ErrorClass::Cancelled {
-                return Ok(Ran::NotOurs);
-            }
+        if let Err(Failure {
+            error: Some(error), ..
+        }) = &worked
+            && self.context.latch().is_stop_requested()
+            && error.class() == ErrorClass::Cancelled
+        {
+            return Ok(Ran::NotOurs);
         }
-        let ended = claimed.now.checked_add(took).unwrap_or(claimed.now);
-        let mark = self.mark(claimed, tick, ended, worked.as_ref());
         let settle = match &worked {
             Ok(_) => "RELEASE SAVEPOINT run",
             Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run",
         };
         let settle = format!("{settle}; {RESET}");
-        let (name, history) = (self.context.name(), self.settings.history);
-        let (settled, marked) = tokio::join!(
+        let worked = match worked {
+            Err(Failure {
+                error: Some(error), ..
+            }) if error.class() == ErrorClass::Away => {
+                return Err(error);
+            }
+            worked => worked,
+        };
+        // Sent at once with the mark.
+        let (settled, ran) = tokio::join!(
             connection.batch_execute("end the run", &settle),
-            job::mark(connection, name, &claimed.transaction, history, &mark)
+            self.settle(connection, claimed, tick, worked)
         );
         settled?;
-        if !marked? {
+        ran
+    }
+
+    /// Marks what became of a run, and commits.
+    pub(super) async fn settle(
+        &self,
+        connection: &Connection,
+        claimed: &Claimed,
+        tick: Timestamp,
+        worked: Result<u64, Failure>,
+    ) -> Result<Ran, DatabaseError> {
+        let took = self.begin.elapsed();
+        let ended = claimed.now.checked_add(took).unwrap_or(claimed.now);
+        let mark = self.mark(claimed, tick, (took, ended), worked.as_ref());
+        let (name, history) = (self.context.name(), self.settings.history);
+        if !job::mark(connection, name, &claimed.transaction, history, &mark).await? {
             let why = "a statement ended the transaction that claims the tick: what it committed may be done again";
             return Ok(Ran::Failed {
                 why: why.to_owned(),
@@ -169,7 +195,7 @@ impl Run<'_> {
         &self,
         claimed: &Claimed,
         tick: Timestamp,
-        ended: Timestamp,
+        (took, ended): (Duration, Timestamp),
         worked: Result<&u64, &Failure>,
     ) -> Mark {
         let row = &claimed.row;
@@ -183,6 +209,7 @@ impl Run<'_> {
             attempt: if is_over { 0 } else { number },
             retry_in,
             tick,
+            took,
             outcome: match (worked.is_ok(), is_over) {
                 (true, _) => "done",
                 (false, true) => "given up",
@@ -192,60 +219,78 @@ impl Run<'_> {
             rows: worked.ok().copied(),
             sqlstate: worked
                 .err()
-                .and_then(|failure| failure.error.sqlstate().map(str::to_owned)),
+                .and_then(|failure| failure.error.as_ref()?.sqlstate().map(str::to_owned)),
             message: worked.err().map(|failure| failure.why.clone()),
         }
     }
 
-    /// Runs the statements, again where they met another transaction.
+    /// Runs the statements, again where they met another transaction, and what they have deferred.
     async fn work_through_conflicts(&self, connection: &Connection) -> Result<u64, Failure> {
         let mut conflicts = 0;
         loop {
-            let failure = match self.work(connection).await {
+            let worked = match self.work(connection).await {
+                Ok(rows) => {
+                    let deferred = "SET CONSTRAINTS ALL IMMEDIATE";
+                    let checked = connection.batch_execute("check what was deferred", deferred);
+                    checked.await.map(|()| rows).map_err(Failure::of)
+                }
+                failed => failed,
+            };
+            let failure = match worked {
                 Ok(rows) => return Ok(rows),
                 Err(failure) => failure,
             };
-            let is_conflict = failure.error.sqlstate().is_some_and(is_conflict);
+            let is_conflict = failure.sqlstate().is_some_and(is_conflict);
             if !is_conflict || conflicts == CONFLICTS_MAX {
                 return Err(failure);
             }
             conflicts += 1;
             let again = connection.batch_execute("run it again", "ROLLBACK TO SAVEPOINT run");
-            if let Err(error) = again.await {
-                return Err(Failure {
-                    why: error.to_string(),
-                    error,
-                });
-            }
+            again.await.map_err(Failure::of)?;
         }
     }
 
-    /// Runs the statements one by one, and what was deferred, and returns how many rows were written.
-    async fn work(&self, connection: &Connection) -> Result<u64, Failure> {
+    /// Runs the statements one by one, and returns how many rows were written.
+    pub(super) async fn work(&self, connection: &Connection) -> Result<u64, Failure> {
         let deadline = self.settings.timeout + SLACK;
         let mut written = 0_u64;
         for (index, statement) in self.job.statements.iter().enumerate() {
             let ran = connection
                 .execute_within("run the job", &statement.sql, deadline)
                 .await;
-            let rows = ran.map_err(|error| Failure {
-                why: format!("statement {} (line {}): {error}", index + 1, statement.line),
-                error,
+            let rows = ran.map_err(|error| {
+                let (number, line) = (index + 1, statement.line);
+                let hint = match error.sqlstate() {
+                    Some(code) if self.settings.transaction && is_for_no_transaction(code) => {
+                        ": set \"transaction = false\""
+                    }
+                    _ => "",
+                };
+                let why = format!("statement {number} (line {line}): {error}{hint}");
+                Failure {
+                    why,
+                    error: Some(error),
+                }
             })?;
             if statement.writes_rows() {
                 written = written.saturating_add(rows);
             }
         }
-        let deferred = "SET CONSTRAINTS ALL IMMEDIATE";
-        match connection
-            .batch_execute("check what was deferred", deferred)
-            .await
-        {
-            Ok(()) => Ok(written),
-            Err(error) => Err(Failure {
-                why: error.to_string(),
-                error,
-            }),
+        Ok(written)
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn of(error: DatabaseError) -> Self {
+        Self {
+            why: error.to_string(),
+            error: Some(error),
         }
+    }
+
+    fn sqlstate(&self) -> Option<&str> {
+        self.error.as_ref()?.sqlstate()
     }
 }

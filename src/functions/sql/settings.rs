@@ -36,6 +36,9 @@ pub struct Settings {
     /// How often a tick is tried before the job goes on with the next one: at least 1.
     #[serde(deserialize_with = "attempts", default = "Settings::unset_attempts")]
     pub attempts: u32,
+    /// Whether its statements are one transaction, committed together with the tick.
+    #[serde(default = "Settings::unset_transaction")]
+    pub transaction: bool,
     /// How long each of its statements may take.
     #[serde(
         serialize_with = "crate::keys::duration::serialize",
@@ -112,6 +115,10 @@ fn attempts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D:
 impl Settings {
     fn unset_attempts() -> u32 {
         3
+    }
+
+    fn unset_transaction() -> bool {
+        true
     }
 
     fn unset_timeout() -> Duration {
@@ -227,7 +234,11 @@ impl Settings {
         Ok(Job {
             statements,
             schedule: self.schedule()?,
-            declared: format!("{}-{}", digest(&when), digest(sql)),
+            declared: format!(
+                "{}-{}",
+                digest(&when),
+                digest(&format!("{} {sql}", self.transaction))
+            ),
         })
     }
 

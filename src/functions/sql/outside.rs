@@ -1,0 +1,97 @@
+//! One run of one tick outside of a transaction, for statements that cannot run in one: VACUUM, CREATE INDEX
+//! CONCURRENTLY, procedures that commit.
+//!
+//! The session that runs it holds an advisory lock on the name of the job, so that no two run at a time on one server.
+//! The row says since when it runs. A session that has the lock and finds the job running knows that a run was
+//! interrupted, which counts as an attempt: with one attempt a tick is run at most once, with more at least once.
+
+use jiff::Timestamp;
+
+use super::due::{Due, due};
+use super::job::{self, Claimed};
+use super::run::{Failure, Ran, Run};
+use crate::database::{Connection, DatabaseError, ErrorClass};
+
+// === impl Run ===
+
+impl Run<'_> {
+    pub(super) async fn run_outside(&self, connection: &Connection) -> Result<Ran, DatabaseError> {
+        let name = self.context.name();
+        if !job::lock(connection, name).await? {
+            return Ok(Ran::NotOurs);
+        }
+        let look = job::look_again(connection, name).await?;
+        let row = look.row.filter(|row| row.declared == self.job.declared);
+        let Some(row) = row else {
+            return Ok(Ran::NotOurs);
+        };
+        let due = due(&row, look.now, &self.job.schedule, self.settings.missed);
+        let Due::Now(tick) = due else {
+            return Ok(Ran::NotOurs);
+        };
+        let claimed = Claimed {
+            now: look.now,
+            transaction: String::new(),
+            row,
+        };
+        if claimed.row.running_since.is_some() {
+            let why = "interrupted: the instance or its server went away while it ran".to_owned();
+            let failure = Failure { why, error: None };
+            return self
+                .mark_outside(connection, claimed, tick, Err(failure))
+                .await;
+        }
+        job::begin_outside(connection, name).await?;
+        let settings = format!(
+            "SET statement_timeout = {}; SELECT pg_catalog.set_config('bgworker.tick', '{tick}', false), \
+             pg_catalog.set_config('bgworker.previous_tick', '{}', false)",
+            self.settings.timeout.as_millis(),
+            claimed.row.last_done
+        );
+        connection.batch_execute("begin the run", &settings).await?;
+        let worked = self.work(connection).await;
+        if let Err(Failure {
+            error: Some(error), ..
+        }) = &worked
+            && self.context.latch().is_stop_requested()
+            && error.class() == ErrorClass::Cancelled
+        {
+            // It was interrupted, and the row says so.
+            return Ok(Ran::NotOurs);
+        }
+        self.mark_outside(connection, claimed, tick, worked).await
+    }
+
+    /// Marks what became of a run, in a transaction of its own.
+    async fn mark_outside(
+        &self,
+        connection: &Connection,
+        mut claimed: Claimed,
+        tick: Timestamp,
+        worked: Result<u64, Failure>,
+    ) -> Result<Ran, DatabaseError> {
+        let worked = match worked {
+            Err(Failure {
+                error: Some(error), ..
+            }) if error.class() == ErrorClass::Away => {
+                return Err(error);
+            }
+            worked => worked,
+        };
+        let name = self.context.name();
+        let reset = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; BEGIN";
+        connection.batch_execute("mark the tick", reset).await?;
+        let worked = if job::is_locked(connection, name).await? {
+            worked
+        } else {
+            let why =
+                "a statement gave the lock away that keeps other instances from running the job";
+            Err(Failure {
+                why: why.to_owned(),
+                error: None,
+            })
+        };
+        claimed.transaction = job::transaction(connection).await?;
+        self.settle(connection, &claimed, tick, worked).await
+    }
+}
