@@ -28,6 +28,8 @@ pub mod conninfo;
 pub(crate) mod dbname;
 mod error;
 mod home;
+#[cfg(feature = "config")]
+mod jobs;
 mod server;
 mod server_state;
 mod sqlstate;
@@ -44,6 +46,8 @@ pub use self::error::DatabaseError;
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
 pub(crate) use self::home::{HomeProbe, Tid, probe_all};
+#[cfg(feature = "config")]
+pub(crate) use self::jobs::JobConnection;
 use self::server::Server;
 pub use self::server::Settings;
 pub use self::server_state::{ServerState, ServerStatus};
@@ -102,26 +106,19 @@ impl Database {
         self.server.connect(application_name, dbname, sharing).await
     }
 
-    /// Waits for the turn of a job, of which a number run at once.
-    #[cfg(feature = "config")]
-    pub(crate) async fn job_turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
-        self.server.jobs.acquire().await.ok()
-    }
-
-    /// Connects for the run of a job, whose statements are to find the session as any client has it.
+    /// Waits for the turn of a job, of which a number run at once, and gets it a connection whose session is as any
+    /// client has it.
     ///
     /// # Errors
     ///
     /// If there is no connection within the deadline.
     #[cfg(feature = "config")]
-    pub(crate) async fn connect_for_job(
+    pub(crate) async fn job_connection(
         &self,
         application_name: &str,
         dbname: Option<&str>,
-    ) -> Result<Connection, DatabaseError> {
-        let sharing = Sharing::Job;
-        self.server.connect(application_name, dbname, sharing).await
+    ) -> Result<JobConnection<'_>, DatabaseError> {
+        self.server.job_connection(application_name, dbname).await
     }
 
     /// Connects as soon as there is room for another connection, and calls `full` once if there is none.
@@ -156,9 +153,12 @@ impl Database {
         self.lines.drop_all();
     }
 
-    /// Closes every home connection, and waits until they are closed, for two seconds at most.
+    /// Closes every home connection, and those that were kept for jobs, and waits until they are closed: the former for two
+    /// seconds at most.
     pub async fn close(&self) {
         self.lines.close().await;
+        #[cfg(feature = "config")]
+        self.server.close_kept().await;
     }
 
     /// Looks at the server once: at every host, until one is a primary. The one that has come furthest

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+#[cfg(feature = "config")]
+use super::connection::Connection;
 use super::conninfo::ConnInfo;
 use super::tls::{LastConnector, TlsError};
 
@@ -24,6 +26,9 @@ pub(super) struct Server {
     /// The turns of jobs.
     #[cfg(feature = "config")]
     pub(super) jobs: Semaphore,
+    /// Connections of jobs that have ended.
+    #[cfg(feature = "config")]
+    pub(super) kept: Mutex<Vec<Kept>>,
     /// The host that was last seen to have come furthest.
     pub(super) best_host: AtomicUsize,
     /// Notified where there is reason to doubt what the server was last seen to be.
@@ -32,6 +37,16 @@ pub(super) struct Server {
     pub(super) is_in_doubt: AtomicBool,
     /// What was last said of the password file.
     pub(super) said: Mutex<Option<String>>,
+}
+
+/// A connection for jobs that waits for the next run.
+#[cfg(feature = "config")]
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) connection: Connection,
+    pub(super) dbname: Option<String>,
+    /// How many runs it has had.
+    pub(super) runs: u32,
 }
 
 /// How a server is talked to.
@@ -91,6 +106,8 @@ impl Server {
             room: Semaphore::new(1),
             #[cfg(feature = "config")]
             jobs: Semaphore::new(settings.jobs),
+            #[cfg(feature = "config")]
+            kept: Mutex::default(),
             settings,
             suspect: Notify::new(),
             is_in_doubt: AtomicBool::new(false),

@@ -162,7 +162,7 @@ impl Scheduled {
                 }
                 Outcome::Failed(why)
             }
-            Ran::NotOurs => Outcome::Idle(ELSEWHERE),
+            Ran::Elsewhere | Ran::Interrupted => Outcome::Idle(ELSEWHERE),
         }
     }
 }

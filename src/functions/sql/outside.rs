@@ -18,16 +18,16 @@ impl Run<'_> {
     pub(super) async fn run_outside(&self, connection: &Connection) -> Result<Ran, DatabaseError> {
         let name = self.context.name();
         if !job::lock(connection, name).await? {
-            return Ok(Ran::NotOurs);
+            return Ok(Ran::Elsewhere);
         }
         let look = job::look_again(connection, name).await?;
         let row = look.row.filter(|row| row.declared == self.job.declared);
         let Some(row) = row else {
-            return Ok(Ran::NotOurs);
+            return Ok(Ran::Elsewhere);
         };
         let due = due(&row, look.now, &self.job.schedule, self.settings.missed);
         let Due::Now(tick) = due else {
-            return Ok(Ran::NotOurs);
+            return Ok(Ran::Elsewhere);
         };
         let claimed = Claimed {
             now: look.now,
@@ -57,7 +57,7 @@ impl Run<'_> {
             && error.class() == ErrorClass::Cancelled
         {
             // It was interrupted, and the row says so.
-            return Ok(Ran::NotOurs);
+            return Ok(Ran::Interrupted);
         }
         self.mark_outside(connection, claimed, tick, worked).await
     }

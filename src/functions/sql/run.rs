@@ -48,8 +48,10 @@ pub(super) enum Ran {
     Done { rows: u64, took: Duration },
     /// Its statements failed, and that is marked. There may be another attempt.
     Failed { why: String, is_given_up: bool },
-    /// Another session has the tick, or had it; or this one was to stop, and it is still due.
-    NotOurs,
+    /// Another session has the tick, or had it. Nothing was done.
+    Elsewhere,
+    /// The worker is to stop, and the tick is still due.
+    Interrupted,
 }
 
 /// Why the statements did not run through.
@@ -65,21 +67,24 @@ pub(super) struct Failure {
 impl Run<'_> {
     /// Runs the tick that is due, if this instance gets it.
     pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
-        let Some(_turn) = self.database.job_turn().await else {
-            return Ok(Ran::NotOurs);
-        };
         let dbname = self.settings.database.as_deref();
-        let connection = self
-            .database
-            .connect_for_job(self.context.name(), dbname)
-            .await?;
-        let _at_work = self.beside.begin(connection.cancel_token());
+        let name = self.context.name();
+        let job_connection = self.database.job_connection(name, dbname).await?;
+        let connection = job_connection.connection();
+        let at_work = self.beside.begin(connection.cancel_token());
         let ran = if self.settings.transaction {
-            self.claim_and_run(&connection, tick).await
+            self.claim_and_run(connection, tick).await
         } else {
-            self.run_outside(&connection).await
+            self.run_outside(connection).await
         };
-        connection.close().await;
+        drop(at_work);
+        match ran {
+            // No transaction is under way, and the session was reset.
+            Ok(Ran::Done { .. } | Ran::Elsewhere) if self.settings.transaction => {
+                job_connection.keep().await;
+            }
+            _ => job_connection.close().await,
+        }
         ran
     }
 
@@ -90,8 +95,9 @@ impl Run<'_> {
     ) -> Result<Ran, DatabaseError> {
         let (name, declared) = (self.context.name(), self.job.declared.as_str());
         let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL application_name = E'{}'; \
              SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL statement_timeout = {}",
+            name.replace('\\', "\\\\").replace('\'', "''"),
             self.settings.timeout.as_millis()
         );
         // Both are sent at once.
@@ -100,20 +106,17 @@ impl Run<'_> {
             job::claim(connection, name, declared, tick)
         );
         begun?;
-        let Some(claimed) = claimed? else {
-            return Ok(Ran::NotOurs);
-        };
-        // The row may have moved on since it was looked at.
-        let due = due(
-            &claimed.row,
-            claimed.now,
-            &self.job.schedule,
-            self.settings.missed,
-        );
-        match due {
-            Due::Now(tick) => self.run_claimed(connection, &claimed, tick).await,
-            Due::In(_) | Due::Ahead => Ok(Ran::NotOurs),
+        if let Some(claimed) = claimed? {
+            // The row may have moved on since it was looked at.
+            let (schedule, missed) = (&self.job.schedule, self.settings.missed);
+            if let Due::Now(tick) = due(&claimed.row, claimed.now, schedule, missed) {
+                return self.run_claimed(connection, &claimed, tick).await;
+            }
         }
+        connection
+            .batch_execute("leave the tick", "ROLLBACK")
+            .await?;
+        Ok(Ran::Elsewhere)
     }
 
     async fn run_claimed(
@@ -137,7 +140,7 @@ impl Run<'_> {
             && self.context.latch().is_stop_requested()
             && error.class() == ErrorClass::Cancelled
         {
-            return Ok(Ran::NotOurs);
+            return Ok(Ran::Interrupted);
         }
         let settle = match &worked {
             Ok(_) => "RELEASE SAVEPOINT run",
