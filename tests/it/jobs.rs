@@ -355,6 +355,51 @@ async fn a_new_job_does_not_run_for_the_past_and_a_changed_schedule_begins_with_
 }
 
 #[actix::test]
+async fn a_serialization_failure_is_run_again_at_once_and_is_no_attempt() {
+    let db = stage().await;
+    db.execute(
+        "CREATE SEQUENCE calls; CREATE FUNCTION flaky() RETURNS void LANGUAGE plpgsql AS $$ BEGIN \
+         IF nextval('calls') <= 3 THEN RAISE EXCEPTION 'met another' USING ERRCODE = '40001'; END IF; END $$",
+    )
+    .await;
+    let keys = every("1s", &format!("{EFFECT};\nSELECT flaky()"));
+    let instance = Instance::new(&db, &keys).await;
+    within(20 * SECOND, "a tick is done", || async {
+        runs(&db, "outcome = 'done'").await > 0
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    assert_eq!(runs(&db, "outcome <> 'done' OR attempt <> 1").await, 0);
+    assert_exact(&db).await;
+}
+
+#[actix::test]
+async fn a_job_whose_row_is_deleted_is_declared_anew_and_begins_with_its_next_tick() {
+    let db = stage().await;
+    let keys = format!("history = 0\n{}", every("1h", EFFECT));
+    let instance = Instance::new(&db, &keys).await;
+    let declared = async || {
+        let has_table = "SELECT to_regclass('bgworker.job') IS NOT NULL";
+        db.value::<bool>(has_table).await
+            && db.value::<i64>("SELECT count(*) FROM bgworker.job").await == 1
+    };
+    eventually("it is declared", &declared).await;
+    db.execute("UPDATE bgworker.job SET last_tick = last_tick - '2 h'::interval")
+        .await;
+    instance.postmaster.sighup();
+    eventually("it has run", async || {
+        db.value::<i64>("SELECT count(*) FROM effect").await == 1
+    })
+    .await;
+    assert_eq!(runs(&db, "true").await, 0, "no history is kept");
+    db.execute("DELETE FROM bgworker.job").await;
+    instance.postmaster.sighup();
+    eventually("it is declared anew", &declared).await;
+    instance.stop(Shutdown::Smart).await;
+    assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 1);
+}
+
+#[actix::test]
 async fn a_ring_of_runs_is_kept_and_no_more() {
     let db = stage().await;
     let keys = format!("history = 2\n{}", every("1s", EFFECT));
@@ -465,7 +510,7 @@ fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
 }
 
 /// Through this many ticks each instance has to work, one after the other.
-const TICKS: i64 = 600;
+const TICKS: i64 = 400;
 
 #[actix::test]
 async fn each_tick_is_done_once_though_sessions_are_cut_and_ended_at_any_moment() {
@@ -503,7 +548,7 @@ async fn each_tick_is_done_once_though_sessions_are_cut_and_ended_at_any_moment(
     for instance in instances {
         instance.stop(Shutdown::Smart).await;
     }
-    assert!(ended > 30, "{ended} sessions were ended");
+    assert!(ended > 10, "{ended} sessions were ended");
     assert_exact(&db).await;
     assert!(db.value::<i64>("SELECT count(*) FROM effect").await >= TICKS);
     assert_eq!(runs(&db, "outcome = 'given up'").await, 0);

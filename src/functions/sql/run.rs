@@ -125,9 +125,10 @@ impl Run<'_> {
         claimed: &Claimed,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
+        // Before the savepoint, so that going back to it leaves them.
         let savepoint = format!(
-            "SAVEPOINT run; SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
-             pg_catalog.set_config('bgworker.previous_tick', '{}', true)",
+            "SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
+             pg_catalog.set_config('bgworker.previous_tick', '{}', true); SAVEPOINT run",
             claimed.row.last_done
         );
         connection
