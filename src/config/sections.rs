@@ -111,7 +111,7 @@ pub(super) fn take(document: &mut Document, root: &mut DeTable<'_>) -> toml::Tab
     sections
 }
 
-/// Reads an address with a port; a port alone is one of this machine that nobody else reaches.
+/// Reads an address with a port; a port alone is one of 127.0.0.1, which other machines cannot reach.
 fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
     let listen = String::deserialize(deserializer)?;
     if let Some(port) = listen.parse().ok().filter(|port| *port > 0) {

@@ -162,6 +162,7 @@ impl Scheduled {
                 }
                 Outcome::Failed(why)
             }
+            Ran::Unmarked(why) => Outcome::Waits(why.to_owned()),
             Ran::Elsewhere | Ran::Interrupted => Outcome::Idle(ELSEWHERE),
         }
     }

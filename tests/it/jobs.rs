@@ -11,6 +11,7 @@ use bgworker::{Postmaster, PostmasterHandle, sql};
 use crate::support::database::TestDatabase;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::server::{TestServer, conninfo};
+use crate::support::ticks::assert_exact;
 use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -91,15 +92,6 @@ async fn set_back(db: &TestDatabase, ticks: i64) -> i64 {
 async fn has_caught_up(db: &TestDatabase, tick: i64) -> bool {
     let last = "SELECT extract(epoch FROM last_tick)::bigint FROM bgworker.job";
     db.value::<i64>(last).await >= tick
-}
-
-/// Asserts that each tick, from the first to the last, was done once.
-async fn assert_exact(db: &TestDatabase) {
-    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
-    assert_eq!(db.value::<i64>(twice).await, 0);
-    let gaps =
-        "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
-    assert_eq!(db.value::<i64>(gaps).await, 0);
 }
 
 /// How many runs of the history are like this.

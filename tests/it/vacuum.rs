@@ -15,7 +15,7 @@ async fn a_big_fold_is_followed_by_a_vacuum_that_gives_the_room_back() {
     let log = Log::capture();
     let stage = Stage::with(|table| brisk(table).vacuum_after(Some(10_000)).batch(1_000)).await;
     stage.execute("INSERT INTO s.t VALUES ('total', 0)").await;
-    // Whoever looks at the table at the wrong moment holds a vacuum back: then the next one does it.
+    // A session that reads the table at the wrong moment holds a vacuum back: then the next one gives the room back.
     for round in 1..=10 {
         stage
             .execute("INSERT INTO s.t SELECT 'delta', 1 FROM generate_series(1, 20000)")

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use crate::configuration::Config;
 use crate::program::{bgworker, run, start};
 use crate::support::database::TestDatabase;
+use crate::support::ticks::assert_exact;
 use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -54,11 +55,7 @@ async fn of_three_instances_that_are_killed_at_random_one_runs_each_tick() {
         instance.signal(Signal::SIGTERM);
         assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
     }
-    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
-    assert_eq!(db.value::<i64>(twice).await, 0);
-    let gaps =
-        "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
-    assert_eq!(db.value::<i64>(gaps).await, 0);
+    assert_exact(&db).await;
     let unlike = "SELECT count(*) FROM effect AS e FULL JOIN bgworker.job_run AS r USING (tick) \
                   WHERE e.tick IS NULL OR r.tick IS NULL OR r.outcome <> 'done'";
     assert_eq!(
@@ -96,11 +93,7 @@ async fn a_frozen_instance_lets_go_of_its_tick_and_fails_when_it_goes_on() {
         instance.signal(Signal::SIGTERM);
         assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
     }
-    let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
-    assert_eq!(db.value::<i64>(twice).await, 0);
-    let gaps =
-        "SELECT extract(epoch FROM max(tick) - min(tick))::bigint + 1 - count(*) FROM effect";
-    assert_eq!(db.value::<i64>(gaps).await, 0);
+    assert_exact(&db).await;
 }
 
 #[test]

@@ -5,12 +5,14 @@
 //! The row says since when it runs. A session that has the lock and finds the job running knows that a run was
 //! interrupted, which counts as an attempt: with one attempt a tick is run at most once, with more at least once.
 
+use std::ops::ControlFlow;
+
 use jiff::Timestamp;
 
 use super::due::{Due, due};
 use super::job::{self, Claimed};
 use super::run::{Failure, Ran, Run};
-use crate::database::{Connection, DatabaseError, ErrorClass};
+use crate::database::{Connection, DatabaseError};
 
 // === impl Run ===
 
@@ -50,15 +52,11 @@ impl Run<'_> {
         );
         connection.batch_execute("begin the run", &settings).await?;
         let worked = self.work(connection).await;
-        if let Err(Failure {
-            error: Some(error), ..
-        }) = &worked
-            && self.context.latch().is_stop_requested()
-            && error.class() == ErrorClass::Cancelled
-        {
-            // It was interrupted, and the row says so.
-            return Ok(Ran::Interrupted);
-        }
+        // One that is cut short was interrupted, and the row says so.
+        let worked = match self.unless_cut_short(worked) {
+            ControlFlow::Continue(worked) => worked,
+            ControlFlow::Break(end) => return end,
+        };
         self.mark_outside(connection, claimed, tick, worked).await
     }
 
@@ -70,14 +68,6 @@ impl Run<'_> {
         tick: Timestamp,
         worked: Result<u64, Failure>,
     ) -> Result<Ran, DatabaseError> {
-        let worked = match worked {
-            Err(Failure {
-                error: Some(error), ..
-            }) if error.class() == ErrorClass::Away => {
-                return Err(error);
-            }
-            worked => worked,
-        };
         let name = self.context.name();
         let reset = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; BEGIN";
         connection.batch_execute("mark the tick", reset).await?;

@@ -6,6 +6,7 @@
 //! this is to end the transaction: such statements are refused before they run, and the mark finds out what got
 //! through, by the number of the transaction.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -48,6 +49,8 @@ pub(super) enum Ran {
     Done { rows: u64, took: Duration },
     /// Its statements failed, and that is marked. There may be another attempt.
     Failed { why: String, is_given_up: bool },
+    /// Its effects could not be marked, as this says, and may be there: it is not to be run again at once.
+    Unmarked(&'static str),
     /// Another session has the tick, or had it. Nothing was done.
     Elsewhere,
     /// The worker is to stop, and the tick is still due.
@@ -135,27 +138,15 @@ impl Run<'_> {
             .batch_execute("begin the run", &savepoint)
             .await?;
         let worked = self.work_through_conflicts(connection).await;
-        if let Err(Failure {
-            error: Some(error), ..
-        }) = &worked
-            && self.context.latch().is_stop_requested()
-            && error.class() == ErrorClass::Cancelled
-        {
-            return Ok(Ran::Interrupted);
-        }
+        let worked = match self.unless_cut_short(worked) {
+            ControlFlow::Continue(worked) => worked,
+            ControlFlow::Break(end) => return end,
+        };
         let settle = match &worked {
             Ok(_) => "RELEASE SAVEPOINT run",
             Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run",
         };
         let settle = format!("{settle}; {RESET}");
-        let worked = match worked {
-            Err(Failure {
-                error: Some(error), ..
-            }) if error.class() == ErrorClass::Away => {
-                return Err(error);
-            }
-            worked => worked,
-        };
         // Sent at once with the mark.
         let (settled, ran) = tokio::join!(
             connection.batch_execute("end the run", &settle),
@@ -163,6 +154,30 @@ impl Run<'_> {
         );
         settled?;
         ran
+    }
+
+    /// What the statements came to, unless the worker was told to cancel them, or the connection is gone: then there is
+    /// nothing to mark.
+    pub(super) fn unless_cut_short(
+        &self,
+        worked: Result<u64, Failure>,
+    ) -> ControlFlow<Result<Ran, DatabaseError>, Result<u64, Failure>> {
+        match worked {
+            Err(Failure {
+                error: Some(error),
+                why,
+            }) => match error.class() {
+                ErrorClass::Away => ControlFlow::Break(Err(error)),
+                ErrorClass::Cancelled if self.context.latch().is_stop_requested() => {
+                    ControlFlow::Break(Ok(Ran::Interrupted))
+                }
+                _ => ControlFlow::Continue(Err(Failure {
+                    why,
+                    error: Some(error),
+                })),
+            },
+            worked => ControlFlow::Continue(worked),
+        }
     }
 
     /// Marks what became of a run, and commits.
@@ -179,10 +194,7 @@ impl Run<'_> {
         let (name, history) = (self.context.name(), self.settings.history);
         if !job::mark(connection, name, &claimed.transaction, history, &mark).await? {
             let why = "a statement ended the transaction that claims the tick: what it committed may be done again";
-            return Ok(Ran::Failed {
-                why: why.to_owned(),
-                is_given_up: false,
-            });
+            return Ok(Ran::Unmarked(why));
         }
         connection.batch_execute("commit the run", "COMMIT").await?;
         Ok(match worked {

@@ -10,6 +10,7 @@ pub(crate) mod log;
 pub(crate) mod proxy;
 pub(crate) mod server;
 pub(crate) mod stage;
+pub(crate) mod ticks;
 
 use std::future::Future;
 use std::time::Duration;
