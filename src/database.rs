@@ -32,6 +32,8 @@ mod home;
 mod jobs;
 mod server;
 mod server_state;
+#[cfg(feature = "config")]
+mod shared;
 mod sqlstate;
 mod tls;
 
@@ -51,6 +53,8 @@ pub(crate) use self::jobs::JobConnection;
 use self::server::Server;
 pub use self::server::Settings;
 pub use self::server_state::{ServerState, ServerStatus};
+#[cfg(feature = "config")]
+pub(crate) use self::shared::Answer;
 pub(crate) use self::sqlstate::{ErrorClass, is_made_already};
 #[cfg(feature = "config")]
 pub(crate) use self::sqlstate::{is_conflict, is_for_no_transaction};

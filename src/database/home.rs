@@ -31,6 +31,8 @@ pub(crate) use self::probe::{Tid, probe_all};
 use self::request::{Ask, Request, Waiter, Work};
 use super::error::DatabaseError;
 use super::server::Server;
+#[cfg(feature = "config")]
+use super::shared::{Answer, Answers};
 
 /// How long the lines may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -80,6 +82,9 @@ pub(super) struct Lines {
     lines: Mutex<HashMap<Option<String>, Vec<Option<Line>>>>,
     /// How many probes there have been.
     probes: AtomicU64,
+    /// What workers have asked together.
+    #[cfg(feature = "config")]
+    answers: Answers,
 }
 
 /// The way to one home connection.
@@ -203,6 +208,20 @@ impl HomeConnection {
         self.ask(doing, Work::Once { sql, parameters }).await
     }
 
+    /// The answer to a query that is asked together with all workers of the database: by one of them, at this time or
+    /// later.
+    #[cfg(feature = "config")]
+    pub(crate) async fn query_together(
+        &self,
+        doing: &'static str,
+        sql: &'static str,
+        not_before: tokio::time::Instant,
+    ) -> Result<Arc<Answer>, DatabaseError> {
+        let ask = || self.query(doing, sql, Vec::new());
+        let (answers, dbname) = (&self.seat.lines.answers, self.seat.dbname.as_ref());
+        answers.get(dbname, sql, not_before, ask).await
+    }
+
     /// Runs statements as one transaction. They must not begin or end one themselves.
     pub(crate) async fn batch_execute(
         &self,
@@ -311,6 +330,8 @@ impl Lines {
             server,
             lines: Mutex::default(),
             probes: AtomicU64::new(0),
+            #[cfg(feature = "config")]
+            answers: Answers::default(),
         }
     }
 

@@ -1,13 +1,19 @@
 //! Where a worker's statements run: on its home connection, or on one of its own.
 
 use std::rc::Rc;
+#[cfg(feature = "config")]
+use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "config")]
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use tracing::warn;
 
 use crate::context::{WorkerContext, WorkerError};
+#[cfg(feature = "config")]
+use crate::database::Answer;
 use crate::database::{
     Connection, Database, DatabaseError, HomeConnection, HomeProbe, Parameters, Statement, Tid,
     probe_all,
@@ -143,6 +149,24 @@ impl Session {
                     .map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone()))
                     .collect();
                 connection.query(doing, sql, &parameters).await
+            }
+        }
+    }
+
+    /// The answer to a query that all workers of a database share, asked at this time or later.
+    #[cfg(feature = "config")]
+    pub(super) async fn query_together(
+        &self,
+        doing: &'static str,
+        sql: &'static str,
+        not_before: Instant,
+    ) -> Result<Arc<Answer>, DatabaseError> {
+        match self {
+            Self::Home(home) => home.query_together(doing, sql, not_before).await,
+            Self::Own(connection) => {
+                let asked = Instant::now();
+                let rows = connection.query(doing, sql, &[]).await?;
+                Ok(Arc::new(Answer { asked, rows }))
             }
         }
     }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::due::{Due, SLEEP_MAX, due, next_tick};
+use self::job::Look;
 use self::run::{Ran, Run};
 use self::settings::Job;
 pub use self::settings::{Missed, Settings};
@@ -59,6 +60,17 @@ struct Scheduled {
     is_declared: Arc<AtomicBool>,
     has_tables: bool,
     was_ready: bool,
+    seen: Seen,
+}
+
+/// What a job was last seen to be, and which look is new enough for the next cycle.
+enum Seen {
+    /// One that begins now: a tick may be due.
+    Nothing,
+    /// Nothing was due: one that another worker of the database began after this one will do.
+    Idle(Instant),
+    /// None is needed: this is how its own run left it.
+    AfterRun(Look),
 }
 
 // === impl Sql ===
@@ -81,6 +93,7 @@ impl Function for Sql {
                 is_declared: Arc::clone(&is_declared),
                 has_tables: false,
                 was_ready: false,
+                seen: Seen::Nothing,
             };
             runner::run(context, settings.clone(), scheduled)
         }
@@ -122,28 +135,38 @@ impl Scheduled {
         session: &Session,
         context: &WorkerContext,
         job: &Job,
-    ) -> Result<job::Look, DatabaseError> {
+    ) -> Result<Look, DatabaseError> {
         let name = context.name();
-        let look = job::look(session, name).await?;
-        if look.row.is_some() && self.is_declared.load(Ordering::Relaxed) {
-            return Ok(look);
+        let not_before = match std::mem::replace(&mut self.seen, Seen::Nothing) {
+            Seen::AfterRun(look) => return Ok(look),
+            Seen::Idle(asked) => asked + Duration::from_nanos(1),
+            Seen::Nothing => Instant::now(),
+        };
+        let mut look = job::look(session, name, not_before).await?;
+        if look.row.is_none() || !self.is_declared.load(Ordering::Relaxed) {
+            // A new job begins with its next tick.
+            let newest = job.schedule.newest(look.now).unwrap_or(look.now);
+            let by = format!(
+                "{} ({})",
+                whoami::hostname().unwrap_or_default(),
+                std::process::id()
+            );
+            job::declare(session, name, &job.declared, &by, newest).await?;
+            self.is_declared.store(true, Ordering::Relaxed);
+            look = job::look(session, name, Instant::now()).await?;
         }
-        // A new job begins with its next tick.
-        let newest = job.schedule.newest(look.now).unwrap_or(look.now);
-        let by = format!(
-            "{} ({})",
-            whoami::hostname().unwrap_or_default(),
-            std::process::id()
-        );
-        job::declare(session, name, &job.declared, &by, newest).await?;
-        self.is_declared.store(true, Ordering::Relaxed);
-        job::look(session, name).await
+        // Another worker may have asked some time ago.
+        let age = look.asked.elapsed();
+        look.now = look.now.checked_add(age).unwrap_or(look.now);
+        Ok(look)
     }
 
-    fn ran(context: &WorkerContext, ran: Ran) -> Outcome {
+    /// What follows from a run, and what the next cycle need not look at.
+    fn ran(&mut self, context: &WorkerContext, ran: Ran) -> Outcome {
         let (worker, progress) = (context.name(), context.progress());
         match ran {
-            Ran::Done { rows, took } => {
+            Ran::Done { rows, took, after } => {
+                self.seen = Seen::AfterRun(after);
                 progress.count(RUNS, 1);
                 progress.count(ROWS, rows);
                 let milliseconds = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
@@ -154,7 +177,12 @@ impl Scheduled {
                 );
                 Outcome::Idle(Duration::ZERO)
             }
-            Ran::Failed { why, is_given_up } => {
+            Ran::Failed {
+                why,
+                is_given_up,
+                after,
+            } => {
+                self.seen = Seen::AfterRun(after);
                 if is_given_up {
                     warn!(worker, "{worker}: failed, and the tick is given up: {why}");
                 } else {
@@ -216,13 +244,19 @@ impl Routine for Scheduled {
             return Ok(Outcome::Busy("its row was deleted"));
         };
         if row.declared != job.declared {
+            self.seen = Seen::Idle(look.asked);
             return Ok(Outcome::Waits(format!(
                 "the job is declared otherwise by {}: this instance stands by",
                 row.declared_by
             )));
         }
         match due(row, look.now, &job.schedule, settings.missed) {
-            Due::In(wait) => Ok(Outcome::Idle(wait)),
+            Due::In(wait) => {
+                if wait == SLEEP_MAX {
+                    self.seen = Seen::Idle(look.asked);
+                }
+                Ok(Outcome::Idle(wait))
+            }
             Due::Ahead => Ok(Outcome::Waits(format!(
                 "its last tick, {}, is in the future: if the server's clock was wrong, \
                  UPDATE bgworker.job SET last_tick = now() WHERE name = '{}'",
@@ -239,16 +273,16 @@ impl Routine for Scheduled {
                     return Ok(Outcome::Waits(why.to_owned()));
                 }
                 let run = Run {
-                    context,
+                    name: context.name(),
+                    latch: context.latch(),
                     database,
                     settings,
                     job: &job,
                     beside,
-                    begin: Instant::now(),
                 };
                 // Not to be paid for by every look.
                 let ran = Box::pin(run.run(tick)).await?;
-                Ok(Self::ran(context, ran))
+                Ok(self.ran(context, ran))
             }
         }
     }
@@ -261,5 +295,6 @@ impl Routine for Scheduled {
 
     fn forget(&mut self) {
         self.has_tables = false;
+        self.seen = Seen::Nothing;
     }
 }

@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use bgworker::config::{self, ConfigFile, Functions, Settings, Sources};
-use bgworker::database::{self, ConnInfo, Database};
+use bgworker::database::Database;
 use bgworker::reload::InForce;
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{Postmaster, PostmasterHandle, sql};
 
 use crate::support::database::TestDatabase;
-use crate::support::proxy::{Fault, Proxy};
-use crate::support::server::{TestServer, conninfo};
 use crate::support::ticks::assert_exact;
 use crate::support::{eventually, within};
 
@@ -22,14 +20,16 @@ pub(crate) struct Instance {
     in_force: InForce,
 }
 
-fn settings(db: &TestDatabase, keys: &str) -> Settings {
+fn settings(db: &TestDatabase, jobs: &[(String, &str)]) -> Settings {
     let url = db.conninfo().replace('\\', "\\\\").replace('"', "\\\"");
+    let mut text = format!("[database]\nurl = \"{url}\"\n");
+    for (name, keys) in jobs {
+        text += &format!("[[worker]]\nname = \"{name}\"\nfunction = \"sql\"\n{keys}\n");
+    }
     let sources = Sources {
         file: Some(ConfigFile {
             path: "b.toml".into(),
-            text: format!(
-                "[database]\nurl = \"{url}\"\n[[worker]]\nname = \"j\"\nfunction = \"sql\"\n{keys}\n"
-            ),
+            text,
         }),
         ..Sources::default()
     };
@@ -37,7 +37,7 @@ fn settings(db: &TestDatabase, keys: &str) -> Settings {
 }
 
 impl Instance {
-    async fn new(db: &TestDatabase, keys: &str) -> Self {
+    pub(crate) async fn new(db: &TestDatabase, keys: &str) -> Self {
         Self::on(db.database.clone(), db, keys).await
     }
 
@@ -53,7 +53,20 @@ impl Instance {
         db: &TestDatabase,
         keys: &str,
     ) -> Self {
-        let in_force = InForce::register(settings(db, keys), postmaster.clone());
+        Self::register(postmaster, settings(db, &[("j".to_owned(), keys)])).await
+    }
+
+    /// One with this many jobs `j0`, `j1`, … that are alike, and its own way to the database.
+    pub(crate) async fn with_many(db: &TestDatabase, jobs: usize, keys: &str) -> Self {
+        let database = crate::support::database::database(db.conninfo());
+        let limits = Limits::default().starts_per_tick(100);
+        let postmaster = Postmaster::launch(limits, Some(database)).unwrap();
+        let jobs: Vec<_> = (0..jobs).map(|n| (format!("j{n}"), keys)).collect();
+        Self::register(&postmaster, settings(db, &jobs)).await
+    }
+
+    async fn register(postmaster: &PostmasterHandle, settings: Settings) -> Self {
+        let in_force = InForce::register(settings, postmaster.clone());
         Self {
             in_force: in_force.await.unwrap(),
             postmaster: postmaster.clone(),
@@ -71,31 +84,31 @@ pub(crate) const EFFECTS: &str =
     "CREATE TABLE effect (id serial, tick timestamptz, previous timestamptz, by text)";
 
 /// A database with that table.
-async fn stage() -> TestDatabase {
+pub(crate) async fn stage() -> TestDatabase {
     let db = TestDatabase::new().await;
     db.execute(EFFECTS).await;
     db
 }
 
 /// Sets a job back by this many ticks of a second, of which none is done.
-async fn set_back(db: &TestDatabase, ticks: i64) -> i64 {
+pub(crate) async fn set_back(db: &TestDatabase, ticks: i64) -> i64 {
     eventually("a tick is done", || async { runs(db, "true").await > 0 }).await;
     db.execute(&format!(
-        "TRUNCATE effect, bgworker.job_run; UPDATE bgworker.job SET last_tick = \
-         date_trunc('second', now()) - '{ticks} s'::interval"
+        "UPDATE bgworker.job SET last_tick = date_trunc('second', now()) - '{ticks} s'::interval; \
+         TRUNCATE effect, bgworker.job_run"
     ))
     .await;
     db.value("SELECT extract(epoch FROM now())::bigint").await
 }
 
 /// Whether each tick up to this one is done.
-async fn has_caught_up(db: &TestDatabase, tick: i64) -> bool {
+pub(crate) async fn has_caught_up(db: &TestDatabase, tick: i64) -> bool {
     let last = "SELECT extract(epoch FROM last_tick)::bigint FROM bgworker.job";
     db.value::<i64>(last).await >= tick
 }
 
 /// How many runs of the history are like this.
-async fn runs(db: &TestDatabase, condition: &str) -> i64 {
+pub(crate) async fn runs(db: &TestDatabase, condition: &str) -> i64 {
     let has_tables = "SELECT to_regclass('bgworker.job_run') IS NOT NULL";
     if !db.value::<bool>(has_tables).await {
         return 0;
@@ -329,7 +342,7 @@ async fn a_new_job_does_not_run_for_the_past_and_a_changed_schedule_begins_with_
     let weekly = format!("cron = \"@weekly\"\nsql = \"\"\"{EFFECT}\"\"\"");
     instance
         .in_force
-        .reload(settings(&db, &weekly))
+        .reload(settings(&db, &[("j".to_owned(), &*weekly)]))
         .await
         .unwrap();
     eventually("it is declared anew", || async {
@@ -499,77 +512,6 @@ fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
         mistakes("cron = '15 2 * * *'\ntimezone = 'Europe/Berlin'\nsql = 'SELECT 1'"),
         ""
     );
-}
-
-/// Through this many ticks each instance has to work, one after the other.
-const TICKS: i64 = 400;
-
-#[actix::test]
-async fn each_tick_is_done_once_though_sessions_are_cut_and_ended_at_any_moment() {
-    let db = stage().await;
-    let keys = format!(
-        "missed = \"each\"\nattempts = 1000\nhistory = 1000000\n{}",
-        every("1s", EFFECT)
-    );
-    let instances = [
-        Instance::new(&db, &keys).await,
-        Instance::new(&db, &keys).await,
-    ];
-    let begin = set_back(&db, TICKS).await;
-    // Ends sessions of the job wherever they are, and now and then one that looks.
-    let end = "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
-               WHERE datname = current_database() AND application_name = \
-               CASE WHEN random() < 0.01 THEN 'bgworker' ELSE 'j' END \
-               ORDER BY random() LIMIT 1) AS one";
-    let mut ended = 0;
-    let done = within(100 * SECOND, "it has caught up", || {
-        has_caught_up(&db, begin)
-    });
-    let killer = db.connect().await;
-    let ends = async {
-        loop {
-            let rows = killer.query("end a session", end, &[]).await.unwrap();
-            ended += rows[0].get::<_, i64>(0);
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(20..150))).await;
-        }
-    };
-    tokio::select! {
-        () = done => {}
-        () = ends => {}
-    }
-    for instance in instances {
-        instance.stop(Shutdown::Smart).await;
-    }
-    assert!(ended > 10, "{ended} sessions were ended");
-    assert_exact(&db).await;
-    assert!(db.value::<i64>("SELECT count(*) FROM effect").await >= TICKS);
-    assert_eq!(runs(&db, "outcome = 'given up'").await, 0);
-}
-
-#[actix::test]
-async fn an_answer_that_is_cut_off_anywhere_even_that_to_a_commit_repeats_no_tick() {
-    let server = TestServer::start();
-    let db = TestDatabase::at(&server.conninfo()).await;
-    db.execute(EFFECTS).await;
-    let proxy = Proxy::to(server.port);
-    let through = ConnInfo::parse(&conninfo(proxy.port), |_| None).unwrap();
-    let through = Database::new(through, database::Settings::default()).unwrap();
-    let keys = format!("missed = \"each\"\n{}", every("1s", EFFECT));
-    let instance = Instance::on(through, &db, &keys).await;
-    let begin = set_back(&db, 150).await;
-    let done = async || db.value::<i64>("SELECT count(*) FROM effect").await;
-    for _ in 0..15 {
-        // What a run is told, from its claim to the end of its commit, is some hundreds of bytes.
-        proxy.set(Some(Fault::SilenceAfter(fastrand::usize(0..4_000))));
-        tokio::time::sleep(Duration::from_millis(40)).await;
-        proxy.cut();
-        proxy.set(None);
-        let before = done().await;
-        eventually("it goes on", async || done().await > before).await;
-    }
-    eventually("it has caught up", || has_caught_up(&db, begin)).await;
-    instance.stop(Shutdown::Smart).await;
-    assert_exact(&db).await;
 }
 
 #[actix::test]

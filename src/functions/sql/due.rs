@@ -39,8 +39,18 @@ pub(super) fn due(row: &JobRow, now: Timestamp, schedule: &Schedule, missed: Mis
     };
     match row.retry_at {
         // It failed, and is not to be tried again before.
-        Some(retry_at) if row.attempt > 0 && retry_at > now => Due::In(until(Some(retry_at), now)),
+        Some(retry_at) if attempts(row, tick, missed) > 0 && retry_at > now => {
+            Due::In(until(Some(retry_at), now))
+        }
         _ => Due::Now(tick),
+    }
+}
+
+/// How often a tick has failed: the failures of older ones count, unless these were dropped.
+pub(super) fn attempts(row: &JobRow, tick: Timestamp, missed: Missed) -> u32 {
+    match missed {
+        Missed::Skip if row.attempt_tick != Some(tick) => 0,
+        Missed::Skip | Missed::Once | Missed::Each => row.attempt,
     }
 }
 
@@ -112,6 +122,7 @@ mod tests {
             last_tick: time(last_tick),
             last_done: time(last_tick),
             attempt: 0,
+            attempt_tick: None,
             retry_at: None,
             running_since: None,
             declared: String::new(),
@@ -175,9 +186,30 @@ mod tests {
         let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
         let mut failed = row("20:00:00");
         (failed.attempt, failed.retry_at) = (1, Some(time("20:01:30")));
-        let decide = |now| due(&failed, time(now), &schedule, Missed::Once);
-        assert_eq!(decide("20:01:10"), Due::In(Duration::from_secs(20)));
-        assert_eq!(decide("20:01:30"), Due::Now(time("20:01:00")));
+        failed.attempt_tick = Some(time("20:01:00"));
+        for missed in [Missed::Once, Missed::Skip, Missed::Each] {
+            let decide = |now| due(&failed, time(now), &schedule, missed);
+            assert_eq!(decide("20:01:10"), Due::In(Duration::from_secs(20)));
+            assert_eq!(decide("20:01:30"), Due::Now(time("20:01:00")));
+        }
+    }
+
+    #[test]
+    fn the_failures_of_a_tick_that_was_dropped_do_not_count_for_the_next_one() {
+        let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
+        let mut failed = row("20:00:00");
+        (failed.attempt, failed.retry_at) = (2, Some(time("20:09:00")));
+        failed.attempt_tick = Some(time("20:01:00"));
+        let (next, now) = (time("20:02:00"), time("20:02:01"));
+        assert_eq!(due(&failed, now, &schedule, Missed::Skip), Due::Now(next));
+        assert_eq!(attempts(&failed, next, Missed::Skip), 0);
+        assert_eq!(
+            attempts(&failed, next, Missed::Once),
+            2,
+            "it is one run with the older one"
+        );
+        let wait = Due::In(SLEEP_MAX);
+        assert_eq!(due(&failed, now, &schedule, Missed::Once), wait);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -20,8 +21,10 @@ pub(super) struct JobRow {
     pub(super) last_tick: Timestamp,
     /// The newest tick whose work was done.
     pub(super) last_done: Timestamp,
-    /// How often the tick that is due has failed.
+    /// How often a tick has failed that is still due, or the newer ones that took its place.
     pub(super) attempt: u32,
+    /// The newest tick that has failed so.
+    pub(super) attempt_tick: Option<Timestamp>,
     /// Not before this time it is to be tried again.
     pub(super) retry_at: Option<Timestamp>,
     /// Since when it runs outside of a transaction, or has been interrupted.
@@ -38,6 +41,8 @@ pub(super) struct Look {
     pub(super) row: Option<JobRow>,
     /// The server's clock.
     pub(super) now: Timestamp,
+    /// When that was, by ours, which measures what has passed since.
+    pub(super) asked: Instant,
 }
 
 /// A tick that was claimed: its row is locked until the transaction ends.
@@ -45,6 +50,8 @@ pub(super) struct Look {
 pub(super) struct Claimed {
     pub(super) row: JobRow,
     pub(super) now: Timestamp,
+    /// When that was, by our clock.
+    pub(super) at: Instant,
     /// The transaction that has it.
     pub(super) transaction: String,
 }
@@ -67,6 +74,29 @@ pub(super) struct Mark {
     pub(super) message: Option<String>,
 }
 
+// === impl Mark ===
+
+impl Mark {
+    /// What a look at the job would show, now that this is committed.
+    pub(super) fn look_after(&self, before: &JobRow, now: Timestamp) -> Look {
+        let row = JobRow {
+            last_tick: self.last_tick,
+            last_done: self.last_done,
+            attempt: self.attempt,
+            attempt_tick: (self.attempt > 0).then_some(self.tick),
+            retry_at: self.retry_in.and_then(|wait| now.checked_add(wait).ok()),
+            running_since: None,
+            declared: before.declared.clone(),
+            declared_by: before.declared_by.clone(),
+        };
+        Look {
+            row: Some(row),
+            now,
+            asked: Instant::now(),
+        }
+    }
+}
+
 /// Whether the tables are there.
 const HAS_TABLES: &str = "SELECT pg_catalog.to_regclass('bgworker.job_run') IS NOT NULL";
 
@@ -75,14 +105,21 @@ const CREATE: &str = "\
     CREATE SCHEMA IF NOT EXISTS bgworker; \
     CREATE TABLE IF NOT EXISTS bgworker.job (name pg_catalog.text PRIMARY KEY, declared pg_catalog.text NOT NULL, declared_by pg_catalog.text NOT NULL, \
     last_tick pg_catalog.timestamptz NOT NULL, last_done pg_catalog.timestamptz NOT NULL, runs bigint NOT NULL DEFAULT 0, \
-    attempt int NOT NULL DEFAULT 0, retry_at pg_catalog.timestamptz, running_since pg_catalog.timestamptz) WITH (fillfactor = 50); \
+    attempt int NOT NULL DEFAULT 0, attempt_tick pg_catalog.timestamptz, retry_at pg_catalog.timestamptz, running_since pg_catalog.timestamptz) WITH (fillfactor = 50); \
     CREATE TABLE IF NOT EXISTS bgworker.job_run (name pg_catalog.text, slot int, run bigint NOT NULL, tick pg_catalog.timestamptz NOT NULL, \
     started_at pg_catalog.timestamptz NOT NULL, finished_at pg_catalog.timestamptz NOT NULL, outcome pg_catalog.text NOT NULL, attempt int NOT NULL, \
     rows bigint, sqlstate pg_catalog.text, message pg_catalog.text, PRIMARY KEY (name, slot)) WITH (fillfactor = 50)";
 
+/// Looks at all jobs of the database; without any, it is one row of NULL and the server's clock.
 const LOOK: &str = "\
+    SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, clock.now, j.running_since, \
+    j.attempt_tick, j.name FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
+    ORDER BY j.name COLLATE pg_catalog.\"C\"";
+
+/// Looks at one job.
+const LOOK_AT_ONE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since FROM (SELECT 1) AS one LEFT JOIN bgworker.job AS j ON j.name OPERATOR(pg_catalog.=) $1";
+    j.running_since, j.attempt_tick FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
 
 /// Declares a job. What was declared otherwise begins with the tick that follows the new schedule's newest one, if that
 /// is another schedule: `declared` begins with its digest.
@@ -96,15 +133,17 @@ const DECLARE: &str = "\
 
 const CLAIM: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, pg_catalog.pg_current_xact_id()::pg_catalog.text FROM bgworker.job AS j \
+    j.running_since, j.attempt_tick, pg_catalog.pg_current_xact_id()::pg_catalog.text FROM bgworker.job AS j \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND j.declared OPERATOR(pg_catalog.=) $2 \
     AND j.last_tick OPERATOR(pg_catalog.<) $3 FOR UPDATE SKIP LOCKED";
 
-/// Marks a tick, if this is still the transaction that claimed it, and writes the run into its ring.
+/// Marks a tick, and writes the run into its ring. Where this is no longer the transaction that claimed the tick, it is
+/// an error and ends the transaction: the text that is taken for a number depends on rows, or the planner would see it.
 const MARK: &str = "\
     WITH job AS (UPDATE bgworker.job AS j SET last_tick = $2, last_done = $3, attempt = $4, \
-    retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (RETRY_IN)::pg_catalog.interval, running_since = NULL, runs = j.runs OPERATOR(pg_catalog.+) 1 \
-    WHERE j.name OPERATOR(pg_catalog.=) $1 \
+    attempt_tick = CASE WHEN $4 OPERATOR(pg_catalog.>) 0 THEN $7 END, \
+    retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (RETRY_IN)::pg_catalog.interval, running_since = NULL, \
+    runs = j.runs OPERATOR(pg_catalog.+) 1 WHERE j.name OPERATOR(pg_catalog.=) $1 \
     AND pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) $5 RETURNING j.runs), \
     run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, rows, \
     sqlstate, message) SELECT $1, (job.runs OPERATOR(pg_catalog.%) $6)::pg_catalog.int4, job.runs, $7, \
@@ -112,12 +151,13 @@ const MARK: &str = "\
     WHERE $6 OPERATOR(pg_catalog.>) 0 ON CONFLICT (name, slot) DO UPDATE SET run = excluded.run, tick = excluded.tick, \
     started_at = excluded.started_at, finished_at = excluded.finished_at, outcome = excluded.outcome, \
     attempt = excluded.attempt, rows = excluded.rows, sqlstate = excluded.sqlstate, message = excluded.message) \
-    SELECT pg_catalog.count(*) FROM job";
+    SELECT CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format(\
+    'bgworker: %s rows are this transaction''s', (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END";
 
-/// Makes the tables, if they are not there. `true` if they were made.
+/// Whether the tables are there.
 pub(super) async fn has_tables(session: &Session) -> Result<bool, DatabaseError> {
-    let rows = session.query("look for the tables of jobs", HAS_TABLES, Vec::new());
-    Ok(rows.await?.first().is_some_and(|row| row.get(0)))
+    let looking = session.query_together("look for the tables of jobs", HAS_TABLES, Instant::now());
+    Ok(looking.await?.rows.first().is_some_and(|row| row.get(0)))
 }
 
 pub(super) async fn create_tables(session: &Session) -> Result<(), DatabaseError> {
@@ -172,28 +212,35 @@ pub(super) async fn transaction(connection: &Connection) -> Result<String, Datab
     Ok(rows.first().map_or_else(String::new, |row| row.get(0)))
 }
 
-/// Looks at a job, on the connection that runs it.
-pub(super) async fn look_again(connection: &Connection, name: &str) -> Result<Look, DatabaseError> {
+/// Looks at a job, on the connection that runs it. `None` if it is not declared.
+pub(super) async fn look_at_one(
+    connection: &Connection,
+    name: &str,
+) -> Result<Option<(JobRow, Timestamp)>, DatabaseError> {
     let rows = connection
-        .query("look at the job", LOOK, &[(&name, Type::TEXT)])
+        .query("look at the job", LOOK_AT_ONE, &[(&name, Type::TEXT)])
         .await?;
-    Ok(looked(&rows))
-}
-
-/// Looks at a job.
-pub(super) async fn look(session: &Session, name: &str) -> Result<Look, DatabaseError> {
-    let rows = session
-        .query("look at the job", LOOK, vec![text(name)])
-        .await?;
-    Ok(looked(&rows))
-}
-
-fn looked(rows: &[Row]) -> Look {
     let row = rows.first();
-    Look {
-        now: row.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
+    Ok(row.and_then(|row| Some((job_row(row)?, timestamp(row, 6)))))
+}
+
+/// Looks at a job, together with all jobs of its database, at this time or later.
+pub(super) async fn look(
+    session: &Session,
+    name: &str,
+    not_before: Instant,
+) -> Result<Look, DatabaseError> {
+    let looking = session.query_together("look at the jobs", LOOK, not_before);
+    let answer = looking.await?;
+    let name_of = |row: &Row| row.get::<_, Option<&str>>(9).is_some_and(|one| one < name);
+    let row = answer.rows.get(answer.rows.partition_point(name_of));
+    let row = row.filter(|row| row.get::<_, Option<&str>>(9) == Some(name));
+    let clock = answer.rows.first();
+    Ok(Look {
+        now: clock.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
         row: row.and_then(job_row),
-    }
+        asked: answer.asked,
+    })
 }
 
 /// Declares what a job does, unless it is declared so.
@@ -233,19 +280,21 @@ pub(super) async fn claim(
         Some(Claimed {
             row: job_row(row)?,
             now: timestamp(row, 6),
-            transaction: row.get(8),
+            at: Instant::now(),
+            transaction: row.get(9),
         })
     }))
 }
 
-/// Marks what became of a run. `false` if this is no longer the transaction that claimed the tick.
+/// Marks what became of a run. If this is no longer the transaction that claimed the tick, that is an error, and
+/// [`is_unclaimed`] tells it from others.
 pub(super) async fn mark(
     connection: &Connection,
     name: &str,
     transaction: &str,
     history: u32,
     mark: &Mark,
-) -> Result<bool, DatabaseError> {
+) -> Result<(), DatabaseError> {
     let retry_in = mark.retry_in.map_or_else(|| "NULL".to_owned(), interval);
     let sql = MARK
         .replace("RETRY_IN", &retry_in)
@@ -270,8 +319,13 @@ pub(super) async fn mark(
         (&mark.sqlstate, Type::TEXT),
         (&mark.message, Type::TEXT),
     ];
-    let answer = connection.query("mark the tick", &sql, &parameters).await?;
-    Ok(answer.first().is_some_and(|row| row.get::<_, i64>(0) == 1))
+    let marking = connection.query("mark the tick", &sql, &parameters);
+    marking.await.map(drop)
+}
+
+/// Whether it is the error of [`mark`] in a transaction that did not claim the tick.
+pub(super) fn is_unclaimed(error: &DatabaseError) -> bool {
+    error.undone().is_some()
 }
 
 type Parameter = (Box<dyn ToSql + Sync + Send>, Type);
@@ -289,6 +343,7 @@ fn job_row(row: &Row) -> Option<JobRow> {
         attempt: u32::try_from(row.get::<_, i32>(2)).unwrap_or(0),
         retry_at: row.get::<_, Option<SystemTime>>(3).and_then(to_timestamp),
         running_since: row.get::<_, Option<SystemTime>>(7).and_then(to_timestamp),
+        attempt_tick: row.get::<_, Option<SystemTime>>(8).and_then(to_timestamp),
         declared: row.get(4),
         declared_by: row.get(5),
     })

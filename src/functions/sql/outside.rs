@@ -8,6 +8,7 @@
 use std::ops::ControlFlow;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::due::{Due, due};
 use super::job::{self, Claimed};
@@ -18,23 +19,23 @@ use crate::database::{Connection, DatabaseError};
 
 impl Run<'_> {
     pub(super) async fn run_outside(&self, connection: &Connection) -> Result<Ran, DatabaseError> {
-        let name = self.context.name();
+        let name = self.name;
         if !job::lock(connection, name).await? {
             return Ok(Ran::Elsewhere);
         }
-        let look = job::look_again(connection, name).await?;
-        let row = look.row.filter(|row| row.declared == self.job.declared);
-        let Some(row) = row else {
+        let looked = job::look_at_one(connection, name).await?;
+        let Some((row, now)) = looked.filter(|(row, _)| row.declared == self.job.declared) else {
             return Ok(Ran::Elsewhere);
         };
-        let due = due(&row, look.now, &self.job.schedule, self.settings.missed);
+        let due = due(&row, now, &self.job.schedule, self.settings.missed);
         let Due::Now(tick) = due else {
             return Ok(Ran::Elsewhere);
         };
         let claimed = Claimed {
-            now: look.now,
-            transaction: String::new(),
             row,
+            now,
+            at: Instant::now(),
+            transaction: String::new(),
         };
         if claimed.row.running_since.is_some() {
             let why = "interrupted: the instance or its server went away while it ran".to_owned();
@@ -51,7 +52,7 @@ impl Run<'_> {
             claimed.row.last_done
         );
         connection.batch_execute("begin the run", &settings).await?;
-        let worked = self.work(connection).await;
+        let worked = self.work(connection, None).await;
         // One that is cut short was interrupted, and the row says so.
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,
@@ -68,7 +69,7 @@ impl Run<'_> {
         tick: Timestamp,
         worked: Result<u64, Failure>,
     ) -> Result<Ran, DatabaseError> {
-        let name = self.context.name();
+        let name = self.name;
         let reset = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; BEGIN";
         connection.batch_execute("mark the tick", reset).await?;
         let worked = if job::is_locked(connection, name).await? {

@@ -10,16 +10,15 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
-use super::due::{Due, done_with, due};
-use super::job::{self, Claimed, Mark};
+use super::due::{Due, attempts, done_with, due};
+use super::job::{self, Claimed, Look, Mark};
 use super::settings::{Job, Settings};
-use crate::context::WorkerContext;
 use crate::database::{
     Connection, Database, DatabaseError, ErrorClass, is_conflict, is_for_no_transaction,
 };
 use crate::functions::beside::Beside;
+use crate::latch::Latch;
 
 /// How often statements that met another transaction are run again at once.
 const CONFLICTS_MAX: u32 = 3;
@@ -33,22 +32,30 @@ const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE A
 
 /// One run.
 pub(super) struct Run<'r> {
-    pub(super) context: &'r WorkerContext,
+    pub(super) name: &'r str,
+    /// What asks for its end.
+    pub(super) latch: &'r Latch,
     pub(super) database: &'r Database,
     pub(super) settings: &'r Settings,
     pub(super) job: &'r Job,
     pub(super) beside: &'r Beside,
-    /// When it was begun.
-    pub(super) begin: Instant,
 }
 
 /// What became of a run.
 #[derive(Debug)]
 pub(super) enum Ran {
     /// The tick is done.
-    Done { rows: u64, took: Duration },
+    Done {
+        rows: u64,
+        took: Duration,
+        after: Look,
+    },
     /// Its statements failed, and that is marked. There may be another attempt.
-    Failed { why: String, is_given_up: bool },
+    Failed {
+        why: String,
+        is_given_up: bool,
+        after: Look,
+    },
     /// Its effects could not be marked, as this says, and may be there: it is not to be run again at once.
     Unmarked(&'static str),
     /// Another session has the tick, or had it. Nothing was done.
@@ -71,8 +78,7 @@ impl Run<'_> {
     /// Runs the tick that is due, if this instance gets it.
     pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
         let dbname = self.settings.database.as_deref();
-        let name = self.context.name();
-        let job_connection = self.database.job_connection(name, dbname).await?;
+        let job_connection = self.database.job_connection(self.name, dbname).await?;
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
         let ran = if self.settings.transaction {
@@ -96,7 +102,7 @@ impl Run<'_> {
         connection: &Connection,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
-        let (name, declared) = (self.context.name(), self.job.declared.as_str());
+        let (name, declared) = (self.name, self.job.declared.as_str());
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL application_name = E'{}'; \
              SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL statement_timeout = {}",
@@ -128,32 +134,25 @@ impl Run<'_> {
         claimed: &Claimed,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
-        // Before the savepoint, so that going back to it leaves them.
-        let savepoint = format!(
-            "SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
-             pg_catalog.set_config('bgworker.previous_tick', '{}', true); SAVEPOINT run",
-            claimed.row.last_done
-        );
-        connection
-            .batch_execute("begin the run", &savepoint)
-            .await?;
-        let worked = self.work_through_conflicts(connection).await;
+        let worked = self.work_through_conflicts(connection, claimed, tick).await;
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,
             ControlFlow::Break(end) => return end,
         };
-        let settle = match &worked {
+        let end = match &worked {
             Ok(_) => "RELEASE SAVEPOINT run",
             Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run",
         };
-        let settle = format!("{settle}; {RESET}");
-        // Sent at once with the mark.
-        let (settled, ran) = tokio::join!(
-            connection.batch_execute("end the run", &settle),
+        let end = format!("{end}; {RESET}");
+        // Sent at once with the mark, and that with COMMIT.
+        let (ended, ran) = tokio::join!(
+            connection.batch_execute("end the run", &end),
             self.settle(connection, claimed, tick, worked)
         );
-        settled?;
-        ran
+        match ran {
+            Ok(Ran::Unmarked(_)) => ran,
+            _ => ended.and(ran),
+        }
     }
 
     /// What the statements came to, unless the worker was told to cancel them, or the connection is gone: then there is
@@ -168,7 +167,7 @@ impl Run<'_> {
                 why,
             }) => match error.class() {
                 ErrorClass::Away => ControlFlow::Break(Err(error)),
-                ErrorClass::Cancelled if self.context.latch().is_stop_requested() => {
+                ErrorClass::Cancelled if self.latch.is_stop_requested() => {
                     ControlFlow::Break(Ok(Ran::Interrupted))
                 }
                 _ => ControlFlow::Continue(Err(Failure {
@@ -180,7 +179,7 @@ impl Run<'_> {
         }
     }
 
-    /// Marks what became of a run, and commits.
+    /// Marks what became of a run, and commits: both are sent at once. Where the mark is refused, COMMIT undoes all.
     pub(super) async fn settle(
         &self,
         connection: &Connection,
@@ -188,20 +187,26 @@ impl Run<'_> {
         tick: Timestamp,
         worked: Result<u64, Failure>,
     ) -> Result<Ran, DatabaseError> {
-        let took = self.begin.elapsed();
+        let took = claimed.at.elapsed();
         let ended = claimed.now.checked_add(took).unwrap_or(claimed.now);
         let mark = self.mark(claimed, tick, (took, ended), worked.as_ref());
-        let (name, history) = (self.context.name(), self.settings.history);
-        if !job::mark(connection, name, &claimed.transaction, history, &mark).await? {
+        let history = self.settings.history;
+        let (marked, committed) = tokio::join!(
+            job::mark(connection, self.name, &claimed.transaction, history, &mark),
+            connection.batch_execute("commit the run", "COMMIT")
+        );
+        if marked.as_ref().is_err_and(job::is_unclaimed) {
             let why = "a statement ended the transaction that claims the tick: what it committed may be done again";
             return Ok(Ran::Unmarked(why));
         }
-        connection.batch_execute("commit the run", "COMMIT").await?;
+        marked.and(committed)?;
+        let after = mark.look_after(&claimed.row, ended);
         Ok(match worked {
-            Ok(rows) => Ran::Done { rows, took },
+            Ok(rows) => Ran::Done { rows, took, after },
             Err(Failure { why, .. }) => Ran::Failed {
                 why,
                 is_given_up: mark.attempt == 0,
+                after,
             },
         })
     }
@@ -215,7 +220,7 @@ impl Run<'_> {
         worked: Result<&u64, &Failure>,
     ) -> Mark {
         let row = &claimed.row;
-        let number = row.attempt + 1;
+        let number = attempts(row, tick, self.settings.missed) + 1;
         let retry_in = worked.err().and_then(|_| self.settings.retry_in(number));
         let is_over = retry_in.is_none();
         let done = done_with(tick, ended, &self.job.schedule, self.settings.missed);
@@ -241,58 +246,81 @@ impl Run<'_> {
     }
 
     /// Runs the statements, again where they met another transaction, and what they have deferred.
-    async fn work_through_conflicts(&self, connection: &Connection) -> Result<u64, Failure> {
+    async fn work_through_conflicts(
+        &self,
+        connection: &Connection,
+        claimed: &Claimed,
+        tick: Timestamp,
+    ) -> Result<u64, Failure> {
+        // What the tick is stands before the savepoint, so that going back to it leaves that.
+        let mut before = format!(
+            "SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
+             pg_catalog.set_config('bgworker.previous_tick', '{}', true); SAVEPOINT run",
+            claimed.row.last_done
+        );
         let mut conflicts = 0;
         loop {
-            let worked = match self.work(connection).await {
-                Ok(rows) => {
-                    let deferred = "SET CONSTRAINTS ALL IMMEDIATE";
-                    let checked = connection.batch_execute("check what was deferred", deferred);
-                    checked.await.map(|()| rows).map_err(Failure::of)
-                }
-                failed => failed,
-            };
-            let failure = match worked {
-                Ok(rows) => return Ok(rows),
-                Err(failure) => failure,
-            };
-            let is_conflict = failure.sqlstate().is_some_and(is_conflict);
-            if !is_conflict || conflicts == CONFLICTS_MAX {
-                return Err(failure);
+            // Sent at once with the first statement.
+            let (begun, worked) = tokio::join!(
+                connection.batch_execute("begin the run", &before),
+                self.work(connection, Some("SET CONSTRAINTS ALL IMMEDIATE"))
+            );
+            begun.map_err(Failure::of)?;
+            let failed = worked.as_ref().err().and_then(Failure::sqlstate);
+            if conflicts == CONFLICTS_MAX || !failed.is_some_and(is_conflict) {
+                return worked;
             }
             conflicts += 1;
-            let again = connection.batch_execute("run it again", "ROLLBACK TO SAVEPOINT run");
-            again.await.map_err(Failure::of)?;
+            "ROLLBACK TO SAVEPOINT run".clone_into(&mut before);
         }
     }
 
-    /// Runs the statements one by one, and returns how many rows were written.
-    pub(super) async fn work(&self, connection: &Connection) -> Result<u64, Failure> {
+    /// Runs the statements one by one, and returns how many rows were written. What is to follow the last of them is sent at
+    /// once with it.
+    pub(super) async fn work(
+        &self,
+        connection: &Connection,
+        then: Option<&str>,
+    ) -> Result<u64, Failure> {
         let deadline = self.settings.timeout + SLACK;
         let mut written = 0_u64;
+        let last = self.job.statements.len().saturating_sub(1);
         for (index, statement) in self.job.statements.iter().enumerate() {
-            let ran = connection
-                .execute_within("run the job", &statement.sql, deadline)
-                .await;
-            let rows = ran.map_err(|error| {
-                let (number, line) = (index + 1, statement.line);
-                let hint = match error.sqlstate() {
-                    Some(code) if self.settings.transaction && is_for_no_transaction(code) => {
-                        ": set \"transaction = false\""
+            let running = connection.execute_within("run the job", &statement.sql, deadline);
+            let following = async {
+                match then.filter(|_| index == last) {
+                    // It may have to wait for the statement as well.
+                    Some(then) => {
+                        let deadline = 2 * deadline;
+                        let following = connection.execute_within("end the run", then, deadline);
+                        following.await.map(drop)
                     }
-                    _ => "",
-                };
-                let why = format!("statement {number} (line {line}): {error}{hint}");
-                Failure {
-                    why,
-                    error: Some(error),
+                    None => Ok(()),
                 }
-            })?;
+            };
+            let (ran, followed) = tokio::join!(running, following);
+            let rows = ran.map_err(|error| self.failure(index, error))?;
+            followed.map_err(Failure::of)?;
             if statement.writes_rows() {
                 written = written.saturating_add(rows);
             }
         }
         Ok(written)
+    }
+
+    /// Says which statement failed, and why.
+    fn failure(&self, index: usize, error: DatabaseError) -> Failure {
+        let (number, line) = (index + 1, self.job.statements[index].line);
+        let hint = match error.sqlstate() {
+            Some(code) if self.settings.transaction && is_for_no_transaction(code) => {
+                ": set \"transaction = false\""
+            }
+            _ => "",
+        };
+        Failure {
+            why: format!("statement {number} (line {line}): {error}{hint}"),
+            error: Some(error),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ struct State {
     target: u16,
     fault: Option<Fault>,
     streams: Vec<TcpStream>,
+    round_trips: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +39,7 @@ impl Proxy {
             target,
             fault: None,
             streams: Vec::new(),
+            round_trips: 0,
         }));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -45,6 +48,7 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else {
                     continue;
                 };
+                let is_answered = Arc::new(AtomicBool::new(true));
                 let streams = [client.try_clone().unwrap(), server.try_clone().unwrap()];
                 shared.lock().unwrap().streams.extend(streams);
                 for (from, to, is_server) in [
@@ -55,8 +59,8 @@ impl Proxy {
                     ),
                     (server, client, true),
                 ] {
-                    let shared = Arc::clone(&shared);
-                    std::thread::spawn(move || pass(from, to, is_server, &shared));
+                    let (shared, is_answered) = (Arc::clone(&shared), Arc::clone(&is_answered));
+                    std::thread::spawn(move || pass(from, to, is_server, &is_answered, &shared));
                 }
             }
         });
@@ -75,6 +79,11 @@ impl Proxy {
         }
     }
 
+    /// How often a client has said something after its server had, on all connections.
+    pub(crate) fn round_trips(&self) -> u32 {
+        self.state.lock().unwrap().round_trips
+    }
+
     /// Lets new connections lead somewhere else, and closes those that there are.
     pub(crate) fn lead_to(&self, target: u16) {
         self.state.lock().unwrap().target = target;
@@ -82,7 +91,13 @@ impl Proxy {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, is_server: bool, state: &Mutex<State>) {
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    is_server: bool,
+    is_answered: &AtomicBool,
+    state: &Mutex<State>,
+) {
     let mut bytes = [0; 4096];
     loop {
         let count = match from.read(&mut bytes) {
@@ -91,6 +106,9 @@ fn pass(mut from: TcpStream, mut to: TcpStream, is_server: bool, state: &Mutex<S
         };
         let (fault, said) = {
             let mut state = state.lock().unwrap();
+            if is_answered.swap(is_server, Ordering::Relaxed) && !is_server {
+                state.round_trips += 1;
+            }
             let fault = state.fault;
             match (&mut state.fault, is_server) {
                 (Some(Fault::SilenceAfter(left)), true) => {

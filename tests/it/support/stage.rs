@@ -23,7 +23,12 @@ impl Stage {
 
     /// With a worker that has these settings.
     pub(crate) async fn with(settings: impl FnOnce(&Table) -> Settings) -> Self {
-        let (db, table) = (TestDatabase::new().await, table("s", "t"));
+        Self::on(TestDatabase::new().await, settings).await
+    }
+
+    /// The same, on a database that exists.
+    pub(crate) async fn on(db: TestDatabase, settings: impl FnOnce(&Table) -> Settings) -> Self {
+        let table = table("s", "t");
         let postmaster = db.postmaster();
         let worker = db.worker(&postmaster, "w", settings(&table)).await;
         Self {

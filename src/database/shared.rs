@@ -1,0 +1,76 @@
+//! A query that several workers ask at the same moment is run once, and all of them get its answer.
+//!
+//! It must be the same for whichever worker asks it. Its answer is never older than the worker who gets it allows.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::Row;
+
+use super::error::DatabaseError;
+
+/// How long a worker waits for the query of another one; then it asks by itself.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The answer to a query.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// When it was asked: the answer knows nothing that was committed later.
+    pub(crate) asked: Instant,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// The latest answers.
+#[derive(Debug, Default)]
+pub(super) struct Answers(Mutex<HashMap<Question, Arc<Latest>>>);
+
+/// A database, and what is asked there.
+type Question = (Option<String>, &'static str);
+
+/// The latest answer to one query. Who holds the lock is asking.
+type Latest = tokio::sync::Mutex<Option<Arc<Answer>>>;
+
+// === impl Answers ===
+
+impl Answers {
+    /// The answer to a query that was asked at this time or later; it is asked now, where there is none.
+    pub(super) async fn get<A>(
+        &self,
+        dbname: Option<&String>,
+        sql: &'static str,
+        not_before: Instant,
+        ask: impl FnOnce() -> A,
+    ) -> Result<Arc<Answer>, DatabaseError>
+    where
+        A: Future<Output = Result<Vec<Row>, DatabaseError>>,
+    {
+        let latest = self.latest(dbname, sql);
+        let Ok(mut latest) = tokio::time::timeout(PATIENCE, latest.lock()).await else {
+            return answer(ask).await;
+        };
+        match &*latest {
+            Some(answer) if answer.asked >= not_before => Ok(Arc::clone(answer)),
+            _ => {
+                let answer = answer(ask).await?;
+                *latest = Some(Arc::clone(&answer));
+                Ok(answer)
+            }
+        }
+    }
+
+    fn latest(&self, dbname: Option<&String>, sql: &'static str) -> Arc<Latest> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry((dbname.cloned(), sql)).or_default())
+    }
+}
+
+async fn answer<A>(ask: impl FnOnce() -> A) -> Result<Arc<Answer>, DatabaseError>
+where
+    A: Future<Output = Result<Vec<Row>, DatabaseError>>,
+{
+    let asked = Instant::now();
+    let rows = ask().await?;
+    Ok(Arc::new(Answer { asked, rows }))
+}
