@@ -1,4 +1,4 @@
-//! `bgworker bench`: what the built-in worker does in a second, and what that costs.
+//! `bgworker bench`: what the built-in functions do in a second, and what that costs.
 //!
 //! Everything is measured in one run, and the sample's own statement beside it. Each scenario checks that
 //! no delta was lost; one that did lose some has no figures.
@@ -80,6 +80,8 @@ enum Scenario {
     Stream,
     /// From an insert to its fold.
     Latency,
+    /// Jobs: from a tick to its mark, a thousand at one moment, and what a tick and a job that waits cost.
+    Jobs,
 }
 
 /// Measures what is asked for, and reports it.
@@ -143,6 +145,7 @@ async fn measure(arguments: &BenchArguments, conninfo: ConnInfo) -> Result<(), B
             Scenario::Backlog => scenarios::backlog(&ground, arguments, report, progress).await?,
             Scenario::Stream => scenarios::stream(&ground, arguments, report, progress).await?,
             Scenario::Latency => scenarios::latency(&ground, arguments, report, progress).await?,
+            Scenario::Jobs => scenarios::jobs(&ground, arguments, report, progress).await?,
         }
     }
     ground.clear().await?;
@@ -171,6 +174,7 @@ impl Scenario {
             Self::Fleet => scenarios::fleet_steps(arguments),
             Self::Backlog => scenarios::BACKLOG_STEPS,
             Self::Stream | Self::Latency => 1,
+            Self::Jobs => 3,
         }
     }
 }

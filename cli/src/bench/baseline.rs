@@ -25,12 +25,21 @@ pub(super) struct Baseline {
 impl Baseline {
     /// One client for each table.
     pub(super) async fn on(ground: &Ground, tables: &[Table]) -> Result<Self, Box<dyn Error>> {
+        let statements = tables.iter().map(|table| seed(&table.sql()));
+        Self::of(ground, statements.collect()).await
+    }
+
+    /// One client for each of other statements.
+    pub(super) async fn of(
+        ground: &Ground,
+        statements: Vec<String>,
+    ) -> Result<Self, Box<dyn Error>> {
         let settings = database::Settings::default().statement_timeout(Duration::from_secs(600));
         let database = Database::new(ground.conninfo.clone(), settings)?;
         let mut clients = Vec::new();
-        for table in tables {
+        for statement in statements {
             let connection = database.connect("bgworker bench baseline", None).await?;
-            let statement = connection.prepare("prepare", &seed(&table.sql())).await?;
+            let statement = connection.prepare("prepare", &statement).await?;
             clients.push((connection, statement));
         }
         Ok(Self { clients })

@@ -109,6 +109,48 @@ impl Ground {
         Ok(checkpointed?)
     }
 
+    /// Fails where jobs may be at work: their tables are always those of the schema `bgworker`.
+    pub(super) async fn has_no_jobs(&self) -> Result<(), Box<dyn Error>> {
+        let sql = "SELECT pg_catalog.to_regnamespace('bgworker') IS NOT NULL";
+        if self.value::<bool>(sql).await? {
+            let refusal = "there is a schema \"bgworker\", which jobs use: it is left alone; \
+                           measure jobs in a database without it, or name the other scenarios";
+            return Err(refusal.into());
+        }
+        Ok(())
+    }
+
+    /// Drops the tables of the jobs that were measured.
+    pub(super) async fn clear_jobs(&self) -> Result<(), Box<dyn Error>> {
+        let sql = "DROP TABLE bgworker.job, bgworker.job_run; DROP SCHEMA bgworker";
+        Ok(self.client.batch_execute("drop the jobs", sql).await?)
+    }
+
+    /// How long after its tick each run was marked, in seconds, but for the first run of each job. Fails if a tick was done
+    /// twice, or none of several.
+    pub(super) async fn lateness(&self) -> Result<Vec<f64>, Box<dyn Error>> {
+        let wrong = "SELECT pg_catalog.count(*) FROM (SELECT tick OPERATOR(pg_catalog.-) \
+             pg_catalog.lag(tick) OVER (PARTITION BY name ORDER BY tick) AS gap FROM bgworker.job_run) AS gaps \
+             WHERE gap OPERATOR(pg_catalog.<>) '1 second'::pg_catalog.interval";
+        let wrong: i64 = self.value(wrong).await?;
+        if wrong > 0 {
+            return Err(format!("{wrong} ticks were done twice or not at all").into());
+        }
+        let late = "SELECT pg_catalog.array_agg(extract(epoch FROM finished_at OPERATOR(pg_catalog.-) tick)::pg_catalog.float8) \
+             FROM bgworker.job_run WHERE run OPERATOR(pg_catalog.>) 1";
+        self.value(late).await
+    }
+
+    /// How long after a tick the last of this many jobs was marked, in seconds: of the last tick that all of them did.
+    pub(super) async fn lateness_of_whole_tick(&self, jobs: usize) -> Result<f64, Box<dyn Error>> {
+        let sql = format!(
+            "SELECT extract(epoch FROM pg_catalog.max(finished_at) OPERATOR(pg_catalog.-) tick)::pg_catalog.float8 \
+             FROM bgworker.job_run GROUP BY tick HAVING pg_catalog.count(*) OPERATOR(pg_catalog.=) {jobs} \
+             AND pg_catalog.min(run) OPERATOR(pg_catalog.>) 1 ORDER BY tick DESC LIMIT 1"
+        );
+        self.value(&sql).await
+    }
+
     pub(super) async fn drop(&self, table: &Table) -> Result<(), Box<dyn Error>> {
         self.drop_all(&[table.sql()]).await
     }

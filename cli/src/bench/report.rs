@@ -149,7 +149,7 @@ impl Figure {
             Better::Higher => (self.ours, baseline),
             Better::Lower => (baseline, self.ours),
         };
-        (less > 0.0).then(|| more / less)
+        (less > 0.0 && more > 0.0).then(|| more / less)
     }
 }
 

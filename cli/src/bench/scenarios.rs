@@ -3,6 +3,7 @@
 mod backlog;
 mod fleet;
 mod idle;
+mod jobs;
 mod latency;
 mod stream;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 pub(super) use self::backlog::{BACKLOG_STEPS, backlog};
 pub(super) use self::fleet::{fleet, steps as fleet_steps};
 pub(super) use self::idle::{idle, steps as idle_steps};
+pub(super) use self::jobs::jobs;
 pub(super) use self::latency::latency;
 pub(super) use self::stream::stream;
 use super::report::Better;

@@ -46,13 +46,13 @@ impl Usage {
         })
     }
 
-    /// What was used since then, by the processes that were there then.
+    /// What was used since then, but by processes that have ended.
     pub(super) fn since(&self, then: &Self) -> Used {
         let server = self.server.as_ref().zip(then.server.as_ref());
         let server = server.map(|(now, then)| {
-            let used = now.iter().filter_map(|(pid, now)| {
-                let (_, then) = then.iter().find(|(known, _)| known == pid)?;
-                Some(now - then)
+            let used = now.iter().map(|(pid, now)| {
+                let then = then.iter().find(|(known, _)| known == pid);
+                now - then.map_or(0.0, |(_, then)| *then)
             });
             used.sum::<f64>()
         });

@@ -32,7 +32,7 @@ async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing(
     assert_eq!(code, 0, "{err}");
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     let figures = report["figures"].as_array().unwrap();
-    for scenario in ["idle", "fleet", "backlog", "stream", "latency"] {
+    for scenario in ["idle", "fleet", "backlog", "stream", "latency", "jobs"] {
         let of_it = figures
             .iter()
             .filter(|figure| figure["scenario"] == scenario);
@@ -62,7 +62,8 @@ async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing(
     let page = std::fs::read_to_string(&page).unwrap();
     assert!(page.starts_with("<!doctype html>") && page.contains("<svg"));
     assert!(!page.contains("http"), "nothing from elsewhere");
-    let schemas = "SELECT count(*) FROM pg_namespace WHERE nspname = 'bgworker_bench'";
+    let schemas =
+        "SELECT count(*) FROM pg_namespace WHERE nspname IN ('bgworker', 'bgworker_bench')";
     assert_eq!(db.value::<i64>(schemas).await, 0);
 }
 
@@ -76,5 +77,18 @@ async fn a_schema_that_it_did_not_make_is_left_alone() {
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("did not make: it is left alone"), "{err}");
     let there = "SELECT to_regclass('bgworker_bench.precious') IS NOT NULL";
+    assert!(db.value::<bool>(there).await);
+}
+
+#[actix::test]
+async fn the_tables_of_jobs_that_are_there_are_left_alone() {
+    let db = TestDatabase::new().await;
+    db.execute("CREATE SCHEMA bgworker; CREATE TABLE bgworker.job ()")
+        .await;
+    let mut command = small();
+    let (code, out, err) = run(command.args(["jobs", "--database", db.conninfo()]));
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("which jobs use: it is left alone"), "{err}");
+    let there = "SELECT to_regclass('bgworker.job') IS NOT NULL";
     assert!(db.value::<bool>(there).await);
 }
