@@ -9,6 +9,7 @@ mod beside;
 mod function;
 #[cfg(feature = "config")]
 mod lookup;
+mod quote;
 mod remedy;
 mod runner;
 mod session;
@@ -19,6 +20,6 @@ pub mod worker_spi;
 #[cfg(feature = "config")]
 pub(crate) use self::function::SettingsSender;
 #[cfg(feature = "config")]
-pub use self::function::{Function, FunctionSettings, Mistake};
+pub use self::function::{Function, FunctionSettings, Mistake, Objects};
 #[cfg(feature = "config")]
 pub use self::lookup::Functions;

@@ -7,10 +7,12 @@
 mod bench;
 mod check;
 mod configuration;
+mod ddl;
 mod demo;
 mod exit;
 mod logging;
 mod next;
+mod once;
 mod private_server;
 mod run;
 mod service_manager;
@@ -22,9 +24,11 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::BenchArguments;
 use crate::check::CheckArguments;
+use crate::ddl::DdlArguments;
 use crate::demo::DemoArguments;
 use crate::exit::Exit;
 use crate::next::NextArguments;
+use crate::once::OnceArguments;
 use crate::run::RunArguments;
 use crate::status::StatusArguments;
 
@@ -55,6 +59,14 @@ enum Command {
     ///
     /// Asks no server: what is due is decided from its clock, and this is shown by the one of this machine.
     Next(NextArguments),
+    /// Run a job now, beside its schedule, or only try it.
+    ///
+    /// Which ticks are done stays as it is; the run is recorded as "once". Exits with 0 only if it ran through.
+    Once(OnceArguments),
+    /// Print the statements that make the tables of workers, for an administrator who has to see them first.
+    ///
+    /// With these tables in place, bgworker needs no right to create anything. Asks no server.
+    Ddl(DdlArguments),
     /// Ask a running instance how its workers are.
     ///
     /// It must listen: [http] listen. Exits with 0 only if every worker is healthy, else with 1.
@@ -75,6 +87,8 @@ fn main() {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Next(arguments) => next::next(&arguments),
+        Command::Once(arguments) => once::once(&arguments),
+        Command::Ddl(arguments) => ddl::ddl(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),

@@ -243,6 +243,12 @@ impl ConnInfo {
         }
     }
 
+    /// The role that connects; the user of this process where none is named.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
     pub(super) fn dbname(&self) -> Option<&str> {
         self.dbname.as_deref()
     }

@@ -40,6 +40,13 @@ pub trait Function: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What a worker with these settings makes in its database where it is missing, and how a role gets the right to use
+    /// it: for those whose administrator makes it.
+    fn objects(&self, settings: &Self::Settings, role: &str) -> Objects {
+        let _ = (settings, role);
+        Objects::default()
+    }
+
     /// The main of a worker with these settings. When they change in place, the worker also gets a `Sighup`.
     fn main(&self, settings: watch::Receiver<Self::Settings>) -> impl Main;
 }
@@ -53,6 +60,15 @@ pub struct Mistake {
     pub message: String,
     /// What to do about it, if that is not obvious.
     pub hint: Option<String>,
+}
+
+/// What a worker makes in its database.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// The database, if not the one of the connection settings.
+    pub database: Option<String>,
+    /// The statements that make them, without semicolons at their ends.
+    pub statements: Vec<String>,
 }
 
 /// What a worker runs, and how it is set: a function with its settings.
@@ -79,6 +95,7 @@ trait Configured: Send + Sync {
     fn settings(&self) -> &dyn Any;
     fn values(&self) -> Result<toml::Table, toml::ser::Error>;
     fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake>;
+    fn objects(&self, role: &str) -> Objects;
     fn launch(&self) -> (Box<dyn Main>, SettingsSender);
 }
 
@@ -155,6 +172,10 @@ impl<F: Function> Configured for With<F> {
         self.function.check(&mut self.settings, worker)
     }
 
+    fn objects(&self, role: &str) -> Objects {
+        self.function.objects(&self.settings, role)
+    }
+
     fn launch(&self) -> (Box<dyn Main>, SettingsSender) {
         let (sender, receiver) = watch::channel(self.settings.clone());
         let send = move |changed: &FunctionSettings| {
@@ -180,6 +201,12 @@ impl FunctionSettings {
     #[must_use]
     pub fn settings<S: 'static>(&self) -> Option<&S> {
         self.0.settings().downcast_ref()
+    }
+
+    /// What its worker makes in its database, and lets this role use.
+    #[must_use]
+    pub fn objects(&self, role: &str) -> Objects {
+        self.0.objects(role)
     }
 
     /// What each of its keys holds.

@@ -5,6 +5,7 @@
 
 mod due;
 mod job;
+mod once;
 mod outside;
 mod run;
 mod settings;
@@ -20,16 +21,17 @@ use tracing::{info, warn};
 
 use self::due::{Due, SLEEP_MAX, due, next_tick};
 use self::job::Look;
+pub use self::once::{Once, OnceError, OnceReport, TableChange, once};
 use self::run::{Ran, Run};
 use self::settings::Job;
 pub use self::settings::{Missed, Settings};
 pub use self::statements::InvalidStatements;
-use super::function::{Function, Mistake};
+use super::function::{Function, Mistake, Objects};
 use super::runner::{self, CycleError, Outcome, Routine, Turn};
 use super::session::{ConnectionKind, Place, Session};
 use crate::background_worker::BackgroundWorker;
 use crate::context::{Main, WorkerContext};
-use crate::database::{DatabaseError, is_made_already};
+use crate::database::DatabaseError;
 
 /// The figure that counts the ticks that were done.
 pub const RUNS: &str = "runs";
@@ -85,6 +87,13 @@ impl Function for Sql {
         settings.check(worker)
     }
 
+    fn objects(&self, settings: &Settings, role: &str) -> Objects {
+        Objects {
+            database: settings.database.clone(),
+            statements: job::objects(role),
+        }
+    }
+
     fn main(&self, settings: watch::Receiver<Settings>) -> impl Main {
         let is_declared = Arc::new(AtomicBool::new(false));
         move |context| {
@@ -115,20 +124,6 @@ impl Scheduled {
         }
     }
 
-    /// Makes the tables, unless they are there. Several that do so at once get in each other's way.
-    async fn make_tables(&mut self, session: &Session) -> Result<(), DatabaseError> {
-        while !self.has_tables {
-            if job::has_tables(session).await? {
-                self.has_tables = true;
-            } else if let Err(error) = job::create_tables(session).await
-                && !error.sqlstate().is_some_and(is_made_already)
-            {
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
     /// Looks at the job, which is declared first where that is still to be done.
     async fn look(
         &mut self,
@@ -144,14 +139,7 @@ impl Scheduled {
         };
         let mut look = job::look(session, name, not_before).await?;
         if look.row.is_none() || !self.is_declared.load(Ordering::Relaxed) {
-            // A new job begins with its next tick.
-            let newest = job.schedule.newest(look.now).unwrap_or(look.now);
-            let by = format!(
-                "{} ({})",
-                whoami::hostname().unwrap_or_default(),
-                std::process::id()
-            );
-            job::declare(session, name, &job.declared, &by, newest).await?;
+            job.declare(session, name, look.now).await?;
             self.is_declared.store(true, Ordering::Relaxed);
             look = job::look(session, name, Instant::now()).await?;
         }
@@ -232,7 +220,10 @@ impl Routine for Scheduled {
             beside,
         } = turn;
         let job = self.job(settings)?;
-        self.make_tables(session).await?;
+        if !self.has_tables {
+            job::make_tables(session).await?;
+            self.has_tables = true;
+        }
         let look = self.look(session, context, &job).await?;
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();
@@ -279,6 +270,7 @@ impl Routine for Scheduled {
                     settings,
                     job: &job,
                     beside,
+                    is_once: false,
                 };
                 // Not to be paid for by every look.
                 let ran = Box::pin(run.run(tick)).await?;

@@ -41,7 +41,7 @@ pub use self::table::{InvalidTable, Table};
 pub use self::unusable::UnusableTable;
 use self::vacuum::Vacuum;
 #[cfg(feature = "config")]
-use super::function::{Function, Mistake};
+use super::function::{Function, Mistake, Objects};
 use super::runner::{self, CycleError, Outcome, Routine, Turn};
 pub use super::session::ConnectionKind;
 use super::session::Place;
@@ -182,6 +182,18 @@ impl Function for WorkerSpi {
         }
         settings.connection = Some(settings.place().connection);
         mistakes
+    }
+
+    fn objects(&self, settings: &Settings, role: &str) -> Objects {
+        let table = settings.table();
+        Objects {
+            database: settings.database.clone(),
+            statements: vec![
+                table.create_schema(),
+                table.create_table(),
+                table.grant(role),
+            ],
+        }
     }
 
     fn main(&self, settings: watch::Receiver<Settings>) -> impl Main {

@@ -96,6 +96,133 @@ async fn a_frozen_instance_lets_go_of_its_tick_and_fails_when_it_goes_on() {
     assert_exact(&db).await;
 }
 
+fn once(config: &Config, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = bgworker();
+    command.args(["once", "j", "--config"]).arg(&config.path);
+    run(command.args(arguments))
+}
+
+#[actix::test]
+async fn once_runs_a_job_beside_its_schedule_and_a_dry_run_changes_nothing() {
+    let db = stage().await;
+    let config = job(&db, "1000d", "SELECT 1");
+    let (code, out, err) = once(&config, &["--dry-run"]);
+    assert_eq!((code, &*err), (0, ""));
+    assert!(out.starts_with("j: would write 1 rows in "), "{out}");
+    assert!(
+        out.ends_with("\n  public.effect: 1 inserted, 0 updated, 0 deleted\n"),
+        "{out}"
+    );
+    let untouched =
+        "SELECT to_regnamespace('bgworker') IS NULL AND NOT EXISTS (SELECT FROM effect)";
+    assert!(db.value::<bool>(untouched).await);
+
+    let (code, out, err) = once(&config, &["--tick", "2026-11-26T02:15:00Z"]);
+    assert_eq!((code, &*err), (0, ""));
+    assert!(out.starts_with("j: done, 1 rows in "), "{out}");
+    let tick = "SELECT (SELECT tick FROM effect) = '2026-11-26T02:15:00Z' AND \
+                EXISTS (SELECT FROM bgworker.job_run WHERE outcome = 'once' AND tick = '2026-11-26T02:15:00Z' AND rows = 1)";
+    assert!(db.value::<bool>(tick).await);
+    let last = "SELECT concat_ws(' ', last_tick, last_done, attempt, retry_at) FROM bgworker.job";
+    let before: String = db.value(last).await;
+    assert_eq!(once(&config, &[]).0, 0);
+    assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 2);
+    assert_eq!(db.value::<String>(last).await, before);
+}
+
+#[actix::test]
+async fn once_says_what_failed_and_undoes_it_and_of_a_job_that_runs_it_says_so() {
+    let db = stage().await;
+    let fails = job(&db, "1000d", "SELECT 1 / 0");
+    let (code, out, err) = once(&fails, &[]);
+    assert_eq!((code, &*out), (1, ""));
+    assert!(
+        err.contains("j: statement 2 (line 1)") && err.contains("division by zero"),
+        "{err}"
+    );
+    let recorded =
+        "SELECT count(*) FROM bgworker.job_run WHERE outcome = 'once' AND sqlstate = '22012'";
+    assert_eq!(db.value::<i64>(recorded).await, 1);
+    assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 0);
+
+    let blocked = db.connect().await;
+    let lock = "BEGIN; SELECT FROM bgworker.job FOR UPDATE";
+    blocked.batch_execute("lock", lock).await.unwrap();
+    let (code, _, err) = once(&fails, &[]);
+    assert_eq!(
+        (code, &*err),
+        (1, "j: the job runs now: another session has its row\n")
+    );
+    let mut command = bgworker();
+    let (code, _, err) = run(command
+        .args(["once", "unknown", "--config"])
+        .arg(&fails.path));
+    assert_eq!(
+        (code, &*err),
+        (1, "unknown: there is no such job in the configuration\n")
+    );
+}
+
+#[actix::test]
+async fn once_that_is_interrupted_is_cancelled_on_the_server() {
+    let db = stage().await;
+    let config = job(&db, "1000d", "SELECT pg_sleep(60)");
+    let mut command = bgworker();
+    command.args(["once", "j", "--config"]).arg(&config.path);
+    let mut child = command
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                  AND application_name = 'j' AND wait_event = 'PgSleep'";
+    eventually("it runs", || async { db.value::<i64>(sleeps).await == 1 }).await;
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    eventually("it is cancelled", || async {
+        db.value::<i64>(sleeps).await == 0
+    })
+    .await;
+    assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 0);
+}
+
+#[actix::test]
+async fn what_ddl_prints_lets_a_role_that_may_create_nothing_run_everything() {
+    let db = stage().await;
+    let role = db
+        .value::<String>("SELECT 'plain_' || current_database()")
+        .await;
+    db.execute(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT INSERT, SELECT ON effect TO {role}; \
+         REVOKE CREATE ON SCHEMA public FROM PUBLIC; DO $$ BEGIN EXECUTE format(\
+         'REVOKE CREATE, TEMPORARY ON DATABASE %I FROM PUBLIC', current_database()); END $$"
+    ))
+    .await;
+    let config = Config::new(&format!(
+        "[database]\nurl = \"{}\"\n[[worker]]\nname = \"j\"\nfunction = \"sql\"\nevery = \"1s\"\n\
+         sql = \"INSERT INTO effect SELECT current_setting('bgworker.tick')::timestamptz\"\n\
+         [[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\nnaptime = \"10ms\"\n",
+        db.conninfo_with("user", &role).replace('"', "\\\"")
+    ));
+    let (code, ddl, err) = run(bgworker().args(["ddl", "--config"]).arg(&config.path));
+    assert_eq!((code, &*err), (0, ""));
+    db.execute(&ddl).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 42)")
+        .await;
+    let mut instance = start(&config.path);
+    eventually("the job runs, and the delta is folded", || async {
+        let both = "SELECT EXISTS (SELECT FROM bgworker.job_run WHERE outcome = 'done') \
+                    AND EXISTS (SELECT FROM s.t WHERE type = 'total' AND value = 42)";
+        db.value::<bool>(both).await
+    })
+    .await;
+    instance.signal(Signal::SIGTERM);
+    assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
+    assert_eq!(once(&config, &[]).0, 0);
+    db.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+        .await;
+}
+
 #[test]
 fn next_shows_the_ticks_of_each_job_in_its_zone_and_asks_no_server() {
     let config = Config::new(

@@ -11,8 +11,12 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::database::{Connection, DatabaseError};
+use crate::database::{Connection, DatabaseError, is_made_already};
+use crate::functions::quote::identifier;
 use crate::functions::session::Session;
+
+/// The outcome of a run beside the schedule.
+pub(super) const ONCE: &str = "once";
 
 /// What a job's row says, and when it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +78,38 @@ pub(super) struct Mark {
     pub(super) message: Option<String>,
 }
 
+// === impl JobRow ===
+
+impl JobRow {
+    /// One that has done this tick.
+    pub(super) fn new(last_tick: Timestamp) -> Self {
+        Self {
+            last_tick,
+            last_done: last_tick,
+            attempt: 0,
+            attempt_tick: None,
+            retry_at: None,
+            running_since: None,
+            declared: String::new(),
+            declared_by: String::new(),
+        }
+    }
+}
+
+// === impl Claimed ===
+
+impl Claimed {
+    /// A job that runs outside of a transaction, or is only tried.
+    pub(super) fn outside(row: JobRow, now: Timestamp) -> Self {
+        Self {
+            row,
+            now,
+            at: Instant::now(),
+            transaction: String::new(),
+        }
+    }
+}
+
 // === impl Mark ===
 
 impl Mark {
@@ -131,18 +167,25 @@ const DECLARE: &str = "\
     OR j.last_tick OPERATOR(pg_catalog.>) excluded.last_tick THEN j.last_tick ELSE excluded.last_tick END \
     WHERE j.declared OPERATOR(pg_catalog.<>) excluded.declared";
 
-const CLAIM: &str = "\
+/// Locks a row that no other session has, in the transaction under way.
+const TAKE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
     j.running_since, j.attempt_tick, pg_catalog.pg_current_xact_id()::pg_catalog.text FROM bgworker.job AS j \
-    WHERE j.name OPERATOR(pg_catalog.=) $1 AND j.declared OPERATOR(pg_catalog.=) $2 \
-    AND j.last_tick OPERATOR(pg_catalog.<) $3 FOR UPDATE SKIP LOCKED";
+    WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
+
+/// That a tick is due, and the job is what this instance takes it for.
+const IS_DUE: &str =
+    "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3";
+
+/// What becomes of a job when a run of its schedule is over. A run beside that changes nothing of it.
+const CHANGES: &str = "last_tick = $2, last_done = $3, attempt = $4, \
+    attempt_tick = CASE WHEN $4 OPERATOR(pg_catalog.>) 0 THEN $7 END, running_since = NULL, \
+    retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (RETRY_IN)::pg_catalog.interval, ";
 
 /// Marks a tick, and writes the run into its ring. Where this is no longer the transaction that claimed the tick, it is
 /// an error and ends the transaction: the text that is taken for a number depends on rows, or the planner would see it.
 const MARK: &str = "\
-    WITH job AS (UPDATE bgworker.job AS j SET last_tick = $2, last_done = $3, attempt = $4, \
-    attempt_tick = CASE WHEN $4 OPERATOR(pg_catalog.>) 0 THEN $7 END, \
-    retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (RETRY_IN)::pg_catalog.interval, running_since = NULL, \
+    WITH job AS (UPDATE bgworker.job AS j SET CHANGES\
     runs = j.runs OPERATOR(pg_catalog.+) 1 WHERE j.name OPERATOR(pg_catalog.=) $1 \
     AND pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) $5 RETURNING j.runs), \
     run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, rows, \
@@ -154,16 +197,33 @@ const MARK: &str = "\
     SELECT CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format(\
     'bgworker: %s rows are this transaction''s', (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END";
 
-/// Whether the tables are there.
-pub(super) async fn has_tables(session: &Session) -> Result<bool, DatabaseError> {
-    let looking = session.query_together("look for the tables of jobs", HAS_TABLES, Instant::now());
-    Ok(looking.await?.rows.first().is_some_and(|row| row.get(0)))
+/// Makes the tables, unless they are there. Several that do so at once get in each other's way.
+pub(super) async fn make_tables(session: &Session) -> Result<(), DatabaseError> {
+    while !has_tables(session).await? {
+        let making = session.batch_execute("make the tables of jobs", CREATE);
+        match making.await {
+            Err(error) if !error.sqlstate().is_some_and(is_made_already) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
-pub(super) async fn create_tables(session: &Session) -> Result<(), DatabaseError> {
-    session
-        .batch_execute("make the tables of jobs", CREATE)
-        .await
+/// The statements that make the tables, and let a role run jobs.
+pub(super) fn objects(role: &str) -> Vec<String> {
+    let role = identifier(role);
+    let mut statements: Vec<_> = CREATE.split("; ").map(str::to_owned).collect();
+    statements.push(format!("GRANT USAGE ON SCHEMA bgworker TO {role}"));
+    statements.push(format!(
+        "GRANT SELECT, INSERT, UPDATE ON bgworker.job, bgworker.job_run TO {role}"
+    ));
+    statements
+}
+
+/// Whether the tables are there.
+async fn has_tables(session: &Session) -> Result<bool, DatabaseError> {
+    let looking = session.query_together("look for the tables of jobs", HAS_TABLES, Instant::now());
+    Ok(looking.await?.rows.first().is_some_and(|row| row.get(0)))
 }
 
 /// The key of a job's advisory lock: a class of ours, and a digest of the name.
@@ -273,9 +333,24 @@ pub(super) async fn claim(
         (&declared, Type::TEXT),
         (&tick, Type::TIMESTAMPTZ),
     ];
-    let rows = connection
-        .query("claim the tick", CLAIM, &parameters)
-        .await?;
+    lock_row(connection, IS_DUE, &parameters).await
+}
+
+/// Locks the row of a job, whether or not a tick is due, in the transaction under way. `None` if another session has it.
+pub(super) async fn take(
+    connection: &Connection,
+    name: &str,
+) -> Result<Option<Claimed>, DatabaseError> {
+    lock_row(connection, "true", &[(&name, Type::TEXT)]).await
+}
+
+async fn lock_row(
+    connection: &Connection,
+    condition: &str,
+    parameters: &[Borrowed<'_>],
+) -> Result<Option<Claimed>, DatabaseError> {
+    let sql = TAKE.replace("CONDITION", condition);
+    let rows = connection.query("claim the tick", &sql, parameters).await?;
     Ok(rows.first().and_then(|row| {
         Some(Claimed {
             row: job_row(row)?,
@@ -284,6 +359,14 @@ pub(super) async fn claim(
             transaction: row.get(9),
         })
     }))
+}
+
+/// The server's clock.
+pub(super) async fn clock(connection: &Connection) -> Result<Timestamp, DatabaseError> {
+    let sql = "SELECT pg_catalog.clock_timestamp()";
+    let rows = connection.query("ask for the time", sql, &[]).await?;
+    let row = rows.first();
+    Ok(row.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 0)))
 }
 
 /// Marks what became of a run. If this is no longer the transaction that claimed the tick, that is an error, and
@@ -296,7 +379,9 @@ pub(super) async fn mark(
     mark: &Mark,
 ) -> Result<(), DatabaseError> {
     let retry_in = mark.retry_in.map_or_else(|| "NULL".to_owned(), interval);
+    let changes = if mark.outcome == ONCE { "" } else { CHANGES };
     let sql = MARK
+        .replace("CHANGES", changes)
         .replace("RETRY_IN", &retry_in)
         .replace("TOOK", &interval(mark.took));
     let (last_tick, last_done) = (system_time(mark.last_tick), system_time(mark.last_done));

@@ -8,7 +8,6 @@
 use std::ops::ControlFlow;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::due::{Due, due};
 use super::job::{self, Claimed};
@@ -31,12 +30,7 @@ impl Run<'_> {
         let Due::Now(tick) = due else {
             return Ok(Ran::Elsewhere);
         };
-        let claimed = Claimed {
-            row,
-            now,
-            at: Instant::now(),
-            transaction: String::new(),
-        };
+        let claimed = Claimed::outside(row, now);
         if claimed.row.running_since.is_some() {
             let why = "interrupted: the instance or its server went away while it ran".to_owned();
             let failure = Failure { why, error: None };
@@ -45,6 +39,16 @@ impl Run<'_> {
                 .await;
         }
         job::begin_outside(connection, name).await?;
+        self.work_outside(connection, claimed, tick).await
+    }
+
+    /// Runs the statements, and marks what became of them.
+    pub(super) async fn work_outside(
+        &self,
+        connection: &Connection,
+        claimed: Claimed,
+        tick: Timestamp,
+    ) -> Result<Ran, DatabaseError> {
         let settings = format!(
             "SET statement_timeout = {}; SELECT pg_catalog.set_config('bgworker.tick', '{tick}', false), \
              pg_catalog.set_config('bgworker.previous_tick', '{}', false)",

@@ -18,6 +18,7 @@ use crate::database::{
     Connection, Database, DatabaseError, ErrorClass, is_conflict, is_for_no_transaction,
 };
 use crate::functions::beside::Beside;
+use crate::functions::quote::literal;
 use crate::latch::Latch;
 
 /// How often statements that met another transaction are run again at once.
@@ -39,6 +40,8 @@ pub(super) struct Run<'r> {
     pub(super) settings: &'r Settings,
     pub(super) job: &'r Job,
     pub(super) beside: &'r Beside,
+    /// It is beside the schedule: which ticks are done stays as it is.
+    pub(super) is_once: bool,
 }
 
 /// What became of a run.
@@ -72,6 +75,15 @@ pub(super) struct Failure {
     pub(super) error: Option<DatabaseError>,
 }
 
+/// Ends what the statements did, or undoes it, and resets the session.
+pub(super) fn end(worked: &Result<u64, Failure>) -> String {
+    let settled = match worked {
+        Ok(_) => "RELEASE SAVEPOINT run",
+        Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run",
+    };
+    format!("{settled}; {RESET}")
+}
+
 // === impl Run ===
 
 impl Run<'_> {
@@ -97,22 +109,30 @@ impl Run<'_> {
         ran
     }
 
+    /// Begins a transaction for a run. One whose instance is frozen ends by itself.
+    pub(super) fn begin(&self) -> String {
+        format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+             SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL statement_timeout = {}",
+            self.settings.timeout.as_millis()
+        )
+    }
+
     async fn claim_and_run(
         &self,
         connection: &Connection,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
-        let (name, declared) = (self.name, self.job.declared.as_str());
+        let declared = self.job.declared.as_str();
         let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL application_name = E'{}'; \
-             SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL statement_timeout = {}",
-            name.replace('\\', "\\\\").replace('\'', "''"),
-            self.settings.timeout.as_millis()
+            "{}; SET LOCAL application_name = {}",
+            self.begin(),
+            literal(self.name)
         );
         // Both are sent at once.
         let (begun, claimed) = tokio::join!(
             connection.batch_execute("begin", &begin),
-            job::claim(connection, name, declared, tick)
+            job::claim(connection, self.name, declared, tick)
         );
         begun?;
         if let Some(claimed) = claimed? {
@@ -128,7 +148,7 @@ impl Run<'_> {
         Ok(Ran::Elsewhere)
     }
 
-    async fn run_claimed(
+    pub(super) async fn run_claimed(
         &self,
         connection: &Connection,
         claimed: &Claimed,
@@ -139,11 +159,7 @@ impl Run<'_> {
             ControlFlow::Continue(worked) => worked,
             ControlFlow::Break(end) => return end,
         };
-        let end = match &worked {
-            Ok(_) => "RELEASE SAVEPOINT run",
-            Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run",
-        };
-        let end = format!("{end}; {RESET}");
+        let end = end(&worked);
         // Sent at once with the mark, and that with COMMIT.
         let (ended, ran) = tokio::join!(
             connection.batch_execute("end the run", &end),
@@ -232,6 +248,7 @@ impl Run<'_> {
             tick,
             took,
             outcome: match (worked.is_ok(), is_over) {
+                _ if self.is_once => job::ONCE,
                 (true, _) => "done",
                 (false, true) => "given up",
                 (false, false) => "failed",
@@ -246,7 +263,7 @@ impl Run<'_> {
     }
 
     /// Runs the statements, again where they met another transaction, and what they have deferred.
-    async fn work_through_conflicts(
+    pub(super) async fn work_through_conflicts(
         &self,
         connection: &Connection,
         claimed: &Claimed,
@@ -334,7 +351,7 @@ impl Failure {
         }
     }
 
-    fn sqlstate(&self) -> Option<&str> {
+    pub(super) fn sqlstate(&self) -> Option<&str> {
         self.error.as_ref()?.sqlstate()
     }
 }

@@ -6,10 +6,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::job;
 use super::statements::{self, Statement};
 use crate::background_worker::{BackgroundWorker, Backoff, RestartTime, StartTime};
+use crate::database::DatabaseError;
 use crate::functions::function::Mistake;
-use crate::schedule::{InvalidSchedule, Schedule};
+use crate::functions::session::Session;
+use crate::schedule::{InvalidSchedule, Schedule, Timestamp};
 
 /// What a job does, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -252,6 +255,23 @@ impl Settings {
             RestartTime::Never => return None,
         };
         (attempt < self.attempts).then_some(wait)
+    }
+}
+
+// === impl Job ===
+
+impl Job {
+    /// Declares it, unless it is declared so. A new job begins with its next tick.
+    pub(super) async fn declare(
+        &self,
+        session: &Session,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<(), DatabaseError> {
+        let newest = self.schedule.newest(now).unwrap_or(now);
+        let host = whoami::hostname().unwrap_or_default();
+        let by = format!("{host} ({})", std::process::id());
+        job::declare(session, name, &self.declared, &by, newest).await
     }
 }
 

@@ -5,7 +5,8 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::table::{Table, quoted};
+use super::table::Table;
+use crate::functions::quote::{identifier, literal};
 use crate::functions::session::ProbeSql;
 
 /// What may stand in a comment as it is.
@@ -164,7 +165,7 @@ impl Table {
     }
 
     pub(super) fn create_schema(&self) -> String {
-        format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(self.schema()))
+        format!("CREATE SCHEMA IF NOT EXISTS {}", identifier(self.schema()))
     }
 
     /// Makes the table and its index: all or nothing, when sent as one message.
@@ -257,9 +258,9 @@ impl Table {
     pub(super) fn grant(&self, role: &str) -> String {
         format!(
             "GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {role}",
-            quoted(self.schema()),
+            identifier(self.schema()),
             self.sql(),
-            role = quoted(role),
+            role = identifier(role),
         )
     }
 
@@ -280,7 +281,7 @@ impl Table {
 
 /// Lets a role see all rows of a table whatever its policies are.
 pub(super) fn bypass_row_security(role: &str) -> String {
-    format!("ALTER ROLE {} BYPASSRLS", quoted(role))
+    format!("ALTER ROLE {} BYPASSRLS", identifier(role))
 }
 
 /// A row is a delta. Names are looked up in `pg_catalog` alone, here and everywhere: another role may have planted
@@ -327,10 +328,4 @@ fn comment(worker: &str) -> String {
 /// A name that cannot end the comment it is in.
 fn in_comment(worker: &str) -> String {
     utf8_percent_encode(worker, COMMENT).to_string()
-}
-
-/// A text, as a statement has it whatever `standard_conforming_strings` is.
-fn literal(text: &str) -> String {
-    let text = text.replace('\\', "\\\\").replace('\'', "''");
-    format!("E'{text}'")
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::functions::quote::identifier;
+
 /// A table of deltas and their total: two names that PostgreSQL takes whole.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Table {
@@ -95,12 +97,12 @@ impl Table {
     /// `schema.table`, quoted for a statement.
     #[must_use]
     pub fn sql(&self) -> String {
-        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
+        format!("{}.{}", identifier(&self.schema), identifier(&self.name))
     }
 
     /// The name of its index, quoted for a statement.
     pub(super) fn index(&self) -> String {
-        quoted(&format!("{}{INDEX_SUFFIX}", self.name))
+        identifier(&format!("{}{INDEX_SUFFIX}", self.name))
     }
 }
 
@@ -112,15 +114,11 @@ impl fmt::Display for Table {
             if name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit()) {
                 name.to_owned()
             } else {
-                quoted(name)
+                identifier(name)
             }
         };
         write!(f, "{}.{}", shown(&self.schema), shown(&self.name))
     }
-}
-
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Reads the name of a schema, as a key has it.

@@ -1,0 +1,242 @@
+//! One run of a job beside its schedule, now: to try it, or to do again what went wrong. Which ticks are done stays as it is.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::job::{self, Claimed, JobRow};
+use super::run::{Failure, Ran, Run};
+use super::settings::{Job, Settings};
+use crate::database::{Connection, Database, DatabaseError};
+use crate::functions::beside::Beside;
+use crate::functions::session::Session;
+use crate::latch::{Latch, Wake};
+
+/// How long a cancelled run may take to say so.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How a job is to be run beside its schedule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Once {
+    /// The tick that its statements are told; the time of the server unless set.
+    pub tick: Option<Timestamp>,
+    /// Undo it, and say what it would have written. Sequences, and what leaves the database, are not undone.
+    pub dry_run: bool,
+}
+
+/// What a run has done, or would have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OnceReport {
+    /// How many rows its statements have written.
+    pub rows: u64,
+    /// How long it took.
+    pub took: Duration,
+    /// What it would have written, by table; of a dry run alone.
+    pub changes: Vec<TableChange>,
+}
+
+/// What a dry run would have written to a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TableChange {
+    /// The table.
+    pub table: String,
+    /// How many rows it would have inserted.
+    pub inserted: u64,
+    /// How many rows it would have updated.
+    pub updated: u64,
+    /// How many rows it would have deleted.
+    pub deleted: u64,
+}
+
+/// Why a job was not run, or did not run through.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OnceError {
+    /// Its settings are none of a job.
+    #[error(transparent)]
+    Job(Box<dyn std::error::Error + Send + Sync>),
+    /// Another session runs it.
+    #[error("the job runs now: another session has its row")]
+    Running,
+    /// It does not run in a transaction that could be undone.
+    #[error("a job with \"transaction = false\" cannot be tried: what it does is not undone")]
+    NotUndone,
+    /// A statement has failed, as this says.
+    #[error("{0}")]
+    Failed(String),
+    /// It was interrupted, and undone as far as it is one transaction.
+    #[error("interrupted")]
+    Interrupted,
+    /// The database could not be asked.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+/// Runs a job once, beside its schedule, and records the run as `once`. Its tables and its row are made if they are missing.
+///
+/// `interrupted` cancels it when it completes.
+///
+/// # Errors
+///
+/// If it was not run, or did not run through.
+pub async fn once(
+    database: &Database,
+    name: &str,
+    settings: &Settings,
+    once: Once,
+    interrupted: impl Future<Output = ()>,
+) -> Result<OnceReport, OnceError> {
+    let job = settings.job().map_err(OnceError::Job)?;
+    if once.dry_run && !settings.transaction {
+        return Err(OnceError::NotUndone);
+    }
+    let connection = Rc::new(database.connect(name, settings.database.as_deref()).await?);
+    let (latch, beside) = (Latch::default(), Beside::default());
+    let at_work = beside.begin(connection.cancel_token());
+    let run = Run {
+        name,
+        latch: &latch,
+        database,
+        settings,
+        job: &job,
+        beside: &beside,
+        is_once: true,
+    };
+    let mut running = Box::pin(async {
+        if once.dry_run {
+            return dry_run(&run, &connection, once.tick).await;
+        }
+        see_to_row(&connection, name, &job).await?;
+        let ran = if settings.transaction {
+            in_transaction(&run, &connection, once.tick).await?
+        } else {
+            outside(&run, &connection, once.tick).await?
+        };
+        report(ran)
+    });
+    let ran = tokio::select! {
+        biased;
+        ran = &mut running => ran,
+        () = interrupted => {
+            latch.raise(Wake::Sigint);
+            beside.cancel().await;
+            match tokio::time::timeout(CANCEL_TIMEOUT, running).await {
+                // It had committed by then.
+                Ok(Ok(report)) => Ok(report),
+                _ => Err(OnceError::Interrupted),
+            }
+        }
+    };
+    drop(at_work);
+    ran
+}
+
+fn report(ran: Ran) -> Result<OnceReport, OnceError> {
+    match ran {
+        Ran::Done { rows, took, .. } => Ok(OnceReport {
+            rows,
+            took,
+            changes: Vec::new(),
+        }),
+        Ran::Failed { why, .. } => Err(OnceError::Failed(why)),
+        Ran::Unmarked(why) => Err(OnceError::Failed(why.to_owned())),
+        Ran::Elsewhere => Err(OnceError::Running),
+        Ran::Interrupted => Err(OnceError::Interrupted),
+    }
+}
+
+/// Makes the tables, and declares the job, where they are missing: it begins with its next tick.
+async fn see_to_row(
+    connection: &Rc<Connection>,
+    name: &str,
+    job: &Job,
+) -> Result<(), DatabaseError> {
+    let session = Session::Own(Rc::clone(connection));
+    job::make_tables(&session).await?;
+    let look = job::look(&session, name, Instant::now()).await?;
+    if look.row.is_none() {
+        job.declare(&session, name, look.now).await?;
+    }
+    Ok(())
+}
+
+async fn in_transaction(
+    run: &Run<'_>,
+    connection: &Connection,
+    tick: Option<Timestamp>,
+) -> Result<Ran, DatabaseError> {
+    connection.batch_execute("begin", &run.begin()).await?;
+    let Some(taken) = job::take(connection, run.name).await? else {
+        return Ok(Ran::Elsewhere);
+    };
+    run.run_claimed(connection, &taken, tick.unwrap_or(taken.now))
+        .await
+}
+
+async fn outside(
+    run: &Run<'_>,
+    connection: &Connection,
+    tick: Option<Timestamp>,
+) -> Result<Ran, DatabaseError> {
+    if !job::lock(connection, run.name).await? {
+        return Ok(Ran::Elsewhere);
+    }
+    let Some((row, now)) = job::look_at_one(connection, run.name).await? else {
+        return Ok(Ran::Elsewhere);
+    };
+    let claimed = Claimed::outside(row, now);
+    run.work_outside(connection, claimed, tick.unwrap_or(now))
+        .await
+}
+
+/// Runs the statements in a transaction that is undone. Reads and makes no table of ours.
+async fn dry_run(
+    run: &Run<'_>,
+    connection: &Connection,
+    tick: Option<Timestamp>,
+) -> Result<OnceReport, OnceError> {
+    connection.batch_execute("begin", &run.begin()).await?;
+    let now = job::clock(connection).await?;
+    let tick = tick.unwrap_or(now);
+    let before = tick.checked_sub(Duration::from_nanos(1)).unwrap_or(tick);
+    let claimed = Claimed::outside(
+        JobRow::new(run.job.schedule.newest(before).unwrap_or(before)),
+        now,
+    );
+    let worked = run.work_through_conflicts(connection, &claimed, tick).await;
+    let rows = worked.map_err(|Failure { why, .. }| OnceError::Failed(why))?;
+    let took = claimed.at.elapsed();
+    let changes = changes(connection).await?;
+    connection.batch_execute("undo it", "ROLLBACK").await?;
+    Ok(OnceReport {
+        rows,
+        took,
+        changes,
+    })
+}
+
+/// What the transaction under way has written.
+async fn changes(connection: &Connection) -> Result<Vec<TableChange>, DatabaseError> {
+    let sql = "SELECT pg_catalog.format('%I.%I', schemaname, relname), n_tup_ins, n_tup_upd, n_tup_del \
+               FROM pg_catalog.pg_stat_xact_user_tables \
+               WHERE n_tup_ins OPERATOR(pg_catalog.+) n_tup_upd OPERATOR(pg_catalog.+) n_tup_del \
+               OPERATOR(pg_catalog.>) 0 ORDER BY 1";
+    let rows = connection
+        .query("look at what it has written", sql, &[])
+        .await?;
+    let changes = rows.iter().map(|row| {
+        let count = |column: usize| u64::try_from(row.get::<_, i64>(column)).unwrap_or(0);
+        TableChange {
+            table: row.get(0),
+            inserted: count(1),
+            updated: count(2),
+            deleted: count(3),
+        }
+    });
+    Ok(changes.collect())
+}
