@@ -74,10 +74,10 @@ enum Command {
     /// Show the two workers of PostgreSQL's sample at work, on a private server that leaves no
     /// trace.
     Demo(DemoArguments),
-    /// Measure what the built-in worker does in a second, and what that costs.
+    /// Measure what the built-in functions do in a second, and what that costs.
     ///
     /// Makes a schema of its own, and refuses one that it did not make. Each scenario fails if a delta
-    /// was lost.
+    /// or a tick was lost.
     Bench(BenchArguments),
 }
 

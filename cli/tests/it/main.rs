@@ -10,6 +10,7 @@
 mod bench;
 mod configuration;
 mod daemon;
+mod job_examples;
 mod jobs;
 mod program;
 mod service_manager;
