@@ -118,7 +118,8 @@ impl Schedule {
         }
     }
 
-    /// A tick as people in its time zone would write it: with its offset, and the zone if that is not UTC.
+    /// A tick as people in its time zone would write it: with its offset, and the zone if that is not UTC. Says so where it
+    /// comes at a change of the clocks, which skip its time.
     #[must_use]
     pub fn show(&self, tick: Timestamp) -> String {
         match &self.0 {

@@ -16,12 +16,15 @@ use crate::exit::Exit;
 pub(crate) struct NextArguments {
     #[command(flatten)]
     pub(crate) configuration: Configuration,
-    /// The job; every one of the configuration unless it is named.
+    /// The jobs; every one of the configuration unless they are named.
     #[arg(value_name = "NAME")]
-    pub(crate) name: Option<String>,
+    pub(crate) names: Vec<String>,
     /// How many ticks to show of each.
-    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 10)]
     pub(crate) count: usize,
+    /// The ticks after this time, such as 2026-11-26T02:15:00Z; those to come unless given.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) after: Option<Timestamp>,
 }
 
 /// Prints the next ticks.
@@ -33,42 +36,39 @@ pub(crate) fn next(arguments: &NextArguments) -> Exit {
             return Exit::Configuration;
         }
     };
-    let is_meant = |worker: &&WorkerSettings| {
-        let name = arguments.name.as_deref();
-        name.is_none_or(|name| name == &*worker.worker.name)
-    };
-    let jobs = settings.workers.iter().filter(is_meant);
-    let jobs: Vec<_> = jobs
-        .filter_map(|worker| {
-            Some((
-                &worker.worker.name,
-                worker.function.settings::<sql::Settings>()?,
-            ))
-        })
-        .collect();
-    if let (true, Some(name)) = (jobs.is_empty(), &arguments.name) {
-        let _ = writeln!(
-            io::stderr(),
-            "there is no job \"{name}\" in the configuration"
-        );
-        return Exit::Failed;
+    let jobs: Vec<_> = settings.workers.iter().filter_map(job).collect();
+    for name in &arguments.names {
+        if !jobs.iter().any(|(job, _)| **job == **name) {
+            let refusal = format!("there is no job \"{name}\" in the configuration");
+            let _ = writeln!(io::stderr(), "{refusal}");
+            return Exit::Failed;
+        }
     }
     #[expect(
         clippy::disallowed_methods,
         reason = "what comes next depends on the time of day"
     )]
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH);
+    let after = arguments.after.unwrap_or(now);
     let mut out = io::stdout().lock();
     for (name, job) in jobs {
+        let names = &arguments.names;
+        if !names.is_empty() && !names.iter().any(|one| **one == *name) {
+            continue;
+        }
         // It was checked.
         let Ok(schedule) = job.schedule() else {
             continue;
         };
         let _ = writeln!(out, "{name}");
-        let ticks = std::iter::successors(schedule.next(now), |tick| schedule.next(*tick));
+        let ticks = std::iter::successors(schedule.next(after), |tick| schedule.next(*tick));
         for tick in ticks.take(arguments.count) {
             let _ = writeln!(out, "  {}", schedule.show(tick));
         }
     }
     Exit::Clean
+}
+
+fn job(worker: &WorkerSettings) -> Option<(&str, &sql::Settings)> {
+    Some((&worker.worker.name, worker.function.settings()?))
 }

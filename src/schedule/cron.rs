@@ -71,9 +71,15 @@ impl Cron {
     }
 
     pub(super) fn show(&self, tick: Timestamp) -> String {
-        match self.zone.iana_name() {
+        let shown = match self.zone.iana_name() {
             Some("UTC") | None => tick.to_string(),
             Some(_) => ZonedDateTime::new(tick, self.zone.clone()).to_string(),
+        };
+        let civil = self.zone.to_datetime(tick);
+        if self.means(civil.date(), (civil.hour(), civil.minute())) {
+            shown
+        } else {
+            format!("{shown} (the clocks skip its time)")
         }
     }
 

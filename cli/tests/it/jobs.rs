@@ -252,10 +252,44 @@ fn next_shows_the_ticks_of_each_job_in_its_zone_and_asks_no_server() {
         lines[4].ends_with("0:00Z") || lines[4].ends_with("5:00Z"),
         "{out}"
     );
-    assert_eq!(next(&["often"]).1.lines().count(), 6);
+    assert_eq!(next(&["often"]).1.lines().count(), 11);
+    assert_eq!(next(&["often", "nightly", "-n", "1"]).1.lines().count(), 4);
     let (code, _, err) = next(&["spi"]);
     assert_eq!(
         (code, &*err),
         (1, "there is no job \"spi\" in the configuration\n")
     );
+}
+
+#[test]
+fn next_shows_each_change_of_the_clocks_in_four_zones_as_debians_cron_has_it() {
+    let windows = include_str!("../../../tests/it/ticks.json");
+    let windows: Vec<serde_json::Value> = serde_json::from_str(windows).unwrap();
+    let mut skipped = 0;
+    for window in windows {
+        let text = |key: &str| window[key].as_str().unwrap();
+        let (zone, cron) = (text("zone"), text("expr"));
+        let config = Config::new(&format!(
+            "[database]\nurl = \"host=/nowhere\"\n[[worker]]\nname = \"j\"\nfunction = \"sql\"\n\
+             sql = \"SELECT 1\"\ncron = \"{cron}\"\ntimezone = \"{zone}\"\n"
+        ));
+        let ticks = window["ticks"].as_array().unwrap();
+        let count = ticks.len().to_string();
+        let mut command = bgworker();
+        command.args(["next", "--after", text("after"), "-n", &count, "--config"]);
+        let (code, out, err) = run(command.arg(&config.path));
+        assert_eq!((code, &*err), (0, ""));
+        // Each line is the tick as clocks of the zone show it, with their offset.
+        let shown = out.lines().skip(1).map(|line| {
+            let (civil, offset) = line.trim().split_at(19);
+            skipped += usize::from(line.ends_with("(the clocks skip its time)"));
+            format!("{civil}{}", &offset[..offset.find('[').unwrap()])
+        });
+        let shown = shown.map(|time| time.parse::<bgworker::schedule::Timestamp>().unwrap());
+        let expected = ticks
+            .iter()
+            .map(|tick| tick.as_str().unwrap().parse().unwrap());
+        assert!(shown.eq(expected), "{window}\n{out}");
+    }
+    assert!(skipped > 10, "{skipped}");
 }
