@@ -111,7 +111,7 @@ impl Database {
     }
 
     /// Waits for the turn of a job, of which a number run at once, and gets it a connection whose session is as any
-    /// client has it.
+    /// client has it. `None` if its turn does not come within ten seconds; one that does not count need not wait.
     ///
     /// # Errors
     ///
@@ -121,8 +121,12 @@ impl Database {
         &self,
         application_name: &str,
         dbname: Option<&str>,
-    ) -> Result<JobConnection<'_>, DatabaseError> {
-        self.server.job_connection(application_name, dbname).await
+        counts: bool,
+    ) -> Result<Option<JobConnection<'_>>, DatabaseError> {
+        let server = &self.server;
+        server
+            .job_connection(application_name, dbname, counts)
+            .await
     }
 
     /// Connects as soon as there is room for another connection, and calls `full` once if there is none.

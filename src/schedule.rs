@@ -39,8 +39,8 @@ enum Kind {
 pub enum InvalidSchedule {
     /// The interval is shorter than ticks can be, or is no whole number of milliseconds.
     #[error(
-        "it must be at least {} s, in whole milliseconds: each tick is a transaction that is written down",
-        Schedule::EVERY_MIN.as_secs()
+        "it must be at least {} ms, in whole milliseconds: each tick is a transaction that is written down",
+        Schedule::EVERY_MIN.as_millis()
     )]
     Every,
     /// The expression is not one of cron's.
@@ -79,7 +79,7 @@ fn place(at: Option<(usize, usize)>) -> String {
 
 impl Schedule {
     /// The shortest interval.
-    pub const EVERY_MIN: Duration = Duration::from_secs(1);
+    pub const EVERY_MIN: Duration = Duration::from_millis(50);
 
     /// Ticks at this interval, aligned to the epoch: each instance has the same.
     ///

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+#[cfg(feature = "config")]
+use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::error::{DbError, SqlState};
 
 use super::TlsError;
@@ -193,6 +195,18 @@ impl DatabaseError {
                 let code = said.code().code();
                 ErrorClass::of_statement(code, said.message(), said.routine())
             }),
+        }
+    }
+
+    /// Which character of its statement the server's error is about, from 1.
+    #[cfg(feature = "config")]
+    pub(crate) fn position(&self) -> Option<usize> {
+        let Self::Statement { error, .. } = self else {
+            return None;
+        };
+        match error.as_db_error()?.position()? {
+            ErrorPosition::Original(character) => usize::try_from(*character).ok(),
+            ErrorPosition::Internal { .. } => None,
         }
     }
 

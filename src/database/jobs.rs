@@ -1,6 +1,7 @@
 //! Connections for the runs of jobs: so many at once, and kept for the next run.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use tokio::sync::SemaphorePermit;
 
@@ -11,6 +12,9 @@ use super::server::{Kept, Server};
 
 /// What no reset reaches in a session (connections of dblink, globals of languages, caches) ends after this many runs.
 const RUNS_MAX: u32 = 100;
+
+/// How long a job waits for its turn before it says so.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A connection for a run, and the right to have one.
 #[derive(Debug)]
@@ -24,14 +28,22 @@ pub(crate) struct JobConnection<'s> {
 // === impl Server ===
 
 impl Server {
-    /// Waits for the turn of a job, and gets it a connection.
+    /// Waits for the turn of a job, if it counts, and gets it a connection. `None` if its turn does not come.
     pub(super) async fn job_connection(
         &self,
         application_name: &str,
         dbname: Option<&str>,
-    ) -> Result<JobConnection<'_>, DatabaseError> {
-        // It is never closed.
-        let turn = self.jobs.acquire().await.ok();
+        counts: bool,
+    ) -> Result<Option<JobConnection<'_>>, DatabaseError> {
+        let turn = if counts {
+            match tokio::time::timeout(PATIENCE, self.jobs.acquire()).await {
+                // It is never closed.
+                Ok(turn) => turn.ok(),
+                Err(_) => return Ok(None),
+            }
+        } else {
+            None
+        };
         let kept = match self.take_kept(dbname) {
             Some(kept) => kept,
             None => Kept {
@@ -40,11 +52,11 @@ impl Server {
                 runs: 0,
             },
         };
-        Ok(JobConnection {
+        Ok(Some(JobConnection {
             server: self,
             _turn: turn,
             kept,
-        })
+        }))
     }
 
     fn take_kept(&self, dbname: Option<&str>) -> Option<Kept> {

@@ -26,12 +26,14 @@ use self::run::{Ran, Run};
 use self::settings::Job;
 pub use self::settings::{Missed, Settings};
 pub use self::statements::InvalidStatements;
+use super::beside::Beside;
 use super::function::{Function, Mistake, Objects};
 use super::runner::{self, CycleError, Outcome, Routine, Turn};
 use super::session::{ConnectionKind, Place, Session};
 use crate::background_worker::BackgroundWorker;
 use crate::context::{Main, WorkerContext};
 use crate::database::DatabaseError;
+use crate::schedule::Timestamp;
 
 /// The figure that counts the ticks that were done.
 pub const RUNS: &str = "runs";
@@ -48,6 +50,9 @@ pub const NEXT_TICK: &str = "next_tick";
 /// How soon a job is looked at again whose tick another session has.
 const ELSEWHERE: Duration = Duration::from_secs(1);
 
+/// How long after its timeout a run has let go of its row, though its instance be frozen.
+const LET_GO_WITHIN: Duration = Duration::from_secs(15);
+
 /// The base of waits after errors.
 const NAPTIME: Duration = Duration::from_secs(10);
 
@@ -63,6 +68,8 @@ struct Scheduled {
     has_tables: bool,
     was_ready: bool,
     seen: Seen,
+    /// Since when another session has the row, and what its last tick was then.
+    elsewhere: Option<(Timestamp, Instant)>,
 }
 
 /// What a job was last seen to be, and which look is new enough for the next cycle.
@@ -79,7 +86,8 @@ enum Seen {
 
 impl Function for Sql {
     const NAME: &'static str = "sql";
-    const IN_PLACE: &'static [&'static str] = &["missed", "attempts", "timeout", "history"];
+    const IN_PLACE: &'static [&'static str] =
+        &["missed", "attempts", "timeout", "history", "connection"];
 
     type Settings = Settings;
 
@@ -90,7 +98,10 @@ impl Function for Sql {
     fn objects(&self, settings: &Settings, role: &str) -> Objects {
         Objects {
             database: settings.database.clone(),
-            statements: job::objects(role),
+            statements: match settings.naptime {
+                Some(_) => Vec::new(),
+                None => job::objects(role),
+            },
         }
     }
 
@@ -103,6 +114,7 @@ impl Function for Sql {
                 has_tables: false,
                 was_ready: false,
                 seen: Seen::Nothing,
+                elsewhere: None,
             };
             runner::run(context, settings.clone(), scheduled)
         }
@@ -149,12 +161,69 @@ impl Scheduled {
         Ok(look)
     }
 
+    /// Runs the statements for this instance alone, and writes down nothing: there may be nothing but standbys.
+    async fn run_untracked(
+        &mut self,
+        context: &mut WorkerContext,
+        settings: &Settings,
+        job: &Job,
+        beside: &Beside,
+    ) -> Result<Outcome, CycleError> {
+        let Some(database) = context.database() else {
+            return Ok(Outcome::Busy("there is no database"));
+        };
+        let run = Run {
+            name: context.name(),
+            latch: context.latch(),
+            database,
+            settings,
+            job,
+            beside,
+            is_once: false,
+        };
+        let ran = Box::pin(run.run_untracked()).await?;
+        if !std::mem::replace(&mut self.was_ready, true) {
+            context.ready();
+        }
+        Ok(match ran {
+            // It is tried again when it has napped.
+            Ran::Failed { why, .. } => Outcome::Waits(why),
+            ran => match self.ran(context, ran) {
+                Outcome::Idle(_) => Outcome::Done,
+                outcome => outcome,
+            },
+        })
+    }
+
+    /// Whether another session has the row of the job for longer than any run takes.
+    fn waits_for_another(
+        &mut self,
+        ran: &Ran,
+        last_tick: Timestamp,
+        settings: &Settings,
+    ) -> Option<Outcome> {
+        let Ran::Elsewhere = ran else {
+            self.elsewhere = None;
+            return None;
+        };
+        let since = match self.elsewhere {
+            Some((known, since)) if known == last_tick => since,
+            _ => Instant::now(),
+        };
+        self.elsewhere = Some((last_tick, since));
+        (since.elapsed() > settings.timeout + LET_GO_WITHIN).then(|| {
+            let why = "another session has the row of the job in bgworker.job, for longer than a run may take: \
+                       look for it in pg_stat_activity";
+            Outcome::Waits(why.to_owned())
+        })
+    }
+
     /// What follows from a run, and what the next cycle need not look at.
     fn ran(&mut self, context: &WorkerContext, ran: Ran) -> Outcome {
         let (worker, progress) = (context.name(), context.progress());
         match ran {
             Ran::Done { rows, took, after } => {
-                self.seen = Seen::AfterRun(after);
+                self.seen = after.map_or(Seen::Nothing, Seen::AfterRun);
                 progress.count(RUNS, 1);
                 progress.count(ROWS, rows);
                 let milliseconds = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
@@ -170,7 +239,7 @@ impl Scheduled {
                 is_given_up,
                 after,
             } => {
-                self.seen = Seen::AfterRun(after);
+                self.seen = after.map_or(Seen::Nothing, Seen::AfterRun);
                 if is_given_up {
                     warn!(worker, "{worker}: failed, and the tick is given up: {why}");
                 } else {
@@ -179,6 +248,9 @@ impl Scheduled {
                 Outcome::Failed(why)
             }
             Ran::Unmarked(why) => Outcome::Waits(why.to_owned()),
+            Ran::Crowded => Outcome::Busy(
+                "other jobs use all connections for jobs: set \"jobs\" in [database] higher, or \"connection = \"own\"\" for those that take long",
+            ),
             Ran::Elsewhere | Ran::Interrupted => Outcome::Idle(ELSEWHERE),
         }
     }
@@ -187,8 +259,8 @@ impl Scheduled {
 impl Routine for Scheduled {
     type Settings = Settings;
 
-    fn naptime(_: &Settings) -> Duration {
-        NAPTIME
+    fn naptime(settings: &Settings) -> Duration {
+        settings.naptime.unwrap_or(NAPTIME)
     }
 
     fn success_within(settings: &Settings, _: Duration) -> Duration {
@@ -220,6 +292,9 @@ impl Routine for Scheduled {
             beside,
         } = turn;
         let job = self.job(settings)?;
+        if settings.naptime.is_some() {
+            return self.run_untracked(context, settings, &job, beside).await;
+        }
         if !self.has_tables {
             job::make_tables(session).await?;
             self.has_tables = true;
@@ -274,6 +349,9 @@ impl Routine for Scheduled {
                 };
                 // Not to be paid for by every look.
                 let ran = Box::pin(run.run(tick)).await?;
+                if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {
+                    return Ok(waits);
+                }
                 Ok(self.ran(context, ran))
             }
         }

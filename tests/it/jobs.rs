@@ -9,6 +9,7 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{Postmaster, PostmasterHandle, sql};
 
 use crate::support::database::TestDatabase;
+use crate::support::server::TestServer;
 use crate::support::ticks::assert_exact;
 use crate::support::{eventually, within};
 
@@ -20,7 +21,7 @@ pub(crate) struct Instance {
     in_force: InForce,
 }
 
-fn settings(db: &TestDatabase, jobs: &[(String, &str)]) -> Settings {
+fn settings_of(db: &TestDatabase, jobs: &[(String, &str)]) -> Settings {
     let url = db.conninfo().replace('\\', "\\\\").replace('"', "\\\"");
     let mut text = format!("[database]\nurl = \"{url}\"\n");
     for (name, keys) in jobs {
@@ -53,7 +54,7 @@ impl Instance {
         db: &TestDatabase,
         keys: &str,
     ) -> Self {
-        Self::register(postmaster, settings(db, &[("j".to_owned(), keys)])).await
+        Self::register(postmaster, settings_of(db, &[("j".to_owned(), keys)])).await
     }
 
     /// One with this many jobs `j0`, `j1`, … that are alike, and its own way to the database.
@@ -62,7 +63,7 @@ impl Instance {
         let limits = Limits::default().starts_per_tick(100);
         let postmaster = Postmaster::launch(limits, Some(database)).unwrap();
         let jobs: Vec<_> = (0..jobs).map(|n| (format!("j{n}"), keys)).collect();
-        Self::register(&postmaster, settings(db, &jobs)).await
+        Self::register(&postmaster, settings_of(db, &jobs)).await
     }
 
     async fn register(postmaster: &PostmasterHandle, settings: Settings) -> Self {
@@ -342,7 +343,7 @@ async fn a_new_job_does_not_run_for_the_past_and_a_changed_schedule_begins_with_
     let weekly = format!("cron = \"@weekly\"\nsql = \"\"\"{EFFECT}\"\"\"");
     instance
         .in_force
-        .reload(settings(&db, &[("j".to_owned(), &*weekly)]))
+        .reload(settings_of(&db, &[("j".to_owned(), &*weekly)]))
         .await
         .unwrap();
     eventually("it is declared anew", || async {
@@ -418,99 +419,6 @@ async fn a_ring_of_runs_is_kept_and_no_more() {
         db.value::<i64>("SELECT count(*) FROM bgworker.job_run")
             .await,
         2
-    );
-}
-
-/// The mistakes of a job with these keys, a line each.
-fn mistakes(keys: &str) -> String {
-    let sources = Sources {
-        file: Some(ConfigFile {
-            path: "b.toml".into(),
-            text: format!(
-                "[database]\nembedded = true\n[[worker]]\nname = 'j'\nfunction = 'sql'\n{keys}\n"
-            ),
-        }),
-        ..Sources::default()
-    };
-    match config::read(&sources, &Functions::built_in()) {
-        Ok(_) => String::new(),
-        Err(problems) => problems.to_string(),
-    }
-}
-
-#[test]
-fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
-    for (keys, expected) in [
-        (
-            "every = '1s'",
-            "b.toml:3:1: worker[0].sql: the worker has no \"sql\" and no \"sql_file\" (it has to have one of them)",
-        ),
-        (
-            "sql = 'SELECT 1'",
-            "b.toml:3:1: worker[0].every: the worker has no \"every\" and no \"cron\" (it has to have one of them)",
-        ),
-        (
-            "every = '10ms'\nsql = 'SELECT 1'",
-            "b.toml:6:1: worker[0].every: it must be at least 1 s, in whole milliseconds: each tick",
-        ),
-        (
-            "every = '1s'\ncron = '@daily'\nsql = 'SELECT 1'",
-            "b.toml:7:1: worker[0].cron: both \"every\" and \"cron\" are set (keep the one that is meant)",
-        ),
-        (
-            "cron = '0 0 30 2 *'\nsql = 'SELECT 1'",
-            "b.toml:6:1: worker[0].cron: it never comes",
-        ),
-        (
-            "cron = '0 25 * * *'\nsql = 'SELECT 1'",
-            "b.toml:6:1: worker[0].cron: hour: 25 is not in 0 to 23 (characters 3 to 4)",
-        ),
-        (
-            "cron = '@daily'\ntimezone = 'Berlin'\nsql = 'SELECT 1'",
-            "b.toml:7:1: worker[0].timezone: there is no time zone of this name",
-        ),
-        (
-            "every = '1s'\ntimezone = 'UTC'\nsql = 'SELECT 1'",
-            "b.toml:7:1: worker[0].timezone: it has no effect without \"cron\"",
-        ),
-        (
-            "every = '1s'\nsql = '-- nothing'",
-            "b.toml:7:1: worker[0].sql: there is no statement in it",
-        ),
-        (
-            "every = '1s'\nsql = 'SELECT 1; COMMIT'",
-            "b.toml:7:1: worker[0].sql: line 1: COMMIT cannot be run",
-        ),
-        (
-            "every = '1s'\nsql_file = '/nowhere/x.sql'",
-            "b.toml:7:1: worker[0].sql_file: could not read \"/nowhere/x.sql\": No such file",
-        ),
-        (
-            "every = '1s'\nsql_file = 'x.sql'\nsql = 'SELECT 1'",
-            "b.toml:7:1: worker[0].sql_file: both \"sql\" and \"sql_file\" are set",
-        ),
-        (
-            "every = '1s'\nsql = 'SELECT 1'\nattempts = 0",
-            "b.toml:8:12: worker[0].attempts: it must be at least 1",
-        ),
-        (
-            "every = '1s'\nsql = 'SELECT 1'\nschema = 's'",
-            "b.toml:8:1: worker[0].schema: unknown key \"schema\"",
-        ),
-        (
-            "every = '1s'\nsql = 'SELECT 1'\nstart_time = 'consistent_state'",
-            "b.toml:8:1: worker[0].start_time: sql writes down",
-        ),
-    ] {
-        let found = mistakes(keys);
-        assert!(
-            found.starts_with(expected) && found.lines().count() == 1,
-            "{keys}:\n{found}"
-        );
-    }
-    assert_eq!(
-        mistakes("cron = '15 2 * * *'\ntimezone = 'Europe/Berlin'\nsql = 'SELECT 1'"),
-        ""
     );
 }
 
@@ -603,4 +511,52 @@ async fn a_job_that_gives_its_lock_away_is_an_error() {
     })
     .await;
     instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn a_job_on_a_standby_naps_and_writes_down_nothing() {
+    let primary = TestServer::start();
+    let standby = primary.standby().await;
+    let db = TestDatabase::at(&standby.conninfo()).await;
+    let keys =
+        "start_time = 'consistent_state'\nnaptime = '50ms'\nsql = 'SELECT pg_is_in_recovery()'";
+    let instance = Instance::new(&db, keys).await;
+    let report = async || {
+        let workers = instance.postmaster.workers().await.unwrap();
+        workers.registered[0].report.clone()
+    };
+    eventually("it runs", async || report().await.count(sql::RUNS) > 3).await;
+    assert!(report().await.last_error.is_none());
+    let untouched = "SELECT to_regnamespace('bgworker') IS NULL";
+    assert!(db.value::<bool>(untouched).await);
+    instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn a_job_with_its_own_connection_takes_no_turn_from_the_others() {
+    let db = stage().await;
+    let settings = bgworker::database::Settings::default().jobs(1);
+    let conninfo = bgworker::database::ConnInfo::parse(db.conninfo(), |_| None).unwrap();
+    let database = Database::new(conninfo, settings).unwrap();
+    let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
+    let long = every("1s", "SELECT pg_sleep(3)") + "\nconnection = \"own\"";
+    let short = every("1s", EFFECT);
+    let jobs = [("long".to_owned(), &*long), ("j".to_owned(), &*short)];
+    let instance = Instance::register(&postmaster, settings_of(&db, &jobs)).await;
+    let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'long' \
+                  AND datname = current_database() AND wait_event = 'PgSleep')";
+    eventually("the long one runs", || async {
+        db.value::<bool>(sleeps).await
+    })
+    .await;
+    let done: i64 = db.value("SELECT count(*) FROM effect").await;
+    let both = format!(
+        "SELECT (SELECT count(*) FROM effect) > {done} AND EXISTS (SELECT FROM pg_stat_activity \
+         WHERE application_name = 'long' AND datname = current_database() AND wait_event = 'PgSleep')"
+    );
+    eventually("the short one runs beside it", || async {
+        db.value::<bool>(&both).await
+    })
+    .await;
+    instance.stop(Shutdown::Fast).await;
 }

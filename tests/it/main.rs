@@ -27,6 +27,7 @@ mod idle;
 mod initialization;
 mod isolation;
 mod job_looks;
+mod job_trouble;
 mod jobs;
 mod libpq;
 mod names;

@@ -50,7 +50,7 @@ fn intervals_are_aligned_to_the_epoch() {
         "2026-11-26T20:00:00Z"
     );
     assert_eq!(newest("1969-12-31T23:59:59.9Z"), "1969-12-31T23:55:00Z");
-    for short in [0, 999] {
+    for short in [0, 49] {
         let refused = Schedule::every(Duration::from_millis(short)).unwrap_err();
         assert_eq!(refused, InvalidSchedule::Every);
     }

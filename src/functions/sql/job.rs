@@ -265,6 +265,16 @@ pub(super) async fn begin_outside(
     Ok(())
 }
 
+/// The names of indexes that are not valid, such as one whose `CREATE INDEX CONCURRENTLY` has failed.
+pub(super) async fn invalid_indexes(
+    connection: &Connection,
+) -> Result<Option<String>, DatabaseError> {
+    let sql = "SELECT pg_catalog.string_agg(i.indexrelid::pg_catalog.regclass::pg_catalog.text, ', ') \
+               FROM pg_catalog.pg_index AS i WHERE NOT i.indisvalid";
+    let rows = connection.query("look for invalid indexes", sql, &[]);
+    Ok(rows.await?.first().and_then(|row| row.get(0)))
+}
+
 /// The number of the transaction under way.
 pub(super) async fn transaction(connection: &Connection) -> Result<String, DatabaseError> {
     let sql = "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text";

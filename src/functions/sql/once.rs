@@ -111,6 +111,9 @@ pub async fn once(
         if once.dry_run {
             return dry_run(&run, &connection, once.tick).await;
         }
+        if settings.naptime.is_some() {
+            return report(run.run_untracked().await?);
+        }
         see_to_row(&connection, name, &job).await?;
         let ran = if settings.transaction {
             in_transaction(&run, &connection, once.tick).await?
@@ -145,7 +148,7 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
         }),
         Ran::Failed { why, .. } => Err(OnceError::Failed(why)),
         Ran::Unmarked(why) => Err(OnceError::Failed(why.to_owned())),
-        Ran::Elsewhere => Err(OnceError::Running),
+        Ran::Elsewhere | Ran::Crowded => Err(OnceError::Running),
         Ran::Interrupted => Err(OnceError::Interrupted),
     }
 }

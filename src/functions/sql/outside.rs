@@ -86,6 +86,15 @@ impl Run<'_> {
                 error: None,
             })
         };
+        let worked = match worked {
+            Err(mut failure) => {
+                if let Some(indexes) = job::invalid_indexes(connection).await? {
+                    failure.why += &format!("; indexes that are not valid: {indexes}");
+                }
+                Err(failure)
+            }
+            worked => worked,
+        };
         claimed.transaction = job::transaction(connection).await?;
         self.settle(connection, &claimed, tick, worked).await
     }

@@ -10,15 +10,18 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::due::{Due, attempts, done_with, due};
 use super::job::{self, Claimed, Look, Mark};
 use super::settings::{Job, Settings};
 use crate::database::{
-    Connection, Database, DatabaseError, ErrorClass, is_conflict, is_for_no_transaction,
+    Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict,
+    is_for_no_transaction,
 };
 use crate::functions::beside::Beside;
 use crate::functions::quote::literal;
+use crate::functions::session::ConnectionKind;
 use crate::latch::Latch;
 
 /// How often statements that met another transaction are run again at once.
@@ -51,18 +54,20 @@ pub(super) enum Ran {
     Done {
         rows: u64,
         took: Duration,
-        after: Look,
+        after: Option<Look>,
     },
     /// Its statements failed, and that is marked. There may be another attempt.
     Failed {
         why: String,
         is_given_up: bool,
-        after: Look,
+        after: Option<Look>,
     },
     /// Its effects could not be marked, as this says, and may be there: it is not to be run again at once.
     Unmarked(&'static str),
     /// Another session has the tick, or had it. Nothing was done.
     Elsewhere,
+    /// All connections for jobs are in use. Nothing was done.
+    Crowded,
     /// The worker is to stop, and the tick is still due.
     Interrupted,
 }
@@ -89,8 +94,9 @@ pub(super) fn end(worked: &Result<u64, Failure>) -> String {
 impl Run<'_> {
     /// Runs the tick that is due, if this instance gets it.
     pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
-        let dbname = self.settings.database.as_deref();
-        let job_connection = self.database.job_connection(self.name, dbname).await?;
+        let Some(job_connection) = self.job_connection().await? else {
+            return Ok(Ran::Crowded);
+        };
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
         let ran = if self.settings.transaction {
@@ -107,6 +113,55 @@ impl Run<'_> {
             _ => job_connection.close().await,
         }
         ran
+    }
+
+    /// Runs the statements in one transaction, and writes down nothing.
+    pub(super) async fn run_untracked(&self) -> Result<Ran, DatabaseError> {
+        let Some(job_connection) = self.job_connection().await? else {
+            return Ok(Ran::Crowded);
+        };
+        let connection = job_connection.connection();
+        let at_work = self.beside.begin(connection.cancel_token());
+        // A standby takes no READ WRITE.
+        let begin = format!(
+            "{}; SET LOCAL application_name = {}",
+            self.begin().replace(" READ WRITE", ""),
+            literal(self.name)
+        );
+        let begun = Instant::now();
+        connection.batch_execute("begin", &begin).await?;
+        let worked = self.work(connection, None).await;
+        drop(at_work);
+        let worked = match self.unless_cut_short(worked) {
+            ControlFlow::Continue(worked) => worked,
+            ControlFlow::Break(end) => return end,
+        };
+        let (took, after) = (begun.elapsed(), None);
+        match worked {
+            Ok(rows) => {
+                let end = format!("{RESET}; COMMIT");
+                connection.batch_execute("end the run", &end).await?;
+                job_connection.keep().await;
+                Ok(Ran::Done { rows, took, after })
+            }
+            Err(Failure { why, .. }) => {
+                job_connection.close().await;
+                Ok(Ran::Failed {
+                    why,
+                    is_given_up: false,
+                    after,
+                })
+            }
+        }
+    }
+
+    /// A connection to run on, in its turn. `None` if that does not come.
+    async fn job_connection(&self) -> Result<Option<JobConnection<'_>>, DatabaseError> {
+        let dbname = self.settings.database.as_deref();
+        let counts = self.settings.connection == ConnectionKind::Home;
+        self.database
+            .job_connection(self.name, dbname, counts)
+            .await
     }
 
     /// Begins a transaction for a run. One whose instance is frozen ends by itself.
@@ -216,7 +271,7 @@ impl Run<'_> {
             return Ok(Ran::Unmarked(why));
         }
         marked.and(committed)?;
-        let after = mark.look_after(&claimed.row, ended);
+        let after = Some(mark.look_after(&claimed.row, ended));
         Ok(match worked {
             Ok(rows) => Ran::Done { rows, took, after },
             Err(Failure { why, .. }) => Ran::Failed {
@@ -299,10 +354,28 @@ impl Run<'_> {
         connection: &Connection,
         then: Option<&str>,
     ) -> Result<u64, Failure> {
-        let deadline = self.settings.timeout + SLACK;
+        let begin = Instant::now();
         let mut written = 0_u64;
         let last = self.job.statements.len().saturating_sub(1);
         for (index, statement) in self.job.statements.iter().enumerate() {
+            // The first one has all of it.
+            let left = self.settings.timeout.saturating_sub(begin.elapsed());
+            let shorten = async {
+                match index {
+                    0 => Ok(()),
+                    _ => {
+                        let local = if self.settings.transaction {
+                            "LOCAL"
+                        } else {
+                            ""
+                        };
+                        let left = left.as_millis().max(1);
+                        let set = format!("SET {local} statement_timeout = {left}");
+                        connection.batch_execute("bound the run", &set).await
+                    }
+                }
+            };
+            let deadline = left + SLACK;
             let running = connection.execute_within("run the job", &statement.sql, deadline);
             let following = async {
                 match then.filter(|_| index == last) {
@@ -315,7 +388,8 @@ impl Run<'_> {
                     None => Ok(()),
                 }
             };
-            let (ran, followed) = tokio::join!(running, following);
+            let (shortened, ran, followed) = tokio::join!(shorten, running, following);
+            shortened.map_err(Failure::of)?;
             let rows = ran.map_err(|error| self.failure(index, error))?;
             followed.map_err(Failure::of)?;
             if statement.writes_rows() {
@@ -327,7 +401,14 @@ impl Run<'_> {
 
     /// Says which statement failed, and why.
     fn failure(&self, index: usize, error: DatabaseError) -> Failure {
-        let (number, line) = (index + 1, self.job.statements[index].line);
+        let (number, statement) = (index + 1, &self.job.statements[index]);
+        let place = match error.position() {
+            Some(character) => {
+                let (line, character) = statement.place(character);
+                format!("line {line}, character {character}")
+            }
+            None => format!("line {}", statement.line),
+        };
         let hint = match error.sqlstate() {
             Some(code) if self.settings.transaction && is_for_no_transaction(code) => {
                 ": set \"transaction = false\""
@@ -335,7 +416,7 @@ impl Run<'_> {
             _ => "",
         };
         Failure {
-            why: format!("statement {number} (line {line}): {error}{hint}"),
+            why: format!("statement {number} ({place}): {error}{hint}"),
             error: Some(error),
         }
     }

@@ -11,7 +11,7 @@ use super::statements::{self, Statement};
 use crate::background_worker::{BackgroundWorker, Backoff, RestartTime, StartTime};
 use crate::database::DatabaseError;
 use crate::functions::function::Mistake;
-use crate::functions::session::Session;
+use crate::functions::session::{ConnectionKind, Session};
 use crate::schedule::{InvalidSchedule, Schedule, Timestamp};
 
 /// What a job does, and when.
@@ -30,6 +30,10 @@ pub struct Settings {
     /// The schedule of its ticks: cron's five fields, or a nickname such as `@daily`.
     #[serde(default)]
     pub cron: Option<String>,
+    /// In place of a schedule, for a worker that starts at a consistent state, where there may be nothing but standbys: how
+    /// long it naps between two runs, which are this instance's alone.
+    #[serde(with = "optional", default)]
+    pub naptime: Option<Duration>,
     /// The time zone of its schedule; `UTC` unless set.
     #[serde(default)]
     pub timezone: Option<String>,
@@ -42,7 +46,7 @@ pub struct Settings {
     /// Whether its statements are one transaction, committed together with the tick.
     #[serde(default = "Settings::unset_transaction")]
     pub transaction: bool,
-    /// How long each of its statements may take.
+    /// How long a run may take, all of its statements together.
     #[serde(
         serialize_with = "crate::keys::duration::serialize",
         deserialize_with = "crate::keys::duration::at_most::<{ i32::MAX as u64 }, _>",
@@ -52,6 +56,9 @@ pub struct Settings {
     /// How many runs are kept in `bgworker.job_run`.
     #[serde(default = "Settings::unset_history")]
     pub history: u32,
+    /// Which connection a run is on: one of those that jobs share, or one that does not count among them.
+    #[serde(default)]
+    pub connection: ConnectionKind,
     /// The database it connects to, if not the one of the connection settings.
     #[serde(deserialize_with = "crate::database::dbname::deserialize", default)]
     pub database: Option<String>,
@@ -141,14 +148,12 @@ impl Settings {
     pub(super) fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake> {
         self.restart_time = worker.restart_time;
         let mut mistakes = Vec::new();
-        if worker.start_time == StartTime::ConsistentState {
-            let message =
-                "sql writes down which ticks are done: it can only start at \"recovery_finished\"";
-            mistakes.push(Mistake::new("start_time", message));
-        }
         mistakes.extend(self.read_file());
         mistakes.extend(self.check_statements());
-        mistakes.extend(self.check_times());
+        mistakes.extend(match worker.start_time {
+            StartTime::ConsistentState => self.check_naptime(),
+            _ => self.check_times(),
+        });
         mistakes
     }
 
@@ -190,7 +195,30 @@ impl Settings {
             .map(|error| Mistake::new(key, error.to_string()))
     }
 
+    /// Checks one that may run on standbys.
+    fn check_naptime(&self) -> Option<Mistake> {
+        let ticks = "ticks are written down, which a standby does not allow: at \"consistent_state\" a job naps";
+        let instead = "set \"naptime\" instead";
+        let (key, message, hint) = if self.every.is_some() {
+            ("every", ticks, instead)
+        } else if self.cron.is_some() {
+            ("cron", ticks, instead)
+        } else if self.naptime.is_none() {
+            ("start_time", ticks, "set \"naptime\", or leave this out")
+        } else if !self.transaction {
+            let message = "a job that naps is always one transaction";
+            ("transaction", message, "leave this out")
+        } else {
+            return None;
+        };
+        Some(Mistake::new(key, message).hint(hint))
+    }
+
     fn check_times(&self) -> Option<Mistake> {
+        if self.naptime.is_some() {
+            let message = "a job has ticks, so that each is run once: it naps only with start_time = \"consistent_state\"";
+            return Some(Mistake::new("naptime", message).hint("set \"every\" instead"));
+        }
         if self.timezone.is_some() && self.cron.is_none() {
             let mistake = Mistake::new("timezone", "it has no effect without \"cron\"");
             return Some(mistake.hint("set that too, or leave this out"));
@@ -236,7 +264,11 @@ impl Settings {
         let when = format!("{:?} {:?} {}", self.every, self.cron, self.zone());
         Ok(Job {
             statements,
-            schedule: self.schedule()?,
+            schedule: match self.naptime {
+                // It asks for no tick.
+                Some(_) => Schedule::every(Schedule::EVERY_MIN)?,
+                None => self.schedule()?,
+            },
             declared: format!(
                 "{}-{}",
                 digest(&when),

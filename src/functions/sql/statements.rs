@@ -63,6 +63,19 @@ const TRANSACTION: [&str; 9] = [
     "PREPARE TRANSACTION",
 ];
 
+// === impl Statement ===
+
+impl Statement {
+    /// Where a character of it, from 1, stands in the text: its line, and its place in that.
+    pub(super) fn place(&self, character: usize) -> (usize, usize) {
+        let before = self.sql.chars().take(character.saturating_sub(1));
+        before.fold((self.line, 1), |(line, place), c| match c {
+            '\n' => (line + 1, 1),
+            _ => (line, place + 1),
+        })
+    }
+}
+
 /// Splits a text into statements.
 pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
     if text.contains('\0') {

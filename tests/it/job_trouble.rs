@@ -1,0 +1,213 @@
+//! Jobs that cannot be, or cannot go on: each says what is wrong, where, and what to do.
+
+use std::time::Duration;
+
+use bgworker::config::{self, ConfigFile, Functions, Sources};
+use bgworker::supervision::Shutdown;
+
+use crate::jobs::{Instance, every, runs, stage};
+use crate::support::database::TestDatabase;
+use crate::support::within;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The mistakes of a job with these keys, a line each.
+fn mistakes(keys: &str) -> String {
+    let sources = Sources {
+        file: Some(ConfigFile {
+            path: "b.toml".into(),
+            text: format!(
+                "[database]\nembedded = true\n[[worker]]\nname = 'j'\nfunction = 'sql'\n{keys}\n"
+            ),
+        }),
+        ..Sources::default()
+    };
+    match config::read(&sources, &Functions::built_in()) {
+        Ok(_) => String::new(),
+        Err(problems) => problems.to_string(),
+    }
+}
+
+#[test]
+fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
+    for (keys, expected) in [
+        (
+            "every = '1s'",
+            "b.toml:3:1: worker[0].sql: the worker has no \"sql\" and no \"sql_file\" (it has to have one of them)",
+        ),
+        (
+            "sql = 'SELECT 1'",
+            "b.toml:3:1: worker[0].every: the worker has no \"every\" and no \"cron\" (it has to have one of them)",
+        ),
+        (
+            "every = '10ms'\nsql = 'SELECT 1'",
+            "b.toml:6:1: worker[0].every: it must be at least 50 ms, in whole milliseconds: each tick",
+        ),
+        (
+            "every = '1s'\ncron = '@daily'\nsql = 'SELECT 1'",
+            "b.toml:7:1: worker[0].cron: both \"every\" and \"cron\" are set (keep the one that is meant)",
+        ),
+        (
+            "cron = '0 0 30 2 *'\nsql = 'SELECT 1'",
+            "b.toml:6:1: worker[0].cron: it never comes",
+        ),
+        (
+            "cron = '0 25 * * *'\nsql = 'SELECT 1'",
+            "b.toml:6:1: worker[0].cron: hour: 25 is not in 0 to 23 (characters 3 to 4)",
+        ),
+        (
+            "cron = '@daily'\ntimezone = 'Berlin'\nsql = 'SELECT 1'",
+            "b.toml:7:1: worker[0].timezone: there is no time zone of this name",
+        ),
+        (
+            "every = '1s'\ntimezone = 'UTC'\nsql = 'SELECT 1'",
+            "b.toml:7:1: worker[0].timezone: it has no effect without \"cron\"",
+        ),
+        (
+            "every = '1s'\nsql = '-- nothing'",
+            "b.toml:7:1: worker[0].sql: there is no statement in it",
+        ),
+        (
+            "every = '1s'\nsql = 'SELECT 1; COMMIT'",
+            "b.toml:7:1: worker[0].sql: line 1: COMMIT cannot be run",
+        ),
+        (
+            "every = '1s'\nsql_file = '/nowhere/x.sql'",
+            "b.toml:7:1: worker[0].sql_file: could not read \"/nowhere/x.sql\": No such file",
+        ),
+        (
+            "every = '1s'\nsql_file = 'x.sql'\nsql = 'SELECT 1'",
+            "b.toml:7:1: worker[0].sql_file: both \"sql\" and \"sql_file\" are set",
+        ),
+        (
+            "every = '1s'\nsql = 'SELECT 1'\nattempts = 0",
+            "b.toml:8:12: worker[0].attempts: it must be at least 1",
+        ),
+        (
+            "every = '1s'\nsql = 'SELECT 1'\nschema = 's'",
+            "b.toml:8:1: worker[0].schema: unknown key \"schema\"",
+        ),
+        (
+            "every = '1s'\nsql = 'SELECT 1'\nstart_time = 'consistent_state'",
+            "b.toml:6:1: worker[0].every: ticks are written down, which a standby does not allow: at \
+             \"consistent_state\" a job naps (set \"naptime\" instead)",
+        ),
+        (
+            "sql = 'SELECT 1'\nstart_time = 'consistent_state'",
+            "b.toml:7:1: worker[0].start_time: ticks are written down",
+        ),
+        (
+            "naptime = '1s'\nsql = 'SELECT 1'",
+            "b.toml:6:1: worker[0].naptime: a job has ticks, so that each is run once: it naps only with start_time",
+        ),
+    ] {
+        let found = mistakes(keys);
+        assert!(
+            found.starts_with(expected) && found.lines().count() == 1,
+            "{keys}:\n{found}"
+        );
+    }
+    assert_eq!(
+        mistakes("cron = '15 2 * * *'\ntimezone = 'Europe/Berlin'\nsql = 'SELECT 1'"),
+        ""
+    );
+}
+
+/// What is recorded of a job whose only attempt fails.
+async fn message(db: &TestDatabase, keys: &str) -> String {
+    let instance = Instance::new(db, &format!("attempts = 1\n{keys}")).await;
+    within(20 * SECOND, "it is given up", async || {
+        runs(db, "outcome = 'given up'").await > 0
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    let message = "SELECT message FROM bgworker.job_run WHERE outcome = 'given up' LIMIT 1";
+    db.value(message).await
+}
+
+#[actix::test]
+async fn an_error_names_the_line_and_the_character_of_the_text() {
+    let db = stage().await;
+    let text = "SELECT 1;\n\nSELECT id,\n       nonsense FROM effect";
+    let message = message(&db, &every("1s", text)).await;
+    let expected =
+        "statement 2 (line 4, character 8): run the job: ERROR: column \"nonsense\" does not exist";
+    assert!(message.starts_with(expected), "{message}");
+}
+
+#[actix::test]
+async fn the_timeout_is_that_of_the_whole_run() {
+    let db = stage().await;
+    let sleeps = "SELECT pg_sleep(0.7); SELECT pg_sleep(0.7)";
+    let message = message(&db, &format!("timeout = '1s'\n{}", every("1s", sleeps))).await;
+    let expected =
+        "statement 2 (line 1): run the job: ERROR: canceling statement due to statement timeout";
+    assert!(message.starts_with(expected), "{message}");
+}
+
+#[actix::test]
+async fn an_index_that_was_left_behind_is_named() {
+    let db = stage().await;
+    db.execute("INSERT INTO effect (by) VALUES ('twice'), ('twice')")
+        .await;
+    let index = "CREATE UNIQUE INDEX CONCURRENTLY left_behind ON effect (by)";
+    let message = message(&db, &format!("transaction = false\n{}", every("1s", index))).await;
+    assert!(
+        message.ends_with("; indexes that are not valid: left_behind"),
+        "{message}"
+    );
+}
+
+/// Waits until the job of an instance is unhealthy, and returns why.
+async fn trouble(instance: &Instance) -> String {
+    let error = async || {
+        let workers = instance.postmaster.workers().await.unwrap();
+        workers.registered[0].report.last_error.clone()
+    };
+    let unhealthy = async || error().await.is_some();
+    within(60 * SECOND, "it is unhealthy", unhealthy).await;
+    error().await.unwrap().to_string()
+}
+
+#[actix::test]
+async fn a_row_that_is_held_for_longer_than_a_run_may_take_is_told() {
+    let db = stage().await;
+    let instance =
+        Instance::new(&db, &format!("timeout = '1s'\n{}", every("1s", "SELECT 1"))).await;
+    within(20 * SECOND, "it runs", async || runs(&db, "true").await > 0).await;
+    let holder = db.connect().await;
+    let hold = "BEGIN; SELECT FROM bgworker.job FOR UPDATE";
+    holder.batch_execute("hold", hold).await.unwrap();
+    let trouble = trouble(&instance).await;
+    assert!(
+        trouble.contains("another session has the row of the job"),
+        "{trouble}"
+    );
+    let done = runs(&db, "true").await;
+    holder.batch_execute("let go", "COMMIT").await.unwrap();
+    within(20 * SECOND, "it goes on", async || {
+        runs(&db, "true").await > done
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn a_job_whose_server_was_a_year_ahead_says_what_mends_it_and_that_does() {
+    let db = stage().await;
+    let instance = Instance::new(&db, &every("1s", "SELECT 1")).await;
+    within(20 * SECOND, "it runs", async || runs(&db, "true").await > 0).await;
+    db.execute("UPDATE bgworker.job SET last_tick = last_tick + '1 year'::interval")
+        .await;
+    let trouble = trouble(&instance).await;
+    let (_, mend) = trouble
+        .split_once("if the server's clock was wrong, ")
+        .unwrap();
+    db.execute(mend).await;
+    let done = runs(&db, "true").await;
+    within(20 * SECOND, "it goes on", async || {
+        runs(&db, "true").await > done
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+}
