@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bgworker::http::{Snapshot, WorkerSnapshot};
+use bgworker::schedule::Timestamp;
 use clap::Args;
 use thiserror::Error;
 
@@ -14,6 +15,9 @@ use crate::exit::Exit;
 
 /// How long the answer may take, all of it.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the name of a figure ends in that is a time.
+const TIME: &str = "_timestamp_seconds";
 
 /// What `status` is told.
 #[derive(Debug, Args)]
@@ -115,7 +119,10 @@ fn table(snapshot: &Snapshot) -> String {
     let figures: BTreeSet<_> = workers.iter().flat_map(|one| one.figures.keys()).collect();
     let heading = ["worker", "state", "since", "success", "restarts"];
     let heading = heading.map(str::to_owned).into_iter();
-    let heading: Vec<_> = heading.chain(figures.iter().copied().cloned()).collect();
+    let names = figures
+        .iter()
+        .map(|name| name.trim_end_matches(TIME).to_owned());
+    let heading: Vec<_> = heading.chain(names).collect();
     let rows: Vec<_> = std::iter::once(heading.clone())
         .chain(workers.iter().map(|worker| row(worker, &figures)))
         .collect();
@@ -172,7 +179,7 @@ fn server(snapshot: &Snapshot) -> String {
 fn row(worker: &WorkerSnapshot, figures: &BTreeSet<&String>) -> Vec<String> {
     let figures = figures.iter().map(|name| {
         let value = worker.figures.get(*name);
-        value.map_or_else(String::new, ToString::to_string)
+        value.map_or_else(String::new, |value| figure(name, *value))
     });
     let cells = [
         plain(&worker.name),
@@ -187,6 +194,15 @@ fn row(worker: &WorkerSnapshot, figures: &BTreeSet<&String>) -> Vec<String> {
         worker.restarts.to_string(),
     ];
     cells.into_iter().chain(figures).collect()
+}
+
+/// A figure, or the time that it is.
+fn figure(name: &str, value: i64) -> String {
+    let time = name.ends_with(TIME).then(|| Timestamp::from_second(value));
+    match time {
+        Some(Ok(time)) => time.to_string(),
+        _ => value.to_string(),
+    }
 }
 
 /// A text that steers no terminal, on one line.

@@ -34,7 +34,8 @@ pub struct Report {
     pub figures: BTreeMap<&'static str, Figure>,
 }
 
-/// A number that a worker's function reports under a name. Status, page and metrics show whatever a function names.
+/// A number that a worker's function reports under a name. Status, page and metrics show whatever a function names. A level
+/// whose name ends in `_timestamp_seconds` is seconds since the epoch, and is shown to people as a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Figure {

@@ -45,7 +45,10 @@ pub const ROWS: &str = "rows";
 pub const LAST_RUN_MILLISECONDS: &str = "last_run_milliseconds";
 
 /// The figure that is the next tick, in seconds since the epoch.
-pub const NEXT_TICK: &str = "next_tick";
+pub const NEXT_TICK: &str = "next_tick_timestamp_seconds";
+
+/// The figure that counts the ticks that were given up.
+pub const GIVEN_UP: &str = "given_up";
 
 /// How soon a job is looked at again whose tick another session has.
 const ELSEWHERE: Duration = Duration::from_secs(1);
@@ -241,6 +244,7 @@ impl Scheduled {
             } => {
                 self.seen = after.map_or(Seen::Nothing, Seen::AfterRun);
                 if is_given_up {
+                    progress.count(GIVEN_UP, 1);
                     warn!(worker, "{worker}: failed, and the tick is given up: {why}");
                 } else {
                     warn!(worker, "{worker}: failed: {why}");

@@ -223,6 +223,32 @@ async fn what_ddl_prints_lets_a_role_that_may_create_nothing_run_everything() {
         .await;
 }
 
+#[actix::test]
+async fn status_shows_the_next_tick_of_a_job_as_a_time_and_what_was_given_up() {
+    let db = stage().await;
+    let port = crate::support::proxy::free_port();
+    let mut text = std::fs::read_to_string(&job(&db, "1s", "SELECT 1 / 0").path).unwrap();
+    text += &format!("attempts = 1\n[http]\nlisten = \"127.0.0.1:{port}\"\n");
+    let config = Config::new(&text);
+    let mut instance = start(&config.path);
+    let status = || run(bgworker().args(["status", "--config"]).arg(&config.path)).1;
+    eventually("a tick is given up", async || status().contains("given_up")).await;
+    let status = status();
+    let heading = status
+        .lines()
+        .find(|line| line.starts_with("worker"))
+        .unwrap();
+    assert!(
+        heading.contains("  next_tick") && !heading.contains("timestamp"),
+        "{status}"
+    );
+    let line = status.lines().find(|line| line.starts_with("j ")).unwrap();
+    let is_time = |word: &str| word.parse::<bgworker::schedule::Timestamp>().is_ok();
+    assert!(line.split_whitespace().any(is_time), "{status}");
+    instance.signal(Signal::SIGTERM);
+    assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
+}
+
 #[test]
 fn next_shows_the_ticks_of_each_job_in_its_zone_and_asks_no_server() {
     let config = Config::new(
