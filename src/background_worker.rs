@@ -101,6 +101,10 @@ pub struct Backoff {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "config", serde(deny_unknown_fields))]
+#[cfg_attr(
+    feature = "config",
+    serde(expecting = "restarts and a time, such as { restarts = 5, within = \"10m\" }")
+)]
 pub struct RestartLimit {
     /// So many restarts: at least 1.
     pub restarts: u32,

@@ -58,6 +58,11 @@ fn read(
     let which = keys::of::<Which>();
     let mut lookup = part(&mut table, which);
     let found = document.mistakes.len();
+    let meant = if lookup.is_empty() {
+        meant(&table, functions)
+    } else {
+        None
+    };
     let name = document.read(&mut lookup, path, |table| Which::deserialize(table));
     let name = name.filter(|_| document.mistakes.len() == found);
     let entry = name.and_then(|Which { function }| {
@@ -69,6 +74,16 @@ fn read(
         }
         entry
     });
+    let entry = match meant {
+        Some(function) => {
+            // What else is wrong with it is told by the function that is meant.
+            document
+                .mistakes
+                .push(unset_function(document, path, function));
+            functions.lookup(function)
+        }
+        None => entry,
+    };
     let own = entry.as_ref().map_or(&[][..], |entry| entry.keys());
     let mut settings = part(&mut table, own);
     if own.is_empty() {
@@ -86,6 +101,31 @@ fn read(
         document.read(&mut settings, path, |table| Arc::clone(&entry).read(table))
     });
     Worker { worker, function }
+}
+
+/// The function that is likely meant by a worker that names none: one that knows all of its keys, if the default does not.
+fn meant(table: &DeTable<'_>, functions: &Functions) -> Option<&'static str> {
+    let knows_all = |name: &str| {
+        let keys = functions.lookup(name).map_or(&[][..], |entry| entry.keys());
+        let mut written = table.keys();
+        written.all(|key| keys.contains(&&**key.get_ref()))
+    };
+    if knows_all(Functions::DEFAULT) {
+        return None;
+    }
+    functions.names().find(|name| knows_all(name))
+}
+
+fn unset_function(document: &Document, path: &str, function: &str) -> Misread {
+    Misread {
+        offset: document.place(path).unwrap_or(0),
+        key: format!("{path}.function"),
+        message: format!(
+            "the worker has no \"function\", and so runs \"{}\", which does not know its keys",
+            Functions::DEFAULT
+        ),
+        hint: Some(format!("did you mean function = \"{function}\"?")),
+    }
 }
 
 fn no_function(document: &Document, path: &str, function: &str, functions: &Functions) -> Misread {

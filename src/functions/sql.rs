@@ -5,37 +5,34 @@
 
 mod due;
 mod job;
+mod mark;
+mod napping;
 mod once;
 mod outside;
 mod run;
+mod scheduled;
 mod settings;
 mod statements;
+mod tables;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
-use self::due::{Due, SLEEP_MAX, due, next_tick};
-use self::job::Look;
+use self::napping::Napping;
 pub use self::once::{Once, OnceError, OnceReport, TableChange, once};
-use self::run::{Ran, Run};
-use self::settings::Job;
+use self::scheduled::Scheduled;
 pub use self::settings::{Missed, Settings};
 pub use self::statements::InvalidStatements;
-use super::beside::Beside;
 use super::function::{Function, Mistake, Objects};
-use super::runner::{self, CycleError, Outcome, Routine, Turn};
-use super::session::{ConnectionKind, Place, Session};
-use crate::background_worker::BackgroundWorker;
-use crate::context::{Main, WorkerContext};
-use crate::database::DatabaseError;
-use crate::schedule::Timestamp;
+use super::runner;
+use crate::background_worker::{Access, BackgroundWorker};
+use crate::context::{Main, Progress, WorkerContext};
 
-/// The figure that counts the ticks that were done.
+/// The figure that counts the runs that were done.
 pub const RUNS: &str = "runs";
 
 /// The figure that counts the rows that runs have written.
@@ -50,45 +47,31 @@ pub const NEXT_TICK: &str = "next_tick_timestamp_seconds";
 /// The figure that counts the ticks that were given up.
 pub const GIVEN_UP: &str = "given_up";
 
-/// How soon a job is looked at again whose tick another session has.
-const ELSEWHERE: Duration = Duration::from_secs(1);
-
-/// How long after its timeout a run has let go of its row, though its instance be frozen.
-const LET_GO_WITHIN: Duration = Duration::from_secs(15);
-
-/// The base of waits after errors.
-const NAPTIME: Duration = Duration::from_secs(10);
+/// Why a run waits for its turn.
+const CROWDED: &str = "other jobs use all connections for jobs: set \"jobs\" in [database] higher, \
+    or connection = \"own\" for those that take long";
 
 /// The function, as a configuration file names it.
 pub(super) struct Sql;
 
-/// What an incarnation of a job does.
-struct Scheduled {
-    /// The settings, and what they come to.
-    job: Option<(Settings, Arc<Job>)>,
-    /// The job was declared by this registration: a restart does not declare it again.
-    is_declared: Arc<AtomicBool>,
-    has_tables: bool,
-    was_ready: bool,
-    seen: Seen,
-    /// Since when another session has the row, and what its last tick was then.
-    elsewhere: Option<(Timestamp, Instant)>,
-}
-
-/// What a job was last seen to be, and which look is new enough for the next cycle.
-enum Seen {
-    /// One that begins now: a tick may be due.
-    Nothing,
-    /// Nothing was due: one that another worker of the database began after this one will do.
-    Idle(Instant),
-    /// None is needed: this is how its own run left it.
-    AfterRun(Look),
+/// Counts a run that was done.
+fn count(worker: &str, progress: &Progress, rows: u64, took: Duration) {
+    progress.count(RUNS, 1);
+    progress.count(ROWS, rows);
+    let milliseconds = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
+    progress.level(LAST_RUN_MILLISECONDS, milliseconds);
+    info!(
+        worker,
+        rows, milliseconds, "{worker}: done, {rows} rows in {milliseconds} ms"
+    );
 }
 
 // === impl Sql ===
 
 impl Function for Sql {
     const NAME: &'static str = "sql";
+    // It uses nothing of this process that another worker's crash could have spoilt.
+    const ACCESS: Access = Access::None;
     const IN_PLACE: &'static [&'static str] =
         &["missed", "attempts", "timeout", "history", "connection"];
 
@@ -103,272 +86,24 @@ impl Function for Sql {
             database: settings.database.clone(),
             statements: match settings.naptime {
                 Some(_) => Vec::new(),
-                None => job::objects(role),
+                None => tables::objects(role),
             },
         }
     }
 
     fn main(&self, settings: watch::Receiver<Settings>) -> impl Main {
         let is_declared = Arc::new(AtomicBool::new(false));
-        move |context| {
-            let scheduled = Scheduled {
-                job: None,
-                is_declared: Arc::clone(&is_declared),
-                has_tables: false,
-                was_ready: false,
-                seen: Seen::Nothing,
-                elsewhere: None,
-            };
-            runner::run(context, settings.clone(), scheduled)
-        }
-    }
-}
-
-// === impl Scheduled ===
-
-impl Scheduled {
-    /// What the settings come to; worked out when they change.
-    fn job(&mut self, settings: &Settings) -> Result<Arc<Job>, CycleError> {
-        match &self.job {
-            Some((known, job)) if known == settings => Ok(Arc::clone(job)),
-            _ => {
-                let job = Arc::new(settings.job().map_err(CycleError::Unusable)?);
-                self.job = Some((settings.clone(), Arc::clone(&job)));
-                Ok(job)
-            }
-        }
-    }
-
-    /// Looks at the job, which is declared first where that is still to be done.
-    async fn look(
-        &mut self,
-        session: &Session,
-        context: &WorkerContext,
-        job: &Job,
-    ) -> Result<Look, DatabaseError> {
-        let name = context.name();
-        let not_before = match std::mem::replace(&mut self.seen, Seen::Nothing) {
-            Seen::AfterRun(look) => return Ok(look),
-            Seen::Idle(asked) => asked + Duration::from_nanos(1),
-            Seen::Nothing => Instant::now(),
-        };
-        let mut look = job::look(session, name, not_before).await?;
-        if look.row.is_none() || !self.is_declared.load(Ordering::Relaxed) {
-            job.declare(session, name, look.now).await?;
-            self.is_declared.store(true, Ordering::Relaxed);
-            look = job::look(session, name, Instant::now()).await?;
-        }
-        // Another worker may have asked some time ago.
-        let age = look.asked.elapsed();
-        look.now = look.now.checked_add(age).unwrap_or(look.now);
-        Ok(look)
-    }
-
-    /// Runs the statements for this instance alone, and writes down nothing: there may be nothing but standbys.
-    async fn run_untracked(
-        &mut self,
-        context: &mut WorkerContext,
-        settings: &Settings,
-        job: &Job,
-        beside: &Beside,
-    ) -> Result<Outcome, CycleError> {
-        let Some(database) = context.database() else {
-            return Ok(Outcome::Busy("there is no database"));
-        };
-        let run = Run {
-            name: context.name(),
-            latch: context.latch(),
-            database,
-            settings,
-            job,
-            beside,
-            is_once: false,
-        };
-        let ran = Box::pin(run.run_untracked()).await?;
-        if !std::mem::replace(&mut self.was_ready, true) {
-            context.ready();
-        }
-        Ok(match ran {
-            // It is tried again when it has napped.
-            Ran::Failed { why, .. } => Outcome::Waits(why),
-            ran => match self.ran(context, ran) {
-                Outcome::Idle(_) => Outcome::Done,
-                outcome => outcome,
-            },
-        })
-    }
-
-    /// Whether another session has the row of the job for longer than any run takes.
-    fn waits_for_another(
-        &mut self,
-        ran: &Ran,
-        last_tick: Timestamp,
-        settings: &Settings,
-    ) -> Option<Outcome> {
-        let Ran::Elsewhere = ran else {
-            self.elsewhere = None;
-            return None;
-        };
-        let since = match self.elsewhere {
-            Some((known, since)) if known == last_tick => since,
-            _ => Instant::now(),
-        };
-        self.elsewhere = Some((last_tick, since));
-        (since.elapsed() > settings.timeout + LET_GO_WITHIN).then(|| {
-            let why = "another session has the row of the job in bgworker.job, for longer than a run may take: \
-                       look for it in pg_stat_activity";
-            Outcome::Waits(why.to_owned())
-        })
-    }
-
-    /// What follows from a run, and what the next cycle need not look at.
-    fn ran(&mut self, context: &WorkerContext, ran: Ran) -> Outcome {
-        let (worker, progress) = (context.name(), context.progress());
-        match ran {
-            Ran::Done { rows, took, after } => {
-                self.seen = after.map_or(Seen::Nothing, Seen::AfterRun);
-                progress.count(RUNS, 1);
-                progress.count(ROWS, rows);
-                let milliseconds = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
-                progress.level(LAST_RUN_MILLISECONDS, milliseconds);
-                info!(
-                    worker,
-                    rows, milliseconds, "{worker}: done, {rows} rows in {milliseconds} ms"
-                );
-                Outcome::Idle(Duration::ZERO)
-            }
-            Ran::Failed {
-                why,
-                is_given_up,
-                after,
-            } => {
-                self.seen = after.map_or(Seen::Nothing, Seen::AfterRun);
-                if is_given_up {
-                    progress.count(GIVEN_UP, 1);
-                    warn!(worker, "{worker}: failed, and the tick is given up: {why}");
+        move |context: WorkerContext| {
+            let (settings, is_declared) = (settings.clone(), Arc::clone(&is_declared));
+            async move {
+                // A change of the one to the other is another worker.
+                let naps = settings.borrow().naptime.is_some();
+                if naps {
+                    runner::run(context, settings, Napping::default()).await
                 } else {
-                    warn!(worker, "{worker}: failed: {why}");
+                    runner::run(context, settings, Scheduled::new(is_declared)).await
                 }
-                Outcome::Failed(why)
-            }
-            Ran::Unmarked(why) => Outcome::Waits(why.to_owned()),
-            Ran::Crowded => Outcome::Busy(
-                "other jobs use all connections for jobs: set \"jobs\" in [database] higher, or \"connection = \"own\"\" for those that take long",
-            ),
-            Ran::Elsewhere | Ran::Interrupted => Outcome::Idle(ELSEWHERE),
-        }
-    }
-}
-
-impl Routine for Scheduled {
-    type Settings = Settings;
-
-    fn naptime(settings: &Settings) -> Duration {
-        settings.naptime.unwrap_or(NAPTIME)
-    }
-
-    fn success_within(settings: &Settings, _: Duration) -> Duration {
-        // It looks at its row at least so often, but while it runs.
-        settings.timeout.saturating_add(2 * SLEEP_MAX)
-    }
-
-    fn place(settings: &Settings) -> Place<'_> {
-        Place {
-            dbname: settings.database.as_deref(),
-            connection: ConnectionKind::Home,
-            in_order: true,
-        }
-    }
-
-    fn backlog(_: &Settings) -> String {
-        "its ticks".to_owned()
-    }
-
-    fn advice(_: &DatabaseError) -> &'static str {
-        "what is due stays due"
-    }
-
-    async fn cycle(&mut self, turn: Turn<'_, Settings>) -> Result<Outcome, CycleError> {
-        let Turn {
-            session,
-            settings,
-            context,
-            beside,
-        } = turn;
-        let job = self.job(settings)?;
-        if settings.naptime.is_some() {
-            return self.run_untracked(context, settings, &job, beside).await;
-        }
-        if !self.has_tables {
-            job::make_tables(session).await?;
-            self.has_tables = true;
-        }
-        let look = self.look(session, context, &job).await?;
-        if !std::mem::replace(&mut self.was_ready, true) {
-            context.ready();
-        }
-        if let Some(next) = next_tick(&look, &job.schedule) {
-            context.progress().level(NEXT_TICK, next);
-        }
-        let Some(row) = &look.row else {
-            return Ok(Outcome::Busy("its row was deleted"));
-        };
-        if row.declared != job.declared {
-            self.seen = Seen::Idle(look.asked);
-            return Ok(Outcome::Waits(format!(
-                "the job is declared otherwise by {}: this instance stands by",
-                row.declared_by
-            )));
-        }
-        match due(row, look.now, &job.schedule, settings.missed) {
-            Due::In(wait) => {
-                if wait == SLEEP_MAX {
-                    self.seen = Seen::Idle(look.asked);
-                }
-                Ok(Outcome::Idle(wait))
-            }
-            Due::Ahead => Ok(Outcome::Waits(format!(
-                "its last tick, {}, is in the future: if the server's clock was wrong, \
-                 UPDATE bgworker.job SET last_tick = now() WHERE name = '{}'",
-                row.last_tick,
-                context.name().replace('\'', "''")
-            ))),
-            Due::Now(tick) => {
-                let Some(database) = context.database() else {
-                    return Ok(Outcome::Busy("there is no database"));
-                };
-                if !settings.transaction && !database.settings().prepare {
-                    let why = "\"transaction = false\" takes a lock of a session, which cannot be had behind a pooler \
-                               that hands out another one for each transaction (\"prepare = false\")";
-                    return Ok(Outcome::Waits(why.to_owned()));
-                }
-                let run = Run {
-                    name: context.name(),
-                    latch: context.latch(),
-                    database,
-                    settings,
-                    job: &job,
-                    beside,
-                    is_once: false,
-                };
-                // Not to be paid for by every look.
-                let ran = Box::pin(run.run(tick)).await?;
-                if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {
-                    return Ok(waits);
-                }
-                Ok(self.ran(context, ran))
             }
         }
-    }
-
-    fn was_ready(&self) -> bool {
-        self.was_ready
-    }
-
-    fn forget_prepared(&mut self) {}
-
-    fn forget(&mut self) {
-        self.has_tables = false;
-        self.seen = Seen::Nothing;
     }
 }

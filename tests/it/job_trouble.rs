@@ -113,6 +113,32 @@ fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
     );
 }
 
+#[test]
+fn a_job_that_names_no_function_is_asked_whether_it_is_one() {
+    let text =
+        "[database]\nembedded = true\n[[worker]]\nname = 'j'\nsql = 'SELECT 1'\nevery = '1ms'\n";
+    let sources = Sources {
+        file: Some(ConfigFile {
+            path: "b.toml".into(),
+            text: text.to_owned(),
+        }),
+        ..Sources::default()
+    };
+    let problems = config::read(&sources, &Functions::built_in()).unwrap_err();
+    let problems = problems.to_string();
+    let lines: Vec<_> = problems.lines().collect();
+    assert_eq!(
+        lines[0],
+        "b.toml:3:1: worker[0].function: the worker has no \"function\", and so runs \"worker_spi\", which does not \
+         know its keys (did you mean function = \"sql\"?)"
+    );
+    assert!(
+        lines[1].starts_with("b.toml:6:1: worker[0].every: it must be at least 50 ms"),
+        "{problems}"
+    );
+    assert_eq!(lines.len(), 2);
+}
+
 /// What is recorded of a job whose only attempt fails.
 async fn message(db: &TestDatabase, keys: &str) -> String {
     let instance = Instance::new(db, &format!("attempts = 1\n{keys}")).await;

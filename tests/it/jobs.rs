@@ -6,7 +6,9 @@ use bgworker::config::{self, ConfigFile, Functions, Settings, Sources};
 use bgworker::database::Database;
 use bgworker::reload::InForce;
 use bgworker::supervision::{Limits, Shutdown};
-use bgworker::{Postmaster, PostmasterHandle, sql};
+use bgworker::{
+    Access, BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, WorkerContext, sql,
+};
 
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
@@ -559,4 +561,101 @@ async fn a_job_with_its_own_connection_takes_no_turn_from_the_others() {
     })
     .await;
     instance.stop(Shutdown::Fast).await;
+}
+
+#[actix::test]
+async fn ticks_that_came_due_while_no_instance_ran_are_one_the_newest_or_each() {
+    for (missed, most) in [("once", 3_i64), ("skip", 3), ("each", 14)] {
+        let db = stage().await;
+        let keys = format!("missed = \"{missed}\"\n{}", every("1s", EFFECT));
+        let instance = Instance::new(&db, &keys).await;
+        let before = set_back(&db, 0).await;
+        eventually("a tick is done", || async {
+            has_caught_up(&db, before).await
+        })
+        .await;
+        instance.stop(Shutdown::Smart).await;
+        // As if the last ten ticks had come due without an instance.
+        db.execute(
+            "TRUNCATE effect; UPDATE bgworker.job SET last_tick = last_tick - '10 s'::interval",
+        )
+        .await;
+        let instance = Instance::new(&db, &keys).await;
+        let stopped: i64 = db.value("SELECT extract(epoch FROM now())::bigint").await;
+        eventually("it has caught up", || async {
+            has_caught_up(&db, stopped).await
+        })
+        .await;
+        instance.stop(Shutdown::Smart).await;
+        let runs: i64 = db.value("SELECT count(*) FROM effect").await;
+        let least = if missed == "each" { 10 } else { 1 };
+        assert!((least..=most).contains(&runs), "{missed}: {runs} runs");
+        if missed == "each" {
+            assert_exact(&db).await;
+        }
+    }
+}
+
+#[actix::test]
+async fn a_server_that_restarts_in_the_middle_of_a_run_counts_for_no_attempt() {
+    let mut server = TestServer::start();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    db.execute(EFFECTS).await;
+    let slow = format!("{EFFECT}; SELECT pg_sleep(0.7)");
+    let keys = format!("attempts = 1\nmissed = \"each\"\n{}", every("1s", &slow));
+    let instance = Instance::new(&db, &keys).await;
+    eventually("it runs", async || runs(&db, "true").await > 0).await;
+    let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'j' AND wait_event = 'PgSleep')";
+    eventually("it is in the middle", || async {
+        db.value::<bool>(sleeps).await
+    })
+    .await;
+    server.stop_immediately();
+    server.start_again();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    let done = runs(&db, "true").await;
+    within(20 * SECOND, "it goes on", async || {
+        runs(&db, "true").await > done + 2
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    assert_eq!(runs(&db, "outcome <> 'done' OR attempt <> 1").await, 0);
+    assert_exact(&db).await;
+}
+
+#[actix::test]
+async fn max_restarts_ends_no_job_however_often_it_fails() {
+    let db = stage().await;
+    let keys = format!(
+        "max_restarts = {{ restarts = 1, within = \"1h\" }}\nattempts = 1\n{}",
+        every("100ms", "SELECT 1 / 0")
+    );
+    let instance = Instance::new(&db, &keys).await;
+    eventually("ten ticks are given up", async || {
+        runs(&db, "outcome = 'given up'").await >= 10
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn a_worker_that_crashes_resets_the_others_and_no_job() {
+    let db = stage().await;
+    let postmaster = db.postmaster();
+    let slow = format!("SELECT pg_sleep(1.5); {EFFECT}");
+    let instance = Instance::registered(&postmaster, &db, &every("2s", &slow)).await;
+    let sleeps = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'j' \
+                  AND datname = current_database() AND wait_event = 'PgSleep')";
+    eventually("it runs", || async { db.value::<bool>(sleeps).await }).await;
+    let crashes = BackgroundWorker::new("crashes").access(Access::Shared);
+    let crashes = crashes.restart_time(RestartTime::Never);
+    let main = async |_: WorkerContext| panic!("as it is meant to");
+    postmaster.register(crashes, main).await.unwrap();
+    eventually("the run ends well", || async {
+        runs(&db, "outcome = 'done'").await == 1
+    })
+    .await;
+    let job = &postmaster.workers().await.unwrap().registered[0];
+    assert_eq!(job.starts, 1);
+    instance.stop(Shutdown::Smart).await;
 }

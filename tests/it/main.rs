@@ -48,6 +48,7 @@ mod supervision;
 mod supervision_model;
 mod supervision_properties;
 mod support;
+mod three_functions;
 mod tidy;
 mod tls;
 mod triggers;

@@ -52,6 +52,8 @@ async fn of_three_instances_that_are_killed_at_random_one_runs_each_tick() {
     })
     .await;
     for mut instance in instances {
+        // One that has only just begun does not yet know what a signal means.
+        instance.wait_for("starting background worker");
         instance.signal(Signal::SIGTERM);
         assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
     }
@@ -318,4 +320,67 @@ fn next_shows_each_change_of_the_clocks_in_four_zones_as_debians_cron_has_it() {
         assert!(shown.eq(expected), "{window}\n{out}");
     }
     assert!(skipped > 10, "{skipped}");
+}
+
+/// A library that shifts the clock of a program by the seconds in a file.
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int done = real(clock, time);
+    if (done == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) {
+        FILE *file = fopen(getenv("CLOCK_SHIFT"), "r");
+        long shift = 0;
+        if (file) { if (fscanf(file, "%ld", &shift) != 1) shift = 0; fclose(file); }
+        time->tv_sec += shift;
+    }
+    return done;
+}
+"#;
+
+#[actix::test]
+async fn an_instance_whose_clock_jumps_by_an_hour_runs_each_tick_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let [source, library, shift] =
+        ["clock.c", "clock.so", "shift"].map(|name| directory.path().join(name));
+    std::fs::write(&source, CLOCK).unwrap();
+    let mut compiler = std::process::Command::new("gcc");
+    compiler
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&source)
+        .arg("-ldl");
+    assert!(compiler.status().unwrap().success());
+    let db = stage().await;
+    let config = job(&db, "1s", "SELECT 1");
+    let mut command = bgworker();
+    command
+        .env("LD_PRELOAD", &library)
+        .env("CLOCK_SHIFT", &shift);
+    command
+        .args(["run", "--log-format", "text", "--config"])
+        .arg(&config.path);
+    let mut instance = crate::support::daemon::Daemon::start(&mut command);
+    for hours in [0, 1, -1, 0] {
+        std::fs::write(&shift, (hours * 3_600).to_string()).unwrap();
+        // Its log shows that its clock has jumped.
+        instance.wait_for("j: done");
+        let line = instance.wait_for("j: done");
+        let (time, _) = line.trim().split_once(' ').unwrap();
+        let time: bgworker::schedule::Timestamp = time.parse().unwrap();
+        let now: i64 = db
+            .value("SELECT extract(epoch FROM clock_timestamp())::bigint")
+            .await;
+        let ahead = time.as_second() - now;
+        assert!((ahead - hours * 3_600).abs() < 60, "{hours} h: {ahead} s");
+    }
+    instance.signal(Signal::SIGTERM);
+    assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
+    assert_exact(&db).await;
+    assert!(db.value::<i64>("SELECT count(*) FROM effect").await >= 8);
 }

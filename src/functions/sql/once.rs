@@ -8,8 +8,11 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::job::{self, Claimed, JobRow};
+use super::napping::Untracked;
+use super::outside::lock;
 use super::run::{Failure, Ran, Run};
 use super::settings::{Job, Settings};
+use super::tables;
 use crate::database::{Connection, Database, DatabaseError};
 use crate::functions::beside::Beside;
 use crate::functions::session::Session;
@@ -112,7 +115,11 @@ pub async fn once(
             return dry_run(&run, &connection, once.tick).await;
         }
         if settings.naptime.is_some() {
-            return report(run.run_untracked().await?);
+            return match run.run_untracked().await? {
+                Untracked::Done { rows, took } => Ok(OnceReport::of(rows, took)),
+                Untracked::Failed(why) => Err(OnceError::Failed(why)),
+                Untracked::Crowded | Untracked::Interrupted => Err(OnceError::Interrupted),
+            };
         }
         see_to_row(&connection, name, &job).await?;
         let ran = if settings.transaction {
@@ -139,13 +146,21 @@ pub async fn once(
     ran
 }
 
-fn report(ran: Ran) -> Result<OnceReport, OnceError> {
-    match ran {
-        Ran::Done { rows, took, .. } => Ok(OnceReport {
+// === impl OnceReport ===
+
+impl OnceReport {
+    fn of(rows: u64, took: Duration) -> Self {
+        Self {
             rows,
             took,
             changes: Vec::new(),
-        }),
+        }
+    }
+}
+
+fn report(ran: Ran) -> Result<OnceReport, OnceError> {
+    match ran {
+        Ran::Done { rows, took, .. } => Ok(OnceReport::of(rows, took)),
         Ran::Failed { why, .. } => Err(OnceError::Failed(why)),
         Ran::Unmarked(why) => Err(OnceError::Failed(why.to_owned())),
         Ran::Elsewhere | Ran::Crowded => Err(OnceError::Running),
@@ -160,7 +175,7 @@ async fn see_to_row(
     job: &Job,
 ) -> Result<(), DatabaseError> {
     let session = Session::Own(Rc::clone(connection));
-    job::make_tables(&session).await?;
+    tables::make(&session).await?;
     let look = job::look(&session, name, Instant::now()).await?;
     if look.row.is_none() {
         job.declare(&session, name, look.now).await?;
@@ -173,7 +188,9 @@ async fn in_transaction(
     connection: &Connection,
     tick: Option<Timestamp>,
 ) -> Result<Ran, DatabaseError> {
-    connection.batch_execute("begin", &run.begin()).await?;
+    connection
+        .batch_execute("begin", &run.begin("READ WRITE"))
+        .await?;
     let Some(taken) = job::take(connection, run.name).await? else {
         return Ok(Ran::Elsewhere);
     };
@@ -186,7 +203,7 @@ async fn outside(
     connection: &Connection,
     tick: Option<Timestamp>,
 ) -> Result<Ran, DatabaseError> {
-    if !job::lock(connection, run.name).await? {
+    if !lock(connection, run.name).await? {
         return Ok(Ran::Elsewhere);
     }
     let Some((row, now)) = job::look_at_one(connection, run.name).await? else {
@@ -203,7 +220,9 @@ async fn dry_run(
     connection: &Connection,
     tick: Option<Timestamp>,
 ) -> Result<OnceReport, OnceError> {
-    connection.batch_execute("begin", &run.begin()).await?;
+    connection
+        .batch_execute("begin", &run.begin("READ WRITE"))
+        .await?;
     let now = job::clock(connection).await?;
     let tick = tick.unwrap_or(now);
     let before = tick.checked_sub(Duration::from_nanos(1)).unwrap_or(tick);

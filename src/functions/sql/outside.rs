@@ -8,18 +8,70 @@
 use std::ops::ControlFlow;
 
 use jiff::Timestamp;
+use tokio_postgres::types::Type;
 
 use super::due::{Due, due};
 use super::job::{self, Claimed};
 use super::run::{Failure, Ran, Run};
 use crate::database::{Connection, DatabaseError};
 
+/// The key of a job's advisory lock: a class of ours, and a digest of the name.
+const LOCK: &str = "1651994417, pg_catalog.hashtext($1)";
+
+/// Locks a job for this session, unless another session has it.
+pub(super) async fn lock(connection: &Connection, name: &str) -> Result<bool, DatabaseError> {
+    let sql = format!("SELECT pg_catalog.pg_try_advisory_lock({LOCK})");
+    let rows = connection
+        .query("lock the job", &sql, &[(&name, Type::TEXT)])
+        .await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
+}
+
+/// Whether this session has the job's lock still.
+async fn is_locked(connection: &Connection, name: &str) -> Result<bool, DatabaseError> {
+    let sql = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks AS l \
+               WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
+               AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() \
+               AND l.classid::pg_catalog.int8 OPERATOR(pg_catalog.=) 1651994417 \
+               AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) \
+               (pg_catalog.hashtext($1)::pg_catalog.int8 OPERATOR(pg_catalog.&) 4294967295)";
+    let rows = connection
+        .query("look for the job's lock", sql, &[(&name, Type::TEXT)])
+        .await?;
+    Ok(rows.first().is_some_and(|row| row.get::<_, i64>(0) > 0))
+}
+
+/// Writes down that a job runs outside of a transaction.
+async fn begin_outside(connection: &Connection, name: &str) -> Result<(), DatabaseError> {
+    let sql = "UPDATE bgworker.job AS j SET running_since = pg_catalog.clock_timestamp() \
+               WHERE j.name OPERATOR(pg_catalog.=) $1";
+    connection
+        .query("begin the run", sql, &[(&name, Type::TEXT)])
+        .await?;
+    Ok(())
+}
+
+/// The names of indexes that are not valid, such as one whose `CREATE INDEX CONCURRENTLY` has failed.
+async fn invalid_indexes(connection: &Connection) -> Result<Option<String>, DatabaseError> {
+    let sql = "SELECT pg_catalog.string_agg(i.indexrelid::pg_catalog.regclass::pg_catalog.text, ', ') \
+               FROM pg_catalog.pg_index AS i WHERE NOT i.indisvalid";
+    let rows = connection.query("look for invalid indexes", sql, &[]);
+    Ok(rows.await?.first().and_then(|row| row.get(0)))
+}
+
+/// The number of the transaction under way.
+async fn transaction(connection: &Connection) -> Result<String, DatabaseError> {
+    let sql = "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text";
+    let rows = connection.query("mark the tick", sql, &[]).await?;
+    Ok(rows.first().map_or_else(String::new, |row| row.get(0)))
+}
+
 // === impl Run ===
 
 impl Run<'_> {
     pub(super) async fn run_outside(&self, connection: &Connection) -> Result<Ran, DatabaseError> {
         let name = self.name;
-        if !job::lock(connection, name).await? {
+        if !lock(connection, name).await? {
             return Ok(Ran::Elsewhere);
         }
         let looked = job::look_at_one(connection, name).await?;
@@ -38,7 +90,7 @@ impl Run<'_> {
                 .mark_outside(connection, claimed, tick, Err(failure))
                 .await;
         }
-        job::begin_outside(connection, name).await?;
+        begin_outside(connection, name).await?;
         self.work_outside(connection, claimed, tick).await
     }
 
@@ -76,7 +128,7 @@ impl Run<'_> {
         let name = self.name;
         let reset = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; BEGIN";
         connection.batch_execute("mark the tick", reset).await?;
-        let worked = if job::is_locked(connection, name).await? {
+        let worked = if is_locked(connection, name).await? {
             worked
         } else {
             let why =
@@ -88,14 +140,14 @@ impl Run<'_> {
         };
         let worked = match worked {
             Err(mut failure) => {
-                if let Some(indexes) = job::invalid_indexes(connection).await? {
+                if let Some(indexes) = invalid_indexes(connection).await? {
                     failure.why += &format!("; indexes that are not valid: {indexes}");
                 }
                 Err(failure)
             }
             worked => worked,
         };
-        claimed.transaction = job::transaction(connection).await?;
+        claimed.transaction = transaction(connection).await?;
         self.settle(connection, &claimed, tick, worked).await
     }
 }

@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::due::{Due, attempts, done_with, due};
-use super::job::{self, Claimed, Look, Mark};
+use super::job::{self, Claimed, Look};
+use super::mark::{self, Mark};
 use super::settings::{Job, Settings};
 use crate::database::{
     Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict,
@@ -31,7 +32,7 @@ const CONFLICTS_MAX: u32 = 3;
 const SLACK: Duration = Duration::from_secs(1);
 
 /// Undoes what a statement may have left in a session that a pooler hands to other clients after the commit.
-const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; \
+pub(super) const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
 /// One run.
@@ -54,13 +55,13 @@ pub(super) enum Ran {
     Done {
         rows: u64,
         took: Duration,
-        after: Option<Look>,
+        after: Look,
     },
     /// Its statements failed, and that is marked. There may be another attempt.
     Failed {
         why: String,
         is_given_up: bool,
-        after: Option<Look>,
+        after: Look,
     },
     /// Its effects could not be marked, as this says, and may be there: it is not to be run again at once.
     Unmarked(&'static str),
@@ -115,48 +116,8 @@ impl Run<'_> {
         ran
     }
 
-    /// Runs the statements in one transaction, and writes down nothing.
-    pub(super) async fn run_untracked(&self) -> Result<Ran, DatabaseError> {
-        let Some(job_connection) = self.job_connection().await? else {
-            return Ok(Ran::Crowded);
-        };
-        let connection = job_connection.connection();
-        let at_work = self.beside.begin(connection.cancel_token());
-        // A standby takes no READ WRITE.
-        let begin = format!(
-            "{}; SET LOCAL application_name = {}",
-            self.begin().replace(" READ WRITE", ""),
-            literal(self.name)
-        );
-        let begun = Instant::now();
-        connection.batch_execute("begin", &begin).await?;
-        let worked = self.work(connection, None).await;
-        drop(at_work);
-        let worked = match self.unless_cut_short(worked) {
-            ControlFlow::Continue(worked) => worked,
-            ControlFlow::Break(end) => return end,
-        };
-        let (took, after) = (begun.elapsed(), None);
-        match worked {
-            Ok(rows) => {
-                let end = format!("{RESET}; COMMIT");
-                connection.batch_execute("end the run", &end).await?;
-                job_connection.keep().await;
-                Ok(Ran::Done { rows, took, after })
-            }
-            Err(Failure { why, .. }) => {
-                job_connection.close().await;
-                Ok(Ran::Failed {
-                    why,
-                    is_given_up: false,
-                    after,
-                })
-            }
-        }
-    }
-
     /// A connection to run on, in its turn. `None` if that does not come.
-    async fn job_connection(&self) -> Result<Option<JobConnection<'_>>, DatabaseError> {
+    pub(super) async fn job_connection(&self) -> Result<Option<JobConnection<'_>>, DatabaseError> {
         let dbname = self.settings.database.as_deref();
         let counts = self.settings.connection == ConnectionKind::Home;
         self.database
@@ -165,10 +126,11 @@ impl Run<'_> {
     }
 
     /// Begins a transaction for a run. One whose instance is frozen ends by itself.
-    pub(super) fn begin(&self) -> String {
+    pub(super) fn begin(&self, access: &str) -> String {
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+            "BEGIN ISOLATION LEVEL READ COMMITTED {access}; SET LOCAL application_name = {}; \
              SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL statement_timeout = {}",
+            literal(self.name),
             self.settings.timeout.as_millis()
         )
     }
@@ -179,11 +141,7 @@ impl Run<'_> {
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
         let declared = self.job.declared.as_str();
-        let begin = format!(
-            "{}; SET LOCAL application_name = {}",
-            self.begin(),
-            literal(self.name)
-        );
+        let begin = self.begin("READ WRITE");
         // Both are sent at once.
         let (begun, claimed) = tokio::join!(
             connection.batch_execute("begin", &begin),
@@ -263,15 +221,15 @@ impl Run<'_> {
         let mark = self.mark(claimed, tick, (took, ended), worked.as_ref());
         let history = self.settings.history;
         let (marked, committed) = tokio::join!(
-            job::mark(connection, self.name, &claimed.transaction, history, &mark),
+            mark::mark(connection, self.name, &claimed.transaction, history, &mark),
             connection.batch_execute("commit the run", "COMMIT")
         );
-        if marked.as_ref().is_err_and(job::is_unclaimed) {
+        if marked.as_ref().is_err_and(mark::is_unclaimed) {
             let why = "a statement ended the transaction that claims the tick: what it committed may be done again";
             return Ok(Ran::Unmarked(why));
         }
         marked.and(committed)?;
-        let after = Some(mark.look_after(&claimed.row, ended));
+        let after = mark.look_after(&claimed.row, ended);
         Ok(match worked {
             Ok(rows) => Ran::Done { rows, took, after },
             Err(Failure { why, .. }) => Ran::Failed {
@@ -303,7 +261,7 @@ impl Run<'_> {
             tick,
             took,
             outcome: match (worked.is_ok(), is_over) {
-                _ if self.is_once => job::ONCE,
+                _ if self.is_once => mark::ONCE,
                 (true, _) => "done",
                 (false, true) => "given up",
                 (false, false) => "failed",

@@ -151,8 +151,12 @@ impl Settings {
         mistakes.extend(self.read_file());
         mistakes.extend(self.check_statements());
         mistakes.extend(match worker.start_time {
+            StartTime::PostmasterStart => {
+                let message = "a job uses the server: it can only start at \"recovery_finished\"";
+                Some(Mistake::new("start_time", message))
+            }
             StartTime::ConsistentState => self.check_naptime(),
-            _ => self.check_times(),
+            StartTime::RecoveryFinished => self.check_times(),
         });
         mistakes
     }

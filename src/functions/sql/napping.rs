@@ -1,0 +1,146 @@
+//! A job without ticks, for workers that may be on standbys: each instance runs it for itself, and writes nothing down.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::due::SLEEP_MAX;
+use super::run::{Failure, RESET, Run};
+use super::settings::Settings;
+use super::{CROWDED, count};
+use crate::database::DatabaseError;
+use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
+use crate::functions::session::{ConnectionKind, Place};
+
+/// What an incarnation of such a job does.
+#[derive(Default)]
+pub(super) struct Napping {
+    was_ready: bool,
+}
+
+/// What became of a run that is not written down.
+pub(super) enum Untracked {
+    Done {
+        rows: u64,
+        took: Duration,
+    },
+    /// Its statements failed, as this says, and are undone.
+    Failed(String),
+    /// All connections for jobs are in use.
+    Crowded,
+    /// The worker is to stop.
+    Interrupted,
+}
+
+// === impl Run ===
+
+impl Run<'_> {
+    /// Runs the statements in one transaction, and writes nothing down.
+    pub(super) async fn run_untracked(&self) -> Result<Untracked, DatabaseError> {
+        let Some(job_connection) = self.job_connection().await? else {
+            return Ok(Untracked::Crowded);
+        };
+        let connection = job_connection.connection();
+        let at_work = self.beside.begin(connection.cancel_token());
+        let begun = Instant::now();
+        // What it may do is for the server to say.
+        let begin = self.begin("");
+        connection.batch_execute("begin", &begin).await?;
+        let worked = self.work(connection, None).await;
+        let worked = match self.unless_cut_short(worked) {
+            ControlFlow::Continue(worked) => worked,
+            ControlFlow::Break(end) => return end.map(|_| Untracked::Interrupted),
+        };
+        let ran = match worked {
+            Ok(rows) => {
+                let end = format!("{RESET}; COMMIT");
+                connection.batch_execute("end the run", &end).await?;
+                job_connection.keep().await;
+                Untracked::Done {
+                    rows,
+                    took: begun.elapsed(),
+                }
+            }
+            Err(Failure { why, .. }) => {
+                job_connection.close().await;
+                Untracked::Failed(why)
+            }
+        };
+        drop(at_work);
+        Ok(ran)
+    }
+}
+
+// === impl Napping ===
+
+impl Routine for Napping {
+    type Settings = Settings;
+
+    fn naptime(settings: &Settings) -> Duration {
+        settings.naptime.unwrap_or(SLEEP_MAX)
+    }
+
+    fn success_within(settings: &Settings, _: Duration) -> Duration {
+        settings.timeout.saturating_add(2 * Self::naptime(settings))
+    }
+
+    fn place(settings: &Settings) -> Place<'_> {
+        Place {
+            dbname: settings.database.as_deref(),
+            connection: ConnectionKind::Home,
+            in_order: true,
+        }
+    }
+
+    fn backlog(_: &Settings) -> String {
+        "its statements".to_owned()
+    }
+
+    fn advice(_: &DatabaseError) -> &'static str {
+        "it is run again after its naptime"
+    }
+
+    async fn cycle(&mut self, turn: Turn<'_, Settings>) -> Result<Outcome, CycleError> {
+        let Turn {
+            settings,
+            context,
+            beside,
+            ..
+        } = turn;
+        let job = settings.job().map_err(CycleError::Unusable)?;
+        let Some(database) = context.database() else {
+            return Ok(Outcome::Busy("there is no database"));
+        };
+        let run = Run {
+            name: context.name(),
+            latch: context.latch(),
+            database,
+            settings,
+            job: &job,
+            beside,
+            is_once: false,
+        };
+        let ran = Box::pin(run.run_untracked()).await?;
+        if !std::mem::replace(&mut self.was_ready, true) {
+            context.ready();
+        }
+        Ok(match ran {
+            Untracked::Done { rows, took } => {
+                count(context.name(), context.progress(), rows, took);
+                Outcome::Done
+            }
+            Untracked::Failed(why) => Outcome::Waits(why),
+            Untracked::Crowded => Outcome::Busy(CROWDED),
+            Untracked::Interrupted => Outcome::Done,
+        })
+    }
+
+    fn was_ready(&self) -> bool {
+        self.was_ready
+    }
+
+    fn forget_prepared(&mut self) {}
+
+    fn forget(&mut self) {}
+}

@@ -1,0 +1,122 @@
+//! Workers of three functions in one configuration, one of them an embedding program's: run, reloaded and shown alike.
+
+use std::time::Duration;
+
+use bgworker::config::{self, ConfigFile, Function, Functions, Settings, Sources};
+use bgworker::reload::InForce;
+use bgworker::supervision::{Limits, Shutdown};
+use bgworker::{Main, Postmaster, WorkerContext};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::Level;
+
+use crate::support::database::TestDatabase;
+use crate::support::eventually;
+use crate::support::log::Log;
+
+/// Reports a level, again and again.
+struct Gauge;
+
+#[derive(Clone, Serialize, Deserialize)]
+struct GaugeSettings {
+    level: i32,
+    #[serde(default)]
+    unit: String,
+}
+
+impl Function for Gauge {
+    const NAME: &'static str = "gauge";
+    const IN_PLACE: &'static [&'static str] = &["level"];
+
+    type Settings = GaugeSettings;
+
+    fn main(&self, settings: watch::Receiver<GaugeSettings>) -> impl Main {
+        move |mut context: WorkerContext| {
+            let settings = settings.clone();
+            async move {
+                context.ready();
+                loop {
+                    let level = i64::from(settings.borrow().level);
+                    context.progress().level("level", level);
+                    if context.nap(Duration::from_millis(10)).await.is_stop() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn read(db: &TestDatabase, [spi, job, gauge]: [&str; 3]) -> Settings {
+    let url = db.conninfo().replace('\\', "\\\\").replace('"', "\\\"");
+    let text = format!(
+        "[database]\nurl = \"{url}\"\n\
+         [[worker]]\nname = \"w\"\n{spi}\n\
+         [[worker]]\nname = \"j\"\nfunction = \"sql\"\nevery = \"1s\"\n{job}\n\
+         [[worker]]\nname = \"g\"\nfunction = \"gauge\"\n{gauge}\n"
+    );
+    let path = "b.toml".into();
+    let sources = Sources {
+        file: Some(ConfigFile { path, text }),
+        ..Sources::default()
+    };
+    let functions = Functions::built_in().with(Gauge);
+    config::read(&sources, &functions).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[actix::test]
+async fn three_functions_run_and_a_reload_changes_each_as_it_says_with_a_line_each() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let spi = "schema = \"s\"\ntable = \"t\"\nnaptime = \"10ms\"\ninitial_total = 7";
+    let first = [spi, "sql = \"SELECT 1\"", "level = 1"];
+    let postmaster = Postmaster::launch(Limits::default(), Some(db.database.clone())).unwrap();
+    let in_force = InForce::register(read(&db, first), postmaster.clone());
+    let mut in_force = in_force.await.unwrap();
+    let figures = async || {
+        let workers = postmaster.workers().await.unwrap().registered;
+        let reports = workers
+            .into_iter()
+            .map(|worker| (worker.worker.name.to_string(), worker.report));
+        reports.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    eventually("each has done its work", async || {
+        let figures = figures().await;
+        figures["g"].level("level") == Some(1)
+            && figures["j"].count("runs") > 0
+            && figures["w"].cycles > 1
+    })
+    .await;
+
+    // What a function lets be changed in place.
+    let spi = spi.replace("10ms", "20ms");
+    let job = "sql = \"SELECT 1\"\nmissed = \"skip\"";
+    let changed = read(&db, [&spi, job, "level = 2"]);
+    in_force.reload(changed).await.unwrap();
+    eventually("the gauge shows the other level", async || {
+        figures().await["g"].level("level") == Some(2)
+    })
+    .await;
+    for (worker, key) in [("w", "naptime"), ("j", "missed"), ("g", "level")] {
+        let line = format!("parameters of worker \"{worker}\" changed: {key}");
+        assert_eq!(log.with(Level::INFO, &line).len(), 1, "{}", log.text());
+    }
+
+    // And what replaces the worker.
+    let spi = spi.replace("\"t\"", "\"u\"");
+    let job = job.replace("SELECT 1", "SELECT 2");
+    let gauge = "level = 2\nunit = \"m\"";
+    let changed = read(&db, [&spi, &job, gauge]);
+    in_force.reload(changed).await.unwrap();
+    for (worker, key) in [("w", "table"), ("j", "sql"), ("g", "unit")] {
+        let line = format!("worker \"{worker}\" replaced, since it has another {key}");
+        assert_eq!(log.with(Level::INFO, &line).len(), 1, "{}", log.text());
+    }
+    eventually("the other table is there", async || {
+        db.value::<bool>("SELECT to_regclass('s.u') IS NOT NULL")
+            .await
+    })
+    .await;
+    postmaster.shut_down(Shutdown::Smart);
+    assert!(postmaster.exited().await.unwrap().aborted.is_empty());
+}
