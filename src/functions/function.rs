@@ -40,8 +40,8 @@ pub trait Function: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// What a worker with these settings makes in its database where it is missing, and how a role gets the right to use
-    /// it: for those whose administrator makes it.
+    /// What a worker with these settings makes in its database where it is missing, and what grants a role the right to
+    /// use it. `bgworker ddl` prints it for an administrator.
     fn objects(&self, settings: &Self::Settings, role: &str) -> Objects {
         let _ = (settings, role);
         Objects::default()

@@ -55,7 +55,7 @@ async fn ten_thousand_ticks_are_done_once_or_given_up_though_sessions_are_ended_
             () = done => {}
             () = ends => {}
         }
-        // Nobody runs it while the two tables are compared.
+        // No instance runs the job while the two tables are compared.
         let transaction = db.connect().await;
         let lock = "BEGIN; LOCK TABLE bgworker.job";
         transaction.batch_execute("lock", lock).await.unwrap();

@@ -118,16 +118,7 @@ mod tests {
     }
 
     fn row(last_tick: &str) -> JobRow {
-        JobRow {
-            last_tick: time(last_tick),
-            last_done: time(last_tick),
-            attempt: 0,
-            attempt_tick: None,
-            retry_at: None,
-            running_since: None,
-            declared: String::new(),
-            declared_by: String::new(),
-        }
+        JobRow::new(time(last_tick))
     }
 
     fn decide(last_tick: &str, now: &str, missed: Missed) -> Due {

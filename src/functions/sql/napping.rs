@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::{CROWDED, count};
 use crate::database::DatabaseError;
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
-use crate::functions::session::{ConnectionKind, Place};
+use crate::functions::session::Place;
 
 /// What an incarnation of such a job does.
 #[derive(Default)]
@@ -86,11 +86,7 @@ impl Routine for Napping {
     }
 
     fn place(settings: &Settings) -> Place<'_> {
-        Place {
-            dbname: settings.database.as_deref(),
-            connection: ConnectionKind::Home,
-            in_order: true,
-        }
+        settings.place()
     }
 
     fn backlog(_: &Settings) -> String {
@@ -109,17 +105,8 @@ impl Routine for Napping {
             ..
         } = turn;
         let job = settings.job().map_err(CycleError::Unusable)?;
-        let Some(database) = context.database() else {
+        let Some(run) = Run::of(context, settings, &job, beside) else {
             return Ok(Outcome::Busy("there is no database"));
-        };
-        let run = Run {
-            name: context.name(),
-            latch: context.latch(),
-            database,
-            settings,
-            job: &job,
-            beside,
-            is_once: false,
         };
         let ran = Box::pin(run.run_untracked()).await?;
         if !std::mem::replace(&mut self.was_ready, true) {

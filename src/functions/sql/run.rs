@@ -16,6 +16,7 @@ use super::due::{Due, attempts, done_with, due};
 use super::job::{self, Claimed, Look};
 use super::mark::{self, Mark};
 use super::settings::{Job, Settings};
+use crate::context::WorkerContext;
 use crate::database::{
     Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict,
     is_for_no_transaction,
@@ -92,7 +93,25 @@ pub(super) fn end(worked: &Result<u64, Failure>) -> String {
 
 // === impl Run ===
 
-impl Run<'_> {
+impl<'r> Run<'r> {
+    /// A run of a worker's job. `None` without a database.
+    pub(super) fn of(
+        context: &'r WorkerContext,
+        settings: &'r Settings,
+        job: &'r Job,
+        beside: &'r Beside,
+    ) -> Option<Self> {
+        Some(Self {
+            name: context.name(),
+            latch: context.latch(),
+            database: context.database()?,
+            settings,
+            job,
+            beside,
+            is_once: false,
+        })
+    }
+
     /// Runs the tick that is due, if this instance gets it.
     pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
         let Some(job_connection) = self.job_connection().await? else {

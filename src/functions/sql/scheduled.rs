@@ -16,7 +16,7 @@ use super::{CROWDED, GIVEN_UP, NEXT_TICK, count};
 use crate::context::WorkerContext;
 use crate::database::DatabaseError;
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
-use crate::functions::session::{ConnectionKind, Place, Session};
+use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
 
 /// How soon a job is looked at again whose tick another session has.
@@ -45,7 +45,7 @@ pub(super) struct Scheduled {
 enum Seen {
     /// One that begins now: a tick may be due.
     Nothing,
-    /// Nothing was due: one that another worker of the database began after this one will do.
+    /// Nothing was due: a look that any worker of the database began after this one is new enough.
     Idle(Instant),
     /// None is needed: this is how its own run left it.
     AfterRun(Look),
@@ -168,11 +168,7 @@ impl Routine for Scheduled {
     }
 
     fn place(settings: &Settings) -> Place<'_> {
-        Place {
-            dbname: settings.database.as_deref(),
-            connection: ConnectionKind::Home,
-            in_order: true,
-        }
+        settings.place()
     }
 
     fn backlog(_: &Settings) -> String {
@@ -226,23 +222,14 @@ impl Routine for Scheduled {
                 context.name().replace('\'', "''")
             ))),
             Due::Now(tick) => {
-                let Some(database) = context.database() else {
+                let Some(run) = Run::of(context, settings, &job, beside) else {
                     return Ok(Outcome::Busy("there is no database"));
                 };
-                if !settings.transaction && !database.settings().prepare {
+                if !settings.transaction && !run.database.settings().prepare {
                     let why = "\"transaction = false\" takes a lock of a session, which cannot be had behind a pooler \
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned()));
                 }
-                let run = Run {
-                    name: context.name(),
-                    latch: context.latch(),
-                    database,
-                    settings,
-                    job: &job,
-                    beside,
-                    is_once: false,
-                };
                 // Not to be paid for by every look.
                 let ran = Box::pin(run.run(tick)).await?;
                 if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {

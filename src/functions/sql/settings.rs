@@ -11,7 +11,7 @@ use super::statements::{self, Statement};
 use crate::background_worker::{BackgroundWorker, Backoff, RestartTime, StartTime};
 use crate::database::DatabaseError;
 use crate::functions::function::Mistake;
-use crate::functions::session::{ConnectionKind, Session};
+use crate::functions::session::{ConnectionKind, Place, Session};
 use crate::schedule::{InvalidSchedule, Schedule, Timestamp};
 
 /// What a job does, and when.
@@ -137,6 +137,15 @@ impl Settings {
 
     fn unset_history() -> u32 {
         20
+    }
+
+    /// Where its looks run; its statements have a connection of their own.
+    pub(super) fn place(&self) -> Place<'_> {
+        Place {
+            dbname: self.database.as_deref(),
+            connection: ConnectionKind::Home,
+            in_order: true,
+        }
     }
 
     /// The zone of its schedule.
