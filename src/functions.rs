@@ -15,6 +15,7 @@ mod runner;
 mod session;
 #[cfg(feature = "config")]
 pub mod sql;
+mod windows;
 pub mod worker_spi;
 
 #[cfg(feature = "config")]

@@ -78,6 +78,8 @@ enum Scenario {
     Backlog,
     /// Inserts at a rate, and what dead rows do to the table.
     Stream,
+    /// The same beside a snapshot that another client holds.
+    Held,
     /// From an insert to its fold.
     Latency,
     /// Jobs: from a tick to its mark, a thousand at one moment, and what a tick and a job that waits cost.
@@ -144,6 +146,7 @@ async fn measure(arguments: &BenchArguments, conninfo: ConnInfo) -> Result<(), B
             Scenario::Fleet => scenarios::fleet(&ground, arguments, report, progress).await?,
             Scenario::Backlog => scenarios::backlog(&ground, arguments, report, progress).await?,
             Scenario::Stream => scenarios::stream(&ground, arguments, report, progress).await?,
+            Scenario::Held => scenarios::held(&ground, arguments, report, progress).await?,
             Scenario::Latency => scenarios::latency(&ground, arguments, report, progress).await?,
             Scenario::Jobs => scenarios::jobs(&ground, arguments, report, progress).await?,
         }
@@ -173,7 +176,7 @@ impl Scenario {
             Self::Idle => scenarios::idle_steps(arguments),
             Self::Fleet => scenarios::fleet_steps(arguments),
             Self::Backlog => scenarios::BACKLOG_STEPS,
-            Self::Stream | Self::Latency => 1,
+            Self::Stream | Self::Held | Self::Latency => 1,
             Self::Jobs => 3,
         }
     }

@@ -85,13 +85,6 @@ pub(super) enum Outcome {
     /// It did all there was to do, which may have been nothing.
     Done,
     /// It did all there was to do, and there is nothing to do for this long.
-    #[cfg_attr(
-        not(feature = "config"),
-        expect(
-            dead_code,
-            reason = "the functions that need it come with configuration"
-        )
-    )]
     Idle(Duration),
     /// What it did failed, as this says, and that was dealt with: it goes on at once.
     #[cfg_attr(

@@ -23,7 +23,9 @@
 //! ```
 
 mod cycle;
+mod fold;
 mod initialize;
+mod large_table;
 mod statement;
 mod table;
 mod truncation;
@@ -35,7 +37,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::info;
 
-use self::cycle::{Cycle, Found};
+use self::cycle::Cycle;
+use self::fold::Found;
 use self::initialize::Known;
 pub use self::table::{InvalidTable, Table};
 pub use self::unusable::UnusableTable;
@@ -204,6 +207,15 @@ impl Function for WorkerSpi {
 // === impl Folding ===
 
 impl Folding {
+    /// It naps, unless it is in the middle of a sweep.
+    fn goes_on(&self) -> Outcome {
+        if self.cycle.is_sweeping() {
+            Outcome::Idle(Duration::ZERO)
+        } else {
+            Outcome::Done
+        }
+    }
+
     /// Has the table vacuumed if this many deltas more have left their room behind.
     fn vacuum_if_due(&mut self, settings: &Settings, context: &WorkerContext, folded: u64) {
         self.vacuum.count(folded);
@@ -212,9 +224,8 @@ impl Folding {
         }
         if let Some(database) = context.database().cloned() {
             let worker = context.name().to_owned();
-            let sql = settings.table().vacuum(&worker);
-            self.vacuum
-                .begin(database, worker, settings.database.clone(), sql);
+            let (dbname, table) = (settings.database.clone(), settings.table());
+            self.vacuum.begin(database, worker, dbname, table);
         }
     }
 }
@@ -262,9 +273,9 @@ impl Routine for Folding {
                     worker,
                     rows, total, "{worker}: count in {table} is now {total}"
                 );
-                Outcome::Done
+                self.goes_on()
             }
-            Found::Idle => Outcome::Done,
+            Found::Idle => self.goes_on(),
             Found::Skipped => Outcome::Busy("others hold its total"),
             Found::NoTotal => Outcome::Waits(format!(
                 "{} has deltas but no total: they wait until one is inserted",

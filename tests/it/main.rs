@@ -21,6 +21,7 @@ mod examples;
 mod faults;
 mod fold;
 mod functions;
+mod held_snapshot;
 mod home;
 mod http;
 mod idle;

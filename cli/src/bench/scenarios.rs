@@ -14,7 +14,7 @@ pub(super) use self::fleet::{fleet, steps as fleet_steps};
 pub(super) use self::idle::{idle, steps as idle_steps};
 pub(super) use self::jobs::jobs;
 pub(super) use self::latency::latency;
-pub(super) use self::stream::stream;
+pub(super) use self::stream::{held, stream};
 use super::report::Better;
 
 const SECOND: Duration = Duration::from_secs(1);

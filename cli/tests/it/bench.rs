@@ -32,7 +32,9 @@ async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing(
     assert_eq!(code, 0, "{err}");
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     let figures = report["figures"].as_array().unwrap();
-    for scenario in ["idle", "fleet", "backlog", "stream", "latency", "jobs"] {
+    for scenario in [
+        "idle", "fleet", "backlog", "stream", "held", "latency", "jobs",
+    ] {
         let of_it = figures
             .iter()
             .filter(|figure| figure["scenario"] == scenario);
@@ -58,7 +60,7 @@ async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing(
             .unwrap()
             > 0.0
     );
-    assert_eq!(report["plots"].as_array().unwrap().len(), 2);
+    assert_eq!(report["plots"].as_array().unwrap().len(), 4);
     let page = std::fs::read_to_string(&page).unwrap();
     assert!(page.starts_with("<!doctype html>") && page.contains("<svg"));
     assert!(!page.contains("http"), "nothing from elsewhere");

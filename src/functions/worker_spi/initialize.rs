@@ -136,6 +136,20 @@ pub(super) async fn insert_initial_total(
     session.query(doing, &sql, total).await.map(drop)
 }
 
+/// Policies hide rows of a table that were not there when it was looked at.
+pub(super) async fn hidden_by_row_security(
+    session: &Session,
+    table: &Table,
+) -> Result<UnusableTable, DatabaseError> {
+    let sql = "SELECT current_user::pg_catalog.text";
+    let rows = session.query("ask for the role", sql, Vec::new()).await?;
+    let role: String = rows.first().map_or_else(String::new, |row| row.get(0));
+    Ok(UnusableTable::RowSecurity {
+        table: table.to_string(),
+        mend: bypass_row_security(&role),
+    })
+}
+
 // === impl Known ===
 
 impl Known {

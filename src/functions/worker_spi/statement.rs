@@ -46,8 +46,21 @@ impl Table {
         }
     }
 
+    /// Looks for something to fold in some blocks of a large table: one row of where the first delta is, of how many
+    /// blocks the table has, and of whether policies hide rows.
+    pub(super) fn look(&self, worker: &str, piece: Piece) -> String {
+        format!(
+            "{} SELECT (SELECT ctid FROM {} WHERE {} LIMIT 1), {}, pg_catalog.row_security_active({})",
+            comment(worker),
+            self.sql(),
+            deltas(piece),
+            self.blocks(),
+            self.regclass(),
+        )
+    }
+
     /// Folds the deltas of some blocks into the total, and says what came of it: one row of the new
-    /// total, the number of deltas folded, the outcome, and whether the table has blocks beyond.
+    /// total, the number of deltas folded, the outcome, and how many blocks the table has.
     ///
     /// One statement, so one transaction, and exact under READ COMMITTED whatever others do:
     ///
@@ -65,15 +78,11 @@ impl Table {
     ///
     /// The blocks stand in its text, so that it is planned for the table as it is now: a plan that was
     /// made for a small table would read the whole of a big one for each piece.
-    pub(super) fn fold(&self, worker: &str, Piece { from, blocks }: Piece) -> String {
+    pub(super) fn fold(&self, worker: &str, piece: Piece) -> String {
         let table = self.sql();
         let regclass = self.regclass();
         let worker = comment(worker);
-        let end = from.saturating_add(blocks);
-        let deltas = format!(
-            "ctid OPERATOR(pg_catalog.>=) '({from},0)'::pg_catalog.tid \
-             AND ctid OPERATOR(pg_catalog.<) '({end},0)'::pg_catalog.tid AND {DELTA} AND value IS NOT NULL"
-        );
+        let deltas = deltas(piece);
         format!(
             "{worker} WITH pending AS MATERIALIZED (\
              SELECT EXISTS (SELECT FROM {table} WHERE {deltas}) AS found\
@@ -104,8 +113,7 @@ impl Table {
              WHEN rows OPERATOR(pg_catalog.=) 0 THEN '{SKIPPED}' \
              WHEN (after OPERATOR(pg_catalog.=) (before OPERATOR(pg_catalog.+) sum)) IS NOT TRUE \
              THEN pg_catalog.format('bgworker: the total is %s and not %s', after, before OPERATOR(pg_catalog.+) sum)\
-             ::pg_catalog.int4::pg_catalog.text ELSE '{FOLDED}' END FROM checked) END, \
-             {blocks} OPERATOR(pg_catalog.>) {end}",
+             ::pg_catalog.int4::pg_catalog.text ELSE '{FOLDED}' END FROM checked) END, {blocks}",
             blocks = self.blocks(),
         )
     }
@@ -319,6 +327,15 @@ pub(super) const IDLE: &str = "idle";
 pub(super) const SKIPPED: &str = "skipped";
 /// The outcome of a fold: there are deltas and no total.
 pub(super) const NO_TOTAL: &str = "no total";
+
+/// A row is a delta of these blocks that can be folded.
+fn deltas(Piece { from, blocks }: Piece) -> String {
+    let end = from.saturating_add(blocks);
+    format!(
+        "ctid OPERATOR(pg_catalog.>=) '({from},0)'::pg_catalog.tid \
+         AND ctid OPERATOR(pg_catalog.<) '({end},0)'::pg_catalog.tid AND {DELTA} AND value IS NOT NULL"
+    )
+}
 
 /// Says whose statement it is.
 fn comment(worker: &str) -> String {

@@ -3,16 +3,25 @@
 //! On a connection of its own that is closed afterwards, one table at a time for each server, so that
 //! nobody waits for it but the server's disks.
 
-use tokio::task::AbortHandle;
-use tracing::debug;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::task::AbortHandle;
+use tracing::{debug, warn};
+
+use super::table::Table;
 use crate::database::{Database, DatabaseError};
+
+/// A table that has more blocks than this after a vacuum, 32 MB, is told.
+const LARGE: i64 = 4_096;
 
 /// What a worker has folded since its table was last vacuumed, and the vacuum that may be under way.
 #[derive(Debug, Default)]
 pub(super) struct Vacuum {
     folded: u64,
     under_way: Option<AbortHandle>,
+    /// It was told that the last one left a large table.
+    told: Arc<AtomicBool>,
 }
 
 // === impl Vacuum ===
@@ -35,12 +44,26 @@ impl Vacuum {
         database: Database,
         worker: String,
         dbname: Option<String>,
-        sql: String,
+        table: Table,
     ) {
         self.folded = 0;
+        let told = Arc::clone(&self.told);
         let vacuuming = async move {
-            match vacuum(&database, &worker, dbname.as_deref(), &sql).await {
-                Ok(()) => debug!(worker, "{worker}: vacuumed its table"),
+            match vacuum(&database, &worker, dbname.as_deref(), &table).await {
+                Ok(blocks) => {
+                    debug!(worker, "{worker}: vacuumed its table");
+                    let is_large = blocks > LARGE;
+                    if is_large && !told.load(Ordering::Relaxed) {
+                        let megabytes = blocks / 128;
+                        warn!(
+                            worker,
+                            "{worker}: {table} takes {megabytes} MB, though its deltas are folded: as long as a client holds \
+                             an old snapshot (backend_xmin in pg_stat_activity), no room is given back; \
+                             afterwards VACUUM FULL {table} gives all of it back"
+                        );
+                    }
+                    told.store(is_large, Ordering::Relaxed);
+                }
                 Err(error) => debug!(worker, "{worker}: could not vacuum its table: {error}"),
             }
         };
@@ -56,15 +79,23 @@ impl Drop for Vacuum {
     }
 }
 
+/// Vacuums the table, and returns how many blocks of 8 kB it has then.
 async fn vacuum(
     database: &Database,
     worker: &str,
     dbname: Option<&str>,
-    sql: &str,
-) -> Result<(), DatabaseError> {
+    table: &Table,
+) -> Result<i64, DatabaseError> {
     let _turn = database.housekeeping().await;
     let connection = database.connect(worker, dbname).await?;
-    let vacuumed = connection.batch_execute("vacuum", sql).await;
+    let vacuumed = connection
+        .batch_execute("vacuum", &table.vacuum(worker))
+        .await;
+    let size = table.count_blocks(worker);
+    let blocks = match vacuumed {
+        Ok(()) => connection.query("look at its size", &size, &[]).await,
+        Err(error) => Err(error),
+    };
     connection.close().await;
-    vacuumed
+    Ok(blocks?.first().map_or(0, |row| row.get(0)))
 }

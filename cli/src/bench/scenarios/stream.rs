@@ -35,9 +35,36 @@ pub(in crate::bench) async fn stream(
     report: &mut Report,
     progress: &Progress,
 ) -> Result<(), Box<dyn Error>> {
+    measure("stream", ground, arguments, report, progress).await
+}
+
+/// The same beside a snapshot that another client holds, so that no row goes.
+pub(in crate::bench) async fn held(
+    ground: &Ground,
+    arguments: &BenchArguments,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<(), Box<dyn Error>> {
+    let database = Database::new(ground.conninfo.clone(), database::Settings::default())?;
+    let holder = database.connect("bgworker bench", None).await?;
+    let hold = "SET idle_in_transaction_session_timeout = 0; \
+                BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_catalog.pg_class LIMIT 1";
+    holder.batch_execute("hold a snapshot", hold).await?;
+    measure("held", ground, arguments, report, progress).await?;
+    holder.close().await;
+    Ok(())
+}
+
+async fn measure(
+    scenario: &'static str,
+    ground: &Ground,
+    arguments: &BenchArguments,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<(), Box<dyn Error>> {
     let time = SECOND * arguments.seconds.max(5);
-    progress.step("stream");
-    let tables = ground.tables("stream", 1).await?;
+    progress.step(scenario);
+    let tables = ground.tables(scenario, 1).await?;
     let table = &tables[0];
     let fleet = Fleet::on(ground, &tables, 1, NAPTIME).await?;
     let database = Database::new(ground.conninfo.clone(), database::Settings::default())?;
@@ -54,7 +81,7 @@ pub(in crate::bench) async fn stream(
     let mut before = fleet.cycles().await?[0];
     while !inserting.is_finished() {
         let at = begin.elapsed().as_secs_f64();
-        progress.say(format!("stream: {at:.0} s of {} s", time.as_secs()));
+        progress.say(format!("{scenario}: {at:.0} s of {} s", time.as_secs()));
         tokio::time::sleep(SECOND).await;
         let size: i64 = ground
             .value(&format!(
@@ -81,29 +108,29 @@ pub(in crate::bench) async fn stream(
     let largest = |points: &[(f64, f64)]| points.iter().map(|(_, y)| *y).fold(0.0, f64::max);
     let rate = inserted as f64 / time.as_secs_f64();
     let what = "rows inserted, and folded";
-    report.add("stream", what, PER_SECOND, rate, None);
+    report.add(scenario, what, PER_SECOND, rate, None);
     let what = "size of the table at most";
-    report.add("stream", what, MEGABYTES, largest(&sizes), None);
+    report.add(scenario, what, MEGABYTES, largest(&sizes), None);
     let what = "mean cycle of the worst second";
-    report.add("stream", what, MILLISECONDS, largest(&cycle_times), None);
+    report.add(scenario, what, MILLISECONDS, largest(&cycle_times), None);
     for (what, percent) in [("p50", 50), ("p99", 99), ("at most", 100)] {
         let what = format!("from an insert to its fold, naptime 50 ms, {what}");
         let latency = percentile(&mut latencies, percent);
-        report.add("stream", what, MILLISECONDS, latency, None);
+        report.add(scenario, what, MILLISECONDS, latency, None);
     }
     if let Some(cpu) = used.cpu {
         let what = "processor, both sides and the inserts, for a million rows";
-        report.add("stream", what, SECONDS, cpu * 1e6 / inserted as f64, None);
+        report.add(scenario, what, SECONDS, cpu * 1e6 / inserted as f64, None);
     }
     let what = "write-ahead log of a row, inserted and folded";
-    report.add("stream", what, BYTES, used.wal / inserted as f64, None);
+    report.add(scenario, what, BYTES, used.wal / inserted as f64, None);
     report.plots.push(Plot {
-        title: "stream: size of the table".to_owned(),
+        title: format!("{scenario}: size of the table"),
         unit: "MB",
         points: sizes,
     });
     report.plots.push(Plot {
-        title: "stream: mean time of a cycle".to_owned(),
+        title: format!("{scenario}: mean time of a cycle"),
         unit: "ms",
         points: cycle_times,
     });

@@ -1,0 +1,209 @@
+//! Which blocks of a large table to look at next, so that a look takes milliseconds however large the table is. Pure.
+//!
+//! Where a snapshot is held, the rows that were folded stay, and a look through all of them takes longer and longer. New
+//! rows lie at the end of such a table. So a look begins at the *tail*, shortly before the end that the table had when it
+//! was last looked through. What lies before the tail, such as a row whose transaction committed late, is found by a
+//! *sweep*, window by window, after which the worker rests from sweeping for nineteen times as long. Where a sweep finds
+//! something, room of folded rows is used again, and the next sweep follows sooner. A look that took longer than
+//! [`LOOK_MAX`], on a busy server say, makes no rest longer: so how long a row may wait follows from the table's size.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How many blocks one look reads. A table that has no more is looked at whole.
+pub(super) const WINDOW: u32 = 256;
+
+/// How far before its end the tail of a table begins: sessions that insert at the same time fill blocks of their own.
+const MARGIN: u32 = 64;
+
+/// How many times as long as a sweep that found nothing the rest after it lasts: looking takes a twentieth of the time.
+const REST: u32 = 19;
+
+/// How long one look takes as far as rests are concerned, at most.
+const LOOK_MAX: Duration = Duration::from_millis(3);
+
+/// As [`REST`], after a sweep that found something, or was one of few windows: then it is over before the next nap is.
+const SHORT_REST: u32 = 1;
+
+/// How many windows are few.
+const FEW: u32 = 2;
+
+/// The place in a large table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Windows {
+    tail: u32,
+    sweep: Sweep,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sweep {
+    /// What lies before this block has been looked at, in this time.
+    UnderWay {
+        next: u32,
+        took: Duration,
+        has_found: bool,
+    },
+    /// The next one begins then.
+    Rests { until: Instant },
+}
+
+// === impl Sweep ===
+
+impl Sweep {
+    const BEGIN: Self = Self::UnderWay {
+        next: 0,
+        took: Duration::ZERO,
+        has_found: false,
+    };
+}
+
+// === impl Windows ===
+
+impl Windows {
+    /// Of a table with this many blocks, which begins with a sweep; `None` if that is to be looked at whole.
+    pub(super) fn of(blocks: u32) -> Option<Self> {
+        (blocks > WINDOW).then(|| Self {
+            tail: blocks - MARGIN,
+            sweep: Sweep::BEGIN,
+        })
+    }
+
+    /// Where the look of each nap begins.
+    pub(super) fn tail(&self) -> u32 {
+        self.tail
+    }
+
+    /// The table was looked through from the tail to its end, which was here.
+    pub(super) fn looked_through(&mut self, blocks: u32) {
+        self.tail = self.tail.max(blocks.saturating_sub(MARGIN));
+    }
+
+    /// The first block of the window that the sweep is to look at now, and the first one after it.
+    pub(super) fn next_window(&mut self, now: Instant) -> Option<(u32, u32)> {
+        if let Sweep::Rests { until } = self.sweep
+            && until <= now
+        {
+            self.sweep = Sweep::BEGIN;
+        }
+        match self.sweep {
+            Sweep::UnderWay { next, .. } => Some((next, (next + WINDOW).min(self.tail))),
+            Sweep::Rests { .. } => None,
+        }
+    }
+
+    /// The sweep has looked at its window, in this time, and found something or not.
+    pub(super) fn swept(&mut self, looked: Duration, found: bool, now: Instant) {
+        if let Sweep::UnderWay {
+            next,
+            took,
+            has_found,
+        } = self.sweep
+        {
+            let (next, took) = (next + WINDOW, took + looked.min(LOOK_MAX));
+            let has_found = has_found || found;
+            self.sweep = if next < self.tail {
+                Sweep::UnderWay {
+                    next,
+                    took,
+                    has_found,
+                }
+            } else {
+                let is_short = has_found || self.tail <= FEW * WINDOW;
+                let rest = if is_short { SHORT_REST } else { REST };
+                Sweep::Rests {
+                    until: now + took * rest,
+                }
+            };
+        }
+    }
+
+    /// Whether there is more to look at than one look does.
+    pub(super) fn is_sweeping(&self) -> bool {
+        matches!(self.sweep, Sweep::UnderWay { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOK: Duration = Duration::from_millis(2);
+
+    /// Sweeps to the end, and returns the windows and the time when it was there.
+    fn sweep(windows: &mut Windows, mut now: Instant) -> (Vec<(u32, u32)>, Instant) {
+        let mut seen = Vec::new();
+        while let Some(window) = windows.next_window(now) {
+            now += LOOK;
+            windows.swept(LOOK, false, now);
+            seen.push(window);
+        }
+        (seen, now)
+    }
+
+    #[test]
+    fn a_small_table_is_looked_at_whole() {
+        assert_eq!(Windows::of(WINDOW), None);
+        assert_eq!(Windows::of(WINDOW + 1).unwrap().tail(), WINDOW + 1 - MARGIN);
+    }
+
+    #[test]
+    fn a_sweep_looks_at_each_block_before_the_tail_once() {
+        for blocks in [257, 300, 576, 1_000, 80_000] {
+            let mut windows = Windows::of(blocks).unwrap();
+            let (seen, _) = sweep(&mut windows, Instant::now());
+            assert_eq!(seen.first().unwrap().0, 0);
+            assert_eq!(seen.last().unwrap().1, blocks - MARGIN);
+            assert!(seen.is_sorted() && seen.windows(2).all(|two| two[0].1 == two[1].0));
+            assert!(seen.iter().all(|(from, to)| to - from <= WINDOW));
+        }
+    }
+
+    #[test]
+    fn sweeping_takes_a_twentieth_of_the_time() {
+        let (begin, mut windows) = (Instant::now(), Windows::of(80_000).unwrap());
+        let (mut now, mut looks) = (begin, 0);
+        while now < begin + Duration::from_secs(600) {
+            let (seen, ended) = sweep(&mut windows, now);
+            looks += seen.len();
+            now = ended + Duration::from_millis(50);
+        }
+        let looked = LOOK * u32::try_from(looks).unwrap();
+        assert!(looked <= (now - begin) / 19 && looked >= (now - begin) / 22);
+    }
+
+    #[test]
+    fn after_a_find_and_in_few_windows_the_next_sweep_follows_sooner() {
+        for (blocks, found) in [(FEW * WINDOW + MARGIN, false), (1_000, true)] {
+            let (mut now, mut windows) = (Instant::now(), Windows::of(blocks).unwrap());
+            let mut took = Duration::ZERO;
+            while windows.next_window(now).is_some() {
+                now += LOOK;
+                took += LOOK;
+                windows.swept(LOOK, found, now);
+            }
+            assert!(windows.next_window(now + took).is_some());
+        }
+    }
+
+    #[test]
+    fn a_slow_look_makes_no_rest_longer() {
+        let (mut now, mut windows) = (Instant::now(), Windows::of(1_000).unwrap());
+        let mut looks = 0;
+        while windows.next_window(now).is_some() {
+            now += Duration::from_secs(1);
+            looks += 1;
+            windows.swept(Duration::from_secs(1), false, now);
+        }
+        assert!(windows.next_window(now + LOOK_MAX * looks * REST).is_some());
+    }
+
+    #[test]
+    fn the_tail_follows_the_end_and_never_goes_back() {
+        let mut windows = Windows::of(1_000).unwrap();
+        windows.looked_through(1_500);
+        assert_eq!(windows.tail(), 1_500 - MARGIN);
+        windows.looked_through(1_200);
+        assert_eq!(windows.tail(), 1_500 - MARGIN);
+    }
+}
