@@ -5,17 +5,18 @@
 //! here knows the Postmaster.
 
 mod beside;
+mod folding;
 #[cfg(feature = "config")]
 mod function;
 #[cfg(feature = "config")]
 mod lookup;
 mod quote;
+mod relation;
 mod remedy;
 mod runner;
 mod session;
 #[cfg(feature = "config")]
 pub mod sql;
-mod windows;
 pub mod worker_spi;
 
 #[cfg(feature = "config")]

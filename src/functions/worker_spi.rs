@@ -22,36 +22,28 @@
 //! }
 //! ```
 
-mod cycle;
 mod fold;
 mod initialize;
-mod large_table;
 mod statement;
 mod table;
 mod truncation;
 mod unusable;
-mod vacuum;
 
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tracing::info;
-
-use self::cycle::Cycle;
-use self::fold::Found;
-use self::initialize::Known;
+use self::fold::OneTotal;
 pub use self::table::{InvalidTable, Table};
 pub use self::unusable::UnusableTable;
-use self::vacuum::Vacuum;
+use super::folding::{Folding, Known};
 #[cfg(feature = "config")]
 use super::function::{Function, Mistake, Objects};
-use super::runner::{self, CycleError, Outcome, Routine, Turn};
+use super::runner;
 pub use super::session::ConnectionKind;
 use super::session::Place;
 #[cfg(feature = "config")]
 use crate::background_worker::{BackgroundWorker, StartTime};
 use crate::context::{Main, WorkerContext};
-use crate::database::{DatabaseError, ErrorClass};
+use tokio::sync::watch;
 
 /// What one built-in worker does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,11 +135,8 @@ pub enum Fold {
 /// [`StartTime::RecoveryFinished`](crate::StartTime::RecoveryFinished): it writes.
 pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
     let known = Known::default();
-    move |context| {
-        let folding = Folding {
-            cycle: Cycle::new(known.clone()),
-            vacuum: Vacuum::default(),
-        };
+    move |context: WorkerContext| {
+        let folding = Folding::new(OneTotal::default(), known.clone());
         runner::run(context, settings.clone(), folding)
     }
 }
@@ -155,12 +144,6 @@ pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
 /// The function, as a configuration file names it.
 #[cfg(feature = "config")]
 pub(super) struct WorkerSpi;
-
-/// What an incarnation of it does.
-struct Folding {
-    cycle: Cycle,
-    vacuum: Vacuum,
-}
 
 // === impl WorkerSpi ===
 
@@ -201,99 +184,6 @@ impl Function for WorkerSpi {
 
     fn main(&self, settings: watch::Receiver<Settings>) -> impl Main {
         main(settings)
-    }
-}
-
-// === impl Folding ===
-
-impl Folding {
-    /// It naps, unless it is in the middle of a sweep.
-    fn goes_on(&self) -> Outcome {
-        if self.cycle.is_sweeping() {
-            Outcome::Idle(Duration::ZERO)
-        } else {
-            Outcome::Done
-        }
-    }
-
-    /// Has the table vacuumed if this many deltas more have left their room behind.
-    fn vacuum_if_due(&mut self, settings: &Settings, context: &WorkerContext, folded: u64) {
-        self.vacuum.count(folded);
-        if !self.vacuum.is_due(settings.vacuum_after) {
-            return;
-        }
-        if let Some(database) = context.database().cloned() {
-            let worker = context.name().to_owned();
-            let (dbname, table) = (settings.database.clone(), settings.table());
-            self.vacuum.begin(database, worker, dbname, table);
-        }
-    }
-}
-
-impl Routine for Folding {
-    type Settings = Settings;
-
-    fn naptime(settings: &Settings) -> Duration {
-        settings.naptime
-    }
-
-    fn place(settings: &Settings) -> Place<'_> {
-        settings.place()
-    }
-
-    fn backlog(settings: &Settings) -> String {
-        format!("the deltas of {}", settings.table())
-    }
-
-    fn advice(error: &DatabaseError) -> &'static str {
-        match error.undone() {
-            Some(what) if what.contains("deltas") => {
-                "nothing was changed: a trigger or a rule on DELETE keeps deltas in the table"
-            }
-            Some(_) => "nothing was changed: a trigger on UPDATE alters or suppresses the total",
-            None if error.class() == ErrorClass::Cancelled => {
-                "the deltas are kept: give it a longer statement_timeout"
-            }
-            None => "the deltas are kept",
-        }
-    }
-
-    async fn cycle(&mut self, turn: Turn<'_, Settings>) -> Result<Outcome, CycleError> {
-        let Turn {
-            session,
-            settings,
-            context,
-            ..
-        } = turn;
-        Ok(match self.cycle.run(session, settings, context).await? {
-            Found::Folded { rows, total } => {
-                self.vacuum_if_due(settings, context, rows);
-                let (worker, table) = (context.name(), settings.table());
-                info!(
-                    worker,
-                    rows, total, "{worker}: count in {table} is now {total}"
-                );
-                self.goes_on()
-            }
-            Found::Idle => self.goes_on(),
-            Found::Skipped => Outcome::Busy("others hold its total"),
-            Found::NoTotal => Outcome::Waits(format!(
-                "{} has deltas but no total: they wait until one is inserted",
-                settings.table()
-            )),
-        })
-    }
-
-    fn was_ready(&self) -> bool {
-        self.cycle.is_initialized()
-    }
-
-    fn forget_prepared(&mut self) {
-        self.cycle.forget_probe();
-    }
-
-    fn forget(&mut self) {
-        self.cycle.forget();
     }
 }
 

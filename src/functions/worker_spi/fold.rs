@@ -1,100 +1,75 @@
-//! The folds of a worker: piece by piece, or all at once, and what they came to.
+//! The folds of the sample: all deltas of a table into its one total.
 
-use tokio_postgres::Row;
-use tracing::warn;
+use std::time::Duration;
 
-use super::initialize::InitializeError;
-use super::statement::{self, Piece};
-use super::table::Table;
+use tracing::{info, warn};
+
+use super::initialize::{
+    InitializeError, hidden_by_row_security, initialize, insert_initial_total,
+};
+use super::statement;
 use super::truncation::{Truncation, truncate};
-use super::{Fold, ROWS_FOLDED, Settings, TOTAL};
+use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
-use crate::database::DatabaseError;
-use crate::functions::session::Session;
+use crate::database::{DatabaseError, ErrorClass};
+use crate::functions::folding::{
+    At, Fold, Folded, Folder, Found, Piece, Queue, Terms, blocks_in, blocks_of, count_blocks,
+};
+use crate::functions::runner::CycleError;
 
-/// About how many deltas a block holds, in a table of our own.
-const ROWS_PER_BLOCK: usize = 167;
+/// Why a fold does nothing, though there are deltas.
+const HELD: &str = "others hold its total";
 
-/// What a cycle found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// `rows` deltas were added, and `total` is the sum now.
-    Folded { rows: u64, total: i64 },
-    /// There was nothing to fold.
-    Idle,
-    /// Others hold the total.
-    Skipped,
-    /// There are deltas, and no total.
-    NoTotal,
-}
-
-/// What a fold came to, and how many blocks the table has, if it was folded to its end.
-pub(super) struct Pieces {
-    pub(super) found: Found,
-    pub(super) end: Option<u32>,
-}
-
-/// The ways of a worker to fold.
+/// Folds into one total.
 #[derive(Default)]
-pub(super) struct Folds {
+pub(super) struct OneTotal {
     /// It was reported that the table cannot be truncated, and it still cannot.
     impossible_reported: bool,
+    /// This cycle found deltas and no total.
+    total_is_missing: bool,
+    /// So did the last one.
+    total_was_missing: bool,
 }
 
-// === impl Found ===
+/// Rows that were added, and the sum that is the total now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Total {
+    rows: u64,
+    total: i64,
+}
 
-impl Found {
-    /// This, and what came after it.
-    pub(super) fn and(self, later: Self) -> Self {
-        match (self, later) {
-            (Self::Folded { rows, .. }, Self::Folded { rows: more, total }) => Self::Folded {
-                rows: rows + more,
-                total,
-            },
-            (Self::Folded { .. }, _) => self,
-            (_, later) => later,
+// === impl Total ===
+
+impl Folded for Total {
+    fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn and(self, later: Self) -> Self {
+        Self {
+            rows: self.rows + later.rows,
+            total: later.total,
         }
     }
 }
 
-// === impl Folds ===
+// === impl OneTotal ===
 
-impl Folds {
-    /// Folds what there is from this block on.
-    pub(super) async fn fold_to_end(
-        &mut self,
-        session: &Session,
-        settings: &Settings,
-        context: &WorkerContext,
-        block: u32,
-    ) -> Result<Pieces, InitializeError> {
-        match self.truncate(session, settings, context, block).await? {
-            Some(found) => Ok(Pieces { found, end: None }),
-            None => fold(session, settings, context, block, None).await,
-        }
-    }
-
-    /// Folds everything at once, if that was asked for, can be done, and is worth it.
+impl OneTotal {
+    /// Folds the whole table at once.
     async fn truncate(
         &mut self,
-        session: &Session,
-        settings: &Settings,
-        context: &WorkerContext,
-        first: u32,
-    ) -> Result<Option<Found>, DatabaseError> {
-        if settings.fold == Fold::Delete {
-            return Ok(None);
-        }
+        At {
+            session,
+            settings,
+            context,
+        }: At<'_, Settings>,
+    ) -> Result<Option<Found<Total>>, CycleError> {
         let (worker, table) = (context.name(), settings.table());
-        let blocks = count_blocks(session, &table, worker).await?;
-        if blocks <= first.saturating_add(blocks_of(settings.batch)) {
-            return Ok(None);
-        }
         match truncate(session, &table, worker).await? {
             Truncation::Folded { rows, total } => {
                 self.impossible_reported = false;
-                report(context, rows, total);
-                return Ok(Some(Found::Folded { rows, total }));
+                return Ok(Some(folded(context, rows, total)));
             }
             Truncation::Busy => {}
             Truncation::Impossible(why) => {
@@ -110,81 +85,146 @@ impl Folds {
         let is_to_end = context.latch().is_stop_requested();
         Ok(is_to_end.then_some(Found::Idle))
     }
+
+    /// There are deltas and no total.
+    async fn without_total(
+        &mut self,
+        At {
+            session, settings, ..
+        }: At<'_, Settings>,
+    ) -> Result<Found<Total>, CycleError> {
+        match settings.initial_total {
+            // Not at once: a client that replaces the total may be about to insert it.
+            Some(total) if self.total_was_missing => {
+                insert_initial_total(session, &settings.table(), total).await?;
+                Ok(Found::Busy(HELD))
+            }
+            _ => {
+                self.total_is_missing = true;
+                Ok(Found::Idle)
+            }
+        }
+    }
 }
 
-/// Folds piece by piece, each a transaction of its own, from this block to the end of the table, or to another block.
-/// Between two of them neighbours on the connection have their turn.
-pub(super) async fn fold(
-    session: &Session,
-    settings: &Settings,
-    context: &WorkerContext,
-    mut from: u32,
-    until: Option<u32>,
-) -> Result<Pieces, InitializeError> {
-    let mut folded: Option<(u64, i64)> = None;
-    let table = settings.table();
-    let found = |found| Ok(Pieces { found, end: None });
-    let end = loop {
-        let left = until.map_or(u32::MAX, |until| until.saturating_sub(from));
-        let blocks = blocks_of(settings.batch).min(left);
-        let sql = table.fold(context.name(), Piece { from, blocks });
-        let rows = session.query("fold", &sql, Vec::new()).await?;
-        let Some(row) = rows.first() else {
-            return found(Found::Skipped);
-        };
-        match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
-            (statement::FOLDED, Some(total), Some(rows)) => {
-                let rows = rows.unsigned_abs();
-                report(context, rows, total);
-                folded = Some((rows + folded.map_or(0, |(rows, _)| rows), total));
+impl Folder for OneTotal {
+    type Settings = Settings;
+    /// Whether values may be NULL.
+    type Shape = bool;
+    type Folded = Total;
+
+    const CAREFUL: u32 = 1;
+
+    fn terms(settings: &Settings) -> Terms<'_> {
+        Terms {
+            naptime: settings.naptime,
+            batch: settings.batch,
+            vacuum_after: settings.vacuum_after,
+            place: settings.place(),
+        }
+    }
+
+    fn queue(settings: &Settings) -> Queue {
+        settings.table().queue()
+    }
+
+    fn with_null(settings: &Settings, may_be_null: &bool) -> Option<String> {
+        may_be_null.then(|| settings.table().with_null())
+    }
+
+    fn advice(error: &DatabaseError) -> &'static str {
+        match error.undone() {
+            Some(what) if what.contains("deltas") => {
+                "nothing was changed: a trigger or a rule on DELETE keeps deltas in the table"
             }
-            (statement::IDLE, ..) => {}
-            // What was folded before is told; the rest comes with the next cycle.
-            (..) if folded.is_some() => break None,
-            (statement::NO_TOTAL, ..) => return found(Found::NoTotal),
-            _ => return found(Found::Skipped),
+            Some(_) => "nothing was changed: a trigger on UPDATE alters or suppresses the total",
+            None if error.class() == ErrorClass::Cancelled => {
+                "the deltas are kept: give it a longer statement_timeout"
+            }
+            None => "the deltas are kept",
         }
-        let size = blocks_in(row, 3);
-        from = from.saturating_add(blocks);
-        if from >= size.min(until.unwrap_or(u32::MAX)) {
-            break Some(size);
+    }
+
+    async fn initialize(&self, at: At<'_, Settings>) -> Result<bool, CycleError> {
+        let (table, initial_total) = (at.settings.table(), at.settings.initial_total);
+        Ok(initialize(at.session, &table, initial_total).await?)
+    }
+
+    async fn hidden(&self, at: At<'_, Settings>) -> CycleError {
+        match hidden_by_row_security(at.session, &at.settings.table()).await {
+            Ok(table) => InitializeError::from(table).into(),
+            Err(error) => error.into(),
         }
-        if context.latch().is_stop_requested() {
-            break None;
+    }
+
+    async fn fold_at_once(
+        &mut self,
+        at: At<'_, Settings>,
+        from: u32,
+    ) -> Result<Option<Found<Total>>, CycleError> {
+        if at.settings.fold == HowToFold::Delete {
+            return Ok(None);
         }
-    };
-    let found = match folded {
-        Some((rows, total)) => Found::Folded { rows, total },
-        // Another session was first.
-        None => Found::Idle,
-    };
-    Ok(Pieces { found, end })
+        let queue = at.settings.table().queue();
+        let blocks = count_blocks(at.session, &queue, at.context.name()).await?;
+        if blocks <= from.saturating_add(blocks_of(at.settings.batch)) {
+            return Ok(None);
+        }
+        self.truncate(at).await
+    }
+
+    async fn fold(
+        &mut self,
+        at: At<'_, Settings>,
+        _: &bool,
+        piece: Piece,
+    ) -> Result<Fold<Total>, CycleError> {
+        let sql = at.settings.table().fold(at.context.name(), piece);
+        let rows = at.session.query("fold", &sql, Vec::new()).await?;
+        let Some(row) = rows.first() else {
+            return Ok(Fold {
+                found: Found::Busy(HELD),
+                blocks: 0,
+                took: Duration::ZERO,
+            });
+        };
+        let found = match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
+            (statement::FOLDED, Some(total), Some(rows)) => {
+                folded(at.context, rows.unsigned_abs(), total)
+            }
+            (statement::IDLE, ..) => Found::Idle,
+            (statement::NO_TOTAL, ..) => self.without_total(at).await?,
+            _ => Found::Busy(HELD),
+        };
+        Ok(Fold {
+            found,
+            blocks: blocks_in(row, 3),
+            took: Duration::try_from_secs_f64(row.get(4)).unwrap_or_default(),
+        })
+    }
+
+    fn tell(at: At<'_, Settings>, Total { rows, total }: &Total) {
+        let (worker, table) = (at.context.name(), at.settings.table());
+        info!(
+            worker,
+            rows, total, "{worker}: count in {table} is now {total}"
+        );
+    }
+
+    fn waits(&mut self, settings: &Settings) -> Option<String> {
+        self.total_was_missing = std::mem::take(&mut self.total_is_missing);
+        self.total_was_missing.then(|| {
+            format!(
+                "{} has deltas but no total: they wait until one is inserted",
+                settings.table()
+            )
+        })
+    }
 }
 
 /// Reports this many more rows, and the total that they have made.
-pub(super) fn report(context: &WorkerContext, rows: u64, total: i64) {
+fn folded(context: &WorkerContext, rows: u64, total: i64) -> Found<Total> {
     context.progress().count(ROWS_FOLDED, rows);
     context.progress().level(TOTAL, total);
-}
-
-/// How many blocks hold about this number of deltas.
-pub(super) fn blocks_of(deltas: usize) -> u32 {
-    let blocks = u32::try_from(deltas / ROWS_PER_BLOCK);
-    blocks.unwrap_or(u32::MAX).max(1)
-}
-
-/// A number of blocks, as a statement returns it.
-pub(super) fn blocks_in(row: &Row, column: usize) -> u32 {
-    u32::try_from(row.get::<_, i64>(column)).unwrap_or(u32::MAX)
-}
-
-/// How many blocks the table has.
-pub(super) async fn count_blocks(
-    session: &Session,
-    table: &Table,
-    worker: &str,
-) -> Result<u32, DatabaseError> {
-    let sql = table.count_blocks(worker);
-    let rows = session.query("look at its size", &sql, Vec::new());
-    Ok(rows.await?.first().map_or(0, |row| blocks_in(row, 0)))
+    Found::Folded(Total { rows, total })
 }

@@ -4,8 +4,6 @@
 //! Looks first and makes only what is missing, so that a role without the right to make anything
 //! works where all is there. What exists is never changed.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use thiserror::Error;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
@@ -34,11 +32,6 @@ impl From<InitializeError> for CycleError {
         }
     }
 }
-
-/// What earlier incarnations found out about the table, as long as it has not been disproved: so that a
-/// fleet that comes back all at once need not look again. Clones are the same.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Known(Arc<Mutex<Option<bool>>>);
 
 /// How often to look again at once after another session made something first.
 const ATTEMPTS_MAX: usize = 5;
@@ -148,21 +141,6 @@ pub(super) async fn hidden_by_row_security(
         table: table.to_string(),
         mend: bypass_row_security(&role),
     })
-}
-
-// === impl Known ===
-
-impl Known {
-    /// Whether the table's values may be NULL, if its last fold succeeded. Forgotten by being told, so
-    /// that the next incarnation looks again if it fails.
-    pub(super) fn take(&self) -> Option<bool> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// A fold has succeeded.
-    pub(super) fn set(&self, may_be_null: bool) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(may_be_null);
-    }
 }
 
 /// Looks, and makes one thing that is missing. `None` if there was one: look again.

@@ -1,66 +1,32 @@
 //! The SQL of the built-in worker: names in, statements out.
 //!
-//! Pure text; nothing here talks to a server. The names of tables are quoted by [`Table`], those of workers by
-//! the comment that they stand in.
-
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+//! Pure text; nothing here talks to a server. The names of tables are quoted by [`Table`].
 
 use super::table::Table;
-use crate::functions::quote::{identifier, literal};
-use crate::functions::session::ProbeSql;
-
-/// What may stand in a comment as it is.
-const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b' ')
-    .remove(b'-')
-    .remove(b'_')
-    .remove(b'.');
+use crate::functions::folding::{Piece, Queue, TOOK, comment};
+use crate::functions::quote::identifier;
 
 // === impl Table ===
 
 impl Table {
-    /// Looks for something to fold.
-    ///
-    /// Writes nothing, and is all that an idle cycle does. It is small on purpose: what a backend keeps
-    /// of a prepared statement is the memory of a fleet.
-    ///
-    pub(super) fn probe(&self, worker: &str, looks: Looks) -> ProbeSql {
-        let table = self.sql();
-        let mut scalars = vec![format!(
-            "(SELECT ctid FROM {table} WHERE {DELTA} AND value IS NOT NULL LIMIT 1)"
-        )];
-        if looks.for_nulls {
-            scalars.push(format!(
-                "(SELECT ctid FROM {table} WHERE ({DELTA} OR {TOTAL}) AND value IS NULL LIMIT 1)"
-            ));
-        }
-        if looks.for_row_security {
-            scalars.push(format!(
-                "(SELECT '(0,0)'::pg_catalog.tid WHERE pg_catalog.row_security_active({}))",
-                self.regclass()
-            ));
-        }
-        ProbeSql {
-            prober: in_comment(worker),
-            scalars,
+    /// Where its deltas wait. Rows with NULL are left alone.
+    pub(super) fn queue(&self) -> Queue {
+        Queue {
+            relation: self.relation().clone(),
+            delta: DELTA_TO_FOLD,
         }
     }
 
-    /// Looks for something to fold in some blocks of a large table: one row of where the first delta is, of how many
-    /// blocks the table has, and of whether policies hide rows.
-    pub(super) fn look(&self, worker: &str, piece: Piece) -> String {
+    /// Finds a row with NULL, which a table of our own cannot have.
+    pub(super) fn with_null(&self) -> String {
         format!(
-            "{} SELECT (SELECT ctid FROM {} WHERE {} LIMIT 1), {}, pg_catalog.row_security_active({})",
-            comment(worker),
-            self.sql(),
-            deltas(piece),
-            self.blocks(),
-            self.regclass(),
+            "(SELECT ctid FROM {} WHERE ({DELTA} OR {TOTAL}) AND value IS NULL LIMIT 1)",
+            self.sql()
         )
     }
 
     /// Folds the deltas of some blocks into the total, and says what came of it: one row of the new
-    /// total, the number of deltas folded, the outcome, and how many blocks the table has.
+    /// total, the number of deltas folded, the outcome, how many blocks the table has, and how many seconds it took.
     ///
     /// One statement, so one transaction, and exact under READ COMMITTED whatever others do:
     ///
@@ -80,9 +46,9 @@ impl Table {
     /// made for a small table would read the whole of a big one for each piece.
     pub(super) fn fold(&self, worker: &str, piece: Piece) -> String {
         let table = self.sql();
-        let regclass = self.regclass();
+        let regclass = self.relation().regclass();
         let worker = comment(worker);
-        let deltas = deltas(piece);
+        let deltas = self.queue().deltas(piece);
         format!(
             "{worker} WITH pending AS MATERIALIZED (\
              SELECT EXISTS (SELECT FROM {table} WHERE {deltas}) AS found\
@@ -113,19 +79,9 @@ impl Table {
              WHEN rows OPERATOR(pg_catalog.=) 0 THEN '{SKIPPED}' \
              WHEN (after OPERATOR(pg_catalog.=) (before OPERATOR(pg_catalog.+) sum)) IS NOT TRUE \
              THEN pg_catalog.format('bgworker: the total is %s and not %s', after, before OPERATOR(pg_catalog.+) sum)\
-             ::pg_catalog.int4::pg_catalog.text ELSE '{FOLDED}' END FROM checked) END, {blocks}",
-            blocks = self.blocks(),
+             ::pg_catalog.int4::pg_catalog.text ELSE '{FOLDED}' END FROM checked) END, {blocks}, {TOOK}",
+            blocks = self.relation().blocks(),
         )
-    }
-
-    /// Gives the room of folded deltas back.
-    pub(super) fn vacuum(&self, worker: &str) -> String {
-        format!("{} VACUUM {}", comment(worker), self.sql())
-    }
-
-    /// How many blocks the table has.
-    pub(super) fn count_blocks(&self, worker: &str) -> String {
-        format!("{} SELECT {}", comment(worker), self.blocks())
     }
 
     /// Begins a transaction that has the table for itself, if it gets it soon.
@@ -158,7 +114,7 @@ impl Table {
              (SELECT pg_catalog.count(*) FROM {table} WHERE {TOTAL} AND value IS NOT NULL), \
              pg_catalog.sum(value)::pg_catalog.int8 FROM {table}",
             worker = comment(worker),
-            regclass = self.regclass(),
+            regclass = self.relation().regclass(),
             columns = COUNT_COLUMNS,
         )
     }
@@ -237,9 +193,11 @@ impl Table {
              WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid) \
              AND pg_catalog.abs(coalesce(pg_catalog.sum(value), 0)) OPERATOR(pg_catalog.<=) {value_max} \
              FROM {table} AS t WHERE {TOTAL}",
-            columns =
-                COUNT_COLUMNS.replace("c.oid", &format!("{}::pg_catalog.oid", self.regclass())),
-            regclass = self.regclass(),
+            columns = COUNT_COLUMNS.replace(
+                "c.oid",
+                &format!("{}::pg_catalog.oid", self.relation().regclass())
+            ),
+            regclass = self.relation().regclass(),
             table = self.sql(),
         )
     }
@@ -271,20 +229,6 @@ impl Table {
             role = identifier(role),
         )
     }
-
-    /// The table as an expression of the type `regclass`.
-    fn regclass(&self) -> String {
-        format!("{}::pg_catalog.regclass", literal(&self.sql()))
-    }
-
-    /// How many blocks the table has, as an expression.
-    fn blocks(&self) -> String {
-        format!(
-            "(pg_catalog.pg_relation_size({}) OPERATOR(pg_catalog./) \
-             pg_catalog.current_setting('block_size')::pg_catalog.int8)",
-            self.regclass()
-        )
-    }
 }
 
 /// Lets a role see all rows of a table whatever its policies are.
@@ -296,28 +240,15 @@ pub(super) fn bypass_row_security(role: &str) -> String {
 /// something better-fitting in a schema of the search path, which is the user's own.
 const DELTA: &str = "type OPERATOR(pg_catalog.=) 'delta'";
 
+/// The same, of one that can be folded.
+const DELTA_TO_FOLD: &str = "type OPERATOR(pg_catalog.=) 'delta' AND value IS NOT NULL";
+
 /// A row is the total.
 const TOTAL: &str = "type OPERATOR(pg_catalog.=) 'total'";
 
 /// How many columns the table `c` has.
 const COUNT_COLUMNS: &str = "(SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute \
      WHERE attrelid OPERATOR(pg_catalog.=) c.oid AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped)";
-
-/// What a probe looks for beside deltas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Looks {
-    /// Rows with NULL, which a table of our own cannot have.
-    pub(super) for_nulls: bool,
-    /// Policies that hide rows, where the session cannot be told to refuse that.
-    pub(super) for_row_security: bool,
-}
-
-/// Some blocks of a table, one after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) from: u32,
-    pub(super) blocks: u32,
-}
 
 /// The outcome of a fold: deltas were folded.
 pub(super) const FOLDED: &str = "folded";
@@ -327,22 +258,3 @@ pub(super) const IDLE: &str = "idle";
 pub(super) const SKIPPED: &str = "skipped";
 /// The outcome of a fold: there are deltas and no total.
 pub(super) const NO_TOTAL: &str = "no total";
-
-/// A row is a delta of these blocks that can be folded.
-fn deltas(Piece { from, blocks }: Piece) -> String {
-    let end = from.saturating_add(blocks);
-    format!(
-        "ctid OPERATOR(pg_catalog.>=) '({from},0)'::pg_catalog.tid \
-         AND ctid OPERATOR(pg_catalog.<) '({end},0)'::pg_catalog.tid AND {DELTA} AND value IS NOT NULL"
-    )
-}
-
-/// Says whose statement it is.
-fn comment(worker: &str) -> String {
-    format!("/* bgworker: {} */", in_comment(worker))
-}
-
-/// A name that cannot end the comment it is in.
-fn in_comment(worker: &str) -> String {
-    utf8_percent_encode(worker, COMMENT).to_string()
-}

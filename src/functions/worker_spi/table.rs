@@ -5,13 +5,11 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::functions::quote::identifier;
+use crate::functions::relation::Relation;
 
 /// A table of deltas and their total: two names that PostgreSQL takes whole.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Table {
-    schema: String,
-    name: String,
-}
+pub struct Table(Relation);
 
 /// Why a name cannot name a schema or a table.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -63,61 +61,58 @@ impl Table {
     ///
     /// If a name is empty, too long, or has a NUL in it.
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidTable> {
-        Ok(Self {
+        Ok(Self(Relation {
             schema: check_schema(schema.into())?,
             name: check_table(name.into())?,
-        })
+        }))
     }
 
     /// Of two names that were checked.
     pub(super) fn of_names(schema: &str, name: &str) -> Self {
-        Self {
+        Self(Relation {
             schema: schema.to_owned(),
             name: name.to_owned(),
-        }
+        })
     }
 
     /// The schema's name and the table's.
     pub(super) fn into_names(self) -> (String, String) {
-        (self.schema, self.name)
+        (self.0.schema, self.0.name)
     }
 
     /// The schema's name, as it is.
     #[must_use]
     pub fn schema(&self) -> &str {
-        &self.schema
+        &self.0.schema
     }
 
     /// The table's name, as it is.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     /// `schema.table`, quoted for a statement.
     #[must_use]
     pub fn sql(&self) -> String {
-        format!("{}.{}", identifier(&self.schema), identifier(&self.name))
+        self.0.sql()
+    }
+
+    /// The table as a relation.
+    pub(super) fn relation(&self) -> &Relation {
+        &self.0
     }
 
     /// The name of its index, quoted for a statement.
     pub(super) fn index(&self) -> String {
-        identifier(&format!("{}{INDEX_SUFFIX}", self.name))
+        identifier(&format!("{}{INDEX_SUFFIX}", self.0.name))
     }
 }
 
 impl fmt::Display for Table {
     /// `schema.table`, each in quotes unless it is plain: lower-case letters, digits, underscores.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |name: &str| {
-            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-            if name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit()) {
-                name.to_owned()
-            } else {
-                identifier(name)
-            }
-        };
-        write!(f, "{}.{}", shown(&self.schema), shown(&self.name))
+        self.0.fmt(f)
     }
 }
 

@@ -4,14 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Settings;
-use super::fold::{Folds, Found, Pieces, blocks_in, count_blocks, fold};
-use super::initialize::{InitializeError, hidden_by_row_security};
-use super::statement::Piece;
-use crate::context::WorkerContext;
-use crate::database::{DatabaseError, Tid};
-use crate::functions::session::{Session, looks_in_order};
-use crate::functions::windows::{WINDOW, Windows};
+use super::pieces::{Folds, Found, Pieces, blocks_in, count_blocks};
+use super::windows::{WINDOW, Windows};
+use super::{At, Folder, Piece};
+use crate::functions::runner::CycleError;
+use crate::functions::session::looks_in_order;
 
 /// How often a worker asks how large its table is.
 const SIZE_EVERY: Duration = Duration::from_secs(60);
@@ -35,16 +32,17 @@ struct Looked {
 }
 
 /// Looks at the blocks from this one on that come before the other.
-async fn look(
-    session: &Session,
-    settings: &Settings,
-    context: &WorkerContext,
+async fn look<F: Folder>(
+    folder: &F,
+    at: At<'_, F::Settings>,
     (from, end): (u32, u32),
-) -> Result<Looked, InitializeError> {
-    let table = settings.table();
+) -> Result<Looked, CycleError> {
     let blocks = end - from;
-    let sql = table.look(context.name(), Piece { from, blocks });
-    let rows = session.query("look for deltas", &sql, Vec::new()).await?;
+    let sql = F::queue(at.settings).look(at.context.name(), Piece { from, blocks });
+    let rows = at
+        .session
+        .query("look for deltas", &sql, Vec::new())
+        .await?;
     let Some(row) = rows.first() else {
         return Ok(Looked {
             delta: None,
@@ -52,9 +50,9 @@ async fn look(
         });
     };
     if row.get(2) {
-        return Err(hidden_by_row_security(session, &table).await?.into());
+        return Err(folder.hidden(at).await);
     }
-    let delta: Option<Tid> = row.get(0);
+    let delta: Option<crate::database::Tid> = row.get(0);
     Ok(Looked {
         delta: delta.map(|tid| tid.block),
         blocks: blocks_in(row, 1),
@@ -79,45 +77,38 @@ impl LargeTable {
     }
 
     /// Asks how large the table is, once in a while: another instance may fold its deltas, and it may grow.
-    pub(super) async fn ask_size_if_due(
+    pub(super) async fn ask_size_if_due<F: Folder>(
         &mut self,
-        session: &Session,
-        settings: &Settings,
-        context: &WorkerContext,
-    ) -> Result<(), DatabaseError> {
+        at: At<'_, F::Settings>,
+    ) -> Result<(), CycleError> {
         let now = Instant::now();
         // At the first time thousands would ask at once.
-        let at = *self
+        let due = *self
             .asks_size_at
             .get_or_insert_with(|| now + SIZE_EVERY.mul_f64(fastrand::f64()));
-        if at <= now {
+        if due <= now {
             self.asks_size_at = Some(now + SIZE_EVERY);
-            let blocks = count_blocks(session, &settings.table(), context.name()).await?;
+            let queue = F::queue(at.settings);
+            let blocks = count_blocks(at.session, &queue, at.context.name()).await?;
             self.has(blocks);
         }
         Ok(())
     }
 
     /// Looks at the end of a large table, then sweeps a part of what lies before. `None` if the table is small by now.
-    pub(super) async fn look(
+    pub(super) async fn look<F: Folder>(
         &mut self,
-        folds: &mut Folds,
-        session: &Session,
-        settings: &Settings,
-        context: &WorkerContext,
-    ) -> Result<Option<Found>, InitializeError> {
+        folder: &mut F,
+        pieces: &mut Pieces,
+        at: At<'_, F::Settings>,
+        shape: &F::Shape,
+    ) -> Result<Option<Found<F::Folded>>, CycleError> {
         let Some(mut windows) = self.windows else {
             return Ok(None);
         };
         let mut from = windows.tail();
         let mut found = loop {
-            let look = look(
-                session,
-                settings,
-                context,
-                (from, from.saturating_add(WINDOW)),
-            )
-            .await?;
+            let look = look(folder, at, (from, from.saturating_add(WINDOW))).await?;
             if look.blocks < windows.tail() {
                 // It has shrunk.
                 self.has(look.blocks);
@@ -129,10 +120,12 @@ impl LargeTable {
                 continue;
             }
             if let Some(block) = look.delta {
-                let is_first = looks_in_order(context, settings.place());
+                let is_first = looks_in_order(at.context, F::terms(at.settings).place);
                 let block = if is_first { block } else { from };
-                let folding = folds.fold_to_end(session, settings, context, block);
-                let Pieces { found, end } = folding.await?;
+                if let Some(found) = folder.fold_at_once(at, block).await? {
+                    break found;
+                }
+                let Folds { found, end } = pieces.fold(folder, at, shape, block, None).await?;
                 windows.looked_through(end.unwrap_or(0));
                 break found;
             }
@@ -143,19 +136,18 @@ impl LargeTable {
             }
         };
         for _ in 0..SWEPT_AT_ONCE {
-            let goes_on = matches!(found, Found::Idle | Found::Folded { .. })
-                && !context.latch().is_stop_requested();
+            let goes_on = matches!(found, Found::Idle | Found::Folded(_))
+                && !at.context.latch().is_stop_requested();
             let begin = Instant::now();
             let Some((from, end)) = windows.next_window(begin).filter(|_| goes_on) else {
                 break;
             };
-            let delta = look(session, settings, context, (from, end)).await?.delta;
+            let delta = look(folder, at, (from, end)).await?.delta;
             // The fold is no part of the look.
             let looked = begin.elapsed();
             if delta.is_some() {
-                let folding = fold(session, settings, context, from, Some(end));
-                let Pieces { found: more, .. } = folding.await?;
-                found = found.and(more);
+                let folding = pieces.fold(folder, at, shape, from, Some(end));
+                found = found.and(folding.await?.found);
             }
             windows.swept(looked, delta.is_some(), Instant::now());
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
-use super::table::Table;
+use super::Queue;
 use crate::database::{Database, DatabaseError};
 
 /// A table that has more blocks than this after a vacuum, 32 MB, is told.
@@ -44,16 +44,17 @@ impl Vacuum {
         database: Database,
         worker: String,
         dbname: Option<String>,
-        table: Table,
+        queue: Queue,
     ) {
         self.folded = 0;
         let told = Arc::clone(&self.told);
         let vacuuming = async move {
-            match vacuum(&database, &worker, dbname.as_deref(), &table).await {
+            match vacuum(&database, &worker, dbname.as_deref(), &queue).await {
                 Ok(blocks) => {
                     debug!(worker, "{worker}: vacuumed its table");
                     let is_large = blocks > LARGE;
                     if is_large && !told.load(Ordering::Relaxed) {
+                        let table = &queue.relation;
                         let megabytes = blocks / 128;
                         warn!(
                             worker,
@@ -84,14 +85,14 @@ async fn vacuum(
     database: &Database,
     worker: &str,
     dbname: Option<&str>,
-    table: &Table,
+    queue: &Queue,
 ) -> Result<i64, DatabaseError> {
     let _turn = database.housekeeping().await;
     let connection = database.connect(worker, dbname).await?;
     let vacuumed = connection
-        .batch_execute("vacuum", &table.vacuum(worker))
+        .batch_execute("vacuum", &queue.vacuum(worker))
         .await;
-    let size = table.count_blocks(worker);
+    let size = queue.count_blocks(worker);
     let blocks = match vacuumed {
         Ok(()) => connection.query("look at its size", &size, &[]).await,
         Err(error) => Err(error),

@@ -1,0 +1,108 @@
+//! The statements that all folders share: looks, sizes, vacuum. Pure text.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::functions::relation::Relation;
+use crate::functions::session::ProbeSql;
+
+/// What may stand in a comment as it is.
+const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b' ')
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.');
+
+/// How many seconds a statement has taken on the server, as an expression.
+pub(in crate::functions) const TOOK: &str = "pg_catalog.date_part('epoch', \
+    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
+
+/// A table whose rows wait to be folded.
+#[derive(Clone, Debug)]
+pub(in crate::functions) struct Queue {
+    pub(in crate::functions) relation: Relation,
+    /// What is true of each row that can be folded.
+    pub(in crate::functions) delta: &'static str,
+}
+
+/// Some blocks of a table, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::functions) struct Piece {
+    pub(in crate::functions) from: u32,
+    pub(in crate::functions) blocks: u32,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// Looks for something to fold, for a row with NULL where that is asked for, and for policies that hide rows where the
+    /// session cannot be told to refuse that.
+    ///
+    /// Writes nothing, and is all that an idle cycle does. It is small on purpose: what a backend keeps
+    /// of a prepared statement is the memory of a fleet.
+    pub(super) fn probe(
+        &self,
+        worker: &str,
+        with_null: Option<String>,
+        for_row_security: bool,
+    ) -> ProbeSql {
+        let table = self.relation.sql();
+        let mut scalars = vec![format!(
+            "(SELECT ctid FROM {table} WHERE {} LIMIT 1)",
+            self.delta
+        )];
+        scalars.extend(with_null);
+        if for_row_security {
+            scalars.push(format!(
+                "(SELECT '(0,0)'::pg_catalog.tid WHERE pg_catalog.row_security_active({}))",
+                self.relation.regclass()
+            ));
+        }
+        ProbeSql {
+            prober: in_comment(worker),
+            scalars,
+        }
+    }
+
+    /// Looks for something to fold in some blocks of a large table: one row of where the first delta is, of how many
+    /// blocks the table has, and of whether policies hide rows.
+    pub(super) fn look(&self, worker: &str, piece: Piece) -> String {
+        format!(
+            "{} SELECT (SELECT ctid FROM {} WHERE {} LIMIT 1), {}, pg_catalog.row_security_active({})",
+            comment(worker),
+            self.relation.sql(),
+            self.deltas(piece),
+            self.relation.blocks(),
+            self.relation.regclass(),
+        )
+    }
+
+    /// A row is a delta of these blocks.
+    pub(in crate::functions) fn deltas(&self, Piece { from, blocks }: Piece) -> String {
+        let end = from.saturating_add(blocks);
+        format!(
+            "ctid OPERATOR(pg_catalog.>=) '({from},0)'::pg_catalog.tid \
+             AND ctid OPERATOR(pg_catalog.<) '({end},0)'::pg_catalog.tid AND {}",
+            self.delta
+        )
+    }
+
+    /// Gives the room of folded deltas back.
+    pub(super) fn vacuum(&self, worker: &str) -> String {
+        format!("{} VACUUM {}", comment(worker), self.relation.sql())
+    }
+
+    /// How many blocks the table has.
+    pub(super) fn count_blocks(&self, worker: &str) -> String {
+        format!("{} SELECT {}", comment(worker), self.relation.blocks())
+    }
+}
+
+/// Says whose statement it is.
+pub(in crate::functions) fn comment(worker: &str) -> String {
+    format!("/* bgworker: {} */", in_comment(worker))
+}
+
+/// A name that cannot end the comment it is in.
+fn in_comment(worker: &str) -> String {
+    utf8_percent_encode(worker, COMMENT).to_string()
+}
