@@ -17,7 +17,7 @@ pub use self::problem::{Origin, Problem, Problems};
 pub use self::sections::Http;
 pub use self::settings::{Server, Setting, Settings, WorkerSettings};
 pub use self::sources::{ConfigFile, Sources};
-pub use crate::functions::{Function, FunctionSettings, Functions, Mistake, Objects};
+pub use crate::functions::{Claim, Function, FunctionSettings, Functions, Mistake, Objects};
 pub use crate::keys::duration;
 
 /// Reads settings: flag over environment over file over `DATABASE_URL` over `PG*`. A worker runs one of these functions.

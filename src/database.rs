@@ -57,7 +57,7 @@ pub use self::server_state::{ServerState, ServerStatus};
 pub(crate) use self::shared::Answer;
 pub(crate) use self::sqlstate::{ErrorClass, is_made_already};
 #[cfg(feature = "config")]
-pub(crate) use self::sqlstate::{is_conflict, is_for_no_transaction};
+pub(crate) use self::sqlstate::{is_conflict, is_for_no_transaction, is_locked, is_of_a_row};
 pub use self::tls::TlsError;
 
 /// A server, and how it is talked to. Clones are the same.

@@ -13,6 +13,8 @@ mod lookup;
 mod quote;
 mod relation;
 mod remedy;
+#[cfg(feature = "config")]
+pub mod rollup;
 mod runner;
 mod session;
 #[cfg(feature = "config")]
@@ -22,6 +24,6 @@ pub mod worker_spi;
 #[cfg(feature = "config")]
 pub(crate) use self::function::SettingsSender;
 #[cfg(feature = "config")]
-pub use self::function::{Function, FunctionSettings, Mistake, Objects};
+pub use self::function::{Claim, Function, FunctionSettings, Mistake, Objects};
 #[cfg(feature = "config")]
 pub use self::lookup::Functions;

@@ -116,9 +116,9 @@ pub use self::background_worker::{
     RestartTime, StartTime, WorkerId,
 };
 pub use self::context::{Figure, Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
-#[cfg(feature = "config")]
-pub use self::functions::sql;
 pub use self::functions::worker_spi;
+#[cfg(feature = "config")]
+pub use self::functions::{rollup, sql};
 pub use self::latch::{Latch, Wake};
 pub use self::postmaster::{
     EndedWorker, Event, EventKind, NoSystem, Postmaster, PostmasterExit, PostmasterHandle,

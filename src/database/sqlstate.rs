@@ -170,6 +170,19 @@ pub(crate) fn is_for_no_transaction(code: &str) -> bool {
     matches!(code, "25001" | "2D000")
 }
 
+/// Whether a row was held by another transaction for longer than a statement waits (`lock_not_available`).
+#[cfg(feature = "config")]
+pub(crate) fn is_locked(code: &str) -> bool {
+    code == "55P03"
+}
+
+/// Whether a value of some row is at fault: data exceptions, violations of constraints, what triggers raise, and a row of an
+/// index that is too long.
+#[cfg(feature = "config")]
+pub(crate) fn is_of_a_row(code: &str) -> bool {
+    code.starts_with("22") || code.starts_with("23") || matches!(code, "P0001" | "54000")
+}
+
 /// Whether a statement met another transaction, and may succeed if it is run again.
 #[cfg(feature = "config")]
 pub(crate) fn is_conflict(code: &str) -> bool {

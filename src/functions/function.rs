@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize as _, Serialize};
 use tokio::sync::watch;
 
+use super::relation::Relation;
 use crate::background_worker::{Access, BackgroundWorker};
 use crate::context::{Main, WorkerContext};
 use crate::keys;
@@ -40,6 +41,12 @@ pub trait Function: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What it uses in a database that other workers of the same configuration must not use as well.
+    fn claims(&self, settings: &Self::Settings) -> Vec<Claim> {
+        let _ = settings;
+        Vec::new()
+    }
+
     /// What a worker with these settings makes in its database where it is missing, and what grants a role the right to
     /// use it. `bgworker ddl` prints it for an administrator.
     fn objects(&self, settings: &Self::Settings, role: &str) -> Objects {
@@ -60,6 +67,17 @@ pub struct Mistake {
     pub message: String,
     /// What to do about it, if that is not obvious.
     pub hint: Option<String>,
+}
+
+/// What a worker uses, by a key of its own: what two workers claim, one of them alone, is a mistake in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The key that names it.
+    pub key: &'static str,
+    /// What it is, such as a table with its database.
+    pub what: String,
+    /// Why no other worker may use it as well, as a sentence about that worker goes on; `None` if all that share it may.
+    pub alone: Option<&'static str>,
 }
 
 /// What a worker makes in its database.
@@ -95,6 +113,7 @@ trait Configured: Send + Sync {
     fn settings(&self) -> &dyn Any;
     fn values(&self) -> Result<toml::Table, toml::ser::Error>;
     fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake>;
+    fn claims(&self) -> Vec<Claim>;
     fn objects(&self, role: &str) -> Objects;
     fn launch(&self) -> (Box<dyn Main>, SettingsSender);
 }
@@ -124,6 +143,26 @@ impl Mistake {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+}
+
+// === impl Claim ===
+
+impl Claim {
+    /// A table of a database, `None` being that of the connection settings, which workers may share.
+    pub(super) fn table(key: &'static str, database: Option<&str>, table: &Relation) -> Self {
+        let database = database.unwrap_or_default();
+        Self {
+            key,
+            what: format!("{database} {table}"),
+            alone: None,
+        }
+    }
+
+    /// No other worker may use it as well, for this reason.
+    pub(super) fn alone(mut self, why: &'static str) -> Self {
+        self.alone = Some(why);
         self
     }
 }
@@ -170,6 +209,10 @@ impl<F: Function> Configured for With<F> {
 
     fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake> {
         self.function.check(&mut self.settings, worker)
+    }
+
+    fn claims(&self) -> Vec<Claim> {
+        self.function.claims(&self.settings)
     }
 
     fn objects(&self, role: &str) -> Objects {
@@ -222,6 +265,11 @@ impl FunctionSettings {
     /// Checks it with its worker, before anything shares it.
     pub(crate) fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake> {
         Arc::get_mut(&mut self.0).map_or_else(Vec::new, |with| with.check(worker))
+    }
+
+    /// What it claims.
+    pub(crate) fn claims(&self) -> Vec<Claim> {
+        self.0.claims()
     }
 
     /// A main that runs it, and the way by which other settings reach that.

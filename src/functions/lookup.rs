@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::function::{Entry, Function};
+use super::rollup::Rollup;
 use super::sql::Sql;
 use super::worker_spi::WorkerSpi;
 
@@ -28,7 +29,7 @@ impl Functions {
     /// Those that bgworker brings along.
     #[must_use]
     pub fn built_in() -> Self {
-        Self(BTreeMap::new()).with(Sql).with(WorkerSpi)
+        Self(BTreeMap::new()).with(Rollup).with(Sql).with(WorkerSpi)
     }
 
     /// Adds one. It takes the place of one that has its name.

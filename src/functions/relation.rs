@@ -3,8 +3,43 @@
 //! Pure text. Names are taken as they are, and quoted when they go out.
 
 use std::fmt;
+#[cfg(feature = "config")]
+use std::str::FromStr;
+
+#[cfg(feature = "config")]
+use thiserror::Error;
 
 use super::quote::{identifier, literal};
+
+/// The longest name that PostgreSQL takes whole, in bytes (`NAMEDATALEN - 1`).
+#[cfg(feature = "config")]
+pub(super) const NAME_MAX: usize = 63;
+
+/// Why a text names no relation.
+#[cfg(feature = "config")]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(super) enum InvalidRelation {
+    #[error("it must be a schema and a name, such as public.{0}")]
+    NoSchema(String),
+    #[error("it must be a schema and a name with a dot between them, and double quotes are closed")]
+    Malformed,
+    #[error("PostgreSQL would take {0} for another name: put it in double quotes, \"{0}\"")]
+    NeedsQuotes(String),
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+}
+
+/// Why a text is no name of PostgreSQL's.
+#[cfg(feature = "config")]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(super) enum InvalidName {
+    #[error("a name is empty")]
+    Empty,
+    #[error("a name must not contain NUL")]
+    Nul,
+    #[error("the name \"{name}\" is {} bytes long: {NAME_MAX} bytes is the limit", name.len())]
+    TooLong { name: String },
+}
 
 /// The names of a table or a view.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,4 +91,131 @@ pub(super) fn shown(name: &str) -> String {
 pub(super) fn is_plain(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// Refuses a name that PostgreSQL would not take whole.
+#[cfg(feature = "config")]
+pub(super) fn check_name(name: &str) -> Result<(), InvalidName> {
+    if name.is_empty() {
+        Err(InvalidName::Empty)
+    } else if name.contains('\0') {
+        Err(InvalidName::Nul)
+    } else if name.len() > NAME_MAX {
+        let name = name.to_owned();
+        Err(InvalidName::TooLong { name })
+    } else {
+        Ok(())
+    }
+}
+
+/// Takes a name off the front of a text: in double quotes, or plain.
+#[cfg(feature = "config")]
+fn take_name(text: &str) -> Result<(String, &str), InvalidRelation> {
+    let Some(mut rest) = text.strip_prefix('"') else {
+        let end = text.find('.').unwrap_or(text.len());
+        let (name, rest) = text.split_at(end);
+        if name.contains('"') {
+            return Err(InvalidRelation::Malformed);
+        }
+        if !is_plain(name) {
+            return Err(InvalidRelation::NeedsQuotes(name.to_owned()));
+        }
+        return Ok((name.to_owned(), rest));
+    };
+    let mut name = String::new();
+    loop {
+        let end = rest.find('"').ok_or(InvalidRelation::Malformed)?;
+        name += &rest[..end];
+        rest = &rest[end + 1..];
+        match rest.strip_prefix('"') {
+            Some(more) => {
+                name.push('"');
+                rest = more;
+            }
+            None => return Ok((name, rest)),
+        }
+    }
+}
+
+#[cfg(feature = "config")]
+impl FromStr for Relation {
+    type Err = InvalidRelation;
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    fn from_str(text: &str) -> Result<Self, InvalidRelation> {
+        let (schema, rest) = take_name(text)?;
+        if rest.is_empty() {
+            return Err(InvalidRelation::NoSchema(shown(&schema)));
+        }
+        let rest = rest.strip_prefix('.').ok_or(InvalidRelation::Malformed)?;
+        let (name, rest) = take_name(rest)?;
+        if !rest.is_empty() {
+            return Err(InvalidRelation::Malformed);
+        }
+        check_name(&schema)?;
+        check_name(&name)?;
+        Ok(Self { schema, name })
+    }
+}
+
+#[cfg(feature = "config")]
+impl serde::Serialize for Relation {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(feature = "config")]
+impl<'de> serde::Deserialize<'de> for Relation {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(all(test, feature = "config"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_read_again() {
+        for (schema, name) in [
+            ("shop", "sale_delta"),
+            ("our.schema", "a \"b\""),
+            ("S", "Ü.x"),
+            ("1", "\""),
+        ] {
+            let relation = Relation {
+                schema: schema.to_owned(),
+                name: name.to_owned(),
+            };
+            assert_eq!(relation.to_string().parse(), Ok(relation));
+        }
+    }
+
+    #[test]
+    fn what_postgresql_would_take_for_another_name_is_refused() {
+        for (text, expected) in [
+            (
+                "sale",
+                "it must be a schema and a name, such as public.sale",
+            ),
+            (
+                "Shop.sale",
+                "PostgreSQL would take Shop for another name: put it in double quotes, \"Shop\"",
+            ),
+            ("shop.", "a name is empty"),
+            (
+                "a.b.c",
+                "it must be a schema and a name with a dot between them, and double quotes are closed",
+            ),
+            (
+                "\"a.b",
+                "it must be a schema and a name with a dot between them, and double quotes are closed",
+            ),
+        ] {
+            let error = text.parse::<Relation>().unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+    }
 }

@@ -36,7 +36,7 @@ pub use self::table::{InvalidTable, Table};
 pub use self::unusable::UnusableTable;
 use super::folding::{Folding, Known};
 #[cfg(feature = "config")]
-use super::function::{Function, Mistake, Objects};
+use super::function::{Claim, Function, Mistake, Objects};
 use super::runner;
 pub use super::session::ConnectionKind;
 use super::session::Place;
@@ -168,6 +168,13 @@ impl Function for WorkerSpi {
         }
         settings.connection = Some(settings.place().connection);
         mistakes
+    }
+
+    fn claims(&self, settings: &Settings) -> Vec<Claim> {
+        let table = settings.table();
+        // Several of it may: each fold is exact.
+        let database = settings.database.as_deref();
+        vec![Claim::table("table", database, table.relation())]
     }
 
     fn objects(&self, settings: &Settings, role: &str) -> Objects {

@@ -114,23 +114,25 @@ fn every_key_stands_in_the_example_and_says_its_default() {
     }
     read(&open).unwrap();
     // Of the keys of a job, those that exclude each other are left in their comments.
-    let (_, job) = text.split_once("\n# [[worker]]\n").unwrap();
     let excluded = ["# sql_file", "# every", "# naptime"];
-    let job = job
-        .lines()
-        .filter(|line| !excluded.iter().any(|key| line.starts_with(key)));
     let is_key = |line: &&str| {
         line.split_once(" = ")
-            .is_some_and(|(key, _)| !key[2..].contains(' '))
+            .is_some_and(|(key, _)| key.starts_with("# ") && !key[2..].contains(' '))
     };
-    let job: Vec<_> = job
-        .filter(|line| line.starts_with("# "))
-        .filter(is_key)
-        .collect();
-    let job = read(&worker(&job.join("\n").replace("# ", ""))).unwrap();
-    assert_eq!(job.workers[0].function.name(), "sql");
-    let job = "[[worker]]\nfunction = 'sql'\nx = 1";
-    let unknown = format!("[database]\nx = 1\n[postmaster]\nx = 1\n[[worker]]\nx = 1\n{job}");
+    let examples = text.split("\n# [[worker]]\n").skip(1);
+    for (example, function) in std::iter::zip(examples, ["sql", "rollup"]) {
+        let keys = example
+            .lines()
+            .filter(|line| !excluded.iter().any(|key| line.starts_with(key)));
+        let keys: Vec<_> = keys.filter(is_key).collect();
+        let settings = read(&worker(&keys.join("\n").replace("# ", ""))).unwrap();
+        assert_eq!(settings.workers[0].function.name(), function);
+    }
+    let others = ["sql", "rollup"].map(|name| format!("[[worker]]\nfunction = '{name}'\nx = 1"));
+    let unknown = format!(
+        "[database]\nx = 1\n[postmaster]\nx = 1\n[[worker]]\nx = 1\n{}",
+        others.join("\n")
+    );
     let unknown = mistakes(&unknown).join(" ");
     for keys in unknown.split("the keys here are ").skip(1) {
         let keys = keys.split(')').next().unwrap();

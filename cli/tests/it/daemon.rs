@@ -531,7 +531,12 @@ fn check_reports_every_mistake_and_exits_with_78_and_nothing_on_standard_output(
 
 #[test]
 fn check_of_the_examples_is_silent_and_print_shows_what_is_in_force() {
-    for file in ["conf/bgworker.toml", "conf/jobs.toml", "conf/seed.toml"] {
+    for file in [
+        "conf/bgworker.toml",
+        "conf/jobs.toml",
+        "conf/rollups.toml",
+        "conf/seed.toml",
+    ] {
         let file = Path::new(ROOT).join(file);
         let (code, out, err) = run(bgworker().args(["check", "--config"]).arg(file));
         assert_eq!((code, &*out, &*err), (0, "", ""));

@@ -13,6 +13,7 @@ mod daemon;
 mod job_examples;
 mod jobs;
 mod program;
+mod rollups;
 mod service_manager;
 mod serving;
 #[expect(

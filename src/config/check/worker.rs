@@ -6,7 +6,7 @@ use super::Check;
 use crate::background_worker::{BackgroundWorker, InvalidWorker};
 use crate::config::settings::WorkerSettings;
 use crate::config::worker::{WORKER, Worker};
-use crate::functions::{FunctionSettings, Mistake};
+use crate::functions::{Claim, FunctionSettings, Mistake};
 use crate::keys;
 
 // === impl Check ===
@@ -27,6 +27,7 @@ impl Check<'_> {
             self.refuse(&format!("{WORKER}[{max_workers}]"), message, Some(hint));
         }
         let mut names = HashMap::new();
+        let mut claimed: HashMap<String, Vec<(usize, Option<&'static str>)>> = HashMap::new();
         let workers = workers.into_iter().enumerate();
         let checked = workers.filter_map(|(index, Worker { worker, function })| {
             let path = format!("{WORKER}[{index}]");
@@ -40,6 +41,20 @@ impl Check<'_> {
                     "background worker \"{name}\" is already registered as {WORKER}[{first}]"
                 );
                 self.refuse(&format!("{path}.name"), message, None);
+            }
+            if let Some(function) = &function {
+                for Claim { key, what, alone } in function.claims() {
+                    let others = claimed.entry(what).or_default();
+                    let conflict = others
+                        .iter()
+                        .filter(|(first, _)| *first != index)
+                        .find_map(|(first, theirs)| Some((*first, alone.or(*theirs)?)));
+                    if let Some((first, why)) = conflict {
+                        let message = format!("{WORKER}[{first}] names it as well: {why}");
+                        self.refuse(&format!("{path}.{key}"), message, None);
+                    }
+                    others.push((index, alone));
+                }
             }
             self.worker(&path, worker, function)
         });

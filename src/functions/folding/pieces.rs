@@ -52,7 +52,7 @@ pub(super) struct Pieces {
 
 impl<D: Folded> Found<D> {
     /// This, and what came after it.
-    pub(super) fn and(self, later: Self) -> Self {
+    pub(in crate::functions) fn and(self, later: Self) -> Self {
         match (self, later) {
             (Self::Folded(folded), Self::Folded(more)) => Self::Folded(folded.and(more)),
             (Self::Folded(_), _) => self,

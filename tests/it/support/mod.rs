@@ -8,6 +8,7 @@ pub(crate) mod files;
 pub(crate) mod histories;
 pub(crate) mod log;
 pub(crate) mod proxy;
+pub(crate) mod rollup;
 pub(crate) mod server;
 pub(crate) mod stage;
 pub(crate) mod ticks;

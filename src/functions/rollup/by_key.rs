@@ -1,0 +1,444 @@
+//! The folds of a roll-up: all deltas of a piece into the totals of their keys, and a way around those that cannot be
+//! folded.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::Row;
+use tracing::{error, info, warn};
+
+use super::check::{self, Verdict};
+use super::poison::Poison;
+use super::settings::Settings;
+use super::shape::Shape;
+use super::statement::{self, Locked, Share, Statements, Which};
+use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
+use crate::database::{DatabaseError, ErrorClass, is_locked, is_made_already, is_of_a_row};
+use crate::functions::folding::{At, Fold, Folded, Folder, Found, Piece, Queue, Terms, blocks_in};
+use crate::functions::runner::CycleError;
+
+/// How often to look again at once after another session made something first.
+const ATTEMPTS_MAX: usize = 5;
+
+/// How often a fold that undid itself is run again at once: a key that is newer than its snapshot is seen by the next one.
+const UNDONE_MAX: usize = 2;
+
+/// How long a fold waits for a total that another client holds before it folds around it.
+const AROUND_AFTER: Duration = Duration::from_secs(1);
+
+/// Folds into totals by key.
+#[derive(Default)]
+pub(super) struct ByKey {
+    poison: Poison,
+    /// Since when other clients hold totals.
+    locked_since: Option<Instant>,
+    /// Deltas were left where they are, because others hold their totals.
+    left: bool,
+    /// A fold was tried in this cycle.
+    tried: bool,
+}
+
+/// Rows that were folded, and keys whose totals they were added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Keys {
+    rows: u64,
+    keys: u64,
+}
+
+/// Why a statement that folds did not.
+enum Failure {
+    /// Some of the deltas cannot be added.
+    Poison(DatabaseError),
+    Other(DatabaseError),
+}
+
+// === impl Keys ===
+
+impl Folded for Keys {
+    fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn and(self, later: Self) -> Self {
+        Self {
+            rows: self.rows + later.rows,
+            keys: self.keys + later.keys,
+        }
+    }
+}
+
+// === impl ByKey ===
+
+impl ByKey {
+    /// Runs one statement that folds.
+    async fn run(
+        &mut self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+        piece: Piece,
+        which: Which<'_>,
+    ) -> Result<Fold<Keys>, Failure> {
+        let locked = match self.locked_since {
+            Some(since) if since.elapsed() > AROUND_AFTER => Locked::Around,
+            _ => Locked::Wait,
+        };
+        let sql = statements.fold(piece, which, locked);
+        let mut undone = 0;
+        let rows = loop {
+            match at.session.query("fold", &sql, Vec::new()).await {
+                Ok(rows) => break rows,
+                Err(error) if error.undone().is_some_and(is_passing) && undone < UNDONE_MAX => {
+                    undone += 1;
+                }
+                Err(error) if is_poison(&error) => return Err(Failure::Poison(error)),
+                Err(error) => {
+                    if error.sqlstate().is_some_and(is_locked) {
+                        self.locked_since.get_or_insert_with(Instant::now);
+                    }
+                    return Err(Failure::Other(error));
+                }
+            }
+        };
+        let Some(row) = rows.first() else {
+            return Ok(Fold {
+                found: Found::Idle,
+                blocks: 0,
+                took: Duration::ZERO,
+            });
+        };
+        let left = row.get::<_, i64>(3) > 0;
+        self.left |= left;
+        if locked == Locked::Wait {
+            self.locked_since = None;
+        }
+        Ok(self.folded(at, row))
+    }
+
+    /// What a statement that folded has come to.
+    fn folded(&self, at: At<'_, Settings>, row: &Row) -> Fold<Keys> {
+        let number = |column: usize| row.get::<_, i64>(column).unsigned_abs();
+        let (rows, keys) = (number(1), number(2));
+        // Where another session folds this queue, it sees to the deltas: that session ends with its statement.
+        let found = if rows == 0 {
+            Found::Idle
+        } else {
+            at.context.progress().count(ROWS_FOLDED, rows);
+            at.context.progress().count(KEYS, keys);
+            Found::Folded(Keys { rows, keys })
+        };
+        Fold {
+            found,
+            blocks: blocks_in(row, 4),
+            took: Duration::try_from_secs_f64(row.get(6)).unwrap_or_default(),
+        }
+    }
+
+    /// Folds a piece in halves, and these again, until what cannot be added is one key, which is left out from now on.
+    async fn halve(
+        &mut self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+        piece: Piece,
+    ) -> Result<Fold<Keys>, CycleError> {
+        let (mut found, mut blocks) = (Found::Idle, u32::MAX);
+        let mut shares = vec![Share::WHOLE];
+        while let Some(share) = shares.pop() {
+            if at.context.latch().is_stop_requested() {
+                break;
+            }
+            let left_out = self.poison.keys();
+            let which = Which::Share(share, &left_out);
+            let error = match self.run(at, statements, piece, which).await {
+                Ok(fold) => {
+                    found = found.and(fold.found);
+                    blocks = fold.blocks;
+                    continue;
+                }
+                Err(Failure::Other(error)) => return Err(error.into()),
+                Err(Failure::Poison(error)) => error,
+            };
+            let sql = statements.two_keys(piece, which);
+            let keys = at.session.query("look for the key", &sql, Vec::new());
+            let keys = keys.await?;
+            match (&*keys, share.halves()) {
+                ([], _) => {}
+                ([key], _) => {
+                    let more = self.is_poisoned(at, statements, piece, key.get(0), error);
+                    found = found.and(more.await?);
+                }
+                (_, Some(halves)) => shares.extend(halves),
+                (_, None) => return Err(error.into()),
+            }
+        }
+        Ok(Fold {
+            found,
+            blocks,
+            took: Duration::ZERO,
+        })
+    }
+
+    /// A key cannot be folded: its deltas wait, or those at fault are moved away and the rest is folded.
+    async fn is_poisoned(
+        &mut self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+        piece: Piece,
+        key: String,
+        why: DatabaseError,
+    ) -> Result<Found<Keys>, CycleError> {
+        if let Some(rejected) = at.settings.rejected() {
+            let set_aside = self.set_aside(at, statements, piece, &key, &rejected);
+            return Box::pin(set_aside).await;
+        }
+        if self.poison.is_full() {
+            return Err(why.into());
+        }
+        let (worker, queue) = (at.context.name(), &at.settings.queue);
+        let text = why.to_string();
+        let naptime = at.settings.naptime;
+        if self
+            .poison
+            .add(key.clone(), text.clone(), naptime, Instant::now())
+        {
+            let sqlstate = why.sqlstate();
+            error!(
+                worker,
+                sqlstate,
+                "{worker}: the deltas of {queue} with the key {key} cannot be added, and wait: {text}"
+            );
+        }
+        Ok(Found::Idle)
+    }
+
+    /// Folds the deltas of one key in halves, and moves each that cannot be added.
+    async fn set_aside(
+        &mut self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+        piece: Piece,
+        key: &str,
+        rejected: &crate::functions::relation::Relation,
+    ) -> Result<Found<Keys>, CycleError> {
+        let sql = statements.places(piece, key);
+        let places = at.session.query("look for the deltas", &sql, Vec::new());
+        let places: Vec<String> = places.await?.iter().map(|row| row.get(0)).collect();
+        let (mut found, mut moved) = (Found::Idle, 0_u64);
+        let mut parts = vec![&*places];
+        let mut last = None;
+        while let Some(part) = parts.pop() {
+            if part.is_empty() || at.context.latch().is_stop_requested() {
+                continue;
+            }
+            match self
+                .run(at, statements, piece, Which::Rows(key, part))
+                .await
+            {
+                Ok(fold) => found = found.and(fold.found),
+                Err(Failure::Other(error)) => return Err(error.into()),
+                Err(Failure::Poison(error)) => match part {
+                    [place] => {
+                        let sql = statements.set_aside(place, key, rejected);
+                        at.session
+                            .query("set a delta aside", &sql, Vec::new())
+                            .await?;
+                        moved += 1;
+                        last = Some(error);
+                    }
+                    _ => parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2))),
+                },
+            }
+        }
+        if let Some(why) = last {
+            let (worker, queue) = (at.context.name(), &at.settings.queue);
+            warn!(
+                worker,
+                moved,
+                "{worker}: {moved} deltas of {queue} with the key {key} cannot be added, and were moved to {rejected}: {why}"
+            );
+        }
+        Ok(found)
+    }
+
+    /// Tries the keys again that are due.
+    async fn try_again(
+        &mut self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+        piece: Piece,
+    ) -> Result<Found<Keys>, CycleError> {
+        let mut found = Found::Idle;
+        for key in self.poison.due(Instant::now()) {
+            match self.run(at, statements, piece, Which::Key(&key)).await {
+                Ok(fold) => {
+                    self.poison.forget(&key);
+                    found = found.and(fold.found);
+                }
+                Err(Failure::Poison(error)) => {
+                    let (why, naptime) = (error.to_string(), at.settings.naptime);
+                    self.poison.add(key, why, naptime, Instant::now());
+                }
+                Err(Failure::Other(error)) => return Err(error.into()),
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Folder for ByKey {
+    type Settings = Settings;
+    type Shape = Shape;
+    type Folded = Keys;
+
+    const CAREFUL: u32 = 8;
+
+    fn terms(settings: &Settings) -> Terms<'_> {
+        Terms {
+            naptime: settings.naptime,
+            batch: settings.batch,
+            vacuum_after: settings.vacuum_after,
+            place: settings.place(),
+        }
+    }
+
+    fn queue(settings: &Settings) -> Queue {
+        statement::queue(&settings.queue)
+    }
+
+    fn with_null(_: &Settings, _: &Shape) -> Option<String> {
+        // It counts as 0.
+        None
+    }
+
+    fn advice(error: &DatabaseError) -> &'static str {
+        match error.undone() {
+            Some(what) if what.contains("deltas") => {
+                "nothing was changed: a trigger on DELETE keeps deltas in the queue"
+            }
+            Some(_) => "nothing was changed: a trigger alters or suppresses totals",
+            None if error.class() == ErrorClass::Cancelled => {
+                "the deltas are kept: give it a longer statement_timeout"
+            }
+            None => "the deltas are kept",
+        }
+    }
+
+    async fn initialize(&self, at: At<'_, Settings>) -> Result<Shape, CycleError> {
+        let mut attempts = 1..=ATTEMPTS_MAX;
+        loop {
+            let found = tables::look(at.session, at.settings).await?;
+            match check::check(at.settings, &found).map_err(unusable)? {
+                Verdict::Usable(shape) => {
+                    let worker = at.context.name();
+                    for warning in check::warnings(at.settings, &found) {
+                        warn!(worker, "{worker}: {warning}");
+                    }
+                    return Ok(shape);
+                }
+                Verdict::Make { what, sql } => match at.session.batch_execute(what, &sql).await {
+                    Err(error)
+                        if error.sqlstate().is_some_and(is_made_already)
+                            && attempts.next().is_some() => {}
+                    made => made?,
+                },
+            }
+        }
+    }
+
+    async fn hidden(&self, at: At<'_, Settings>) -> CycleError {
+        let found = match tables::look(at.session, at.settings).await {
+            Ok(found) => found,
+            Err(error) => return error.into(),
+        };
+        let queue = check::hides_nothing(&at.settings.queue, &found.queue, &found.role);
+        match queue {
+            Err(error) => unusable(error),
+            // They are gone again.
+            Ok(()) => CycleError::Unusable("row security has just changed".into()),
+        }
+    }
+
+    async fn fold(
+        &mut self,
+        at: At<'_, Settings>,
+        shape: &Shape,
+        piece: Piece,
+    ) -> Result<Fold<Keys>, CycleError> {
+        self.tried = true;
+        let statements = Statements {
+            worker: at.context.name(),
+            queue: &at.settings.queue,
+            totals: &at.settings.totals,
+            shape,
+        };
+        let left_out = self.poison.keys();
+        let folding = self.run(at, &statements, piece, Which::AllBut(&left_out));
+        let mut fold = match folding.await {
+            Ok(fold) => fold,
+            // Rare, and not to be paid for by every worker.
+            Err(Failure::Poison(_)) => Box::pin(self.halve(at, &statements, piece)).await?,
+            Err(Failure::Other(error)) => return Err(error.into()),
+        };
+        if !self.poison.due(Instant::now()).is_empty() {
+            let again = Box::pin(self.try_again(at, &statements, piece)).await?;
+            fold.found = fold.found.and(again);
+        }
+        let blocks_left = fold
+            .blocks
+            .saturating_sub(piece.from.saturating_add(piece.blocks));
+        let rows = match &fold.found {
+            Found::Folded(folded) => folded.rows,
+            _ => 0,
+        };
+        let pending = rows * u64::from(blocks_left) / u64::from(piece.blocks.max(1));
+        let pending = i64::try_from(pending).unwrap_or(i64::MAX);
+        at.context.progress().level(PENDING_ESTIMATE, pending);
+        Ok(fold)
+    }
+
+    fn tell(at: At<'_, Settings>, Keys { rows, keys }: &Keys) {
+        let (worker, totals) = (at.context.name(), &at.settings.totals);
+        info!(
+            worker,
+            rows, keys, "{worker}: {rows} rows are in {keys} totals of {totals} now"
+        );
+    }
+
+    fn waits(&mut self, settings: &Settings) -> Option<String> {
+        let now = Instant::now();
+        if !std::mem::take(&mut self.tried) {
+            self.poison.forget_due(now);
+        }
+        let left = std::mem::take(&mut self.left);
+        if !left
+            && self
+                .locked_since
+                .is_some_and(|since| since.elapsed() > AROUND_AFTER)
+        {
+            self.locked_since = None;
+        }
+        if let Some((key, why)) = self.poison.first() {
+            let queue = &settings.queue;
+            return Some(format!(
+                "the deltas of {queue} with the key {key} cannot be added, and wait: {why}"
+            ));
+        }
+        let totals = &settings.totals;
+        left.then(|| {
+            format!("other clients hold some totals of {totals}: the deltas of their keys wait, all others are folded")
+        })
+    }
+}
+
+fn unusable(error: UnusableRollup) -> CycleError {
+    CycleError::Unusable(Box::new(error))
+}
+
+/// Whether a fold that undid itself may succeed at once.
+fn is_passing(undone: &str) -> bool {
+    !undone.starts_with("a sum")
+}
+
+/// Whether some of the deltas are at fault, and not the statement, the session or the server.
+fn is_poison(error: &DatabaseError) -> bool {
+    error.undone().is_some() || error.sqlstate().is_some_and(is_of_a_row)
+}

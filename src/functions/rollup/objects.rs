@@ -1,0 +1,271 @@
+//! The statements that make what a roll-up works on, and mend what is wrong with it. Pure text.
+
+use super::settings::Settings;
+use super::shape::Number;
+use super::tables::{Columns, Deferrable, TableColumn};
+use crate::functions::quote::{identifier, literal};
+use crate::functions::relation::Relation;
+
+/// The view of totals and queue together: exact at every moment, since a fold is one transaction. It reads the whole queue.
+///
+/// Readers need SELECT on both tables, from PostgreSQL 15 on: the view does not lend them its owner's rights. Whether the
+/// queue has a column that counts is for the server to find out: where it has none, the name means the 1 beside it.
+pub(super) fn create_view(settings: &Settings, view: &Relation) -> Vec<String> {
+    let list = |names: &[String]| {
+        let names: Vec<_> = names.iter().map(|name| identifier(name)).collect();
+        names.join(", ")
+    };
+    let keys = list(&settings.keys);
+    let mut outer = vec![keys.clone()];
+    let (mut of_totals, mut of_queue) = (vec![keys.clone()], Vec::new());
+    of_queue.extend(
+        settings
+            .keys
+            .iter()
+            .map(|key| format!("q.{}", identifier(key))),
+    );
+    for column in &settings.sum.0 {
+        let (total, delta) = (identifier(&column.total), identifier(&column.delta));
+        outer.push(format!("coalesce(pg_catalog.sum({total}), 0) AS {total}"));
+        of_totals.push(total.clone());
+        of_queue.push(format!("q.{delta} AS {total}"));
+    }
+    let (mut one, mut having) = (String::new(), String::new());
+    if let Some(count) = &settings.count {
+        let count = identifier(count);
+        outer.push(format!(
+            "coalesce(pg_catalog.sum({count}), 0)::pg_catalog.int8 AS {count}"
+        ));
+        of_totals.push(count.clone());
+        of_queue.push(format!("c.{count}"));
+        one = format!(
+            " CROSS JOIN (SELECT 1 AS {count}) AS one \
+             CROSS JOIN LATERAL (SELECT {count} FROM (SELECT q.*) AS r) AS c"
+        );
+        having = format!(" HAVING pg_catalog.sum({count}) OPERATOR(pg_catalog.<>) 0");
+    }
+    let view = view.sql();
+    vec![
+        format!(
+            "CREATE VIEW {view} AS SELECT {} FROM (SELECT {} FROM {} UNION ALL SELECT {} FROM {} AS q{one}) AS rows \
+             GROUP BY {keys}{having}",
+            outer.join(", "),
+            of_totals.join(", "),
+            settings.totals.sql(),
+            of_queue.join(", "),
+            settings.queue.sql(),
+        ),
+        // Older servers do not know it.
+        format!(
+            "DO {} ",
+            literal(&format!(
+                "BEGIN IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 \
+                 OPERATOR(pg_catalog.>=) 150000 THEN EXECUTE {}; END IF; END",
+                literal(&format!("ALTER VIEW {view} SET (security_invoker = true)"))
+            ))
+        )
+        .trim_end()
+        .to_owned(),
+    ]
+}
+
+/// The table that poison is moved to.
+pub(super) fn create_rejected(settings: &Settings, rejected: &Relation) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {} (LIKE {})",
+        rejected.sql(),
+        settings.queue.sql()
+    )
+}
+
+/// Lets a role do what a worker does.
+pub(super) fn grant(settings: &Settings, role: &str) -> Vec<String> {
+    let role = identifier(role);
+    let mut schemas = vec![&settings.queue.schema];
+    if settings.totals.schema != settings.queue.schema {
+        schemas.push(&settings.totals.schema);
+    }
+    let schemas = schemas
+        .into_iter()
+        .map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role}", identifier(schema)));
+    let tables = [
+        grant_queue(&settings.queue, &role),
+        grant_totals(&settings.totals, &role),
+    ];
+    let rejected = settings
+        .rejected()
+        .map(|rejected| grant_rejected(&rejected, &role));
+    schemas.chain(tables).chain(rejected).collect()
+}
+
+/// What a worker needs of its queue; the role is quoted.
+pub(super) fn grant_queue(queue: &Relation, role: &str) -> String {
+    format!("GRANT SELECT, DELETE ON {} TO {role}", queue.sql())
+}
+
+/// What a worker needs of its totals; the role is quoted.
+pub(super) fn grant_totals(totals: &Relation, role: &str) -> String {
+    format!("GRANT SELECT, INSERT, UPDATE ON {} TO {role}", totals.sql())
+}
+
+/// What a worker needs of the table for poison; the role is quoted.
+pub(super) fn grant_rejected(rejected: &Relation, role: &str) -> String {
+    format!("GRANT INSERT ON {} TO {role}", rejected.sql())
+}
+
+/// Makes the totals of a queue.
+pub(super) fn create_totals(settings: &Settings, queue: &Columns) -> Option<String> {
+    let keys = settings
+        .keys
+        .iter()
+        .map(|key| Some(format!("{} NOT NULL", declared(queue.get(key)?))));
+    let mut columns = keys.collect::<Option<Vec<_>>>()?;
+    for column in &settings.sum.0 {
+        let kind = total_type(queue.get(&column.delta)?)?;
+        columns.push(format!(
+            "{} {kind} NOT NULL DEFAULT 0",
+            identifier(&column.total)
+        ));
+    }
+    if let Some(count) = &settings.count {
+        columns.push(format!("{} bigint NOT NULL DEFAULT 0", identifier(count)));
+    }
+    Some(format!(
+        "CREATE TABLE {} ({}, PRIMARY KEY ({})) WITH (fillfactor = 50)",
+        settings.totals.sql(),
+        columns.join(", "),
+        key_list(&settings.keys),
+    ))
+}
+
+/// Makes the queue of totals.
+pub(super) fn create_queue(settings: &Settings, totals: &Columns) -> Option<String> {
+    let keys = settings
+        .keys
+        .iter()
+        .map(|key| Some(format!("{} NOT NULL", declared(totals.get(key)?))));
+    let mut columns = keys.collect::<Option<Vec<_>>>()?;
+    for column in &settings.sum.0 {
+        let total = totals.get(&column.total)?;
+        columns.push(format!(
+            "{} {} NOT NULL",
+            identifier(&column.delta),
+            total.shown
+        ));
+    }
+    Some(format!(
+        "CREATE TABLE {} ({})",
+        settings.queue.sql(),
+        columns.join(", ")
+    ))
+}
+
+/// The type of totals that loses nothing of these deltas.
+pub(super) fn total_type(delta: &TableColumn) -> Option<&'static str> {
+    Some(match delta.number()? {
+        Number::Numeric => "numeric",
+        _ => "bigint",
+    })
+}
+
+/// Adds a column for totals.
+pub(super) fn add_total(totals: &Relation, column: &str, kind: &str) -> String {
+    format!(
+        "ALTER TABLE {} ADD COLUMN {} {kind} NOT NULL DEFAULT 0",
+        totals.sql(),
+        identifier(column)
+    )
+}
+
+/// Changes the type of a column, by way of its text where that is needed.
+pub(super) fn alter_column(table: &Relation, column: &str, kind: &str, by_text: bool) -> String {
+    let column = identifier(column);
+    let using = if by_text {
+        format!(" USING {column}::text::{kind}")
+    } else {
+        String::new()
+    };
+    format!(
+        "ALTER TABLE {} ALTER COLUMN {column} TYPE {kind}{using}",
+        table.sql()
+    )
+}
+
+pub(super) fn set_not_null(table: &Relation, column: &str) -> String {
+    format!(
+        "ALTER TABLE {} ALTER COLUMN {} SET NOT NULL",
+        table.sql(),
+        identifier(column)
+    )
+}
+
+pub(super) fn drop_not_null(table: &Relation, column: &str) -> String {
+    format!(
+        "ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL",
+        table.sql(),
+        identifier(column)
+    )
+}
+
+/// Lets a column be written that the server computes, or hands out.
+pub(super) fn let_be_written(table: &Relation, column: &str, is_generated: bool) -> String {
+    let how = if is_generated {
+        "DROP EXPRESSION"
+    } else {
+        "SET GENERATED BY DEFAULT"
+    };
+    format!(
+        "ALTER TABLE {} ALTER COLUMN {} {how}",
+        table.sql(),
+        identifier(column)
+    )
+}
+
+pub(super) fn create_index(totals: &Relation, keys: &[String]) -> String {
+    format!(
+        "CREATE UNIQUE INDEX ON {} ({})",
+        totals.sql(),
+        key_list(keys)
+    )
+}
+
+/// Makes a deferrable constraint one that is checked at once.
+pub(super) fn check_at_once(totals: &Relation, found: &Deferrable) -> String {
+    let Deferrable {
+        constraint,
+        kind,
+        keys,
+    } = found;
+    let constraint = identifier(constraint);
+    format!(
+        "ALTER TABLE {} DROP CONSTRAINT {constraint}, ADD CONSTRAINT {constraint} {kind} ({})",
+        totals.sql(),
+        key_list(keys)
+    )
+}
+
+pub(super) fn drop_rule(table: &Relation, rule: &str) -> String {
+    format!("DROP RULE {} ON {}", identifier(rule), table.sql())
+}
+
+/// Makes a view anew.
+pub(super) fn replace_view(settings: &Settings, view: &Relation) -> String {
+    format!(
+        "DROP VIEW {}; {}",
+        view.sql(),
+        create_view(settings, view).join("; ")
+    )
+}
+
+/// A column with its type and its collation, as `CREATE TABLE` has it.
+fn declared(column: &TableColumn) -> String {
+    let collation = column.collation.as_ref();
+    let collation = collation.map_or_else(String::new, |name| format!(" COLLATE {name}"));
+    format!("{} {}{collation}", identifier(&column.name), column.shown)
+}
+
+/// The columns of a key, between commas.
+pub(super) fn key_list(keys: &[String]) -> String {
+    let keys: Vec<_> = keys.iter().map(|key| identifier(key)).collect();
+    keys.join(", ")
+}

@@ -1,0 +1,42 @@
+//! What was found out about the tables of a roll-up, as its statements need it.
+
+/// The columns of a queue and its totals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// The columns of the key.
+    pub(super) keys: Vec<String>,
+    /// What is added up.
+    pub(super) sums: Vec<Sum>,
+}
+
+/// A column of the totals that is added to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sum {
+    pub(super) total: String,
+    /// The column of the queue; the number of rows if there is none.
+    pub(super) delta: Option<String>,
+}
+
+/// The types whose sums are exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Number {
+    SmallInt,
+    Integer,
+    BigInt,
+    Numeric,
+}
+
+// === impl Number ===
+
+impl Number {
+    /// The type of this name in `pg_catalog`.
+    pub(super) fn of(typname: &str) -> Option<Self> {
+        match typname {
+            "int2" => Some(Self::SmallInt),
+            "int4" => Some(Self::Integer),
+            "int8" => Some(Self::BigInt),
+            "numeric" => Some(Self::Numeric),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The SQL of a roll-up's folds: a shape in, statements out. Pure text.
+
+use super::shape::{Shape, Sum};
+use crate::functions::folding::{Piece, Queue, TOOK, comment};
+use crate::functions::quote::{identifier, literal};
+use crate::functions::relation::Relation;
+
+/// The first key of the advisory lock of a queue's folder; the second one is the oid of the queue.
+const FOLDER_LOCK: i32 = 1_651_994_418;
+
+/// The statements of a roll-up.
+pub(super) struct Statements<'s> {
+    pub(super) worker: &'s str,
+    pub(super) queue: &'s Relation,
+    pub(super) totals: &'s Relation,
+    pub(super) shape: &'s Shape,
+}
+
+/// Which deltas of some blocks are meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Which<'w> {
+    /// All but those of these keys.
+    AllBut(&'w [String]),
+    /// Those of a share of all keys, but for these.
+    Share(Share, &'w [String]),
+    /// Those of this key.
+    Key(&'w str),
+    /// Those of this key in these places.
+    Rows(&'w str, &'w [String]),
+}
+
+/// A share of all keys: those whose hash ends in some bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    bits: u32,
+    value: u64,
+}
+
+/// What to do about totals that other clients hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Locked {
+    /// Wait for them, as long as `lock_timeout` allows.
+    Wait,
+    /// Leave the deltas of their keys where they are.
+    Around,
+}
+
+// === impl Share ===
+
+impl Share {
+    pub(super) const WHOLE: Self = Self { bits: 0, value: 0 };
+
+    /// The two halves of it; `None` where the hash has no more bits.
+    pub(super) fn halves(self) -> Option<[Self; 2]> {
+        let bits = self.bits + 1;
+        (bits < u64::BITS)
+            .then(|| [self.value, self.value | (1 << self.bits)].map(|value| Self { bits, value }))
+    }
+}
+
+// === impl Statements ===
+
+impl Statements<'_> {
+    /// Folds the deltas of some blocks into the totals of their keys: one row of whether it was this session's turn, of the
+    /// numbers of deltas and of keys folded, of keys whose totals others hold, of how many blocks the queue has, of 0, and of
+    /// how many seconds it took.
+    ///
+    /// One statement, so one transaction, and exact under READ COMMITTED whatever others do. Each step is forced to wait for
+    /// the one before it:
+    ///
+    /// - One session at a time folds a queue. A second one gives way at once.
+    /// - The totals that are there are locked, in the order of their keys, so that two folds into one table of totals cannot
+    ///   lock each other out. Then the upsert adds to them.
+    /// - Each new total must be the old one and the sum of the deltas, and what was found must have been deleted, or the
+    ///   statement undoes itself by taking a sentence for a number: so neither a trigger that alters or suppresses a total nor
+    ///   one that keeps deltas can lose one or count one twice. What was found is counted only where the queue has triggers.
+    /// - Sums are of the type that the server adds up in, and new totals are compared with them: a column that has come to
+    ///   round, since its type was changed, undoes the fold as well.
+    /// - NULL counts as 0, in deltas and in totals. NaN and infinity, after which no total would ever be right again, undo it.
+    /// - It does not wait for its commit to reach the disk (`synchronous_commit`): if the server crashes before, deltas and
+    ///   totals are both as they were, and what others have committed after it is written after it.
+    ///
+    /// The blocks stand in its text, so that it is planned for the table as it is now.
+    pub(super) fn fold(&self, piece: Piece, which: Which<'_>, locked: Locked) -> String {
+        let (worker, queue, totals) = (comment(self.worker), self.queue.sql(), self.totals.sql());
+        let deltas = format!(
+            "{}{}",
+            Self::deltas(self.queue, piece),
+            self.is_meant(which)
+        );
+        let regclass = self.queue.regclass();
+        let returned = self.each_key(|n, key| format!("q.{key} AS k{n}"));
+        let values = self.each_sum(|n, sum| match &sum.delta {
+            Some(delta) => format!(", q.{} AS d{n}", identifier(delta)),
+            None => String::new(),
+        });
+        let k = self.each_key(|n, _| format!("k{n}"));
+        let sums = self.each_sum(|n, sum| match sum.delta {
+            Some(_) => format!(", coalesce(pg_catalog.sum(d{n}), 0) AS s{n}"),
+            None => format!(", pg_catalog.count(*) AS s{n}"),
+        });
+        let s = self.each_sum(|n, _| format!(", s{n}"));
+        let old_keys = self.each_key(|n, key| format!("t.{key} AS k{n}"));
+        let old_sums = self.each_sum(|n, sum| format!(", t.{} AS s{n}", identifier(&sum.total)));
+        let t_keys = self.each_key(|_, key| format!("t.{key}"));
+        let same = |one: &str, other: &str| {
+            let equal = self
+                .shape
+                .keys
+                .iter()
+                .enumerate()
+                .map(|(n, _)| format!("{one}.k{n} OPERATOR(pg_catalog.=) {other}.k{n}"));
+            equal.collect::<Vec<_>>().join(" AND ")
+        };
+        let is = |one: &str, other: &str| {
+            let equal = self.shape.keys.iter().enumerate().map(|(n, key)| {
+                format!(
+                    "{one}.{} OPERATOR(pg_catalog.=) {other}.k{n}",
+                    identifier(key)
+                )
+            });
+            equal.collect::<Vec<_>>().join(" AND ")
+        };
+        let columns = self.each_key(|_, key| key.to_owned());
+        let total_columns = self.each_sum(|_, sum| format!(", {}", identifier(&sum.total)));
+        let set = self.shape.sums.iter().map(|sum| {
+            let total = identifier(&sum.total);
+            format!("{total} = coalesce(t.{total}, 0) OPERATOR(pg_catalog.+) excluded.{total}")
+        });
+        let set = set.collect::<Vec<_>>().join(", ");
+        let is_right = self.shape.sums.iter().enumerate().map(|(n, _)| {
+            format!("put.s{n} OPERATOR(pg_catalog.=) (coalesce(held.s{n}, 0) OPERATOR(pg_catalog.+) folded.s{n})")
+        });
+        let is_right = is_right.collect::<Vec<_>>().join(" AND ");
+        let is_no_number = self.shape.sums.iter().enumerate();
+        let is_no_number = is_no_number
+            .filter(|(_, sum)| sum.delta.is_some())
+            .map(|(n, _)| {
+                format!(
+                    "s{n}::pg_catalog.numeric OPERATOR(pg_catalog.=) \
+                 ANY ('{{NaN,Infinity,-Infinity}}'::pg_catalog.numeric[])"
+                )
+            });
+        let is_no_number: Vec<_> = std::iter::once("false".to_owned())
+            .chain(is_no_number)
+            .collect();
+        let is_no_number = is_no_number.join(" OR ");
+        let (before, around, first, left) = match locked {
+            Locked::Wait => (String::new(), String::new(), "folded", "0::pg_catalog.int8"),
+            Locked::Around => (
+                format!(
+                    "wanted AS MATERIALIZED (SELECT DISTINCT {returned} FROM {queue} AS q WHERE {deltas} \
+                     AND (SELECT ok FROM mine)\
+                     ), {held}, free AS MATERIALIZED (SELECT {k} FROM wanted \
+                     WHERE (SELECT pg_catalog.count(*) FROM held) OPERATOR(pg_catalog.>=) 0 \
+                     AND (EXISTS (SELECT FROM held WHERE {same}) \
+                     OR NOT EXISTS (SELECT FROM {totals} AS t WHERE {is}))), ",
+                    held = self.held(
+                        "wanted",
+                        &old_keys,
+                        &old_sums,
+                        &is("t", "wanted"),
+                        &t_keys,
+                        " SKIP LOCKED"
+                    ),
+                    same = same("held", "wanted"),
+                    is = is("t", "wanted"),
+                ),
+                format!(" AND EXISTS (SELECT FROM free WHERE {})", is("q", "free")),
+                "",
+                "(SELECT pg_catalog.count(*) FROM wanted) OPERATOR(pg_catalog.-) (SELECT pg_catalog.count(*) FROM free)",
+            ),
+        };
+        let after = if first.is_empty() {
+            String::new()
+        } else {
+            let held = self.held(first, &old_keys, &old_sums, &is("t", first), &t_keys, "");
+            format!("{held}, ")
+        };
+        format!(
+            "{worker} WITH mine AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({FOLDER_LOCK}, \
+             {regclass}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4) AS ok, \
+             pg_catalog.set_config('synchronous_commit', 'off', true)\
+             ), {before}gone AS (\
+             DELETE FROM {queue} AS q WHERE {deltas} AND (SELECT ok FROM mine){around} RETURNING {returned}{values}\
+             ), folded AS MATERIALIZED (\
+             SELECT {k}{sums} FROM gone GROUP BY {k}\
+             ), {after}put AS (\
+             INSERT INTO {totals} AS t ({columns}{total_columns}) SELECT {k}{s} FROM folded \
+             WHERE (SELECT pg_catalog.count(*) FROM held) OPERATOR(pg_catalog.>=) 0 ORDER BY {k} \
+             ON CONFLICT ({columns}) DO UPDATE SET {set} RETURNING {old_keys}{old_sums}\
+             ), counted AS (SELECT \
+             (SELECT pg_catalog.count(*) FROM gone) AS gone, (SELECT pg_catalog.count(*) FROM folded) AS keys, \
+             (SELECT pg_catalog.count(*) FROM put JOIN folded ON {put_folded} LEFT JOIN held ON {put_held} \
+             WHERE {is_right}) AS right_keys, \
+             CASE WHEN (SELECT ok FROM mine) AND (SELECT relhastriggers FROM pg_catalog.pg_class \
+             WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid) \
+             THEN (SELECT pg_catalog.count(*) FROM {queue} AS q WHERE {deltas}{around}) END AS found\
+             ) SELECT (SELECT ok FROM mine), gone, keys, {left}, {blocks}, CASE \
+             WHEN found OPERATOR(pg_catalog.<>) gone THEN \
+             pg_catalog.format('bgworker: of %s deltas %s could be deleted', found, gone)::pg_catalog.int4 \
+             WHEN EXISTS (SELECT FROM folded WHERE {is_no_number}) THEN \
+             pg_catalog.format('bgworker: a sum of %s deltas is NaN or infinite', gone)::pg_catalog.int4 \
+             WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN \
+             pg_catalog.format('bgworker: of %s totals %s are what they should be', keys, right_keys)::pg_catalog.int4 \
+             ELSE 0 END, {TOOK} FROM counted",
+            put_folded = same("put", "folded"),
+            put_held = same("put", "held"),
+            blocks = self.queue.blocks(),
+        )
+    }
+
+    /// Locks the totals of some keys that are there, in the order of the keys.
+    fn held(
+        &self,
+        keys_of: &str,
+        keys: &str,
+        sums: &str,
+        is: &str,
+        order: &str,
+        skip: &str,
+    ) -> String {
+        format!(
+            "held AS MATERIALIZED (SELECT {keys}{sums} FROM {} AS t JOIN {keys_of} ON {is} \
+             ORDER BY {order} FOR NO KEY UPDATE OF t{skip})",
+            self.totals.sql()
+        )
+    }
+
+    /// Two keys of the deltas that are meant, if there are as many.
+    pub(super) fn two_keys(&self, piece: Piece, which: Which<'_>) -> String {
+        format!(
+            "{} SELECT DISTINCT {} FROM {} AS q WHERE {}{} LIMIT 2",
+            comment(self.worker),
+            self.key(),
+            self.queue.sql(),
+            Self::deltas(self.queue, piece),
+            self.is_meant(which),
+        )
+    }
+
+    /// The places of the deltas of a key.
+    pub(super) fn places(&self, piece: Piece, key: &str) -> String {
+        format!(
+            "{} SELECT ctid::pg_catalog.text FROM {} AS q WHERE {}{}",
+            comment(self.worker),
+            self.queue.sql(),
+            Self::deltas(self.queue, piece),
+            self.is_meant(Which::Key(key)),
+        )
+    }
+
+    /// Moves one delta of a key to another table.
+    pub(super) fn set_aside(&self, place: &str, key: &str, rejected: &Relation) -> String {
+        format!(
+            "{} WITH gone AS (DELETE FROM {} AS q WHERE ctid OPERATOR(pg_catalog.=) {}::pg_catalog.tid{} RETURNING q.*) \
+             INSERT INTO {} SELECT * FROM gone",
+            comment(self.worker),
+            self.queue.sql(),
+            literal(place),
+            self.is_meant(Which::Key(key)),
+            rejected.sql(),
+        )
+    }
+
+    /// The key of a row of the queue, as one text.
+    fn key(&self) -> String {
+        let keys = self.each_key(|_, key| format!("q.{key}"));
+        format!("ROW({keys})::pg_catalog.text")
+    }
+
+    /// The condition that some deltas are meant.
+    fn is_meant(&self, which: Which<'_>) -> String {
+        let list = |texts: &[String]| {
+            let texts: Vec<_> = texts.iter().map(|text| literal(text)).collect();
+            texts.join(", ")
+        };
+        let key = self.key();
+        let but = |keys: &[String]| match keys {
+            [] => String::new(),
+            _ => format!(
+                " AND {key} OPERATOR(pg_catalog.<>) ALL (ARRAY[{}]::pg_catalog.text[])",
+                list(keys)
+            ),
+        };
+        let is = |one: &str| format!(" AND {key} OPERATOR(pg_catalog.=) {}", literal(one));
+        match which {
+            Which::AllBut(keys) => but(keys),
+            Which::Share(Share { bits, value }, keys) => {
+                let mask = (1_u64 << bits) - 1;
+                format!(
+                    " AND (pg_catalog.hashtextextended({key}, 0) OPERATOR(pg_catalog.&) {mask}::pg_catalog.int8) \
+                     OPERATOR(pg_catalog.=) {value}::pg_catalog.int8{}",
+                    but(keys)
+                )
+            }
+            Which::Key(one) => is(one),
+            Which::Rows(one, places) => format!(
+                "{} AND ctid OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.tid[])",
+                is(one),
+                list(places)
+            ),
+        }
+    }
+
+    fn deltas(queue: &Relation, piece: Piece) -> String {
+        self::queue(queue).deltas(piece)
+    }
+
+    /// Something for each column of the key, between commas.
+    fn each_key(&self, each: impl Fn(usize, &str) -> String) -> String {
+        let keys = self.shape.keys.iter().enumerate();
+        let each: Vec<_> = keys.map(|(n, key)| each(n, &identifier(key))).collect();
+        each.join(", ")
+    }
+
+    /// Something for each column that is added up.
+    fn each_sum(&self, each: impl Fn(usize, &Sum) -> String) -> String {
+        let sums = self.shape.sums.iter().enumerate();
+        sums.map(|(n, sum)| each(n, sum)).collect()
+    }
+}
+
+/// A queue of which each row is to be folded.
+pub(super) fn queue(relation: &Relation) -> Queue {
+    Queue {
+        relation: relation.clone(),
+        delta: "true",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_halves_of_a_share_are_all_of_it_and_nothing_twice() {
+        let mut shares = vec![Share::WHOLE];
+        for _ in 0..4 {
+            shares = shares
+                .iter()
+                .filter_map(|share| share.halves())
+                .flatten()
+                .collect();
+        }
+        let mut values: Vec<_> = shares.iter().map(|share| share.value).collect();
+        values.sort_unstable();
+        assert_eq!(values, (0..16).collect::<Vec<_>>());
+        let deepest = Share { bits: 63, value: 0 };
+        assert_eq!(deepest.halves(), None);
+    }
+}

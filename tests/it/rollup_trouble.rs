@@ -1,0 +1,211 @@
+//! Deltas that cannot be added, and totals that other clients hold: all others are folded, nothing is lost, and it goes on
+//! by itself once that is mended.
+
+use tracing::Level;
+
+use crate::support::database::TestDatabase;
+use crate::support::eventually;
+use crate::support::log::Log;
+use crate::support::rollup::Rollup;
+
+const TABLES: &str = "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL, v numeric); \
+    CREATE TABLE s.t (k int PRIMARY KEY, v numeric CHECK (v >= -100), n bigint); ";
+const KEYS: &str =
+    "queue = 's.q'\ntotals = 's.t'\nkeys = ['k']\nsum = ['v']\ncount = 'n'\nnaptime = '10ms'";
+
+/// Kinds of poison for the key 7: what makes it, a delta that is it, and what mends it.
+const POISON: [(&str, &str, &str); 6] = [
+    ("", "-1000", "ALTER TABLE s.t DROP CONSTRAINT t_v_check"),
+    (
+        "ALTER TABLE s.q ALTER v TYPE bigint; ALTER TABLE s.t ALTER v TYPE int",
+        "3000000000",
+        "ALTER TABLE s.t ALTER v TYPE bigint",
+    ),
+    ("", "'NaN'", "UPDATE s.q SET v = 0 WHERE v = 'NaN'"),
+    (
+        "",
+        "'Infinity'",
+        "UPDATE s.q SET v = 0 WHERE v = 'Infinity'",
+    ),
+    (
+        "CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF new.k = 7 THEN RAISE ''no''; END IF; RETURN new; END'; \
+         CREATE TRIGGER f BEFORE INSERT ON s.t FOR EACH ROW EXECUTE FUNCTION s.f()",
+        "1",
+        "DROP TRIGGER f ON s.t",
+    ),
+    (
+        "CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF new.k = 7 THEN RETURN NULL; END IF; RETURN new; END'; \
+         CREATE TRIGGER f BEFORE INSERT OR UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.f()",
+        "1",
+        "DROP TRIGGER f ON s.t",
+    ),
+];
+
+/// 99 good keys of ten deltas each, and a bad one of two, one of which may be good by itself.
+fn deltas(bad: &str) -> String {
+    format!(
+        "INSERT INTO s.q SELECT g % 100, 1 FROM generate_series(1, 1000) AS g WHERE g % 100 <> 7; \
+         INSERT INTO s.q VALUES (7, {bad}), (7, 5)"
+    )
+}
+
+async fn totals(db: &TestDatabase) -> String {
+    let sql = "SELECT concat_ws(' ', count(*), sum(v), sum(n)) FROM s.t WHERE k <> 7";
+    db.value(sql).await
+}
+
+#[actix::test]
+async fn poison_stops_its_key_alone_and_it_goes_on_once_mended() {
+    for (make, bad, mend) in POISON {
+        let log = Log::capture();
+        let db = TestDatabase::new().await;
+        db.execute(&format!("{TABLES}{make}")).await;
+        let rollup = Rollup::start(&db, KEYS).await;
+        db.execute(&deltas(bad)).await;
+        eventually("all others are folded", || async {
+            totals(&db).await == "99 990 990"
+        })
+        .await;
+        let waiting: i64 = db.value("SELECT count(*) FROM s.q").await;
+        assert_eq!(waiting, 2, "{bad}");
+        let wait = "the deltas of s.q with the key (7) cannot be added, and wait: ";
+        eventually("it says so", || async {
+            rollup
+                .last_error()
+                .await
+                .is_some_and(|error| error.starts_with(wait))
+        })
+        .await;
+        // Others go on, and it is not told again.
+        db.execute("INSERT INTO s.q VALUES (1, 1)").await;
+        eventually("others go on", || async {
+            totals(&db).await == "99 991 991"
+        })
+        .await;
+        assert_eq!(log.with(Level::ERROR, "(7)").len(), 1, "{bad}");
+        let expected: String = {
+            db.execute(mend).await;
+            db.value("SELECT concat_ws(' ', sum(v), count(*)) FROM s.q")
+                .await
+        };
+        eventually(
+            &format!("it goes on after {mend}, to {expected}"),
+            || async {
+                let total = "SELECT concat_ws(' ', sum(v), sum(n)) FROM s.t WHERE k = 7";
+                db.value::<String>(total).await == expected
+            },
+        )
+        .await;
+        eventually("it is well again", || async {
+            rollup.status().await.unwrap().report.consecutive_failures == 0
+        })
+        .await;
+        assert_eq!(totals(&db).await, "99 991 991", "{bad}");
+    }
+}
+
+#[actix::test]
+async fn poison_that_is_set_aside_lies_in_a_table_and_the_rest_of_its_key_is_folded() {
+    for (make, bad, _) in POISON {
+        let db = TestDatabase::new().await;
+        db.execute(&format!("{TABLES}{make}")).await;
+        let rollup = Rollup::start(&db, &format!("{KEYS}\non_poison = 'set_aside'")).await;
+        db.execute(&deltas(bad)).await;
+        eventually("nothing waits", || async {
+            db.value::<i64>("SELECT count(*) FROM s.q").await == 0
+                && totals(&db).await == "99 990 990"
+        })
+        .await;
+        // A trigger refuses each row of the key, a value only itself.
+        let (rejected, folded) = if make.contains("TRIGGER") {
+            (2, 0)
+        } else {
+            (1, 1)
+        };
+        let there: i64 = db.value("SELECT count(*) FROM s.q_rejected").await;
+        let counted: i64 = db
+            .value("SELECT coalesce(sum(n), 0)::bigint FROM s.t WHERE k = 7")
+            .await;
+        assert_eq!((there, counted), (rejected, folded), "{bad}");
+        rollup.stop().await;
+    }
+}
+
+#[actix::test]
+async fn a_trigger_that_alters_every_total_loses_nothing() {
+    let db = TestDatabase::new().await;
+    db.execute(&format!(
+        "{TABLES}CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN new.v := old.v; RETURN new; END'; \
+         CREATE TRIGGER f BEFORE UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.f(); \
+         INSERT INTO s.t SELECT g, 100, 0 FROM generate_series(1, 300) AS g; \
+         INSERT INTO s.q SELECT g, 1 FROM generate_series(1, 300) AS g"
+    ))
+    .await;
+    let rollup = Rollup::start(&db, KEYS).await;
+    eventually("it says so", || async {
+        let error = rollup.last_error().await;
+        error.is_some_and(|error| error.contains("a trigger alters or suppresses totals"))
+    })
+    .await;
+    let left: String = db
+        .value("SELECT concat_ws(' ', (SELECT count(*) FROM s.q), (SELECT sum(v) FROM s.t))")
+        .await;
+    assert_eq!(left, "300 30000");
+    db.execute("DROP TRIGGER f ON s.t").await;
+    eventually("all is folded", || async {
+        db.value::<String>(
+            "SELECT concat_ws(' ', (SELECT count(*) FROM s.q), (SELECT sum(v) FROM s.t))",
+        )
+        .await
+            == "0 30300"
+    })
+    .await;
+}
+
+#[actix::test]
+async fn one_of_a_thousand_totals_that_a_client_holds_holds_up_no_other() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    db.execute(&format!(
+        "{TABLES}INSERT INTO s.t SELECT g, 0, 0 FROM generate_series(1, 1000) AS g"
+    ))
+    .await;
+    let rollup = Rollup::start(&db, KEYS).await;
+    let holder = db.connect().await;
+    holder
+        .batch_execute("hold", "BEGIN; UPDATE s.t SET v = v + 1000 WHERE k = 500")
+        .await
+        .unwrap();
+    db.execute("INSERT INTO s.q SELECT 1 + g % 1000, 1 FROM generate_series(0, 19999) AS g")
+        .await;
+    let folded = "SELECT sum(n)::bigint FROM s.t";
+    eventually("all others are folded", || async {
+        db.value::<i64>(folded).await == 19_980
+    })
+    .await;
+    // New keys, and more of the same, go on as well.
+    db.execute("INSERT INTO s.q VALUES (2000, 1), (1, 1), (500, 1)")
+        .await;
+    eventually("they go on", || async {
+        db.value::<i64>(folded).await == 19_982
+    })
+    .await;
+    let said = "other clients hold some totals of s.t";
+    eventually("it says so", || async {
+        rollup
+            .last_error()
+            .await
+            .is_some_and(|error| error.starts_with(said))
+    })
+    .await;
+    holder.batch_execute("let go", "COMMIT").await.unwrap();
+    eventually("it goes on", || async {
+        db.value::<i64>(folded).await == 20_003
+    })
+    .await;
+    let held: String = db
+        .value("SELECT concat_ws(' ', v, n) FROM s.t WHERE k = 500")
+        .await;
+    assert_eq!(held, "1021 21");
+    assert_eq!(log.with(Level::WARN, said).len(), 1);
+}

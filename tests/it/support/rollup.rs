@@ -1,0 +1,78 @@
+//! Roll-ups of tests: as a configuration file has them.
+
+use bgworker::config::{self, ConfigFile, Functions, Problems, Settings, Sources};
+use bgworker::reload::InForce;
+use bgworker::supervision::{Limits, Shutdown};
+use bgworker::{Postmaster, PostmasterHandle, WorkerStatus};
+
+use super::database::{TestDatabase, database};
+use super::eventually;
+
+/// The keys of a roll-up of sales by shop and day.
+pub(crate) const SALES: &str = "queue = 's.sale_delta'\ntotals = 's.sale_total'\n\
+    keys = ['shop', 'day']\nsum = ['amount']\ncount = 'n'\nnaptime = '10ms'";
+
+/// Their tables.
+pub(crate) const SALES_TABLES: &str = "CREATE SCHEMA s; \
+    CREATE TABLE s.sale_delta (shop int NOT NULL, day date NOT NULL, amount numeric); \
+    CREATE TABLE s.sale_total (shop int NOT NULL, day date NOT NULL, amount numeric, n bigint, PRIMARY KEY (shop, day))";
+
+/// An instance of bgworker with a roll-up `r`.
+pub(crate) struct Rollup {
+    pub(crate) postmaster: PostmasterHandle,
+    _in_force: InForce,
+}
+
+/// Reads a configuration of one roll-up with these keys.
+pub(crate) fn read(db: &TestDatabase, keys: &str) -> Result<Settings, Problems> {
+    let url = db.conninfo().replace('\\', "\\\\").replace('"', "\\\"");
+    let text = format!(
+        "[database]\nurl = \"{url}\"\n[[worker]]\nname = 'r'\nfunction = 'rollup'\nrestart_time = 'never'\n{keys}\n"
+    );
+    let sources = Sources {
+        file: Some(ConfigFile {
+            path: "b.toml".into(),
+            text,
+        }),
+        ..Sources::default()
+    };
+    config::read(&sources, &Functions::built_in())
+}
+
+impl Rollup {
+    /// Starts one with its own way to the database.
+    pub(crate) async fn start(db: &TestDatabase, keys: &str) -> Self {
+        let settings = read(db, keys).unwrap_or_else(|problems| panic!("{problems}"));
+        let database = database(db.conninfo());
+        let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
+        let in_force = InForce::register(settings, postmaster.clone()).await;
+        Self {
+            postmaster,
+            _in_force: in_force.unwrap(),
+        }
+    }
+
+    /// How it is; `None` if it has ended.
+    pub(crate) async fn status(&self) -> Option<WorkerStatus> {
+        let workers = self.postmaster.workers().await.unwrap();
+        workers.registered.into_iter().next()
+    }
+
+    /// What keeps it from its work.
+    pub(crate) async fn last_error(&self) -> Option<String> {
+        let status = self.status().await?;
+        status.report.last_error.map(|error| error.to_string())
+    }
+
+    /// Why it has ended.
+    pub(crate) async fn refusal(self) -> String {
+        eventually("it ends", || async { self.status().await.is_none() }).await;
+        let ended = self.postmaster.workers().await.unwrap().ended;
+        ended[0].reason.as_deref().unwrap().to_owned()
+    }
+
+    pub(crate) async fn stop(self) {
+        self.postmaster.shut_down(Shutdown::Smart);
+        assert!(self.postmaster.exited().await.unwrap().aborted.is_empty());
+    }
+}
