@@ -8,11 +8,15 @@ use crate::support::database::TestDatabase;
 use crate::support::eventually;
 use crate::support::rollup::Rollup;
 
-const KEYS: &str = "queue = 's.q'\ntotals = 's.t'\nkeys = ['k']\nsum = ['v']\ncount = 'n'\nnaptime = '1ms'\nbatch = 500";
+/// Two queues feed the same totals.
+const QUEUES: [&str; 2] = ["s.q", "s.p"];
+
+const KEYS: &str = "queue = '{queue}'\ntotals = 's.t'\nkeys = ['k']\nsum = ['v']\ncount = 'n'\nnaptime = '1ms'\nbatch = 500";
 
 /// What clients do beside the folders: `insert` is counted by what it inserts, the others move or take away what they write
 /// down.
-const CLIENTS: [&str; 8] = [
+const CLIENTS: [&str; 9] = [
+    "INSERT INTO s.p SELECT 20 - g, g FROM generate_series(1, 19) AS g",
     "INSERT INTO s.q SELECT (random() * 20)::int, g FROM generate_series(1, 3) AS g",
     "INSERT INTO s.q SELECT (random() * 20)::int, -g FROM generate_series(1, 3) AS g",
     "INSERT INTO s.q VALUES (3, 1)",
@@ -28,19 +32,20 @@ async fn chaos(isolation: &str) {
     let db = TestDatabase::new().await;
     let name: String = db.value("SELECT current_database()::text").await;
     db.execute(&format!(
-        "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL, v bigint); \
+        "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL, v bigint); CREATE TABLE s.p (LIKE s.q); \
          CREATE TABLE s.t (k int PRIMARY KEY, v bigint, n bigint); \
          CREATE TABLE s.gone (k int, v bigint, n bigint); \
          CREATE TABLE s.log (k int, v bigint); \
          CREATE FUNCTION s.log() RETURNS trigger LANGUAGE plpgsql AS \
          'BEGIN INSERT INTO s.log SELECT k, coalesce(v, 0) FROM new_rows; RETURN NULL; END'; \
          CREATE TRIGGER log AFTER INSERT ON s.q REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION s.log(); \
+         CREATE TRIGGER log AFTER INSERT ON s.p REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION s.log(); \
          ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'"
     ))
     .await;
     let mut folders = Vec::new();
-    for _ in 0..8 {
-        folders.push(Rollup::start(&db, KEYS).await);
+    for queue in QUEUES.iter().cycle().take(8) {
+        folders.push(Rollup::start(&db, &KEYS.replace("{queue}", queue)).await);
     }
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = Vec::new();
@@ -74,7 +79,9 @@ async fn chaos(isolation: &str) {
         assert!(client.await.unwrap() > 0);
     }
     eventually("all is folded", || async {
-        db.value::<i64>("SELECT count(*) FROM s.q").await == 0
+        db.value::<i64>("SELECT count(*) FROM (TABLE s.q UNION ALL TABLE s.p) AS waiting")
+            .await
+            == 0
     })
     .await;
     let wrong: i64 = db
