@@ -15,14 +15,19 @@ const KEYS: &str =
 
 /// Kinds of poison for the key 7: what makes it, a delta that is it, what mends it, and the sum with another delta of 5 then.
 const POISON: [(&str, &str, &str, &str); 6] = [
-    ("", "-1000", "ALTER TABLE s.t DROP CONSTRAINT t_v_check"),
+    (
+        "",
+        "-1000",
+        "ALTER TABLE s.t DROP CONSTRAINT t_v_check",
+        "-995",
+    ),
     (
         "ALTER TABLE s.q ALTER v TYPE bigint; ALTER TABLE s.t ALTER v TYPE int",
         "3000000000",
         "ALTER TABLE s.t ALTER v TYPE bigint",
         "3000000005",
     ),
-    ("", "'NaN'", "UPDATE s.q SET v = 0 WHERE v = 'NaN'"),
+    ("", "'NaN'", "UPDATE s.q SET v = 0 WHERE v = 'NaN'", "5"),
     (
         "",
         "'Infinity'",
