@@ -1,9 +1,10 @@
 //! `bgworker bench`: what the built-in functions do in a second, and what that costs.
 //!
-//! Everything is measured in one run, and the sample's own statement beside it. Each scenario checks that
+//! Everything is measured in one run, and what people do without bgworker beside it. Each scenario checks that
 //! no delta was lost; one that did lose some has no figures.
 
 mod baseline;
+mod configured;
 mod fleet;
 mod ground;
 mod page;
@@ -38,7 +39,7 @@ pub(crate) struct BenchArguments {
     /// The server: a URL or a key=value string. A private one is started unless this is given.
     #[arg(long, value_name = "URL")]
     database: Option<String>,
-    /// Run the sample's own statement as well, and show the ratios.
+    /// Run what people do without bgworker as well, such as the sample's own statement, and show the ratios.
     #[arg(long)]
     baseline: bool,
     /// How long to measure, in seconds, where a scenario has no end of its own.
@@ -82,6 +83,10 @@ enum Scenario {
     Held,
     /// From an insert to its fold.
     Latency,
+    /// Counters that 16 clients raise: deltas that a roll-up folds meanwhile, beside upserts into the totals.
+    Counters,
+    /// A backlog of many keys folded at once, beside the statement that people write by hand.
+    Rollup,
     /// Jobs: from a tick to its mark, a thousand at one moment, and what a tick and a job that waits cost.
     Jobs,
 }
@@ -148,6 +153,8 @@ async fn measure(arguments: &BenchArguments, conninfo: ConnInfo) -> Result<(), B
             Scenario::Stream => scenarios::stream(&ground, arguments, report, progress).await?,
             Scenario::Held => scenarios::held(&ground, arguments, report, progress).await?,
             Scenario::Latency => scenarios::latency(&ground, arguments, report, progress).await?,
+            Scenario::Counters => scenarios::counters(&ground, arguments, report, progress).await?,
+            Scenario::Rollup => scenarios::rollup(&ground, arguments, report, progress).await?,
             Scenario::Jobs => scenarios::jobs(&ground, arguments, report, progress).await?,
         }
     }
@@ -177,6 +184,8 @@ impl Scenario {
             Self::Fleet => scenarios::fleet_steps(arguments),
             Self::Backlog => scenarios::BACKLOG_STEPS,
             Self::Stream | Self::Held | Self::Latency => 1,
+            Self::Counters => scenarios::COUNTERS_STEPS,
+            Self::Rollup => scenarios::ROLLUP_STEPS,
             Self::Jobs => 3,
         }
     }

@@ -76,7 +76,7 @@ pub(super) trait Folder {
     fn tell(at: At<'_, Self::Settings>, folded: &Self::Folded);
 
     /// What waits for a person, at the end of a cycle.
-    fn waits(&mut self, settings: &Self::Settings) -> Option<String>;
+    fn waits(&mut self, at: At<'_, Self::Settings>) -> Option<String>;
 }
 
 /// What folds come to, one after the other.
@@ -193,7 +193,7 @@ impl<F: Folder> Routine for Folding<F> {
             self.vacuum_if_due(settings, context, folded.rows());
             F::tell(at, folded);
         }
-        let waits = self.folder.waits(settings);
+        let waits = self.folder.waits(at);
         Ok(match (found, waits) {
             (_, Some(why)) => Outcome::Waits(why),
             (Found::Busy(why), None) => Outcome::Busy(why),

@@ -10,6 +10,7 @@ use bgworker::{Postmaster, PostmasterHandle};
 use crate::jobs::{Instance, every};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::eventually;
+use crate::support::rollup::Rollup;
 use crate::support::server::TestServer;
 
 /// The kinds of values that a planted name is made for.
@@ -17,6 +18,10 @@ const TYPES: [&str; 12] = [
     "text", "varchar", "int8", "int4", "int2", "numeric", "oid", "regclass", "name", "bool",
     "\"char\"", "tid",
 ];
+
+/// A roll-up that meets poison.
+const ROLLUP: &str = "queue = 'roll.q'\ntotals = 'roll.t'\nkeys = ['k', 'day']\nsum = ['v', 'w']\ncount = 'n'\n\
+    view = 'roll.now'\non_poison = 'set_aside'\nnaptime = '10ms'";
 
 /// A Postmaster that connects as the role whose search path leads astray.
 fn postmaster(server: &TestServer, dbname: &str, prepare: bool) -> PostmasterHandle {
@@ -46,7 +51,11 @@ async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
          CREATE TABLE s1.seen (path text); \
          CREATE FUNCTION s1.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
          INSERT INTO s1.seen VALUES (pg_catalog.current_setting('search_path')); RETURN new; END $$; \
-         CREATE TRIGGER see BEFORE UPDATE ON s1.t FOR EACH ROW EXECUTE FUNCTION s1.see()",
+         CREATE TRIGGER see BEFORE UPDATE ON s1.t FOR EACH ROW EXECUTE FUNCTION s1.see(); \
+         CREATE SCHEMA roll; CREATE TABLE roll.q (k text NOT NULL, day date NOT NULL, v bigint, w numeric); \
+         CREATE TABLE roll.t (k text, day date, v int CHECK (v < 100), w numeric, n bigint, PRIMARY KEY (k, day)); \
+         CREATE FUNCTION roll.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN old; END $$; \
+         CREATE TRIGGER f BEFORE DELETE ON roll.q FOR EACH ROW EXECUTE FUNCTION roll.f()",
     )
     .await;
     let vacuums = |settings: Settings| settings.vacuum_after(Some(1)).initial_total(0);
@@ -89,6 +98,17 @@ async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
             let folded = || async { db.value::<i64>(&sql).await == 0 };
             eventually(&format!("{schema}.t is folded"), folded).await;
         }
+        let rollup = Rollup::registered(&postmaster, db, ROLLUP).await;
+        db.execute(
+            "INSERT INTO roll.q SELECT g % 9, '2026-01-01', 1, 0.5 FROM generate_series(1, 80) AS g; \
+             INSERT INTO roll.q VALUES ('1', '2026-01-01', 1000, 1), ('2', '2026-01-01', 1, 'NaN')",
+        )
+        .await;
+        eventually("what can be is rolled up", || async {
+            db.value::<i64>("SELECT count(*) FROM roll.q").await == 0
+        })
+        .await;
+        drop(rollup);
         eventually("two tables are refused", || async {
             postmaster.workers().await.unwrap().ended.len() == 2
         })
@@ -199,6 +219,8 @@ async fn what_another_role_plants_in_the_search_path_is_never_run() {
         "text",
         "TRUNCATE",
         "VACUUM",
+        "hashtextextended",
+        "q_rejected",
     ] {
         assert!(words.contains(known), "{known} was not run");
     }

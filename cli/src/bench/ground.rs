@@ -6,7 +6,7 @@ use bgworker::database::{self, ConnInfo, Connection, Database};
 use bgworker::worker_spi::Table;
 
 /// The schema, and the comment by which it is known to be ours.
-const SCHEMA: &str = "bgworker_bench";
+pub(super) const SCHEMA: &str = "bgworker_bench";
 const MARK: &str = "made by bgworker bench";
 
 /// How many tables one statement makes or drops: each takes locks.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Plot, Report, number};
+use super::report::{Plot, Report, baseline_of, number};
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 200.0;
@@ -15,17 +15,18 @@ pub(super) fn render(report: &Report) -> String {
     for figure in &report.figures {
         if figure.scenario != scenario {
             scenario = figure.scenario;
+            let beside = baseline_of(scenario);
             let _ = write!(
                 rows,
-                "<tr><th colspan=5 class=scenario>{scenario}</th></tr>"
+                "<tr><th colspan=5 class=scenario>{scenario}, beside {beside}</th></tr>"
             );
         }
         let baseline = figure
             .baseline
-            .map(|seed| format!("{} {}", number(seed), figure.unit));
+            .map(|baseline| format!("{} {}", number(baseline), figure.unit));
         let ratio = figure.ratio();
         let bar = ratio.map_or(String::new(), |ratio| {
-            // A bar of the seed's length for each time that it is better.
+            // A bar of the baseline's length for each time that it is better.
             let width = (ratio * 16.0).clamp(1.0, 200.0);
             let ratio = number(ratio);
             format!("<b>{ratio} ×</b><span class=bar style=\"width:{width:.0}px\"></span>")
@@ -45,7 +46,7 @@ pub(super) fn render(report: &Report) -> String {
          <meta name=viewport content=\"width=device-width, initial-scale=1\">\
          <title>bgworker bench</title><style>{STYLE}</style>\
          <h1>bgworker bench</h1><p>{}</p>\
-         <div class=wide><table><tr><th></th><th class=n>bgworker</th><th class=n>the sample</th>\
+         <div class=wide><table><tr><th></th><th class=n>bgworker</th><th class=n>without it</th>\
          <th>times better</th></tr>{rows}</table></div>{plots}</html>",
         escaped(&report.where_)
     )

@@ -81,15 +81,16 @@ impl Report {
         let width = self.figures.iter().map(|figure| figure.what.len()).max();
         let width = width.unwrap_or(0);
         let has_baseline = self.figures.iter().any(|figure| figure.baseline.is_some());
-        let (baseline, ratio) = if has_baseline {
-            ("the sample", "ratio")
-        } else {
-            ("", "")
-        };
+        let ratio = if has_baseline { "ratio" } else { "" };
         let mut scenario = "";
         for figure in &self.figures {
             if figure.scenario != scenario {
                 scenario = figure.scenario;
+                let baseline = if has_baseline {
+                    baseline_of(scenario)
+                } else {
+                    ""
+                };
                 let _ = writeln!(
                     text,
                     "{scenario:width$}   {:>16}   {:>16}   {ratio}",
@@ -123,7 +124,7 @@ impl Report {
                 "what": figure.what,
                 "unit": figure.unit,
                 "bgworker": figure.ours,
-                "sample": figure.baseline,
+                "baseline": figure.baseline,
                 "times_better": figure.ratio(),
             })
         });
@@ -150,6 +151,16 @@ impl Figure {
             Better::Lower => (baseline, self.ours),
         };
         (less > 0.0 && more > 0.0).then(|| more / less)
+    }
+}
+
+/// What a scenario is compared with.
+pub(super) fn baseline_of(scenario: &str) -> &'static str {
+    match scenario {
+        "counters" => "upserts",
+        "rollup" => "by hand",
+        "jobs" => "bare statement",
+        _ => "the sample",
     }
 }
 

@@ -5,6 +5,7 @@ mod fleet;
 mod idle;
 mod jobs;
 mod latency;
+mod rollup;
 mod stream;
 
 use std::time::Duration;
@@ -14,6 +15,7 @@ pub(super) use self::fleet::{fleet, steps as fleet_steps};
 pub(super) use self::idle::{idle, steps as idle_steps};
 pub(super) use self::jobs::jobs;
 pub(super) use self::latency::latency;
+pub(super) use self::rollup::{COUNTERS_STEPS, ROLLUP_STEPS, counters, rollup};
 pub(super) use self::stream::{held, stream};
 use super::report::Better;
 
@@ -25,6 +27,7 @@ const MILLISECONDS: (&str, Better) = ("ms", Better::Lower);
 const MICROSECONDS: (&str, Better) = ("µs", Better::Lower);
 const BYTES: (&str, Better) = ("B", Better::Lower);
 const MEGABYTES: (&str, Better) = ("MB", Better::Lower);
+const ROWS: (&str, Better) = ("rows", Better::Lower);
 
 /// The value that so many of a hundred do not exceed.
 fn percentile(values: &mut [f64], percent: usize) -> f64 {

@@ -33,7 +33,7 @@ async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing(
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     let figures = report["figures"].as_array().unwrap();
     for scenario in [
-        "idle", "fleet", "backlog", "stream", "held", "latency", "jobs",
+        "idle", "fleet", "backlog", "stream", "held", "latency", "counters", "rollup", "jobs",
     ] {
         let of_it = figures
             .iter()
@@ -55,7 +55,7 @@ async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing(
     );
     assert!(figure("folding 20000 deltas")["bgworker"].as_f64().unwrap() > 0.0);
     assert!(
-        figure("write-ahead log of a delta")["sample"]
+        figure("write-ahead log of a delta")["baseline"]
             .as_f64()
             .unwrap()
             > 0.0

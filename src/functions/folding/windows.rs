@@ -4,7 +4,7 @@
 //! rows lie at the end of such a table. So a look begins at the *tail*, shortly before the end that the table had when it
 //! was last looked through. What lies before the tail, such as a row whose transaction committed late, is found by a
 //! *sweep*, window by window, after which the worker rests from sweeping for nineteen times as long. Where a sweep finds
-//! something, room of folded rows is used again, and the next sweep follows sooner. A look that took longer than
+//! something in many windows, room of folded rows is used again, and the next sweep follows sooner. A look that took longer than
 //! [`LOOK_MAX`], on a busy server say, makes no rest longer: so how long a row may wait follows from the table's size.
 
 use std::time::Duration;
@@ -23,8 +23,11 @@ const REST: u32 = 19;
 /// How long one look takes as far as rests are concerned, at most.
 const LOOK_MAX: Duration = Duration::from_millis(3);
 
-/// As [`REST`], after a sweep that found something, or was one of few windows: then it is over before the next nap is.
+/// As [`REST`], after a sweep that found something in many windows, or was one of few: then it is over before the next nap is.
 const SHORT_REST: u32 = 1;
+
+/// One window in this many is many: a row that was late is in one alone.
+const MANY: u32 = 8;
 
 /// How many windows are few.
 const FEW: u32 = 2;
@@ -42,7 +45,8 @@ enum Sweep {
     UnderWay {
         next: u32,
         took: Duration,
-        has_found: bool,
+        /// In how many windows something was found.
+        found: u32,
     },
     /// The next one begins then.
     Rests { until: Instant },
@@ -54,7 +58,7 @@ impl Sweep {
     const BEGIN: Self = Self::UnderWay {
         next: 0,
         took: Duration::ZERO,
-        has_found: false,
+        found: 0,
     };
 }
 
@@ -97,19 +101,16 @@ impl Windows {
         if let Sweep::UnderWay {
             next,
             took,
-            has_found,
+            found: so_far,
         } = self.sweep
         {
             let (next, took) = (next + WINDOW, took + looked.min(LOOK_MAX));
-            let has_found = has_found || found;
+            let found = so_far + u32::from(found);
             self.sweep = if next < self.tail {
-                Sweep::UnderWay {
-                    next,
-                    took,
-                    has_found,
-                }
+                Sweep::UnderWay { next, took, found }
             } else {
-                let is_short = has_found || self.tail <= FEW * WINDOW;
+                let windows = next / WINDOW;
+                let is_short = found * MANY >= windows || windows <= FEW;
                 let rest = if is_short { SHORT_REST } else { REST };
                 Sweep::Rests {
                     until: now + took * rest,
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_find_and_in_few_windows_the_next_sweep_follows_sooner() {
+    fn after_finds_in_many_windows_and_in_few_windows_the_next_sweep_follows_sooner() {
         for (blocks, found) in [(FEW * WINDOW + MARGIN, false), (1_000, true)] {
             let (mut now, mut windows) = (Instant::now(), Windows::of(blocks).unwrap());
             let mut took = Duration::ZERO;
@@ -184,6 +185,19 @@ mod tests {
             }
             assert!(windows.next_window(now + took).is_some());
         }
+    }
+
+    #[test]
+    fn a_row_that_was_late_brings_no_sweep_nearer() {
+        let (mut now, mut windows) = (Instant::now(), Windows::of(80_000).unwrap());
+        let mut took = Duration::ZERO;
+        while let Some((from, _)) = windows.next_window(now) {
+            now += LOOK;
+            took += LOOK;
+            windows.swept(LOOK, from == 0, now);
+        }
+        assert_eq!(windows.next_window(now + took * (REST - 1)), None);
+        assert!(windows.next_window(now + took * REST).is_some());
     }
 
     #[test]

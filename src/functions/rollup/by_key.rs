@@ -36,6 +36,8 @@ pub(super) struct ByKey {
     left: bool,
     /// A fold was tried in this cycle.
     tried: bool,
+    /// How many rows were said to wait.
+    pending: Option<i64>,
 }
 
 /// Rows that were folded, and keys whose totals they were added to.
@@ -130,6 +132,13 @@ impl ByKey {
             found,
             blocks: blocks_in(row, 4),
             took: Duration::try_from_secs_f64(row.get(6)).unwrap_or_default(),
+        }
+    }
+
+    /// Reports how many rows wait, if that has changed.
+    fn report_pending(&mut self, at: At<'_, Settings>, rows: i64) {
+        if self.pending.replace(rows) != Some(rows) {
+            at.context.progress().level(PENDING_ESTIMATE, rows);
         }
     }
 
@@ -390,8 +399,7 @@ impl Folder for ByKey {
             _ => 0,
         };
         let pending = rows * u64::from(blocks_left) / u64::from(piece.blocks.max(1));
-        let pending = i64::try_from(pending).unwrap_or(i64::MAX);
-        at.context.progress().level(PENDING_ESTIMATE, pending);
+        self.report_pending(at, i64::try_from(pending).unwrap_or(i64::MAX));
         Ok(fold)
     }
 
@@ -399,14 +407,15 @@ impl Folder for ByKey {
         let (worker, totals) = (at.context.name(), &at.settings.totals);
         info!(
             worker,
-            rows, keys, "{worker}: {rows} rows are in {keys} totals of {totals} now"
+            rows, keys, "{worker}: folded {rows} rows into {totals}"
         );
     }
 
-    fn waits(&mut self, settings: &Settings) -> Option<String> {
+    fn waits(&mut self, at: At<'_, Settings>) -> Option<String> {
         let now = Instant::now();
         if !std::mem::take(&mut self.tried) {
             self.poison.forget_due(now);
+            self.report_pending(at, 0);
         }
         let left = std::mem::take(&mut self.left);
         if !left
@@ -417,12 +426,12 @@ impl Folder for ByKey {
             self.locked_since = None;
         }
         if let Some((key, why)) = self.poison.first() {
-            let queue = &settings.queue;
+            let queue = &at.settings.queue;
             return Some(format!(
                 "the deltas of {queue} with the key {key} cannot be added, and wait: {why}"
             ));
         }
-        let totals = &settings.totals;
+        let totals = &at.settings.totals;
         left.then(|| {
             format!("other clients hold some totals of {totals}: the deltas of their keys wait, all others are folded")
         })

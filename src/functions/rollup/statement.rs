@@ -184,13 +184,14 @@ impl Statements<'_> {
              ), {before}gone AS (\
              DELETE FROM {queue} AS q WHERE {deltas} AND (SELECT ok FROM mine){around} RETURNING {returned}{values}\
              ), folded AS MATERIALIZED (\
-             SELECT {k}{sums} FROM gone GROUP BY {k}\
+             SELECT {k}{sums}, pg_catalog.count(*) AS deltas FROM gone GROUP BY {k}\
              ), {after}put AS (\
              INSERT INTO {totals} AS t ({columns}{total_columns}) SELECT {k}{s} FROM folded \
              WHERE (SELECT pg_catalog.count(*) FROM held) OPERATOR(pg_catalog.>=) 0 ORDER BY {k} \
              ON CONFLICT ({columns}) DO UPDATE SET {set} RETURNING {old_keys}{old_sums}\
-             ), counted AS (SELECT \
-             (SELECT pg_catalog.count(*) FROM gone) AS gone, (SELECT pg_catalog.count(*) FROM folded) AS keys, \
+             ), counted AS MATERIALIZED (SELECT \
+             (SELECT coalesce(pg_catalog.sum(deltas), 0)::pg_catalog.int8 FROM folded) AS gone, \
+             (SELECT pg_catalog.count(*) FROM folded) AS keys, \
              (SELECT pg_catalog.count(*) FROM put JOIN folded ON {put_folded} LEFT JOIN held ON {put_held} \
              WHERE {is_right}) AS right_keys, \
              CASE WHEN (SELECT ok FROM mine) AND (SELECT relhastriggers FROM pg_catalog.pg_class \

@@ -211,12 +211,12 @@ impl Folder for OneTotal {
         );
     }
 
-    fn waits(&mut self, settings: &Settings) -> Option<String> {
+    fn waits(&mut self, at: At<'_, Settings>) -> Option<String> {
         self.total_was_missing = std::mem::take(&mut self.total_is_missing);
         self.total_was_missing.then(|| {
             format!(
                 "{} has deltas but no total: they wait until one is inserted",
-                settings.table()
+                at.settings.table()
             )
         })
     }

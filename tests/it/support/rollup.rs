@@ -42,12 +42,21 @@ pub(crate) fn read(db: &TestDatabase, keys: &str) -> Result<Settings, Problems> 
 impl Rollup {
     /// Starts one with its own way to the database.
     pub(crate) async fn start(db: &TestDatabase, keys: &str) -> Self {
-        let settings = read(db, keys).unwrap_or_else(|problems| panic!("{problems}"));
         let database = database(db.conninfo());
         let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
+        Self::registered(&postmaster, db, keys).await
+    }
+
+    /// One beside other workers.
+    pub(crate) async fn registered(
+        postmaster: &PostmasterHandle,
+        db: &TestDatabase,
+        keys: &str,
+    ) -> Self {
+        let settings = read(db, keys).unwrap_or_else(|problems| panic!("{problems}"));
         let in_force = InForce::register(settings, postmaster.clone()).await;
         Self {
-            postmaster,
+            postmaster: postmaster.clone(),
             _in_force: in_force.unwrap(),
         }
     }

@@ -4,16 +4,13 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use bgworker::config::{self, ConfigFile, Functions, Sources};
-use bgworker::database::{self, Database};
-use bgworker::reload::InForce;
-use bgworker::supervision::{Limits, Shutdown};
-use bgworker::{Postmaster, PostmasterHandle};
+use bgworker::database;
 use tokio::time::Instant;
 
 use super::{BYTES, MEGABYTES, MICROSECONDS, MILLISECONDS, SECOND, SECONDS, percentile};
 use crate::bench::BenchArguments;
 use crate::bench::baseline::Baseline;
+use crate::bench::configured::Configured;
 use crate::bench::fleet::PATIENCE;
 use crate::bench::ground::Ground;
 use crate::bench::progress::Progress;
@@ -37,8 +34,7 @@ const CONNECTIONS: usize = 8;
 
 /// Jobs at work.
 struct Jobs {
-    postmaster: PostmasterHandle,
-    _in_force: InForce,
+    workers: Configured,
     count: usize,
 }
 
@@ -85,11 +81,11 @@ async fn each_second(
         report.add("jobs", what, MILLISECONDS, late, None);
     }
     if let Some(cpu) = used.cpu {
-        let what = "processor, both sides, for a tick (the baseline: its bare statement)";
+        let what = "processor, both sides, for a tick";
         let bare = bare.map(|(cpu, _)| cpu * 1e6);
         report.add("jobs", what, MICROSECONDS, cpu * 1e6 / ticks, bare);
     }
-    let what = "write-ahead log of a tick (the baseline: its bare statement)";
+    let what = "write-ahead log of a tick";
     let bare = bare.map(|(_, wal)| wal);
     report.add("jobs", what, BYTES, used.wal / ticks, bare);
     Ok(())
@@ -114,7 +110,7 @@ async fn waiting(ground: &Ground, report: &mut Report) -> Result<(), Box<dyn Err
     let mut looks = jobs.have_looked(1).await?;
     let then = Usage::now(ground).await?;
     for _ in 0..LOOKS {
-        jobs.postmaster.sighup();
+        jobs.workers.postmaster.sighup();
         looks = jobs.have_looked(looks + 1).await?;
     }
     let used = Usage::now(ground).await?.since(&then);
@@ -152,7 +148,7 @@ async fn total_runs(ground: &Ground) -> Result<f64, Box<dyn Error>> {
 
 impl Jobs {
     async fn begin(ground: &Ground, count: usize, when: &str) -> Result<Self, Box<dyn Error>> {
-        let mut text = String::from("[database]\nurl = \"postgresql://\"\n");
+        let mut text = String::new();
         for n in 0..count {
             let _ = write!(
                 text,
@@ -160,23 +156,9 @@ impl Jobs {
                  history = 1000\n{when}\n"
             );
         }
-        let path = "jobs of the bench".into();
-        let sources = Sources {
-            file: Some(ConfigFile { path, text }),
-            ..Sources::default()
-        };
-        let settings = config::read(&sources, &Functions::built_in())?;
         let database = database::Settings::default().jobs(CONNECTIONS);
-        let database = Database::new(ground.conninfo.clone(), database)?;
-        let limits = Limits::default()
-            .max_workers(count)
-            .starts_per_tick(Limits::STARTS_PER_TICK_MAX);
-        let postmaster = Postmaster::launch(limits, Some(database))?;
-        Ok(Self {
-            _in_force: InForce::register(settings, postmaster.clone()).await?,
-            postmaster,
-            count,
-        })
+        let workers = Configured::start(ground, &text, database).await?;
+        Ok(Self { workers, count })
     }
 
     /// Waits until each has done this many ticks.
@@ -196,7 +178,7 @@ impl Jobs {
     async fn have_looked(&self, looks: u64) -> Result<u64, Box<dyn Error>> {
         let begin = Instant::now();
         loop {
-            let workers = self.postmaster.workers().await?.registered;
+            let workers = self.workers.postmaster.workers().await?.registered;
             let least = workers.iter().map(|worker| worker.report.cycles).min();
             match least {
                 Some(least) if least >= looks => return Ok(least),
@@ -214,8 +196,6 @@ impl Jobs {
     }
 
     async fn stop(self) -> Result<(), Box<dyn Error>> {
-        self.postmaster.shut_down(Shutdown::Smart);
-        self.postmaster.exited().await?;
-        Ok(())
+        self.workers.stop().await
     }
 }
