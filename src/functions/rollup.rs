@@ -6,6 +6,8 @@
 
 mod by_key;
 mod check;
+mod columns;
+mod halving;
 mod objects;
 mod poison;
 mod settings;

@@ -158,7 +158,7 @@ impl Figure {
 pub(super) fn baseline_of(scenario: &str) -> &'static str {
     match scenario {
         "counters" => "upserts",
-        "rollup" => "by hand",
+        "rollup" => "one statement",
         "jobs" => "bare statement",
         _ => "the sample",
     }

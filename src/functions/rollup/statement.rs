@@ -62,8 +62,8 @@ impl Share {
 
 impl Statements<'_> {
     /// Folds the deltas of some blocks into the totals of their keys: one row of whether it was this session's turn, of the
-    /// numbers of deltas and of keys folded, of keys whose totals others hold, of how many blocks the queue has, of 0, and of
-    /// how many seconds it took.
+    /// numbers of deltas and of keys folded, of keys whose totals others hold, of how many blocks the queue has, of 0 where all
+    /// is right, and of how many seconds it took.
     ///
     /// One statement, so one transaction, and exact under READ COMMITTED whatever others do. Each step is forced to wait for
     /// the one before it:
@@ -82,122 +82,39 @@ impl Statements<'_> {
     ///
     /// The blocks stand in its text, so that it is planned for the table as it is now.
     pub(super) fn fold(&self, piece: Piece, which: Which<'_>, locked: Locked) -> String {
-        let (worker, queue, totals) = (comment(self.worker), self.queue.sql(), self.totals.sql());
         let deltas = format!(
             "{}{}",
-            Self::deltas(self.queue, piece),
+            queue(self.queue).deltas(piece),
             self.is_meant(which)
         );
-        let regclass = self.queue.regclass();
-        let returned = self.each_key(|n, key| format!("q.{key} AS k{n}"));
-        let values = self.each_sum(|n, sum| match &sum.delta {
-            Some(delta) => format!(", q.{} AS d{n}", identifier(delta)),
-            None => String::new(),
-        });
-        let k = self.each_key(|n, _| format!("k{n}"));
-        let sums = self.each_sum(|n, sum| match sum.delta {
-            Some(_) => format!(", coalesce(pg_catalog.sum(d{n}), 0) AS s{n}"),
-            None => format!(", pg_catalog.count(*) AS s{n}"),
-        });
-        let s = self.each_sum(|n, _| format!(", s{n}"));
-        let old_keys = self.each_key(|n, key| format!("t.{key} AS k{n}"));
-        let old_sums = self.each_sum(|n, sum| format!(", t.{} AS s{n}", identifier(&sum.total)));
-        let t_keys = self.each_key(|_, key| format!("t.{key}"));
-        let same = |one: &str, other: &str| {
-            let equal = self
-                .shape
-                .keys
-                .iter()
-                .enumerate()
-                .map(|(n, _)| format!("{one}.k{n} OPERATOR(pg_catalog.=) {other}.k{n}"));
-            equal.collect::<Vec<_>>().join(" AND ")
+        // What is folded, and how many keys are not, because others hold their totals.
+        let (steps, deltas, left) = match locked {
+            Locked::Wait => {
+                let steps = vec![self.gone(&deltas), self.folded(), self.held("folded", "")];
+                (steps, deltas, "0::pg_catalog.int8")
+            }
+            Locked::Around => {
+                let is_free = self.is_key_of("q", "free");
+                let free = format!("{deltas} AND EXISTS (SELECT FROM free WHERE {is_free})");
+                let steps = vec![
+                    self.wanted(&deltas),
+                    self.held("wanted", " SKIP LOCKED"),
+                    self.free(),
+                    self.gone(&free),
+                    self.folded(),
+                ];
+                let left = "(SELECT pg_catalog.count(*) FROM wanted) OPERATOR(pg_catalog.-) \
+                            (SELECT pg_catalog.count(*) FROM free)";
+                (steps, free, left)
+            }
         };
-        let is = |one: &str, other: &str| {
-            let equal = self.shape.keys.iter().enumerate().map(|(n, key)| {
-                format!(
-                    "{one}.{} OPERATOR(pg_catalog.=) {other}.k{n}",
-                    identifier(key)
-                )
-            });
-            equal.collect::<Vec<_>>().join(" AND ")
-        };
-        let columns = self.each_key(|_, key| key.to_owned());
-        let total_columns = self.each_sum(|_, sum| format!(", {}", identifier(&sum.total)));
-        let set = self.shape.sums.iter().map(|sum| {
-            let total = identifier(&sum.total);
-            format!("{total} = coalesce(t.{total}, 0) OPERATOR(pg_catalog.+) excluded.{total}")
-        });
-        let set = set.collect::<Vec<_>>().join(", ");
-        let is_right = self.shape.sums.iter().enumerate().map(|(n, _)| {
-            format!("put.s{n} OPERATOR(pg_catalog.=) (coalesce(held.s{n}, 0) OPERATOR(pg_catalog.+) folded.s{n})")
-        });
-        let is_right = is_right.collect::<Vec<_>>().join(" AND ");
-        let is_no_number = self.shape.sums.iter().enumerate();
-        let is_no_number = is_no_number
-            .filter(|(_, sum)| sum.delta.is_some())
-            .map(|(n, _)| {
-                format!(
-                    "s{n}::pg_catalog.numeric OPERATOR(pg_catalog.=) \
-                 ANY ('{{NaN,Infinity,-Infinity}}'::pg_catalog.numeric[])"
-                )
-            });
-        let is_no_number: Vec<_> = std::iter::once("false".to_owned())
-            .chain(is_no_number)
+        let ends = [self.put(), self.counted(&deltas)];
+        let steps: Vec<_> = std::iter::once(self.mine())
+            .chain(steps)
+            .chain(ends)
             .collect();
-        let is_no_number = is_no_number.join(" OR ");
-        let (before, around, first, left) = match locked {
-            Locked::Wait => (String::new(), String::new(), "folded", "0::pg_catalog.int8"),
-            Locked::Around => (
-                format!(
-                    "wanted AS MATERIALIZED (SELECT DISTINCT {returned} FROM {queue} AS q WHERE {deltas} \
-                     AND (SELECT ok FROM mine)\
-                     ), {held}, free AS MATERIALIZED (SELECT {k} FROM wanted \
-                     WHERE (SELECT pg_catalog.count(*) FROM held) OPERATOR(pg_catalog.>=) 0 \
-                     AND (EXISTS (SELECT FROM held WHERE {same}) \
-                     OR NOT EXISTS (SELECT FROM {totals} AS t WHERE {is}))), ",
-                    held = self.held(
-                        "wanted",
-                        &old_keys,
-                        &old_sums,
-                        &is("t", "wanted"),
-                        &t_keys,
-                        " SKIP LOCKED"
-                    ),
-                    same = same("held", "wanted"),
-                    is = is("t", "wanted"),
-                ),
-                format!(" AND EXISTS (SELECT FROM free WHERE {})", is("q", "free")),
-                "",
-                "(SELECT pg_catalog.count(*) FROM wanted) OPERATOR(pg_catalog.-) (SELECT pg_catalog.count(*) FROM free)",
-            ),
-        };
-        let after = if first.is_empty() {
-            String::new()
-        } else {
-            let held = self.held(first, &old_keys, &old_sums, &is("t", first), &t_keys, "");
-            format!("{held}, ")
-        };
         format!(
-            "{worker} WITH mine AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({FOLDER_LOCK}, \
-             {regclass}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4) AS ok, \
-             pg_catalog.set_config('synchronous_commit', 'off', true)\
-             ), {before}gone AS (\
-             DELETE FROM {queue} AS q WHERE {deltas} AND (SELECT ok FROM mine){around} RETURNING {returned}{values}\
-             ), folded AS MATERIALIZED (\
-             SELECT {k}{sums}, pg_catalog.count(*) AS deltas FROM gone GROUP BY {k}\
-             ), {after}put AS (\
-             INSERT INTO {totals} AS t ({columns}{total_columns}) SELECT {k}{s} FROM folded \
-             WHERE (SELECT pg_catalog.count(*) FROM held) OPERATOR(pg_catalog.>=) 0 ORDER BY {k} \
-             ON CONFLICT ({columns}) DO UPDATE SET {set} RETURNING {old_keys}{old_sums}\
-             ), counted AS MATERIALIZED (SELECT \
-             (SELECT coalesce(pg_catalog.sum(deltas), 0)::pg_catalog.int8 FROM folded) AS gone, \
-             (SELECT pg_catalog.count(*) FROM folded) AS keys, \
-             (SELECT pg_catalog.count(*) FROM put JOIN folded ON {put_folded} LEFT JOIN held ON {put_held} \
-             WHERE {is_right}) AS right_keys, \
-             CASE WHEN (SELECT ok FROM mine) AND (SELECT relhastriggers FROM pg_catalog.pg_class \
-             WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid) \
-             THEN (SELECT pg_catalog.count(*) FROM {queue} AS q WHERE {deltas}{around}) END AS found\
-             ) SELECT (SELECT ok FROM mine), gone, keys, {left}, {blocks}, CASE \
+            "{worker} WITH {steps} SELECT (SELECT ok FROM mine), gone, keys, {left}, {blocks}, CASE \
              WHEN found OPERATOR(pg_catalog.<>) gone THEN \
              pg_catalog.format('bgworker: of %s deltas %s could be deleted', found, gone)::pg_catalog.int4 \
              WHEN EXISTS (SELECT FROM folded WHERE {is_no_number}) THEN \
@@ -205,27 +122,157 @@ impl Statements<'_> {
              WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN \
              pg_catalog.format('bgworker: of %s totals %s are what they should be', keys, right_keys)::pg_catalog.int4 \
              ELSE 0 END, {TOOK} FROM counted",
-            put_folded = same("put", "folded"),
-            put_held = same("put", "held"),
+            worker = comment(self.worker),
+            steps = steps.join(", "),
             blocks = self.queue.blocks(),
+            is_no_number = self.is_no_number(),
+        )
+    }
+
+    /// Whether it is this session's turn.
+    fn mine(&self) -> String {
+        format!(
+            "mine AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({FOLDER_LOCK}, \
+             {}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4) AS ok, \
+             pg_catalog.set_config('synchronous_commit', 'off', true))",
+            self.queue.regclass()
+        )
+    }
+
+    /// The keys of the deltas.
+    fn wanted(&self, deltas: &str) -> String {
+        format!(
+            "wanted AS MATERIALIZED (SELECT DISTINCT {} FROM {} AS q WHERE {deltas} AND (SELECT ok FROM mine))",
+            self.each_key(", ", |n, key| format!("q.{key} AS k{n}")),
+            self.queue.sql(),
+        )
+    }
+
+    /// Those whose totals were got, or are not there.
+    fn free(&self) -> String {
+        format!(
+            "free AS MATERIALIZED (SELECT {} FROM wanted \
+             WHERE (SELECT pg_catalog.count(*) FROM held) OPERATOR(pg_catalog.>=) 0 \
+             AND (EXISTS (SELECT FROM held WHERE {}) OR NOT EXISTS (SELECT FROM {} AS t WHERE {})))",
+            self.each_key(", ", |n, _| format!("k{n}")),
+            self.is_same_key("held", "wanted"),
+            self.totals.sql(),
+            self.is_key_of("t", "wanted"),
+        )
+    }
+
+    /// Takes deltas from the queue.
+    fn gone(&self, deltas: &str) -> String {
+        let values = self.each_sum("", |n, sum| match &sum.delta {
+            Some(delta) => format!(", q.{} AS d{n}", identifier(delta)),
+            None => String::new(),
+        });
+        format!(
+            "gone AS (DELETE FROM {} AS q WHERE {deltas} AND (SELECT ok FROM mine) RETURNING {}{values})",
+            self.queue.sql(),
+            self.each_key(", ", |n, key| format!("q.{key} AS k{n}")),
+        )
+    }
+
+    /// Adds them up by key.
+    fn folded(&self) -> String {
+        let keys = self.each_key(", ", |n, _| format!("k{n}"));
+        let sums = self.each_sum("", |n, sum| match sum.delta {
+            Some(_) => format!(", coalesce(pg_catalog.sum(d{n}), 0) AS s{n}"),
+            None => format!(", pg_catalog.count(*) AS s{n}"),
+        });
+        format!(
+            "folded AS MATERIALIZED (\
+             SELECT {keys}{sums}, pg_catalog.count(*) AS deltas FROM gone GROUP BY {keys})"
         )
     }
 
     /// Locks the totals of some keys that are there, in the order of the keys.
-    fn held(
-        &self,
-        keys_of: &str,
-        keys: &str,
-        sums: &str,
-        is: &str,
-        order: &str,
-        skip: &str,
-    ) -> String {
+    fn held(&self, keys_of: &str, skip: &str) -> String {
         format!(
-            "held AS MATERIALIZED (SELECT {keys}{sums} FROM {} AS t JOIN {keys_of} ON {is} \
-             ORDER BY {order} FOR NO KEY UPDATE OF t{skip})",
-            self.totals.sql()
+            "held AS MATERIALIZED (SELECT {} FROM {} AS t JOIN {keys_of} ON {} \
+             ORDER BY {} FOR NO KEY UPDATE OF t{skip})",
+            self.total_row(),
+            self.totals.sql(),
+            self.is_key_of("t", keys_of),
+            self.each_key(", ", |_, key| format!("t.{key}")),
         )
+    }
+
+    /// Adds the sums to the totals, once these are locked.
+    fn put(&self) -> String {
+        let (keys, totals) = (
+            self.each_key(", ", |_, key| key.to_owned()),
+            self.each_sum("", |_, sum| format!(", {}", identifier(&sum.total))),
+        );
+        let set = self.each_sum(", ", |_, sum| {
+            let total = identifier(&sum.total);
+            format!("{total} = coalesce(t.{total}, 0) OPERATOR(pg_catalog.+) excluded.{total}")
+        });
+        let folded = self.each_key(", ", |n, _| format!("k{n}"));
+        format!(
+            "put AS (INSERT INTO {} AS t ({keys}{totals}) SELECT {folded}{} FROM folded \
+             WHERE (SELECT pg_catalog.count(*) FROM held) OPERATOR(pg_catalog.>=) 0 ORDER BY {folded} \
+             ON CONFLICT ({keys}) DO UPDATE SET {set} RETURNING {})",
+            self.totals.sql(),
+            self.each_sum("", |n, _| format!(", s{n}")),
+            self.total_row(),
+        )
+    }
+
+    /// Counts what was found, what was deleted, and the totals that are what they should be.
+    fn counted(&self, deltas: &str) -> String {
+        format!(
+            "counted AS MATERIALIZED (SELECT \
+             (SELECT coalesce(pg_catalog.sum(deltas), 0)::pg_catalog.int8 FROM folded) AS gone, \
+             (SELECT pg_catalog.count(*) FROM folded) AS keys, \
+             (SELECT pg_catalog.count(*) FROM put JOIN folded ON {} LEFT JOIN held ON {} WHERE {}) AS right_keys, \
+             CASE WHEN (SELECT ok FROM mine) AND (SELECT relhastriggers FROM pg_catalog.pg_class \
+             WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) \
+             THEN (SELECT pg_catalog.count(*) FROM {} AS q WHERE {deltas}) END AS found)",
+            self.is_same_key("put", "folded"),
+            self.is_same_key("put", "held"),
+            self.each_sum(" AND ", |n, _| format!(
+                "put.s{n} OPERATOR(pg_catalog.=) (coalesce(held.s{n}, 0) OPERATOR(pg_catalog.+) folded.s{n})"
+            )),
+            self.queue.regclass(),
+            self.queue.sql(),
+        )
+    }
+
+    /// A sum is NaN or infinite.
+    fn is_no_number(&self) -> String {
+        let each = self.each_sum("", |n, sum| match sum.delta {
+            Some(_) => format!(
+                " OR s{n}::pg_catalog.numeric OPERATOR(pg_catalog.=) \
+                 ANY ('{{NaN,Infinity,-Infinity}}'::pg_catalog.numeric[])"
+            ),
+            None => String::new(),
+        });
+        format!("false{each}")
+    }
+
+    /// The key and the sums of a total `t`.
+    fn total_row(&self) -> String {
+        let keys = self.each_key(", ", |n, key| format!("t.{key} AS k{n}"));
+        let sums = self.each_sum("", |n, sum| {
+            format!(", t.{} AS s{n}", identifier(&sum.total))
+        });
+        format!("{keys}{sums}")
+    }
+
+    /// Rows of two steps have the same key.
+    fn is_same_key(&self, one: &str, other: &str) -> String {
+        self.each_key(" AND ", |n, _| {
+            format!("{one}.k{n} OPERATOR(pg_catalog.=) {other}.k{n}")
+        })
+    }
+
+    /// A row of a table has the key of a row of a step.
+    fn is_key_of(&self, table: &str, step: &str) -> String {
+        self.each_key(" AND ", |n, key| {
+            format!("{table}.{key} OPERATOR(pg_catalog.=) {step}.k{n}")
+        })
     }
 
     /// Two keys of the deltas that are meant, if there are as many.
@@ -235,7 +282,7 @@ impl Statements<'_> {
             comment(self.worker),
             self.key(),
             self.queue.sql(),
-            Self::deltas(self.queue, piece),
+            queue(self.queue).deltas(piece),
             self.is_meant(which),
         )
     }
@@ -246,7 +293,7 @@ impl Statements<'_> {
             "{} SELECT ctid::pg_catalog.text FROM {} AS q WHERE {}{}",
             comment(self.worker),
             self.queue.sql(),
-            Self::deltas(self.queue, piece),
+            queue(self.queue).deltas(piece),
             self.is_meant(Which::Key(key)),
         )
     }
@@ -266,7 +313,7 @@ impl Statements<'_> {
 
     /// The key of a row of the queue, as one text.
     fn key(&self) -> String {
-        let keys = self.each_key(|_, key| format!("q.{key}"));
+        let keys = self.each_key(", ", |_, key| format!("q.{key}"));
         format!("ROW({keys})::pg_catalog.text")
     }
 
@@ -304,21 +351,18 @@ impl Statements<'_> {
         }
     }
 
-    fn deltas(queue: &Relation, piece: Piece) -> String {
-        self::queue(queue).deltas(piece)
-    }
-
-    /// Something for each column of the key, between commas.
-    fn each_key(&self, each: impl Fn(usize, &str) -> String) -> String {
+    /// Something for each column of the key, joined.
+    fn each_key(&self, between: &str, each: impl Fn(usize, &str) -> String) -> String {
         let keys = self.shape.keys.iter().enumerate();
         let each: Vec<_> = keys.map(|(n, key)| each(n, &identifier(key))).collect();
-        each.join(", ")
+        each.join(between)
     }
 
-    /// Something for each column that is added up.
-    fn each_sum(&self, each: impl Fn(usize, &Sum) -> String) -> String {
+    /// Something for each column that is added up, joined.
+    fn each_sum(&self, between: &str, each: impl Fn(usize, &Sum) -> String) -> String {
         let sums = self.shape.sums.iter().enumerate();
-        sums.map(|(n, sum)| each(n, sum)).collect()
+        let each: Vec<_> = sums.map(|(n, sum)| each(n, sum)).collect();
+        each.join(between)
     }
 }
 

@@ -123,7 +123,11 @@ pub(in crate::bench) async fn rollup(
         fold(ground, rows, keys).await?;
         let longest = watcher.stop().await?;
         let theirs = arguments.baseline.then(|| percentile(&mut theirs, 50));
-        let what = format!("folding {rows} deltas of {keys} keys");
+        let keys = match keys {
+            1 => "one key".to_owned(),
+            keys => format!("{keys} keys"),
+        };
+        let what = format!("folding {rows} deltas of {keys}");
         report.add(
             "rollup",
             what,
@@ -131,7 +135,7 @@ pub(in crate::bench) async fn rollup(
             percentile(&mut ours, 50),
             theirs,
         );
-        let what = format!("the longest transaction of it, {keys} keys");
+        let what = format!("the longest transaction of it, {keys}");
         report.add("rollup", what, MILLISECONDS, longest, theirs);
     }
     Ok(())
