@@ -15,12 +15,12 @@ use std::time::Duration;
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
 pub(super) use self::pieces::{Fold, Found, blocks_in, blocks_of, count_blocks};
-pub(super) use self::statement::{Piece, Queue, TOOK, comment};
+pub(super) use self::statement::{Piece, Queue, TOOK, bypass_row_security, comment};
 use self::vacuum::Vacuum;
 use super::runner::{CycleError, Outcome, Routine, Turn};
 use super::session::{Place, Session};
 use crate::context::WorkerContext;
-use crate::database::DatabaseError;
+use crate::database::{DatabaseError, ErrorClass};
 
 /// What differs between functions that fold.
 pub(super) trait Folder {
@@ -45,8 +45,8 @@ pub(super) trait Folder {
     /// A scalar that finds a row which no fold takes because of a NULL, if there can be one.
     fn with_null(settings: &Self::Settings, shape: &Self::Shape) -> Option<String>;
 
-    /// What an error means for its rows, and what is likely at fault.
-    fn advice(error: &DatabaseError) -> &'static str;
+    /// What is likely at fault when a fold has undone itself, for this reason.
+    fn at_fault(undone: &str) -> &'static str;
 
     /// Sees to it that the tables can be worked on: makes what is missing, refuses what is of no use.
     async fn initialize(&self, at: At<'_, Self::Settings>) -> Result<Self::Shape, CycleError>;
@@ -172,7 +172,13 @@ impl<F: Folder> Routine for Folding<F> {
     }
 
     fn advice(error: &DatabaseError) -> &'static str {
-        F::advice(error)
+        match error.undone() {
+            Some(undone) => F::at_fault(undone),
+            None if error.class() == ErrorClass::Cancelled => {
+                "the deltas are kept: give it a longer statement_timeout"
+            }
+            None => "the deltas are kept",
+        }
     }
 
     async fn cycle(&mut self, turn: Turn<'_, F::Settings>) -> Result<Outcome, CycleError> {

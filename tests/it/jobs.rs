@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bgworker::config::{self, ConfigFile, Functions, Settings, Sources};
+use bgworker::config::{Functions, Settings};
 use bgworker::database::Database;
 use bgworker::reload::InForce;
 use bgworker::supervision::{Limits, Shutdown};
@@ -13,7 +13,7 @@ use bgworker::{
 use crate::support::database::TestDatabase;
 use crate::support::server::TestServer;
 use crate::support::ticks::assert_exact;
-use crate::support::{eventually, within};
+use crate::support::{configuration, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -24,19 +24,12 @@ pub(crate) struct Instance {
 }
 
 fn settings_of(db: &TestDatabase, jobs: &[(String, &str)]) -> Settings {
-    let url = db.conninfo().replace('\\', "\\\\").replace('"', "\\\"");
-    let mut text = format!("[database]\nurl = \"{url}\"\n");
-    for (name, keys) in jobs {
-        text += &format!("[[worker]]\nname = \"{name}\"\nfunction = \"sql\"\n{keys}\n");
-    }
-    let sources = Sources {
-        file: Some(ConfigFile {
-            path: "b.toml".into(),
-            text,
-        }),
-        ..Sources::default()
-    };
-    config::read(&sources, &Functions::built_in()).unwrap_or_else(|problems| panic!("{problems}"))
+    let jobs = jobs
+        .iter()
+        .map(|(name, keys)| format!("[[worker]]\nname = \"{name}\"\nfunction = \"sql\"\n{keys}\n"));
+    let jobs = jobs.collect::<String>();
+    configuration::read(db, &Functions::built_in(), &jobs)
+        .unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 impl Instance {

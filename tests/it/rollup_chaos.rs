@@ -65,7 +65,7 @@ async fn chaos(isolation: &str) {
             done
         }));
     }
-    // Whoever folds is shot at.
+    // Sessions that fold are terminated.
     for _ in 0..40 {
         tokio::time::sleep(Duration::from_millis(50)).await;
         db.execute(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bgworker::config::{self, ConfigFile, Function, Functions, Settings, Sources};
+use bgworker::config::{Function, Functions, Settings};
 use bgworker::reload::InForce;
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{Main, Postmaster, WorkerContext};
@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tracing::Level;
 
 use crate::support::database::TestDatabase;
-use crate::support::eventually;
 use crate::support::log::Log;
+use crate::support::{configuration, eventually};
 
 /// Reports a level, again and again.
 struct Gauge;
@@ -48,20 +48,13 @@ impl Function for Gauge {
 }
 
 fn read(db: &TestDatabase, [spi, job, gauge]: [&str; 3]) -> Settings {
-    let url = db.conninfo().replace('\\', "\\\\").replace('"', "\\\"");
-    let text = format!(
-        "[database]\nurl = \"{url}\"\n\
-         [[worker]]\nname = \"w\"\n{spi}\n\
+    let workers = format!(
+        "[[worker]]\nname = \"w\"\n{spi}\n\
          [[worker]]\nname = \"j\"\nfunction = \"sql\"\nevery = \"1s\"\n{job}\n\
          [[worker]]\nname = \"g\"\nfunction = \"gauge\"\n{gauge}\n"
     );
-    let path = "b.toml".into();
-    let sources = Sources {
-        file: Some(ConfigFile { path, text }),
-        ..Sources::default()
-    };
     let functions = Functions::built_in().with(Gauge);
-    config::read(&sources, &functions).unwrap_or_else(|problems| panic!("{problems}"))
+    configuration::read(db, &functions, &workers).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 #[actix::test]

@@ -2,6 +2,7 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 use crate::functions::session::ProbeSql;
 
@@ -95,6 +96,11 @@ impl Queue {
     pub(super) fn count_blocks(&self, worker: &str) -> String {
         format!("{} SELECT {}", comment(worker), self.relation.blocks())
     }
+}
+
+/// Lets a role see all rows of a table whatever its policies are.
+pub(in crate::functions) fn bypass_row_security(role: &str) -> String {
+    format!("ALTER ROLE {} BYPASSRLS", identifier(role))
 }
 
 /// Says whose statement it is.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many blocks one look reads. A table that has no more is looked at whole.
+/// The number of blocks that one look reads. A table of at most as many is looked at whole.
 pub(super) const WINDOW: u32 = 256;
 
 /// How far before its end the tail of a table begins: sessions that insert at the same time fill blocks of their own.

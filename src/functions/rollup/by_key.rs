@@ -13,7 +13,7 @@ use super::settings::Settings;
 use super::shape::Shape;
 use super::statement::{self, Locked, Statements, Which};
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
-use crate::database::{DatabaseError, ErrorClass, is_locked, is_made_already, is_of_a_row};
+use crate::database::{DatabaseError, is_locked, is_made_already, is_of_a_row};
 use crate::functions::folding::{At, Fold, Folded, Folder, Found, Piece, Queue, Terms, blocks_in};
 use crate::functions::runner::CycleError;
 
@@ -168,16 +168,11 @@ impl Folder for ByKey {
         None
     }
 
-    fn advice(error: &DatabaseError) -> &'static str {
-        match error.undone() {
-            Some(what) if what.contains("deltas") => {
-                "nothing was changed: a trigger on DELETE keeps deltas in the queue"
-            }
-            Some(_) => "nothing was changed: a trigger alters or suppresses totals",
-            None if error.class() == ErrorClass::Cancelled => {
-                "the deltas are kept: give it a longer statement_timeout"
-            }
-            None => "the deltas are kept",
+    fn at_fault(undone: &str) -> &'static str {
+        if undone.contains("deleted") {
+            "nothing was changed: a trigger on DELETE keeps deltas in the queue"
+        } else {
+            "nothing was changed: a trigger alters or suppresses totals"
         }
     }
 

@@ -6,6 +6,7 @@ use super::settings::Settings;
 use super::shape::Shape;
 use super::tables::{Table, Tables};
 use super::unusable::UnusableRollup;
+use crate::functions::folding::bypass_row_security;
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 
@@ -150,7 +151,7 @@ pub(super) fn hides_nothing(
     }
     Err(UnusableRollup::RowSecurity {
         relation: relation.to_string(),
-        mend: format!("ALTER ROLE {} BYPASSRLS", identifier(role)),
+        mend: bypass_row_security(role),
     })
 }
 

@@ -29,7 +29,7 @@ pub(super) enum Which<'w> {
     Rows(&'w str, &'w [String]),
 }
 
-/// A share of all keys: those whose hash ends in some bits.
+/// A share of all keys: the keys whose hash ends in some bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
     bits: u32,
@@ -50,7 +50,7 @@ pub(super) enum Locked {
 impl Share {
     pub(super) const WHOLE: Self = Self { bits: 0, value: 0 };
 
-    /// The two halves of it; `None` where the hash has no more bits.
+    /// The two halves of it; `None` if the hash has no bit left.
     pub(super) fn halves(self) -> Option<[Self; 2]> {
         let bits = self.bits + 1;
         (bits < u64::BITS)
@@ -148,7 +148,7 @@ impl Statements<'_> {
         )
     }
 
-    /// Those whose totals were got, or are not there.
+    /// The keys whose totals are locked by now, or are not there.
     fn free(&self) -> String {
         format!(
             "free AS MATERIALIZED (SELECT {} FROM wanted \

@@ -11,7 +11,6 @@ use super::statement;
 use super::truncation::{Truncation, truncate};
 use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
-use crate::database::{DatabaseError, ErrorClass};
 use crate::functions::folding::{
     At, Fold, Folded, Folder, Found, Piece, Queue, Terms, blocks_in, blocks_of, count_blocks,
 };
@@ -132,16 +131,11 @@ impl Folder for OneTotal {
         may_be_null.then(|| settings.table().with_null())
     }
 
-    fn advice(error: &DatabaseError) -> &'static str {
-        match error.undone() {
-            Some(what) if what.contains("deltas") => {
-                "nothing was changed: a trigger or a rule on DELETE keeps deltas in the table"
-            }
-            Some(_) => "nothing was changed: a trigger on UPDATE alters or suppresses the total",
-            None if error.class() == ErrorClass::Cancelled => {
-                "the deltas are kept: give it a longer statement_timeout"
-            }
-            None => "the deltas are kept",
+    fn at_fault(undone: &str) -> &'static str {
+        if undone.contains("deltas") {
+            "nothing was changed: a trigger or a rule on DELETE keeps deltas in the table"
+        } else {
+            "nothing was changed: a trigger on UPDATE alters or suppresses the total"
         }
     }
 

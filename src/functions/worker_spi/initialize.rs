@@ -8,10 +8,10 @@ use thiserror::Error;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::statement::bypass_row_security;
 use super::table::Table;
 use super::unusable::UnusableTable;
 use crate::database::{DatabaseError, Parameters, is_made_already};
+use crate::functions::folding::bypass_row_security;
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 

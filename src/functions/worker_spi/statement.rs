@@ -231,11 +231,6 @@ impl Table {
     }
 }
 
-/// Lets a role see all rows of a table whatever its policies are.
-pub(super) fn bypass_row_security(role: &str) -> String {
-    format!("ALTER ROLE {} BYPASSRLS", identifier(role))
-}
-
 /// A row is a delta. Names are looked up in `pg_catalog` alone, here and everywhere: another role may have planted
 /// something better-fitting in a schema of the search path, which is the user's own.
 const DELTA: &str = "type OPERATOR(pg_catalog.=) 'delta'";

@@ -1,6 +1,7 @@
 //! The harness: a server per test process, a database per test, scripted workers, captured logs.
 
 pub(crate) mod browser;
+pub(crate) mod configuration;
 pub(crate) mod daemon;
 pub(crate) mod database;
 pub(crate) mod example;

@@ -1,12 +1,12 @@
 //! Roll-ups of tests: as a configuration file has them.
 
-use bgworker::config::{self, ConfigFile, Functions, Problems, Settings, Sources};
+use bgworker::config::{Functions, Problems, Settings};
 use bgworker::reload::InForce;
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{Postmaster, PostmasterHandle, WorkerStatus};
 
 use super::database::{TestDatabase, database};
-use super::eventually;
+use super::{configuration, eventually};
 
 /// The keys of a roll-up of sales by shop and day.
 pub(crate) const SALES: &str = "queue = 's.sale_delta'\ntotals = 's.sale_total'\n\
@@ -25,18 +25,9 @@ pub(crate) struct Rollup {
 
 /// Reads a configuration of one roll-up with these keys.
 pub(crate) fn read(db: &TestDatabase, keys: &str) -> Result<Settings, Problems> {
-    let url = db.conninfo().replace('\\', "\\\\").replace('"', "\\\"");
-    let text = format!(
-        "[database]\nurl = \"{url}\"\n[[worker]]\nname = 'r'\nfunction = 'rollup'\nrestart_time = 'never'\n{keys}\n"
-    );
-    let sources = Sources {
-        file: Some(ConfigFile {
-            path: "b.toml".into(),
-            text,
-        }),
-        ..Sources::default()
-    };
-    config::read(&sources, &Functions::built_in())
+    let worker =
+        format!("[[worker]]\nname = 'r'\nfunction = 'rollup'\nrestart_time = 'never'\n{keys}\n");
+    configuration::read(db, &Functions::built_in(), &worker)
 }
 
 impl Rollup {
