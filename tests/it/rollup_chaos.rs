@@ -22,7 +22,7 @@ const CLIENTS: [&str; 9] = [
     "INSERT INTO s.q VALUES (3, 1)",
     "INSERT INTO s.q SELECT (random() * 20)::int, NULL",
     "WITH more AS (UPDATE s.t SET v = v + 1 WHERE k = 5 RETURNING k) INSERT INTO s.gone SELECT k, -1, 0 FROM more",
-    "WITH gone AS (DELETE FROM s.t WHERE k = (random() * 20)::int RETURNING k, v, n) INSERT INTO s.gone SELECT * FROM gone",
+    "WITH gone AS (DELETE FROM s.t WHERE k = (SELECT (random() * 20)::int) RETURNING k, v, n) INSERT INTO s.gone SELECT * FROM gone",
     "UPDATE s.q SET v = v WHERE ctid = (SELECT ctid FROM s.q LIMIT 1)",
     "WITH gone AS (DELETE FROM s.q WHERE ctid = (SELECT ctid FROM s.q LIMIT 1) RETURNING k, v) \
      INSERT INTO s.gone SELECT k, coalesce(v, 0), 1 FROM gone",
@@ -40,7 +40,8 @@ async fn chaos(isolation: &str) {
          'BEGIN INSERT INTO s.log SELECT k, coalesce(v, 0) FROM new_rows; RETURN NULL; END'; \
          CREATE TRIGGER log AFTER INSERT ON s.q REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION s.log(); \
          CREATE TRIGGER log AFTER INSERT ON s.p REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION s.log(); \
-         ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'"
+         ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'; \
+         ALTER DATABASE {name} SET deadlock_timeout = '5ms'"
     ))
     .await;
     let mut folders = Vec::new();

@@ -270,11 +270,8 @@ impl Folder for ByKey {
         {
             self.locked_since = None;
         }
-        if let Some((key, why)) = self.poison.first() {
-            let queue = &at.settings.queue;
-            return Some(format!(
-                "the deltas of {queue} with the key {key} cannot be added, and wait: {why}"
-            ));
+        if let Some(told) = self.poison.tell(&at.settings.queue) {
+            return Some(told);
         }
         let totals = &at.settings.totals;
         left.then(|| {

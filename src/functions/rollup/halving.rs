@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::by_key::{ByKey, Failure, Keys};
 use super::settings::Settings;
@@ -77,20 +77,9 @@ impl ByKey {
         if self.poison.is_full() {
             return Err(why.into());
         }
-        let (worker, queue) = (at.context.name(), &at.settings.queue);
-        let text = why.to_string();
-        let naptime = at.settings.naptime;
-        if self
-            .poison
-            .add(key.clone(), text.clone(), naptime, Instant::now())
-        {
-            let sqlstate = why.sqlstate();
-            error!(
-                worker,
-                sqlstate,
-                "{worker}: the deltas of {queue} with the key {key} cannot be added, and wait: {text}"
-            );
-        }
+        // The end of the cycle tells of it.
+        self.poison
+            .add(key, reason(&why), at.settings.naptime, Instant::now());
         Ok(Found::Idle)
     }
 
@@ -134,6 +123,7 @@ impl ByKey {
         }
         if let Some(why) = last {
             let (worker, queue) = (at.context.name(), &at.settings.queue);
+            let why = reason(&why);
             warn!(
                 worker,
                 moved,
@@ -158,12 +148,21 @@ impl ByKey {
                     found = found.and(fold.found);
                 }
                 Err(Failure::Poison(error)) => {
-                    let (why, naptime) = (error.to_string(), at.settings.naptime);
-                    self.poison.add(key, why, naptime, Instant::now());
+                    let naptime = at.settings.naptime;
+                    self.poison
+                        .add(key, reason(&error), naptime, Instant::now());
                 }
                 Err(Failure::Other(error)) => return Err(error.into()),
             }
         }
         Ok(found)
+    }
+}
+
+/// Why deltas cannot be added, for people.
+fn reason(error: &DatabaseError) -> String {
+    match error.undone() {
+        Some(undone) => undone.to_owned(),
+        None => error.to_string(),
     }
 }

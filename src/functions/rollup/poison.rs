@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backoff::doubled;
+use crate::functions::relation::Relation;
 
 /// How many keys are left out; with more of them it is not they that are at fault.
 pub(super) const POISON_MAX: usize = 100;
@@ -38,31 +39,19 @@ impl Poison {
         self.0.len() >= POISON_MAX
     }
 
-    /// A key failed, for this reason. Says whether it is new.
-    pub(super) fn add(
-        &mut self,
-        key: String,
-        why: String,
-        naptime: Duration,
-        now: Instant,
-    ) -> bool {
-        let known = self.0.iter_mut().find(|one| one.key == key);
-        match known {
+    /// A key failed, for this reason. The first one is kept: what is told once is not to change with each attempt.
+    pub(super) fn add(&mut self, key: String, why: String, naptime: Duration, now: Instant) {
+        match self.0.iter_mut().find(|one| one.key == key) {
             Some(one) => {
                 one.attempts = one.attempts.saturating_add(1);
                 one.again_at = now + doubled(naptime, one.attempts, RETRY_MAX.max(naptime));
-                one.why = why;
-                false
             }
-            None => {
-                self.0.push(Poisoned {
-                    key,
-                    why,
-                    attempts: 0,
-                    again_at: now + naptime,
-                });
-                true
-            }
+            None => self.0.push(Poisoned {
+                key,
+                why,
+                attempts: 0,
+                again_at: now + naptime,
+            }),
         }
     }
 
@@ -82,9 +71,18 @@ impl Poison {
         self.0.retain(|one| one.again_at > now);
     }
 
-    /// The first of them, and why.
-    pub(super) fn first(&self) -> Option<(&str, &str)> {
-        self.0.first().map(|one| (&*one.key, &*one.why))
+    /// What there is to tell: the first key, why, and how many others there are.
+    pub(super) fn tell(&self, queue: &Relation) -> Option<String> {
+        let (first, others) = self.0.split_first()?;
+        let Poisoned { key, why, .. } = first;
+        let others = match others.len() {
+            0 => String::new(),
+            1 => "; so do those of another key".to_owned(),
+            n => format!("; so do those of {n} other keys"),
+        };
+        Some(format!(
+            "the deltas of {queue} with the key {key} cannot be added, and wait: {why}{others}"
+        ))
     }
 }
 
@@ -95,14 +93,14 @@ mod tests {
     const NAPTIME: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_key_is_tried_again_ever_less_often_and_is_new_once() {
+    fn a_key_is_tried_again_ever_less_often_and_what_is_told_stays_the_same() {
         let (mut poison, mut now) = (Poison::default(), Instant::now());
         let mut waits = Vec::new();
+        let queue: Relation = "s.q".parse().unwrap();
         for attempt in 0..9 {
-            assert_eq!(
-                poison.add("(1)".to_owned(), "no".to_owned(), NAPTIME, now),
-                attempt == 0
-            );
+            poison.add("(1)".to_owned(), format!("no {attempt}"), NAPTIME, now);
+            let told = "the deltas of s.q with the key (1) cannot be added, and wait: no 0";
+            assert_eq!(poison.tell(&queue).as_deref(), Some(told));
             let begin = now;
             while poison.due(now).is_empty() {
                 now += NAPTIME;

@@ -6,7 +6,13 @@ use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
 /// The first key of the advisory lock of a queue's folder; the second one is the oid of the queue.
-const FOLDER_LOCK: i32 = 1_651_994_418;
+const QUEUE_LOCK: i32 = 1_651_994_418;
+
+/// The same of the totals.
+const TOTALS_LOCK: i32 = 1_651_994_419;
+
+/// It is this session's turn.
+const IS_MY_TURN: &str = "(SELECT pg_catalog.count(*) FROM turn) OPERATOR(pg_catalog.>) 0";
 
 /// The statements of a roll-up.
 pub(super) struct Statements<'s> {
@@ -68,9 +74,9 @@ impl Statements<'_> {
     /// One statement, so one transaction, and exact under READ COMMITTED whatever others do. Each step is forced to wait for
     /// the one before it:
     ///
-    /// - One session at a time folds a queue. A second one gives way at once.
-    /// - The totals that are there are locked, in the order of their keys, so that two folds into one table of totals cannot
-    ///   lock each other out. Then the upsert adds to them.
+    /// - One session at a time folds a queue. A second one gives way at once. Folds of several queues into the same totals take
+    ///   turns: one that adds a new total while it holds others would deadlock with one that does the same the other way.
+    /// - The totals that are there are locked in the order of their keys, as clients can do too. Then the upsert adds to them.
     /// - Each new total must be the old one and the sum of the deltas, and what was found must have been deleted, or the
     ///   statement undoes itself by taking a sentence for a number: so neither a trigger that alters or suppresses a total nor
     ///   one that keeps deltas can lose one or count one twice. What was found is counted only where the queue has triggers.
@@ -129,20 +135,27 @@ impl Statements<'_> {
         )
     }
 
-    /// Whether it is this session's turn.
+    /// Whether this session is to fold the queue, and its turn at the totals.
     fn mine(&self) -> String {
+        let oid = |relation: &Relation| {
+            let regclass = relation.regclass();
+            format!(
+                "{regclass}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4"
+            )
+        };
         format!(
-            "mine AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({FOLDER_LOCK}, \
-             {}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4) AS ok, \
-             pg_catalog.set_config('synchronous_commit', 'off', true))",
-            self.queue.regclass()
+            "mine AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, \
+             pg_catalog.set_config('synchronous_commit', 'off', true)), \
+             turn AS MATERIALIZED (SELECT pg_catalog.pg_advisory_xact_lock({TOTALS_LOCK}, {}) FROM mine WHERE ok)",
+            oid(self.queue),
+            oid(self.totals),
         )
     }
 
     /// The keys of the deltas.
     fn wanted(&self, deltas: &str) -> String {
         format!(
-            "wanted AS MATERIALIZED (SELECT DISTINCT {} FROM {} AS q WHERE {deltas} AND (SELECT ok FROM mine))",
+            "wanted AS MATERIALIZED (SELECT DISTINCT {} FROM {} AS q WHERE {deltas} AND {IS_MY_TURN})",
             self.each_key(", ", |n, key| format!("q.{key} AS k{n}")),
             self.queue.sql(),
         )
@@ -168,7 +181,7 @@ impl Statements<'_> {
             None => String::new(),
         });
         format!(
-            "gone AS (DELETE FROM {} AS q WHERE {deltas} AND (SELECT ok FROM mine) RETURNING {}{values})",
+            "gone AS (DELETE FROM {} AS q WHERE {deltas} AND {IS_MY_TURN} RETURNING {}{values})",
             self.queue.sql(),
             self.each_key(", ", |n, key| format!("q.{key} AS k{n}")),
         )
@@ -227,7 +240,7 @@ impl Statements<'_> {
              (SELECT coalesce(pg_catalog.sum(deltas), 0)::pg_catalog.int8 FROM folded) AS gone, \
              (SELECT pg_catalog.count(*) FROM folded) AS keys, \
              (SELECT pg_catalog.count(*) FROM put JOIN folded ON {} LEFT JOIN held ON {} WHERE {}) AS right_keys, \
-             CASE WHEN (SELECT ok FROM mine) AND (SELECT relhastriggers FROM pg_catalog.pg_class \
+             CASE WHEN {IS_MY_TURN} AND (SELECT relhastriggers FROM pg_catalog.pg_class \
              WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) \
              THEN (SELECT pg_catalog.count(*) FROM {} AS q WHERE {deltas}) END AS found)",
             self.is_same_key("put", "folded"),
