@@ -336,3 +336,23 @@ async fn folds_of_several_queues_into_the_same_totals_take_turns() {
     })
     .await;
 }
+
+#[actix::test]
+async fn a_key_whose_deltas_were_taken_away_is_forgotten_while_others_go_on() {
+    let db = TestDatabase::new().await;
+    db.execute(TABLES).await;
+    // Several pieces, and the poison in the last of them.
+    let rollup = Rollup::start(&db, &format!("{KEYS}\nbatch = 167")).await;
+    db.execute("INSERT INTO s.q SELECT 1, 1 FROM generate_series(1, 2000); INSERT INTO s.q VALUES (7, -1000)")
+        .await;
+    eventually("it waits", || async { rollup.last_error().await.is_some() }).await;
+    db.execute("DELETE FROM s.q WHERE k = 7").await;
+    eventually(
+        "it is well again, though there is always something to fold",
+        || async {
+            db.execute("INSERT INTO s.q VALUES (1, 1)").await;
+            rollup.status().await.unwrap().report.consecutive_failures == 0
+        },
+    )
+    .await;
+}

@@ -262,6 +262,7 @@ impl Folder for ByKey {
             self.poison.forget_due(now);
             self.report_pending(at, 0);
         }
+        self.poison.forget_gone();
         let left = std::mem::take(&mut self.left);
         if !left
             && self

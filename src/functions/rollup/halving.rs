@@ -144,7 +144,10 @@ impl ByKey {
         for key in self.poison.due(Instant::now()) {
             match self.run(at, statements, piece, Which::Key(&key)).await {
                 Ok(fold) => {
-                    self.poison.forget(&key);
+                    match fold.found {
+                        Found::Folded(_) => self.poison.forget(&key),
+                        Found::Idle | Found::Busy(_) => self.poison.found_none(&key),
+                    }
                     found = found.and(fold.found);
                 }
                 Err(Failure::Poison(error)) => {

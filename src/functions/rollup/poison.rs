@@ -24,6 +24,8 @@ struct Poisoned {
     why: String,
     attempts: u32,
     again_at: Instant,
+    /// Where this cycle has looked, it has no deltas any more.
+    is_gone: bool,
 }
 
 // === impl Poison ===
@@ -45,12 +47,14 @@ impl Poison {
             Some(one) => {
                 one.attempts = one.attempts.saturating_add(1);
                 one.again_at = now + doubled(naptime, one.attempts, RETRY_MAX.max(naptime));
+                one.is_gone = false;
             }
             None => self.0.push(Poisoned {
                 key,
                 why,
                 attempts: 0,
                 again_at: now + naptime,
+                is_gone: false,
             }),
         }
     }
@@ -61,9 +65,20 @@ impl Poison {
         due.map(|one| one.key.clone()).collect()
     }
 
-    /// A key could be folded, or has no deltas any more.
+    /// A key could be folded.
     pub(super) fn forget(&mut self, key: &str) {
         self.0.retain(|one| one.key != key);
+    }
+
+    /// A key that was tried again has no deltas in some blocks. It may have some in others.
+    pub(super) fn found_none(&mut self, key: &str) {
+        let known = self.0.iter_mut().filter(|one| one.key == key);
+        known.for_each(|one| one.is_gone = true);
+    }
+
+    /// The cycle is over, and nothing more was found of the keys of which nothing was found.
+    pub(super) fn forget_gone(&mut self) {
+        self.0.retain(|one| !one.is_gone);
     }
 
     /// Nothing was found to fold: those that are due have no deltas any more.
@@ -110,5 +125,18 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         poison.forget("(1)");
         assert_eq!(poison.keys(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_key_of_which_nothing_is_found_is_forgotten_at_the_end_of_the_cycle() {
+        let (mut poison, now) = (Poison::default(), Instant::now());
+        for key in ["(1)", "(2)"] {
+            poison.add(key.to_owned(), "no".to_owned(), NAPTIME, now);
+            poison.found_none(key);
+        }
+        // It was found further on.
+        poison.add("(2)".to_owned(), "no".to_owned(), NAPTIME, now);
+        poison.forget_gone();
+        assert_eq!(poison.keys(), ["(2)"]);
     }
 }
