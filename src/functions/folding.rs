@@ -48,7 +48,7 @@ pub(super) trait Folder {
     /// What is likely at fault when a fold has undone itself, for this reason.
     fn at_fault(undone: &str) -> &'static str;
 
-    /// Sees to it that the tables can be worked on: makes what is missing, refuses what is of no use.
+    /// Makes the tables that are missing, and refuses tables that the worker cannot use.
     async fn initialize(&self, at: At<'_, Self::Settings>) -> Result<Self::Shape, CycleError>;
 
     /// Policies hide rows of the queue that were not there when it was looked at.

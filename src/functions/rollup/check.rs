@@ -264,10 +264,6 @@ fn missing(settings: &Settings, tables: &Tables) -> Result<Option<Verdict>, Unus
         return make(view, &tables.view, "create the view", sql);
     }
     is_kind(view, &tables.view, &["v"], "a view")?;
-    let reads = |relation: &Relation| {
-        let quoted = relation.to_string();
-        tables.view.reads.contains(&quoted)
-    };
     let columns = settings
         .keys
         .iter()
@@ -278,8 +274,12 @@ fn missing(settings: &Settings, tables: &Tables) -> Result<Option<Verdict>, Unus
         .find(|name| tables.view.columns.get(name).is_none());
     let why = match lacking {
         Some(column) => format!("has no column \"{column}\""),
-        None if !reads(&settings.queue) => format!("does not read {}", settings.queue),
-        None if !reads(&settings.totals) => format!("does not read {}", settings.totals),
+        None if !tables.view.does_read(&settings.queue) => {
+            format!("does not read {}", settings.queue)
+        }
+        None if !tables.view.does_read(&settings.totals) => {
+            format!("does not read {}", settings.totals)
+        }
         None => return Ok(None),
     };
     Err(UnusableRollup::View {

@@ -11,11 +11,7 @@ use crate::functions::relation::Relation;
 /// Readers need SELECT on both tables, from PostgreSQL 15 on: the view does not lend them its owner's rights. Whether the
 /// queue has a column that counts is for the server to find out: where it has none, the name means the 1 beside it.
 pub(super) fn create_view(settings: &Settings, view: &Relation) -> Vec<String> {
-    let list = |names: &[String]| {
-        let names: Vec<_> = names.iter().map(|name| identifier(name)).collect();
-        names.join(", ")
-    };
-    let keys = list(&settings.keys);
+    let keys = key_list(&settings.keys);
     let mut outer = vec![keys.clone()];
     let (mut of_totals, mut of_queue) = (vec![keys.clone()], Vec::new());
     of_queue.extend(
@@ -57,15 +53,13 @@ pub(super) fn create_view(settings: &Settings, view: &Relation) -> Vec<String> {
         ),
         // Older servers do not know it.
         format!(
-            "DO {} ",
+            "DO {}",
             literal(&format!(
                 "BEGIN IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 \
                  OPERATOR(pg_catalog.>=) 150000 THEN EXECUTE {}; END IF; END",
                 literal(&format!("ALTER VIEW {view} SET (security_invoker = true)"))
             ))
-        )
-        .trim_end()
-        .to_owned(),
+        ),
     ]
 }
 

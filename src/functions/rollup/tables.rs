@@ -52,7 +52,7 @@ pub(super) struct Table {
     pub(super) may_insert: bool,
     pub(super) may_update: bool,
     pub(super) may_delete: bool,
-    /// The relations that a view reads.
+    /// The relations that a view reads: the schema and the name of each, one after the other.
     pub(super) reads: Vec<String>,
     pub(super) columns: Columns,
 }
@@ -102,10 +102,11 @@ const RELATIONS: &str = "\
     pg_catalog.has_table_privilege(c.oid, 'INSERT') AS may_insert, \
     pg_catalog.has_table_privilege(c.oid, 'UPDATE') AS may_update, \
     pg_catalog.has_table_privilege(c.oid, 'DELETE') AS may_delete, \
-    ARRAY(SELECT DISTINCT pg_catalog.format('%I.%I', rn.nspname, r.relname) FROM pg_catalog.pg_rewrite AS w \
+    ARRAY(SELECT part FROM pg_catalog.pg_rewrite AS w \
     JOIN pg_catalog.pg_depend AS d ON d.objid OPERATOR(pg_catalog.=) w.oid \
     JOIN pg_catalog.pg_class AS r ON r.oid OPERATOR(pg_catalog.=) d.refobjid \
     JOIN pg_catalog.pg_namespace AS rn ON rn.oid OPERATOR(pg_catalog.=) r.relnamespace \
+    CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[rn.nspname::pg_catalog.text, r.relname::pg_catalog.text]) AS part \
     WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid AND r.oid OPERATOR(pg_catalog.<>) c.oid) AS reads FROM ";
 
 /// One row for each column of these relations.
@@ -269,6 +270,17 @@ impl From<&Row> for TableColumn {
             has_default: row.get("has_default"),
             can_be_key: row.get("can_be_key"),
         }
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    /// Whether it is a view that reads this relation. Names are compared, and not as they are quoted: the server quotes
+    /// words that SQL reserves.
+    pub(super) fn does_read(&self, relation: &Relation) -> bool {
+        let names = [&relation.schema, &relation.name];
+        self.reads.chunks(2).any(|read| read.iter().eq(names))
     }
 }
 
