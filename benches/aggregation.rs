@@ -1,5 +1,5 @@
-//! What a cycle of the built-in worker costs on a real server: empty, and with deltas to fold; and one
-//! statement of many workers, by how many share a connection.
+//! What a cycle of the built-in worker costs on a real server, empty and with deltas to fold; and what one
+//! statement of many workers costs, by how many of them share a connection.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -16,10 +16,10 @@ use bgworker::{Access, BackgroundWorker, Postmaster, PostmasterHandle, WorkerHan
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 use tokio::sync::watch;
 
-/// A nap that ends by a Sighup alone.
+/// A nap that only a Sighup ends.
 const LONG: Duration = Duration::from_secs(86_400);
 
-/// Looks often enough for what takes tenths of a millisecond.
+/// Waits for a condition, and checks it often enough for what takes tenths of a millisecond.
 async fn until(mut condition: impl AsyncFnMut() -> bool) {
     while !condition().await {
         tokio::task::yield_now().await;
@@ -68,14 +68,14 @@ impl Stage {
         status.unwrap().report
     }
 
-    /// One cycle that folds so many rows, from the Sighup to its end.
+    /// Runs one cycle that folds this many rows, and measures it from the Sighup to its end.
     async fn cycle(&self, rows: u64) -> Duration {
         if rows > 0 {
             let sql = format!("INSERT INTO s.t SELECT 'delta', 1 FROM generate_series(1, {rows})");
             self.client.batch_execute("fill", &sql).await.unwrap();
         }
         if rows >= 10_000 {
-            // What earlier folds have left is not to be measured again.
+            // What earlier folds have left behind must not be measured again.
             self.client
                 .batch_execute("vacuum", "VACUUM s.t")
                 .await
@@ -121,7 +121,7 @@ fn cycles(c: &mut Criterion) {
             });
         });
     }
-    // So many workers' statements, all under way at once, on one connection and on eight.
+    // The statements of this many workers, all under way at once, on one connection and on eight.
     for connections in [1, 8] {
         for workers in [1, 16, 256] {
             let mut group = c.benchmark_group("aggregation/statement_at_home");
@@ -134,7 +134,7 @@ fn cycles(c: &mut Criterion) {
     }
 }
 
-/// The mean time of a statement, of so many workers that run so many each.
+/// The time of `workers` workers that run `times` statements each, divided by the number of workers.
 async fn at_home(conninfo: &str, connections: usize, workers: usize, times: u64) -> Duration {
     let settings = database::Settings::default().connections(connections);
     let database = Database::new(ConnInfo::parse(conninfo, |_| None).unwrap(), settings).unwrap();

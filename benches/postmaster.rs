@@ -1,5 +1,5 @@
 //! What a fleet of no-op workers costs in real actors: starting one per tick, a Sighup to all, a
-//! Sigterm to empty, the memory of one that naps, and what everybody else on the thread feels.
+//! Sigterm to empty, the memory of one that naps, and how late a timer of another task on the thread is.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -16,7 +16,7 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, Wake, WorkerContext};
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
 
-/// What one run of a fleet found. Starting includes registering, one after the other.
+/// The figures of one run of a fleet. Starting includes registering, one worker after the other.
 #[derive(Clone, Copy, Debug)]
 struct Figures {
     all_running: Duration,
@@ -34,7 +34,7 @@ struct Done {
     sighups: AtomicUsize,
 }
 
-/// Which of the figures that are a time.
+/// Picks one of the figures that are a time.
 type Figure = fn(&Figures) -> Duration;
 
 /// One criterion benchmark for each figure that is a time; the memory in a line of its own.
@@ -47,7 +47,7 @@ fn figures(c: &mut Criterion) {
         ("foreign_timer_late_by_at_most", |run| run.timer_late),
     ];
     for workers in [10_000, 100_000] {
-        // First, since later runs find memory that earlier ones have left.
+        // First, since later runs reuse memory that earlier ones have left.
         let bytes = run(workers).bytes_per_worker;
         println!("postmaster/memory_of_one_that_naps/{workers}: {bytes} bytes");
         for (name, figure) in figures {
@@ -62,7 +62,7 @@ fn figures(c: &mut Criterion) {
     }
 }
 
-/// The yardstick: starting so many actors that do nothing, and no supervision at all.
+/// The yardstick: starting actors that do nothing, without any supervision.
 fn bare_actors(c: &mut Criterion) {
     struct Bare;
     impl Actor for Bare {
@@ -89,7 +89,7 @@ fn bare_actors(c: &mut Criterion) {
 }
 
 fn run(workers: usize) -> Figures {
-    // A thread of its own for each run, so that memory of the last one is not reused unseen.
+    // A thread of its own for each run, so that memory of the last one is not reused unnoticed.
     std::thread::spawn(move || actix::System::new().block_on(fleet(workers)))
         .join()
         .unwrap()
@@ -156,7 +156,7 @@ async fn nap(mut context: WorkerContext, done: Arc<Done>) -> Result<(), bgworker
     }
 }
 
-/// Something that is measured beside the fleet.
+/// A measurement that runs beside the fleet.
 struct Beside {
     stop: tokio::sync::oneshot::Sender<()>,
     figure: tokio::sync::oneshot::Receiver<Duration>,
@@ -169,7 +169,7 @@ impl Beside {
     }
 }
 
-/// How late a timer of a millisecond on the same thread is at most.
+/// The most that a timer of a millisecond on the same thread is late, beyond a millisecond of its own inaccuracy.
 fn foreign_timer() -> Beside {
     let (stop, mut stopped) = tokio::sync::oneshot::channel();
     let (send, figure) = tokio::sync::oneshot::channel();
@@ -185,7 +185,7 @@ fn foreign_timer() -> Beside {
     Beside { stop, figure }
 }
 
-/// The 99th percentile of a status request from another thread, one every millisecond.
+/// The 99th percentile of the time of a status request from another thread, one every millisecond.
 fn ask_status(postmaster: PostmasterHandle) -> Beside {
     let (stop, mut stopped) = tokio::sync::oneshot::channel();
     let (send, figure) = tokio::sync::oneshot::channel();

@@ -1,5 +1,5 @@
-//! What one input to the pure machine costs, with 10, 1,000 and 100,000 workers registered; and the
-//! whole life of 100,000 workers.
+//! What one input to the pure state machine costs, with 10, 1,000 and 100,000 workers registered; and
+//! what the whole life of 100,000 workers costs.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -15,7 +15,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A machine with so many running workers, and their incarnations.
+/// A machine with this many running workers, and their incarnations.
 fn running(workers: usize) -> (StateMachine, Instant, Vec<Incarnation>) {
     let now = Instant::now();
     let limits = Limits::default().max_workers(workers + 1);
@@ -30,7 +30,7 @@ fn running(workers: usize) -> (StateMachine, Instant, Vec<Incarnation>) {
     (machine, now, incarnations)
 }
 
-/// Ticks until nobody is pending, and returns who was started.
+/// Ticks until no worker is pending, and returns the incarnations that were started.
 fn start_all(machine: &mut StateMachine, now: Instant) -> Vec<Incarnation> {
     let mut started = Vec::new();
     while machine.poll_timeout().is_some_and(|at| at <= now) {
@@ -53,7 +53,7 @@ fn drain(machine: &mut StateMachine) {
 fn inputs(c: &mut Criterion) {
     for workers in [10, 1_000, 100_000] {
         let (mut machine, mut now, mut incarnations) = running(workers);
-        // One failure, its wait, and the start that follows: three inputs, in turn for each worker.
+        // One failure, its wait, and the start that follows: three inputs, for each worker in turn.
         let mut next = 0;
         c.bench_function(&format!("supervision/fail_and_restart/{workers}"), |b| {
             b.iter(|| {

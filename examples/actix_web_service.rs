@@ -1,8 +1,8 @@
 //! A web service whose handlers insert deltas and read totals, while a built-in worker folds them.
 //!
 //! `curl -X POST localhost:8080/deltas/5` inserts, `curl localhost:8080/total` reads, and
-//! <http://localhost:8080/workers/> shows the worker. Ctrl-C or SIGTERM ends it: the workers first, which
-//! ends what listens to them, then the web server, then the private PostgreSQL server.
+//! <http://localhost:8080/workers/> shows the worker. Ctrl-C or SIGTERM ends it: first the workers, which
+//! ends their event streams, then the web server, then the private PostgreSQL server.
 
 use std::error::Error;
 
@@ -33,13 +33,13 @@ async fn total(client: web::Data<Connection>) -> actix_web::Result<impl Responde
 
 #[actix::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // The server; an application of your own has one already.
+    // The PostgreSQL server; an application of your own has one already.
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(ClusterSettings::temporary()));
     let cluster = cluster.await??;
     let conninfo = ConnInfo::parse(&cluster.conninfo(), |_| None)?;
     let database = Database::new(conninfo, database::Settings::default())?;
 
-    // The workers, before the web server: they live on this thread, and not on one of its own.
+    // The workers, before the web server: they live on this thread, not on one of the web server's.
     let postmaster = Postmaster::launch(Limits::default(), Some(database.clone()))?;
     let settings = Settings::new(Table::new("shop", "sales")?).initial_total(0);
     let (_settings, receiver) = watch::channel(settings);

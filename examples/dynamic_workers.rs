@@ -12,11 +12,11 @@ async fn naps(mut context: WorkerContext) -> Result<(), WorkerError> {
     Ok(())
 }
 
-/// Fails each time a moment after its start.
+/// Fails a moment after each start.
 async fn fails(context: WorkerContext) -> Result<(), WorkerError> {
     tokio::time::sleep(Duration::from_millis(100)).await;
     Err(WorkerError::failed(format!(
-        "start {} came to nothing",
+        "start {} failed",
         context.incarnation().number
     )))
 }
@@ -25,7 +25,7 @@ async fn fails(context: WorkerContext) -> Result<(), WorkerError> {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let postmaster = Postmaster::launch(Limits::default(), None)?;
 
-    // Whoever subscribes hears of everything from then on.
+    // A subscriber receives every event from then on.
     let mut events = postmaster.subscribe().await?;
     let watching = actix::spawn(async move {
         while let Ok(event) = events.recv().await {
@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     });
 
-    // A handle is one registration. It says how far the worker has come, and waits for it.
+    // A handle is one registration. It can wait until the worker has started, is ready, or has stopped.
     let napping = postmaster
         .register(BackgroundWorker::new("naps"), naps)
         .await?;
@@ -54,7 +54,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let failing = postmaster.register(worker, fails).await?;
     failing.started().await?;
 
-    // A name and a slot are free again once a worker was unregistered; the old handle remembers its end.
+    // A name and a slot are free again once their worker is unregistered; the old handle remembers its end.
     napping.terminate();
     let ended = napping.stopped().await?;
     println!("{} was started {} time(s)", ended.name, ended.starts);
@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(again.id().slot(), napping.id().slot());
     assert_ne!(again.id(), napping.id());
 
-    // The failing one is restarted until somebody has had enough of it.
+    // The failing worker is restarted until the program has seen enough of it.
     while postmaster
         .worker(failing.id())
         .await?

@@ -1,4 +1,4 @@
-//! A worker that is an actix actor: its main passes on what the Postmaster says, as the same messages.
+//! A worker that is an actix actor: its main passes on the Postmaster's signals, as the same messages.
 
 use std::time::Duration;
 
@@ -38,8 +38,8 @@ impl Handler<Sigterm> for Counter {
     }
 }
 
-/// Stands between the Postmaster and the actor. An actor that died makes the worker fail, and the Postmaster
-/// starts another one after the restart time.
+/// Stands between the Postmaster and the actor. If the actor dies, the worker fails, and the Postmaster
+/// starts a new one after the restart time.
 async fn counter(mut context: WorkerContext) -> Result<(), WorkerError> {
     let actor: Addr<Counter> = Counter::default().start();
     context.ready();

@@ -1,4 +1,4 @@
-//! A Postmaster on a thread of its own, for mains that compute: on the System's thread they would hold up
+//! A Postmaster on a thread of its own, for mains that compute: on the System's thread they would block
 //! everything else there.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{BackgroundWorker, Postmaster, WorkerContext, WorkerError};
 use tokio::sync::oneshot;
 
-/// Counts primes without ever yielding, and is done.
+/// Counts primes without ever yielding, and finishes.
 async fn computes(mut context: WorkerContext) -> Result<(), WorkerError> {
     context.ready();
     let is_prime = |n: u32| {

@@ -1,8 +1,8 @@
-//! A function of your own, which a worker of a configuration file runs by its name.
+//! A function of your own, which a worker in a configuration file runs by its name.
 //!
-//! The function `gauge` runs a query that returns a number, and reports it: on the page at <http://localhost:8080/>, and
-//! at `/metrics`. SIGHUP reads the file again; Ctrl-C or SIGTERM ends it. Another file can be named as the argument:
-//! all mistakes in it are reported, those in the function's keys too.
+//! The function `gauge` runs a query that returns a number, and reports it: on the page at <http://localhost:8080/>,
+//! and at `/metrics`. SIGHUP reads the file again; Ctrl-C or SIGTERM ends the program. Another file can be given as the
+//! argument: all mistakes in it are reported, including those in the function's keys.
 
 use std::error::Error;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::warn;
 
-/// Measures a number, again and again.
+/// Measures a number again and again.
 struct Gauge;
 
 /// The keys of `gauge`: these fields, and nothing else.
@@ -31,7 +31,7 @@ struct GaugeSettings {
     query: String,
     #[serde(with = "duration", default = "a_minute")]
     naptime: Duration,
-    /// A larger number is worth a warning.
+    /// A larger number causes a warning.
     #[serde(default)]
     warn_above: Option<i64>,
 }

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// A worker as it is registered: who it is, what it touches, when it starts and starts again.
+/// A worker's registration: its name, what it shares, when it starts and when it is restarted.
 ///
-/// Mirrors PostgreSQL's `BackgroundWorker`. The setters are for building; a registered worker
-/// does not change.
+/// Mirrors PostgreSQL's `BackgroundWorker`. The setters build a registration; they do not change a
+/// worker that is registered already.
 ///
 /// ```
 /// use std::time::Duration;
@@ -29,35 +29,37 @@ use thiserror::Error;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct BackgroundWorker {
     /// Unique among the registered workers; 1 to [`NAME_MAX`](Self::NAME_MAX) bytes, no NUL.
     pub name: Arc<str>,
-    /// What it shares with the others. Its function knows that: it is no key.
+    /// What it shares with other workers. Not a configuration key: its function determines it.
     #[cfg_attr(feature = "config", serde(skip))]
     pub access: Access,
     /// How far the server must have come before it starts.
     #[cfg_attr(feature = "config", serde(default))]
     pub start_time: StartTime,
-    /// When it starts again after it failed.
+    /// When it is restarted after a failure.
     #[cfg_attr(feature = "config", serde(default))]
     pub restart_time: RestartTime,
-    /// How often it may do so; unless set, without end.
+    /// How often it may be restarted after failures; without limit unless set.
     #[cfg_attr(feature = "config", serde(default, rename = "max_restarts"))]
     pub restart_limit: Option<RestartLimit>,
 }
 
-/// How far the server must have come before a worker starts, and how far it has come.
+/// A level of the server: how far it must have come before a worker starts, or how far it has come.
 ///
 /// Mirrors `BgWorkerStartTime`. It is an ordered level, so the rule of `bgworker_should_start_now`
 /// is one comparison: a worker may start when `worker.start_time <= reached`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
 pub enum StartTime {
     /// As soon as the Postmaster runs, whatever the server does.
     PostmasterStart,
-    /// As soon as the server answers read-only queries: a hot standby will do.
+    /// As soon as the server answers read-only queries: a hot standby is enough.
     ConsistentState,
     /// As soon as the server accepts writes: recovery has finished.
     #[default]
@@ -74,46 +76,52 @@ pub enum RestartTime {
     After(Duration),
     /// After a wait that grows with every failure in a row.
     Backoff(Backoff),
-    /// A failure is the end of it (`BGW_NEVER_RESTART`).
+    /// Not at all: a worker that fails is unregistered (`BGW_NEVER_RESTART`).
     Never,
 }
 
 /// A wait that doubles with every failure in a row, less up to a quarter at random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "config", serde(deny_unknown_fields))]
 pub struct Backoff {
     /// The first wait: more than zero.
     #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub initial: Duration,
     /// The longest wait: at least the first, at most [`RestartTime::MAX`].
     #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub max: Duration,
-    /// A worker that ran for so long before it failed begins with the first wait again: more than
-    /// zero, at most [`RestartTime::MAX`].
+    /// A worker that ran for at least this long before it failed begins with the first wait again: more
+    /// than zero, at most [`RestartTime::MAX`].
     #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub healthy_after: Duration,
 }
 
 /// How often a worker may be restarted after failures, before it is stopped for good.
 ///
-/// A database that went away is no failure, and never counts.
+/// Losing the database is not a failure, and never counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "config", serde(deny_unknown_fields))]
 #[cfg_attr(
     feature = "config",
     serde(expecting = "restarts and a time, such as { restarts = 5, within = \"10m\" }")
 )]
 pub struct RestartLimit {
-    /// So many restarts: at least 1.
+    /// The number of restarts allowed: at least 1.
     pub restarts: u32,
-    /// Within any stretch of time of this length: more than zero, at most [`RestartTime::MAX`].
+    /// The length of the window, which is any stretch of time: more than zero, at most [`RestartTime::MAX`].
     #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub within: Duration,
 }
 
-/// What a worker shares with the others.
+/// What a worker shares with other workers.
 ///
 /// Takes the place of PostgreSQL's two flag bits, so that the combination it refuses
 /// (a database connection without shared memory) cannot be written.
@@ -141,11 +149,11 @@ pub struct WorkerId {
 
 /// One start of one worker.
 ///
-/// Takes the place of a process id, but is never reused: the exit of an earlier incarnation can
-/// arrive at any time and change nothing.
+/// Takes the place of a process id, but is never reused: the exit of an earlier incarnation may
+/// arrive at any time, and changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation {
-    /// Whose start.
+    /// The worker that was started.
     pub worker: WorkerId,
     /// Counts the starts of one Postmaster from 1.
     pub number: u64,
@@ -162,7 +170,7 @@ pub enum ExitStatus {
     Failed,
     /// Its main panicked.
     Crashed,
-    /// It lost its server, or could not reach it. Not the worker's fault.
+    /// It lost its server, or could not reach it, which is not the worker's fault.
     DatabaseAway,
     /// It ended because it was asked to, however it put it.
     Stopped,
@@ -170,7 +178,7 @@ pub enum ExitStatus {
 
 /// Why a worker cannot be registered.
 ///
-/// The sentences are those of PostgreSQL's `SanityCheckBackgroundWorker` where it has one.
+/// The messages are those of PostgreSQL's `SanityCheckBackgroundWorker` where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidWorker {
@@ -183,7 +191,7 @@ pub enum InvalidWorker {
         /// The name that was refused.
         name: Arc<str>,
     },
-    /// There is no database yet at that time.
+    /// Database access was requested for a start time at which there is no database yet.
     #[error(
         "background worker \"{name}\": cannot request database access if starting at postmaster start"
     )]
@@ -200,7 +208,7 @@ pub enum InvalidWorker {
         /// The worker that was refused.
         name: Arc<str>,
     },
-    /// A backoff would shrink.
+    /// The first wait of a backoff is longer than its longest.
     #[error(
         "background worker \"{name}\": invalid restart interval: its first wait is longer than its longest"
     )]
@@ -223,10 +231,10 @@ pub enum InvalidWorker {
 // === impl BackgroundWorker ===
 
 impl BackgroundWorker {
-    /// The longest name, in bytes. PostgreSQL cuts an `application_name` here.
+    /// The longest name, in bytes. PostgreSQL truncates an `application_name` to this length.
     pub const NAME_MAX: usize = 63;
 
-    /// A worker without access, started once recovery has finished, restarted after
+    /// A worker without access, started once recovery has finished and restarted after
     /// [`RestartTime::DEFAULT`].
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self {
@@ -238,7 +246,7 @@ impl BackgroundWorker {
         }
     }
 
-    /// Sets what it shares with the others; nothing unless set.
+    /// Sets what it shares with other workers; nothing unless set.
     #[must_use]
     pub fn access(mut self, access: Access) -> Self {
         self.access = access;
@@ -252,21 +260,21 @@ impl BackgroundWorker {
         self
     }
 
-    /// Sets when it starts again after a failure; [`RestartTime::DEFAULT`] unless set.
+    /// Sets when it is restarted after a failure; [`RestartTime::DEFAULT`] unless set.
     #[must_use]
     pub fn restart_time(mut self, restart_time: RestartTime) -> Self {
         self.restart_time = restart_time;
         self
     }
 
-    /// Sets how often it may start again after failures; without end unless set.
+    /// Sets how often it may be restarted after failures; without limit unless set.
     #[must_use]
     pub fn restart_limit(mut self, restart_limit: RestartLimit) -> Self {
         self.restart_limit = Some(restart_limit);
         self
     }
 
-    /// Whether this worker may be registered. Mirrors `SanityCheckBackgroundWorker`.
+    /// Checks whether this worker may be registered. Mirrors `SanityCheckBackgroundWorker`.
     ///
     /// # Errors
     ///
@@ -310,7 +318,7 @@ fn is_restart_interval(interval: Duration) -> bool {
 // === impl RestartTime ===
 
 impl RestartTime {
-    /// What PostgreSQL suggests to those who have no opinion: `BGW_DEFAULT_RESTART_INTERVAL`.
+    /// PostgreSQL's suggestion for workers without a preference: `BGW_DEFAULT_RESTART_INTERVAL`.
     pub const DEFAULT: Self = Self::After(Duration::from_secs(60));
 
     /// The longest interval: 1,000 days.
@@ -319,7 +327,7 @@ impl RestartTime {
     /// bound that it really enforces is kept, since configurations may rely on it.
     pub const MAX: Duration = Duration::from_secs(86_400_000);
 
-    /// Every time in it.
+    /// Every duration in this restart time.
     fn waits(self) -> Vec<Duration> {
         match self {
             Self::After(interval) => vec![interval],

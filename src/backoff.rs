@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-/// Jitter takes away at most this part of a wait, so that a fleet does not knock in step.
+/// The largest part of a wait that jitter takes away, so that a fleet does not retry in step.
 const JITTER: f64 = 0.25;
 
-/// `initial`, doubled so many times, at most `max`.
+/// `initial`, doubled `times` times, at most `max`.
 pub(crate) fn doubled(initial: Duration, times: u32, max: Duration) -> Duration {
     let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
     initial.saturating_mul(factor).min(max)
 }
 
-/// `wait`, less up to a quarter of it. `jitter` is its randomness, from 0 to 1.
+/// `wait`, less up to a quarter of it. `jitter`, from 0 to 1, says how much of that quarter.
 pub(crate) fn jittered(wait: Duration, jitter: f64) -> Duration {
     let less = wait.mul_f64(JITTER * jitter.clamp(0.0, 1.0));
-    // To the millisecond: it is shown.
+    // Whole milliseconds, since the wait is shown.
     wait - Duration::from_millis(u64::try_from(less.as_millis()).unwrap_or(u64::MAX))
 }
 

@@ -1,12 +1,14 @@
 //! Settings: from a file and the environment to checked values, or to every mistake at once.
 //!
-//! Nothing here reads a file or the environment by itself, or connects to anything: the texts come
-//! in, the settings go out. What is secret is neither shown nor repeated in a problem.
+//! Nothing here reads a file or the environment by itself, or connects to anything: texts come in,
+//! settings go out. Secrets are neither shown nor repeated in a problem.
 
 mod check;
 mod difference;
 mod document;
 mod problem;
+#[cfg(feature = "schema")]
+mod schema;
 mod sections;
 mod settings;
 mod sources;
@@ -14,17 +16,19 @@ mod worker;
 
 pub use self::difference::{Change, difference};
 pub use self::problem::{Origin, Problem, Problems};
+#[cfg(feature = "schema")]
+pub use self::schema::schema;
 pub use self::sections::Http;
 pub use self::settings::{Server, Setting, Settings, WorkerSettings};
 pub use self::sources::{ConfigFile, Sources};
 pub use crate::functions::{Claim, Function, FunctionSettings, Functions, Mistake, Objects};
 pub use crate::keys::duration;
 
-/// Reads settings: flag over environment over file over `DATABASE_URL` over `PG*`. A worker runs one of these functions.
+/// Reads settings: flag over environment over file over `DATABASE_URL` over `PG*`. Each worker runs one of `functions`.
 ///
 /// # Errors
 ///
-/// Every mistake that there is, in the order of the file.
+/// Every mistake, those of the file first, in its order.
 pub fn read(sources: &Sources, functions: &Functions) -> Result<Settings, Problems> {
     let (layered, mut problems) = sources.layer(functions);
     let settings = check::check(layered, sources, &mut problems);

@@ -1,7 +1,7 @@
-//! What a worker's main is given, what it returns, and what it says of itself meanwhile.
+//! What a worker's main is given, what it returns, and what it reports about itself meanwhile.
 //!
 //! This is all of bgworker that a worker sees. There is no actor here, and no way to the Postmaster
-//! but the one word "ready".
+//! except the one word "ready".
 
 mod progress;
 mod worker_report;
@@ -25,7 +25,7 @@ use crate::latch::{Latch, Wake};
 ///
 /// Implemented by every `Fn(WorkerContext) -> impl Future<Output = Result<(), WorkerError>>` that
 /// is `Send + Sync`; the future need not be. It is called once for each incarnation, inside the
-/// worker's own task, so that a panic in it is a crash of that worker and of nobody else.
+/// worker's own task, so a panic in it crashes that worker and no other.
 pub trait Main: Send + Sync + 'static {
     /// Begins one incarnation.
     fn call(&self, context: WorkerContext) -> MainFuture;
@@ -42,7 +42,7 @@ pub struct WorkerContext {
     latch: Latch,
     database: Option<Database>,
     progress: Arc<Progress>,
-    /// Where "ready" is said, until it has been.
+    /// Where "ready" is reported; `None` once it has been.
     reports: Option<UnboundedSender<WorkerReport>>,
 }
 
@@ -103,7 +103,7 @@ impl WorkerContext {
         self.incarnation.worker
     }
 
-    /// Which start this is.
+    /// This start of the worker.
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
@@ -115,7 +115,7 @@ impl WorkerContext {
         &self.latch
     }
 
-    /// What the worker says of itself.
+    /// What the worker reports about itself.
     #[must_use]
     pub fn progress(&self) -> &Progress {
         &self.progress
@@ -141,7 +141,7 @@ impl WorkerContext {
         Ok(database.connect(self.name(), dbname).await?)
     }
 
-    /// The worker's place on a connection that it shares with others. Nothing is opened yet.
+    /// The worker's place on a connection that it shares with other workers. Nothing is opened yet.
     ///
     /// `dbname` overrides the database's name.
     ///
@@ -158,11 +158,11 @@ impl WorkerContext {
             .ok_or_else(|| WorkerError::failed("the Postmaster was started without a database"))
     }
 
-    /// Says that the worker is ready for its work, which is more than being started. Saying it
-    /// again does nothing.
+    /// Reports that the worker is ready for its work, which is more than having been started. Further
+    /// calls do nothing.
     pub fn ready(&mut self) {
         if let Some(reports) = self.reports.take() {
-            // Nobody listens when the Postmaster is gone; then it does not matter.
+            // If the Postmaster is gone, nothing listens, and it does not matter.
             let _ = reports.send(WorkerReport {
                 incarnation: self.incarnation,
                 event: WorkerEvent::Ready,
@@ -170,14 +170,14 @@ impl WorkerContext {
         }
     }
 
-    /// Naps for `naptime` at most, and says why it ended.
+    /// Naps for `naptime` at most, and returns why the nap ended.
     pub async fn nap(&self, naptime: Duration) -> Wake {
         let _nap = Nap::begin(&self.progress);
         self.latch.wait(naptime).await
     }
 }
 
-/// A nap under way. However it ends, that is noted.
+/// A nap under way. Its end is noted, however it comes about.
 struct Nap<'p>(&'p Progress);
 
 impl<'p> Nap<'p> {
@@ -196,7 +196,7 @@ impl Drop for Nap<'_> {
 // === impl WorkerError ===
 
 impl WorkerError {
-    /// A failure that has no error of its own.
+    /// A failure that is a text alone.
     pub fn failed(reason: impl Into<String>) -> Self {
         Self::Failed(reason.into().into())
     }
@@ -230,7 +230,7 @@ impl<E: Error + Send + Sync + 'static> From<E> for WorkerError {
 }
 
 impl fmt::Display for WorkerError {
-    /// The whole cause, from the outside in.
+    /// The error and its causes, from the outside in.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
         for cause in causes(self.cause()) {

@@ -1,9 +1,9 @@
-//! The server, as bgworker talks to it: where it is, how to connect, how far it has come.
+//! The PostgreSQL server that bgworker talks to: where it is, how to connect to it, and how far it has come.
 //!
-//! A [`ConnInfo`] is libpq's connection settings, a [`Database`] is a server as it is reached by them. A worker
-//! gets at it through its [`WorkerContext`](crate::WorkerContext): either a [`Connection`] of its own, on which it may do as it
-//! likes, or a [`HomeConnection`], which it shares with others and on which it runs one statement at a time.
-//! Nothing here waits without a deadline.
+//! A [`ConnInfo`] holds libpq's connection settings; a [`Database`] is a server reached with them. A worker uses it
+//! through its [`WorkerContext`](crate::WorkerContext): either with a [`Connection`] of its own, on which it may run
+//! anything, or with a [`HomeConnection`], which it shares with other workers and on which it runs one statement at a
+//! time. No answer of the server is awaited without a deadline.
 //!
 //! ```no_run
 //! use bgworker::{WorkerContext, WorkerError};
@@ -19,7 +19,7 @@
 //! }
 //! ```
 //!
-//! A façade: no SQL of any worker may live here.
+//! This is a façade: it must not hold the SQL of any worker.
 
 mod connect;
 mod connection;
@@ -60,7 +60,7 @@ pub(crate) use self::sqlstate::{ErrorClass, is_made_already};
 pub(crate) use self::sqlstate::{is_conflict, is_for_no_transaction, is_locked, is_of_a_row};
 pub use self::tls::TlsError;
 
-/// A server, and how it is talked to. Clones are the same.
+/// A server, and the settings for talking to it. Clones share the server and its home connections.
 #[derive(Clone, Debug)]
 pub struct Database {
     server: Arc<Server>,
@@ -74,7 +74,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If the TLS library cannot be set up as the settings ask.
+    /// If a host requires TLS, and TLS cannot be set up as the settings ask.
     pub fn new(conninfo: ConnInfo, settings: Settings) -> Result<Self, TlsError> {
         let server = Arc::new(Server::new(conninfo, settings)?);
         let lines = Arc::new(Lines::new(Arc::clone(&server)));
@@ -87,7 +87,7 @@ impl Database {
         &self.server.conninfo
     }
 
-    /// How the server is talked to.
+    /// The settings for talking to the server.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.server.settings
@@ -100,7 +100,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If there is no connection by then.
+    /// If no connection can be made within the deadline.
     pub async fn connect(
         &self,
         application_name: &str,
@@ -110,12 +110,13 @@ impl Database {
         self.server.connect(application_name, dbname, sharing).await
     }
 
-    /// Waits for the turn of a job, of which a number run at once, and gets it a connection whose session is as any
-    /// client has it. `None` if its turn does not come within ten seconds; one that does not count need not wait.
+    /// Waits for a job's turn, since only a limited number of jobs run at once, and returns a connection whose session
+    /// is like any other client's. Returns `None` if the turn does not come within ten seconds. A job for which
+    /// `counts` is `false` does not wait for a turn.
     ///
     /// # Errors
     ///
-    /// If there is no connection within the deadline.
+    /// If no connection can be made within the deadline.
     #[cfg(feature = "config")]
     pub(crate) async fn job_connection(
         &self,
@@ -133,7 +134,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// If it is not for a lack of room that there is no connection.
+    /// If connecting fails for another reason than a lack of room.
     pub(crate) async fn connect_when_there_is_room(
         &self,
         application_name: &str,
@@ -145,38 +146,39 @@ impl Database {
         connecting.await
     }
 
-    /// The home connection of a worker in this slot. It is opened when a statement is first run.
+    /// Returns the home connection of the worker in this slot. It is opened when a statement first runs on it.
     ///
-    /// `dbname` overrides the settings' database. The connection belongs to the runtime that first uses
-    /// it: where that is not driven, no statement is answered.
+    /// `dbname` overrides the settings' database. The connection belongs to the runtime that first uses it: while that
+    /// runtime is not driven, no statement is answered.
     #[must_use]
     pub fn home(&self, slot: usize, dbname: Option<&str>) -> HomeConnection {
         let other = dbname.filter(|dbname| Some(*dbname) != self.conninfo().dbname());
         HomeConnection::new(Arc::clone(&self.lines), other.map(str::to_owned), slot)
     }
 
-    /// Lets go of every home connection: statements under way are answered, then it is closed. The
-    /// next statement opens a new one.
+    /// Releases every home connection: each answers the statements under way, then closes. The next statement opens a
+    /// new one.
     pub(crate) fn drop_home_connections(&self) {
         self.lines.drop_all();
     }
 
-    /// Closes every home connection, and those that were kept for jobs, and waits until they are closed: the former for two
-    /// seconds at most.
+    /// Closes every home connection and every connection kept for jobs, and waits until they are closed. Home
+    /// connections have two seconds at most.
     pub async fn close(&self) {
         self.lines.close().await;
         #[cfg(feature = "config")]
         self.server.close_kept().await;
     }
 
-    /// Looks at the server once: at every host, until one is a primary. The one that has come furthest
-    /// counts, and connections go there first. The error, if any, is what kept us from asking it.
+    /// Looks at the server once: at each host, until one is a primary. The host that has come furthest counts, and
+    /// connections try it first, unless hosts are tried in random order. The error, if any, is what kept bgworker from
+    /// asking the server.
     pub async fn server_state(&self) -> (ServerState, Option<DatabaseError>) {
         self.server.look(ServerState::Primary).await
     }
 
-    /// Looks at the server for ever, and tells `changed` what it is now: first of all, and then whenever that, or
-    /// what keeps us from asking it, became something else.
+    /// Watches the server indefinitely. Calls `changed` after the first look, and then whenever the server's state
+    /// changes, or what keeps bgworker from asking it.
     pub(crate) async fn watch_server_state(
         &self,
         changed: impl FnMut(ServerState, Option<Arc<str>>),
@@ -184,13 +186,13 @@ impl Database {
         self.server.watch_state(changed).await;
     }
 
-    /// Waits for the turn of what only one at a time should do to a server.
+    /// Waits for the turn to do what only one worker at a time should do to a server.
     pub(crate) async fn housekeeping(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
+        // The semaphore is never closed.
         self.server.housekeeping.acquire().await.ok()
     }
 
-    /// Says that there is reason to doubt what the server was last seen to be.
+    /// Reports a reason to doubt the state in which the server was last seen.
     pub(crate) fn suspect(&self) {
         self.server.suspect.notify_one();
     }

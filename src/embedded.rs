@@ -1,10 +1,10 @@
-//! A private PostgreSQL cluster, made from the binaries of this machine and stopped with us.
+//! A private PostgreSQL cluster, made from the binaries of this machine and stopped with this process.
 //!
 //! The server listens on a Unix socket in a directory that only its user can enter, and on nothing
 //! else. It is the child of a *watchdog*, a shell in a process group of its own that reads a pipe
-//! which we hold. The pipe closes when we drop it, and when we die in any way; then the watchdog
-//! stops the server and removes what is temporary. There is no other way of stopping it, so that
-//! the one for emergencies is the one that is always used.
+//! which this process holds. The pipe closes when it is dropped, and when this process dies in any way; then
+//! the watchdog stops the server and removes what is temporary. There is no other way of stopping it, so the
+//! one for emergencies is the one that is always used.
 //!
 //! Everything here blocks the calling thread: starting takes seconds the first time.
 
@@ -31,26 +31,26 @@ use self::server_user::ServerUser;
 /// The name of the superuser and of the database, as in PostgreSQL's sample.
 const POSTGRES: &str = "postgres";
 
-/// How long a server may take until it accepts connections, crash recovery included.
+/// How long a server may take until it accepts connections, including crash recovery.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long a server may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a server says that finds another one at work in its directory.
+/// What a server logs if another one is at work in its directory.
 const LOCK_FILE_EXISTS: &str = "lock file \"postmaster.pid\" already exists";
 
-/// How often a condition is looked at that cannot be waited for.
+/// How often to check a condition that cannot be waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The longest path of a Unix socket that every system takes, in bytes, without the final NUL.
+/// The longest path of a Unix socket that every system accepts, in bytes, without the final NUL.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// What the watchdog runs: `$1` postgres, `$2` its data directory, `$3` its socket directory,
+/// The watchdog's script: `$1` postgres, `$2` its data directory, `$3` its socket directory,
 /// `$4` the signal that stops it, `$5` what to remove in the end; then postgres's arguments.
 ///
-/// No signal of others ends it, and the server sets handlers of its own. A server that does not
-/// stop at its signal is told to quit after 50 seconds.
+/// The watchdog ignores HUP, INT, QUIT and TERM; the server sets handlers of its own. A server that does
+/// not stop at its signal is sent SIGQUIT after 50 seconds.
 const WATCHDOG: &str = r#"
 trap '' HUP INT QUIT TERM
 postgres=$1 data=$2 socket=$3 signal=$4 remove=$5; shift 5
@@ -78,9 +78,9 @@ pub struct Cluster {
     data_dir: PathBuf,
     socket_dir: PathBuf,
     watchdog: Child,
-    /// The server's log. It can be read here even when the watchdog has removed it.
+    /// The server's log. It can be read here even after the watchdog has removed it.
     log: File,
-    /// Where the log of this run begins.
+    /// The offset at which the log of this run begins.
     log_begin: u64,
     /// Dropped to stop the server.
     leash: Option<ChildStdin>,
@@ -97,19 +97,19 @@ pub struct ClusterSettings {
 enum DataDir {
     /// Kept when the server stops.
     Kept(PathBuf),
-    /// Made for this run, removed with it.
+    /// Made for this run, and removed with it.
     Temporary,
 }
 
 // === impl ClusterSettings ===
 
 impl ClusterSettings {
-    /// A durable cluster in this directory, made there if it is empty or missing.
+    /// A durable cluster in this directory, created there if it is empty or missing.
     pub fn kept(data_dir: impl Into<PathBuf>) -> Self {
         Self::new(DataDir::Kept(data_dir.into()))
     }
 
-    /// A cluster that is made for this run and removed with it.
+    /// A cluster that is made for this run, and removed with it.
     #[must_use]
     pub fn temporary() -> Self {
         Self::new(DataDir::Temporary)
@@ -129,9 +129,9 @@ impl ClusterSettings {
         self
     }
 
-    /// Where a durable cluster lies unless it is told otherwise.
+    /// Where a durable cluster is by default.
     ///
-    /// For root a directory that the user whom the server runs as can reach; for others one in the
+    /// For root, a directory that the server's user can reach; for other users, one in the
     /// working directory.
     #[must_use]
     pub fn default_data_dir() -> PathBuf {
@@ -150,7 +150,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// If there is no server then; nothing is left running.
+    /// If the server does not start; then nothing is left running.
     pub fn start(settings: ClusterSettings) -> Result<Self, EmbeddedError> {
         let ClusterSettings { data_dir, options } = settings;
         let user = ServerUser::find()?;
@@ -171,7 +171,7 @@ impl Cluster {
         }
         let socket_dir = make_temporary_directory(user, &runtime_directory())?;
         let (signal, remove) = match &temporary {
-            // A temporary cluster need not be tidy, only gone.
+            // A temporary cluster need not stop cleanly, only be gone.
             Some(temporary) => ("QUIT", temporary.path()),
             None => ("INT", Path::new("")),
         };
@@ -181,7 +181,7 @@ impl Cluster {
             watchdog.arg("-c").arg(format!("{parameter}={value}"));
         }
         user.assume(&mut watchdog);
-        // To a service manager the program speaks for itself, and its server would, too.
+        // Only the program speaks to its service manager; with this variable, the server would as well.
         watchdog.env_remove("NOTIFY_SOCKET");
         let log = user.open_log(&data_dir.join("server.log"))?;
         let log_end = log
@@ -191,12 +191,12 @@ impl Cluster {
             .current_dir("/")
             .process_group(0)
             .stdin(Stdio::piped())
-            // The lock lives as long as somebody holds this: the watchdog does, to its end.
+            // The lock lives as long as a process holds this open: the watchdog does, to its end.
             .stdout(Stdio::from(lock))
             .stderr(Stdio::from(log_end))
             .spawn()
             .map_err(io_error("start a shell to watch over", &data_dir))?;
-        // From here on the watchdog removes them.
+        // From here on the watchdog removes the temporary directories.
         temporary.map(TempDir::keep);
         let log_begin = log.metadata().map_or(0, |log| log.len());
         let mut cluster = Self {
@@ -218,20 +218,20 @@ impl Cluster {
         format!("host='{host}' port=5432 user={POSTGRES} dbname={POSTGRES}")
     }
 
-    /// The command line that joins in.
+    /// The command line that connects psql to the server.
     #[must_use]
     pub fn psql(&self) -> String {
         let host = self.socket_dir.display();
         format!("psql -h {host} -U {POSTGRES} -d {POSTGRES}")
     }
 
-    /// Where its files are.
+    /// The directory of its files.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
-    /// Where its socket is.
+    /// The directory of its socket.
     #[must_use]
     pub fn socket_dir(&self) -> &Path {
         &self.socket_dir
@@ -241,7 +241,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// If it takes too long; the watchdog goes on trying.
+    /// If it takes too long; the watchdog keeps trying.
     pub fn stop(mut self) -> Result<(), EmbeddedError> {
         self.release()
     }
@@ -259,11 +259,11 @@ impl Cluster {
 
     fn release(&mut self) -> Result<(), EmbeddedError> {
         if self.leash.take().is_none() {
-            // It was tried before: once is enough.
+            // It was tried before, and once is enough.
             return Ok(());
         }
         let watchdog = &mut self.watchdog;
-        // A child that cannot be waited for is not there any more.
+        // A child that cannot be waited for no longer exists.
         let stopped = poll(STOP_TIMEOUT, || !matches!(watchdog.try_wait(), Ok(None)));
         if stopped {
             return Ok(());
@@ -279,7 +279,7 @@ impl Cluster {
             (&mut self.watchdog, &self.data_dir, &self.socket_dir);
         let ready = poll(START_TIMEOUT, || {
             ended = matches!(watchdog.try_wait(), Ok(Some(_)) | Err(_));
-            // The socket tells this server from one that left its pid file behind.
+            // The socket tells this server from an earlier one that left its pid file behind.
             ended || data_directory::is_served(data_dir, Some(socket_dir))
         });
         if ready && !ended {
@@ -323,7 +323,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The shell that starts a server, ends it by this signal when its leash is dropped, and then removes this directory.
+/// The shell that starts a server, stops it with `signal` when its leash is dropped, and then removes `remove`.
 fn watchdog(
     postgres: &Path,
     data_dir: &Path,
@@ -342,7 +342,7 @@ fn watchdog(
     watchdog
 }
 
-/// A directory with a short path, for a socket, where the server's user may remove what is its own.
+/// A directory with a short path, for a socket, in which the server's user may remove its own files.
 fn runtime_directory() -> PathBuf {
     let ours = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let socket = "/bgworker-XXXXXX/.s.PGSQL.5432";
@@ -371,7 +371,7 @@ fn make_temporary_directory(user: ServerUser, parent: &Path) -> Result<TempDir, 
     Ok(directory)
 }
 
-/// Looks at a condition until it holds or the time is up, and says whether it held.
+/// Checks a condition until it holds or the time is up; returns whether it held.
 #[expect(
     clippy::disallowed_methods,
     reason = "neither a process that is not our child nor a file says when it has changed"

@@ -1,4 +1,4 @@
-//! Functions: what a worker can run, looked up by name, and what those that bgworker brings along share.
+//! Functions: what a worker can run, looked up by name, and what the built-in functions share.
 //!
 //! A function knows its settings, its statements and its tables, and does one cycle at a time. The [`runner`] naps
 //! between cycles, stops them, and decides what follows from an error; a [`session`] is where statements run. Nothing

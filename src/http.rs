@@ -1,14 +1,14 @@
 //! The Postmaster over HTTP, to be mounted in an actix-web application.
 //!
-//! Asks the Postmaster and renders what it answers; keeps nothing, and changes nothing: there is nothing
-//! but GET and HEAD. No answer holds a secret, but they name workers, tables and errors: mount it where strangers
-//! do not come.
+//! Asks the Postmaster and renders its answers; keeps nothing and changes nothing: it serves only GET and
+//! HEAD. No answer holds a secret, but answers name workers, tables and errors: do not expose them to untrusted
+//! networks.
 //!
 //! | path | is |
 //! |---|---|
 //! | `/` | a page that shows every worker, live |
 //! | `/livez` | 200 if the Postmaster has answered within a second; no database is asked |
-//! | `/readyz` | 200 if there are workers and every one is healthy, else 503, which are not, and why the server is away |
+//! | `/readyz` | 200 if there are workers and every one is healthy, else 503 with those that are not, and why the server is away |
 //! | `/status` | a [`Snapshot`] as JSON |
 //! | `/events` | server-sent events: `worker` for each [`Event`](crate::Event), `status` for snapshots |
 //! | `/metrics` | OpenMetrics text, for Prometheus |
@@ -42,7 +42,7 @@ use crate::postmaster::PostmasterHandle;
 /// How long the Postmaster may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The page may use what is in it, and ask where it comes from.
+/// The page may use its own style and script, and ask the server that it comes from.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -104,7 +104,7 @@ async fn ready(postmaster: PostmasterHandle) -> HttpResponse {
     }
 }
 
-/// What is wrong with the server, and with each worker that is not healthy.
+/// What is wrong with the server, and with each unhealthy worker.
 fn why_not_ready(snapshot: &Snapshot) -> Vec<String> {
     let mut why = Vec::new();
     if let Some(server) = &snapshot.server
@@ -150,7 +150,7 @@ async fn metrics_text(postmaster: PostmasterHandle) -> HttpResponse {
     }
 }
 
-/// Asks for everything, but not for ever.
+/// Takes a snapshot, within [`ANSWER_TIMEOUT`].
 async fn take(postmaster: &PostmasterHandle) -> Result<Snapshot, HttpResponse> {
     match tokio::time::timeout(ANSWER_TIMEOUT, Snapshot::take(postmaster)).await {
         Ok(Ok(snapshot)) => Ok(snapshot),
@@ -163,7 +163,7 @@ fn unavailable(why: &dyn std::fmt::Display) -> HttpResponse {
     fresh(HttpResponse::ServiceUnavailable()).body(format!("{why}\n"))
 }
 
-/// What is true now may be false in a second.
+/// Forbids caching: what is true now may be false in a second.
 fn fresh(mut response: HttpResponseBuilder) -> HttpResponseBuilder {
     response.insert_header((CACHE_CONTROL, "no-store"));
     response.content_type("text/plain; charset=utf-8");

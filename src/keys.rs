@@ -5,13 +5,15 @@
 
 pub mod duration;
 pub(crate) mod number;
+#[cfg(feature = "schema")]
+pub(crate) mod schema;
 
 use std::fmt;
 
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
 
-/// The keys of a struct, in its order. None for what is no struct, such as a map, and takes any key.
+/// The keys of a struct, in its order. A type that is no struct, such as a map, has none, and takes any key.
 pub(crate) fn of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     match T::deserialize(Fields) {
         Err(NoValue(fields)) => fields,
@@ -19,12 +21,12 @@ pub(crate) fn of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     }
 }
 
-/// What each key holds, in the order of the struct. A key without a value is left out.
+/// The value of each key, in the order of the struct. A key without a value is left out.
 pub(crate) fn values<T: Serialize>(settings: &T) -> Result<toml::Table, toml::ser::Error> {
     toml::Table::try_from(settings)
 }
 
-/// The keys whose values differ, in the order of the newer ones; those that are there no longer come last.
+/// The keys whose values differ, in the order of `new`; keys that only `old` has come last.
 pub(crate) fn that_differ(old: &toml::Table, new: &toml::Table) -> Vec<String> {
     let changed = new
         .iter()
@@ -33,7 +35,7 @@ pub(crate) fn that_differ(old: &toml::Table, new: &toml::Table) -> Vec<String> {
     changed.chain(gone).map(|(key, _)| key.clone()).collect()
 }
 
-/// Has no value to deserialize: a struct that asks for one says which fields it has.
+/// A deserializer without a value: a struct that asks it for one says which fields it has.
 struct Fields;
 
 /// The fields of a struct that asked.

@@ -1,7 +1,7 @@
-//! The latch: a nap that can be woken, and what it was woken by.
+//! The latch: a nap that can be woken, and the reason why it ended.
 //!
 //! The counterpart of `SetLatch` and `WaitLatch` with the flags that PostgreSQL's signal handlers
-//! set beside them. Raising is synchronous and never waits. Nothing here knows who raises.
+//! set beside them. Raising is synchronous and never waits. Nothing here knows what raises a latch.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ pub struct Latch(Arc<State>);
 pub enum Wake {
     /// The time was up (`WL_TIMEOUT`).
     Timeout,
-    /// Settings may have changed. Said once for each `Sighup`, or for several at once.
+    /// Settings may have changed. Reported once for each `Sighup`, or once for several.
     Sighup,
-    /// The worker is to begin nothing new, and to end. Every later nap says so too.
+    /// The worker is to begin nothing new, and to end. Every later nap reports it too.
     Sigterm,
-    /// The worker is to cancel what it runs, and to end. Every later nap says so too.
+    /// The worker is to cancel what it runs, and to end. Every later nap reports it too.
     Sigint,
-    /// The Postmaster is gone (`WL_EXIT_ON_PM_DEATH`). Every later nap says so too.
+    /// The Postmaster is gone (`WL_EXIT_ON_PM_DEATH`). Every later nap reports it too.
     PostmasterDeath,
 }
 
@@ -44,7 +44,7 @@ const STOP: u8 = SIGTERM | SIGINT | POSTMASTER_DEATH;
 // === impl Wake ===
 
 impl Wake {
-    /// Whether the worker must end now.
+    /// `true` if the worker must end now.
     #[must_use]
     pub fn is_stop(self) -> bool {
         match self {
@@ -67,15 +67,15 @@ impl Wake {
 // === impl Latch ===
 
 impl Latch {
-    /// Wakes whoever waits, and whoever waits next.
+    /// Sets a flag and wakes every wait under way; later waits see the flag.
     pub(crate) fn raise(&self, wake: Wake) {
         self.0.raised.fetch_or(wake.bit(), Ordering::AcqRel);
         self.0.notify.notify_waiters();
     }
 
-    /// Naps for `timeout` at most, and says why it ended. Mirrors `WaitLatch`.
+    /// Naps for `timeout` at most, and returns why the nap ended. Mirrors `WaitLatch`.
     ///
-    /// A nap of no time at all lets everybody else have their turn.
+    /// A nap of zero length gives every other task on the thread its turn.
     pub async fn wait(&self, timeout: Duration) -> Wake {
         if timeout.is_zero() {
             // A timer would take up to a millisecond.
@@ -88,7 +88,7 @@ impl Latch {
             .unwrap_or(Wake::Timeout)
     }
 
-    /// Whether the worker is to end.
+    /// `true` if the worker is to end.
     #[must_use]
     pub fn is_stop_requested(&self) -> bool {
         self.0.raised.load(Ordering::Acquire) & STOP != 0
@@ -108,7 +108,7 @@ impl Latch {
             .await;
     }
 
-    /// What a nap answers to the raised flags. Only a `Sighup` is used up by being told.
+    /// What a nap returns for the raised flags. Only a `Sighup` is cleared when it is reported.
     fn take(&self, raised: u8) -> Option<Wake> {
         if raised & POSTMASTER_DEATH != 0 {
             Some(Wake::PostmasterDeath)
@@ -127,7 +127,7 @@ impl Latch {
     async fn until<T>(&self, mut answer: impl FnMut(u8) -> Option<T>) -> T {
         loop {
             let mut notified = pin!(self.0.notify.notified());
-            // Listening begins before the look at the flags, so that nothing falls in between.
+            // Listening begins before the flags are read, so that no wake is missed in between.
             notified.as_mut().enable();
             if let Some(answer) = answer(self.0.raised.load(Ordering::Acquire)) {
                 return answer;

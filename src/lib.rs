@@ -1,25 +1,25 @@
 //! PostgreSQL's background workers, outside the server.
 //!
 //! PostgreSQL's postmaster runs *background workers*: it starts them when the server has come far
-//! enough, one per turn of its loop, passes them SIGHUP and SIGTERM, and starts them again after an
+//! enough, one per turn of its loop, passes them SIGHUP and SIGTERM, and restarts them after an
 //! interval when they fail. Its sample, `worker_spi`, folds `delta` rows into a `total` row. All of
-//! that lives inside the server, where a managed server lets nobody in.
+//! that runs inside the server, which managed PostgreSQL does not allow.
 //!
-//! This crate is that model outside the server, on [actix] actors: a [`Postmaster`] starts workers,
-//! passes them [`Sighup`] and [`Sigterm`], applies restart times, and the built-in worker
+//! This crate brings that model outside the server, on [actix] actors: a [`Postmaster`] starts
+//! workers, passes them [`Sighup`] and [`Sigterm`], and applies restart times; the built-in worker
 //! ([`worker_spi`]) folds deltas over an ordinary connection to any PostgreSQL.
 //!
-//! What is not re-implemented: shared memory, processes (a worker is a task), and anything that
-//! needs code in the server.
+//! Not re-implemented: shared memory, processes (a worker is a task), and anything that needs code
+//! in the server.
 //!
 //! # Theory of operation
 //!
 //! Deciding is kept apart from doing. [`supervision::StateMachine`] decides which worker starts,
 //! stops or is forgotten, and when to look again; it has no clock, no task and no I/O. The
-//! [`Postmaster`] actor is a funnel in front of it: every message becomes an input, every action
-//! that comes out is carried out, and one timer waits for the machine's next deadline. Each start of
+//! [`Postmaster`] actor is a funnel in front of it: every message becomes an input, every resulting
+//! action is carried out, and one timer waits for the machine's next deadline. Each start of
 //! a worker is an actor that turns messages into the worker's [`Latch`], and a task that runs its
-//! [`Main`], which never sees an actor. However a main ends, that is reported once.
+//! [`Main`], which never sees an actor. However a main ends, its end is reported once.
 //!
 //! | its main | is | and then |
 //! |---|---|---|
@@ -29,12 +29,13 @@
 //! | returns [`WorkerError::DatabaseAway`] | not to blame | started again, at once the first time |
 //! | ends after it was asked to stop | stopped | unregistered |
 //!
-//! A worker comes up when the server has come as far as its [`StartTime`] asks for, one per turn of the
-//! Postmaster's loop; one with [`Access`] to something shared is started anew when another one crashes; and if the
-//! server goes away or becomes a standby, those that need more are parked until it is back.
+//! A worker starts when the server has come as far as its [`StartTime`] asks for, by default one worker per
+//! turn of the Postmaster's loop. A worker with [`Access`] to something shared is restarted when another such
+//! worker crashes. If the server goes away or becomes a standby, workers that need more are parked until it
+//! is back.
 //!
 //! The library installs no signal handler, no tracing subscriber and no panic hook, and reads no
-//! file and no environment unless it is told to.
+//! file and no environment variable unless the program asks it to.
 //!
 //! # Example
 //!
@@ -70,19 +71,19 @@
 //! # Where to go from here
 //!
 //! - What a worker is: [`BackgroundWorker`], and what its main is given: [`WorkerContext`].
-//! - How to run workers, and to watch them: [`Postmaster::launch`], [`PostmasterHandle`], [`WorkerHandle`],
+//! - How to run and watch workers: [`Postmaster::launch`], [`PostmasterHandle`], [`WorkerHandle`],
 //!   [`Event`].
-//! - How workers reach a server, on a few connections that they share or on their own: [`database`].
+//! - How workers reach a server, on a few shared connections or on connections of their own: [`database`].
 //! - The built-in worker: [`worker_spi`].
-//! - A function of your own in a configuration file: `config::Function`, and what a reload does: `reload`.
+//! - A function of your own in a configuration file: `config::Function`. What a reload does: `reload`.
 //! - The rules, without a clock: [`supervision`].
 //!
 //! | feature | brings |
 //! |---|---|
-//! | `config` | settings from a file, flags and the environment, with every mistake at once; functions by name, yours too; reload |
+//! | `config` | settings from a file, flags and the environment, with every mistake reported at once; functions by name, including yours; reload |
 //! | `embedded` | a private server from the PostgreSQL binaries of this machine |
 //! | `http` | the page and the endpoints, to mount in an actix-web application |
-//! | `testing` | for your tests: scripted workers, a probe that hears them, a clock that stands still |
+//! | `testing` | for your tests: scripted workers, a probe that receives what they report, a clock that stands still |
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -126,7 +127,13 @@ pub use self::postmaster::{
 };
 pub use self::worker::{Sighup, Sigint, Sigquit, Sigterm};
 
-/// The examples of the README, compiled.
+/// The examples of the README and of `docs/`, compiled.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/embedding.md")]
+    struct Embedding;
+    #[doc = include_str!("../docs/testing.md")]
+    struct Testing;
+}

@@ -1,10 +1,10 @@
-//! The Postmaster actor: passes messages and the time to the state machine, and does what it asks.
+//! The Postmaster actor: passes messages and the time to the state machine, and does what it asks for.
 //!
 //! One funnel ([`Postmaster::advance`]), one `perform`, one timer. No rule of supervision may live
 //! here: a handler unpacks its message and calls the machine.
 //!
-//! `actix::Supervisor` cannot do this work: it restarts the same value at once, knows no interval,
-//! and a panic goes right through it.
+//! `actix::Supervisor` cannot do this work: it restarts the same value at once, has no restart
+//! interval, and does not catch panics.
 
 mod children;
 mod event;
@@ -41,7 +41,7 @@ use crate::database::{Database, ServerState, ServerStatus};
 use crate::supervision::{Action, Limits, Shutdown, StateMachine};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm};
 
-/// How many actions one turn performs before everything else on the thread has its own.
+/// How many actions one turn performs before everything else on the thread gets its turn.
 /// At least as many as one tick may start.
 const ACTIONS_PER_TURN: usize = 128;
 
@@ -54,9 +54,9 @@ pub struct Postmaster {
     machine: StateMachine,
     children: Children,
     database: Option<Database>,
-    /// Workers wait for a server.
+    /// `true` if workers wait for a server.
     has_server: bool,
-    /// What the server is, as far as it was seen.
+    /// The server's state as last seen.
     server: ServerStatus,
     on_reset: Option<ResetHook>,
     server_watch: Option<AbortHandle>,
@@ -66,8 +66,8 @@ pub struct Postmaster {
     exit: watch::Sender<Option<PostmasterExit>>,
 }
 
-/// What incarnations report, as a stream. The channel stops at tokio's budget for one poll, so that a
-/// flood of reports leaves everybody else on the thread their turn.
+/// The reports of incarnations, as a stream. The channel stops at tokio's budget for one poll, so that a
+/// flood of reports leaves everything else on the thread its turn.
 #[derive(Debug)]
 struct Reports(UnboundedReceiver<WorkerReport>);
 
@@ -85,13 +85,13 @@ impl Stream for Reports {
 /// The one timer.
 #[derive(Debug)]
 enum Wakeup {
-    /// The next tick follows as soon as everything else had its turn.
+    /// The next tick follows as soon as everything else has had its turn.
     NextTurn,
     /// The next tick is due at this time.
     At(Instant, SpawnHandle),
 }
 
-/// How far the server has come, and what keeps us from asking it. Sent by the task that watches it, on every
+/// How far the server has come, and why it cannot be asked. Sent by the task that watches it, on every
 /// change.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -104,7 +104,7 @@ impl Postmaster {
     ///
     /// With a database, workers wait until its server has come as far as their start time asks.
     /// Without one, the Postmaster is at [`StartTime::RecoveryFinished`] from the start. It runs
-    /// until it is shut down, whether anybody keeps a handle or not.
+    /// until it is shut down, whether a handle to it is kept or not.
     ///
     /// # Errors
     ///
@@ -120,7 +120,7 @@ impl Postmaster {
         Self::launch_at(reached, limits, database)
     }
 
-    /// Starts one whose server is away, and what somebody else says.
+    /// Starts a Postmaster whose server is away until a handle's `server_is` says otherwise.
     #[cfg(feature = "testing")]
     pub(crate) fn launch_without_server(limits: Limits) -> Result<PostmasterHandle, NoSystem> {
         Self::launch_at(StartTime::PostmasterStart, limits, None)
@@ -154,7 +154,7 @@ impl Postmaster {
         Ok(PostmasterHandle::new(postmaster, exited))
     }
 
-    /// Passes one event to the machine, then carries out what follows from it.
+    /// Passes one event to the machine, then carries out the actions that follow.
     fn advance<R>(
         &mut self,
         ctx: &mut Context<Self>,
@@ -214,7 +214,7 @@ impl Postmaster {
     /// Keeps exactly one timer, set to the machine's next deadline.
     ///
     /// A deadline that has passed becomes a turn of the loop: the next tick comes after every
-    /// other task and the I/O driver had theirs. A message to self would not do, since actix
+    /// other task and the I/O driver had their turn. A message to self is not enough, since actix
     /// drains a mailbox within one poll; a timer of zero costs a millisecond.
     fn rearm(&mut self, ctx: &mut Context<Self>) {
         let deadline = self.machine.poll_timeout();
@@ -244,8 +244,8 @@ impl Postmaster {
         self.advance(ctx, |machine, now| machine.shut_down(now, mode));
     }
 
-    /// Drops the home connections, and lets the embedder make anew what its workers share. A panic of
-    /// theirs is not ours.
+    /// Drops the home connections, and runs the embedder's hook, which recreates what its workers share. A
+    /// panic of the hook is logged, and does not end the Postmaster.
     fn reset_shared(&mut self) {
         if let Some(database) = &self.database {
             database.drop_home_connections();
@@ -258,9 +258,9 @@ impl Postmaster {
         }
     }
 
-    /// Says that every worker has ended, once the connections that they shared are closed.
+    /// Reports that every worker has ended, once the connections that they shared are closed.
     fn exit(&mut self) {
-        // Nothing keeps the actor any longer but those who may still ask.
+        // From here on only handles keep the actor alive: they may still ask.
         self.children.close();
         self.stop_watching();
         let aborted = std::mem::take(&mut self.aborted);
@@ -291,7 +291,7 @@ impl Postmaster {
         let Some(database) = self.database.clone() else {
             return;
         };
-        // Not an address that keeps it alive: nobody would be left to stop the watch.
+        // A weak address: a strong one would keep the Postmaster alive, with nothing left to stop the watch.
         let postmaster = ctx.address().downgrade();
         let watch = actix_rt::spawn(async move {
             let changed = |state, reason| {
@@ -305,7 +305,7 @@ impl Postmaster {
     }
 }
 
-/// The time. Only actors ask for it; tokio's clock, so that tests can stop it.
+/// The time, by tokio's clock, so that tests can stop it. Only actors ask for it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
@@ -322,8 +322,8 @@ impl Actor for Postmaster {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // An actor that is dropped before its first turn is started while it stops: there is
-        // nothing left then that could run a task.
+        // An actor that is dropped before its first turn is started while it stops: then nothing is
+        // left that could run a task.
         if ctx.state() == actix::ActorState::Running {
             self.watch_server(ctx);
         }
@@ -331,14 +331,14 @@ impl Actor for Postmaster {
 }
 
 impl Drop for Postmaster {
-    /// Its workers notice by themselves: the channel of their reports goes with it.
+    /// Its workers notice by themselves: the channel of their reports is dropped with it.
     fn drop(&mut self) {
         self.stop_watching();
     }
 }
 
 impl StreamHandler<WorkerReport> for Postmaster {
-    /// No more reports: every worker has ended. Whoever has a handle may still ask.
+    /// Every worker has ended, so no report is left to come. Handles may still ask.
     fn finished(&mut self, _: &mut Self::Context) {}
 
     fn handle(&mut self, report: WorkerReport, ctx: &mut Self::Context) {

@@ -1,7 +1,7 @@
-//! Settings in force: the workers of a configuration, registered with a Postmaster, and changed while they run.
+//! Settings in force: the workers of a configuration, registered with a Postmaster and changed while they run.
 //!
-//! Decides nothing: what a reload has to do is a [`difference`]. Reads no file and handles no signal: the program that
-//! embeds it says when.
+//! Decides nothing: what a reload has to do is a [`difference`]. Reads no file and handles no signal: the embedding
+//! program says when to reload.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::config::{Change, Settings, WorkerSettings, difference};
 use crate::functions::SettingsSender;
 use crate::postmaster::{PostmasterHandle, RequestError, WorkerHandle};
 
-/// The settings in force, and the workers that were registered by them.
+/// The settings in force, and the workers that were registered from them.
 ///
 /// ```no_run
 /// use bgworker::config::{self, Functions, Sources};
@@ -34,7 +34,7 @@ pub struct InForce {
     workers: HashMap<Arc<str>, Registered>,
 }
 
-/// A worker, and the way by which other settings reach its main.
+/// A worker, and the channel by which new settings reach its main.
 #[derive(Debug)]
 struct Registered {
     handle: WorkerHandle,
@@ -44,7 +44,7 @@ struct Registered {
 // === impl InForce ===
 
 impl InForce {
-    /// Registers every worker of the settings. One that the Postmaster refuses is left out: that is in the log.
+    /// Registers every worker of the settings. A worker that the Postmaster refuses is left out; the refusal is logged.
     ///
     /// # Errors
     ///
@@ -64,9 +64,10 @@ impl InForce {
         Ok(in_force)
     }
 
-    /// Applies what has changed, says in one line each what did and what could not, and passes a Sighup to all.
+    /// Applies what has changed, logs one line for each change and for each that needs a restart, and passes a Sighup
+    /// to all workers.
     ///
-    /// A worker that is replaced ends after its cycle first, or is aborted after the `shutdown_timeout`.
+    /// A worker that is replaced ends after its cycle first, or is aborted after `shutdown_timeout`.
     ///
     /// # Errors
     ///
@@ -75,7 +76,7 @@ impl InForce {
         for change in difference(&self.settings, &new) {
             self.apply(change).await?;
         }
-        // What needs a restart is still what it was, and is to be named again.
+        // What needs a restart stays as it was, and is reported again at the next reload.
         new.server = self.settings.server.clone();
         new.http = self.settings.http.clone();
         new.database_settings = self.settings.database_settings.clone();
@@ -110,7 +111,7 @@ impl InForce {
                 info!(worker = %name, "worker \"{name}\" replaced, since it has another {keys}");
                 if let Some(replaced) = self.workers.remove(&name) {
                     replaced.handle.terminate();
-                    // It ends after its cycle, or is aborted: this does not take for ever.
+                    // It ends after its cycle, or is aborted: this wait has an end.
                     let _ = replaced.handle.stopped().await;
                 }
                 self.add(&worker).await?;
@@ -134,7 +135,7 @@ impl InForce {
         let registered = self.postmaster.register(worker.worker.clone(), main).await;
         let handle = match registered {
             Ok(handle) => handle,
-            // The Postmaster has said so already; the others are not to suffer for it.
+            // The Postmaster has logged it already; the other workers must not suffer for it.
             Err(RequestError::Refused(_)) => return Ok(()),
             Err(error) => return Err(error),
         };

@@ -1,7 +1,7 @@
 //! Schedules: points in time, *ticks*, that all instances agree on.
 //!
-//! Pure: no clock and no I/O. A time comes in, and the ticks around it go out. The zone data are those that were
-//! compiled in, so that instances of one version never disagree, whatever their machines have.
+//! Pure: no clock and no I/O. A time goes in, and the ticks around it come out. The time zone data are compiled in, so
+//! that instances of one version never disagree, whatever data their machines have.
 //!
 //! ```
 //! use bgworker::schedule::{Schedule, Timestamp};
@@ -22,7 +22,7 @@ use thiserror::Error;
 
 use self::cron::Cron;
 
-/// When something is due, again and again.
+/// A recurring time: a sequence of ticks.
 #[derive(Clone, Debug)]
 pub struct Schedule(Kind);
 
@@ -33,36 +33,36 @@ enum Kind {
     Cron(Box<Cron>),
 }
 
-/// Why something is no schedule.
+/// Why something is not a schedule.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidSchedule {
-    /// The interval is shorter than ticks can be, or is no whole number of milliseconds.
+    /// The interval is shorter than [`Schedule::EVERY_MIN`], or not a whole number of milliseconds.
     #[error(
-        "it must be at least {} ms, in whole milliseconds: each tick is a transaction that is written down",
+        "it must be at least {} ms, in whole milliseconds: each tick is a transaction that is recorded",
         Schedule::EVERY_MIN.as_millis()
     )]
     Every,
-    /// The expression is not one of cron's.
+    /// The expression is not a cron expression.
     #[error("{what}{}", place(*.at))]
     Cron {
         /// What is wrong, and in which field.
         what: String,
-        /// The characters that are wrong, from 1 to and with the second.
+        /// The first and the last wrong character, counted from 1.
         at: Option<(usize, usize)>,
     },
-    /// A nickname that is no time.
-    #[error("\"{nickname}\" is no time that comes again: set \"every\" or five fields")]
+    /// The nickname does not stand for a recurring time.
+    #[error("\"{nickname}\" is not a recurring time: set \"every\" or five fields")]
     Nickname {
         /// The nickname.
         nickname: String,
     },
-    /// Its month never has its day.
+    /// The schedule never comes: none of its months has its day.
     #[error("it never comes: no month that it names has that day")]
     Never,
-    /// The zone is in no table of zones.
+    /// The time zone does not exist.
     #[error(
-        "there is no time zone of this name: it must be one such as \"Europe/Berlin\", or \"UTC\""
+        "there is no time zone with this name: it must be one such as \"Europe/Berlin\", or \"UTC\""
     )]
     Zone,
 }
@@ -81,11 +81,11 @@ impl Schedule {
     /// The shortest interval.
     pub const EVERY_MIN: Duration = Duration::from_millis(50);
 
-    /// Ticks at this interval, aligned to the epoch: each instance has the same.
+    /// Ticks at this interval, aligned to the epoch, so that each instance has the same ticks.
     ///
     /// # Errors
     ///
-    /// If it is shorter than [`EVERY_MIN`](Self::EVERY_MIN), or no whole number of milliseconds.
+    /// If the interval is shorter than [`EVERY_MIN`](Self::EVERY_MIN), or not a whole number of milliseconds.
     pub fn every(interval: Duration) -> Result<Self, InvalidSchedule> {
         let is_whole = interval.subsec_nanos().is_multiple_of(1_000_000);
         let milliseconds = i64::try_from(interval.as_millis()).ok();
@@ -95,21 +95,21 @@ impl Schedule {
         }
     }
 
-    /// Ticks by the five fields of cron, or one of its nicknames, in a time zone. What a change of the clocks does to
-    /// them is what Debian's cron does.
+    /// Ticks by the five fields of cron, or one of its nicknames, in a time zone. When the clocks change, they follow
+    /// the rules of Debian's cron.
     ///
-    /// A schedule that names a minute and an hour comes once for each of these times: one that the clocks skip comes
-    /// at the moment of the change, one that they repeat comes the first time. A schedule whose minute or hour begins
-    /// with `*` comes in every minute that the clocks really show.
+    /// A schedule that names a minute and an hour comes once for each of these times: a time that the clocks skip comes
+    /// at the moment of the change, and a time that they repeat comes the first time. A schedule whose minute or hour
+    /// begins with `*` comes in every matching minute that the clocks really show.
     ///
     /// # Errors
     ///
-    /// If it is not cron's, never comes, or there is no such zone.
+    /// If the expression is not a cron expression or never comes, or if there is no such time zone.
     pub fn cron(expression: &str, zone: &str) -> Result<Self, InvalidSchedule> {
         Ok(Self(Kind::Cron(Box::new(Cron::new(expression, zone)?))))
     }
 
-    /// The first tick after a time. `None` only at the end of all calendars.
+    /// The first tick after a time. `None` only at the end of the calendar.
     #[must_use]
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
         match &self.0 {
@@ -118,8 +118,8 @@ impl Schedule {
         }
     }
 
-    /// A tick as people in its time zone would write it: with its offset, and the zone if that is not UTC. Says so where it
-    /// comes at a change of the clocks, which skip its time.
+    /// A tick as text, in the time zone of its schedule: with its offset, and the zone if that is not UTC. Adds a note
+    /// if the clocks skip its time, so that it comes at the moment of the change.
     #[must_use]
     pub fn show(&self, tick: Timestamp) -> String {
         match &self.0 {
@@ -128,7 +128,7 @@ impl Schedule {
         }
     }
 
-    /// The last tick that is not after a time. `None` only at the beginning of all calendars.
+    /// The last tick that is not after a time. `None` only at the beginning of the calendar.
     #[must_use]
     pub fn newest(&self, until: Timestamp) -> Option<Timestamp> {
         match &self.0 {
@@ -138,9 +138,9 @@ impl Schedule {
     }
 }
 
-/// The multiple of an interval that a time is in, and this many further.
+/// The last multiple of an interval that is not after a time, plus `further` intervals.
 fn aligned(time: Timestamp, every: i64, further: i64) -> Option<Timestamp> {
-    // Towards the past, also for a time between two milliseconds before the epoch.
+    // Rounds towards the past, even for a time between two milliseconds before the epoch.
     let milliseconds = time.as_nanosecond().div_euclid(1_000_000);
     let turn = i64::try_from(milliseconds.div_euclid(i128::from(every))).ok()?;
     let tick = turn.checked_add(further)?.checked_mul(every)?;

@@ -1,6 +1,6 @@
-//! Words in messages: the known word nearest to a misspelt one, and which words may be repeated at all.
+//! Words in messages: the known word nearest to a misspelt one, and which words a message may repeat at all.
 
-/// The candidate nearest to `word`, if one is near enough to be meant.
+/// The candidate nearest to `word`, if one is near enough to be what was meant.
 pub(crate) fn nearest<'c>(
     word: &str,
     candidates: impl IntoIterator<Item = &'c str>,
@@ -13,7 +13,7 @@ pub(crate) fn nearest<'c>(
         .map(|(_, candidate)| candidate)
 }
 
-/// What to do about a word that is not known: the nearest of those that are, or all of them behind these words.
+/// A hint about an unknown word: the nearest known word, or all known words, after `introduction`.
 #[cfg(feature = "config")]
 pub(crate) fn suggestion(word: &str, introduction: &str, known: &[&str]) -> String {
     match nearest(word, known.iter().copied()) {
@@ -30,7 +30,7 @@ pub(crate) fn did_you_mean(word: &str) -> String {
 /// The longest word that a message repeats.
 const WORD_MAX: usize = 63;
 
-/// A text as a message may repeat it: in quotes, or nothing if it does not look like a word. What stands in the wrong
+/// A text as a message may repeat it: in quotes, or nothing if it does not look like a word. A value in the wrong
 /// place may be a connection string with its password.
 pub(crate) fn quoted_word(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "_-. ".contains(c);

@@ -1,7 +1,7 @@
-//! A kit for tests of what is built on workers: scripted workers, a probe that hears them, a clock that
-//! stands still, a server that is what the test says.
+//! A kit for tests of what is built on workers: scripted workers, a probe that receives what they report, a
+//! clock that stands still, and a server whose state the test sets.
 //!
-//! Feature `testing`, for `[dev-dependencies]`. Nothing here may be of use to a program.
+//! Feature `testing`, for `[dev-dependencies]`. A program must not depend on it.
 //!
 //! ```
 //! use std::time::Duration;

@@ -1,10 +1,10 @@
 //! The Worker actor: one incarnation of one worker.
 //!
-//! It turns messages into its latch, runs its main in a task of its own, and sees to it that the
+//! It turns messages into its latch, runs its main in a task of its own, and makes sure that the
 //! end of that main is reported exactly once. It decides nothing, and does not know the
 //! Postmaster: it reports to a channel.
 //!
-//! Two tasks on purpose. The main's may panic; the actor's awaits it, turns its end (value, error,
+//! The two tasks are deliberate. The main's may panic; the actor's awaits it, turns its end (value, error,
 //! panic) into one report, and lives on until then, even when the Postmaster is gone.
 
 use std::any::Any;
@@ -68,11 +68,11 @@ impl Worker {
     ) -> Addr<Self> {
         let incarnation = context.incarnation();
         let latch = context.latch().clone();
-        // What an error says is its author's code as well: it is asked in here, where it may panic.
+        // An error's text comes from its author's code as well: it is formatted in here, where it may panic.
         let main = actix_rt::spawn(async move { returned(main.call(context).await) });
         Self::create(|ctx| {
             let abort = main.abort_handle();
-            // As long as it awaits the main, the actor lives, whether it has an address or not.
+            // The actor lives as long as it awaits the main, whether it has an address or not.
             let reap = wrap_future::<_, Self>(reap(main, latch.clone(), reports.clone()));
             ctx.spawn(reap.map(|end, worker, _| worker.report(end)));
             Self {
@@ -86,7 +86,7 @@ impl Worker {
 
     fn report(&self, end: Result<End, JoinError>) {
         let (exit, reason) = ended(end);
-        // Where the Postmaster is gone, nobody needs a report.
+        // If the Postmaster is gone, nothing needs the report.
         let _ = self.reports.send(WorkerReport {
             incarnation: self.incarnation,
             event: WorkerEvent::Exited { exit, reason },
@@ -94,8 +94,8 @@ impl Worker {
     }
 }
 
-/// Waits for a main's end. Should the Postmaster die before, the main is told, and aborted if it goes
-/// on for too long.
+/// Waits for a main's end. If the Postmaster dies first, the main is woken, and aborted if it still runs
+/// after [`ORPHAN_TIMEOUT`].
 async fn reap(
     mut main: JoinHandle<End>,
     latch: Latch,
@@ -106,7 +106,7 @@ async fn reap(
         end = &mut main => return end,
         () = reports.closed() => latch.raise(Wake::PostmasterDeath),
     }
-    // Rare, and not to be paid for by every worker.
+    // Boxed: it is rare, and not every worker should pay for its size.
     let patience = Box::pin(tokio::time::sleep(ORPHAN_TIMEOUT));
     tokio::select! {
         biased;
@@ -116,7 +116,7 @@ async fn reap(
     main.await
 }
 
-/// Maps what a main returned to PostgreSQL's exit codes 0 and 1.
+/// Maps what a main returned, as PostgreSQL maps the exit codes 0 and 1.
 fn returned(result: Result<(), WorkerError>) -> End {
     let Err(error) = result else {
         return (ExitStatus::Finished, None);
@@ -133,8 +133,8 @@ fn returned(result: Result<(), WorkerError>) -> End {
     (exit, Some(reason))
 }
 
-/// Maps the end of a main's task: what it returned, or that it was aborted, or PostgreSQL's other exit
-/// codes.
+/// Maps the end of a main's task: what the main returned, an abort, or a panic, which stands for PostgreSQL's
+/// other exit codes.
 fn ended(end: Result<End, JoinError>) -> End {
     let (exit, text) = match end {
         Ok(end) => return end,
@@ -156,9 +156,9 @@ fn panic_text(payload: Box<dyn Any + Send>) -> String {
     if let Some(text) = payload.downcast_ref::<&str>() {
         return (*text).to_owned();
     }
-    // Somebody's value: dropping it is somebody's code, which must not end the actor.
+    // The value is foreign, and so is the code that drops it, which must not end the actor.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
-    "panicked with a value that is not a text".to_owned()
+    "panicked with a value that is not a string".to_owned()
 }
 
 impl Actor for Worker {

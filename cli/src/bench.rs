@@ -1,7 +1,7 @@
-//! `bgworker bench`: what the built-in functions do in a second, and what that costs.
+//! `bgworker bench`: measures what the built-in functions do in a second, and what that costs.
 //!
-//! Everything is measured in one run, and what people do without bgworker beside it. Each scenario checks that
-//! no delta was lost; one that did lose some has no figures.
+//! Everything is measured in one run and, if asked for, beside it what people do without bgworker. Each scenario
+//! checks that no delta was lost; if one was, the bench fails and shows no figures.
 
 mod baseline;
 mod configured;
@@ -30,7 +30,7 @@ use crate::exit::Exit;
 use crate::private_server::{self, StartError};
 use crate::signals::Signals;
 
-/// How a bench is asked for.
+/// The arguments of `bench`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchArguments {
     /// What to measure; everything unless named.
@@ -91,7 +91,7 @@ enum Scenario {
     Jobs,
 }
 
-/// Measures what is asked for, and reports it.
+/// Measures the scenarios that are asked for, and reports their figures.
 pub(crate) fn bench(arguments: &BenchArguments) -> Exit {
     crate::logging::init(None, "warn");
     let end = System::new().block_on(async {
@@ -165,7 +165,7 @@ async fn measure(arguments: &BenchArguments, conninfo: ConnInfo) -> Result<(), B
     } else {
         report.table()
     };
-    // Whether anybody reads it does not matter.
+    // A reader that has gone away does not matter.
     let _ = writeln!(io::stdout().lock(), "{text}");
     if let Some(file) = &arguments.html {
         std::fs::write(file, page::render(&report))
@@ -177,7 +177,7 @@ async fn measure(arguments: &BenchArguments, conninfo: ConnInfo) -> Result<(), B
 // === impl Scenario ===
 
 impl Scenario {
-    /// How many steps it takes.
+    /// How many steps of the progress bar the scenario takes.
     fn steps(self, arguments: &BenchArguments) -> usize {
         match self {
             Self::Idle => scenarios::idle_steps(arguments),

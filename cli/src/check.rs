@@ -1,13 +1,15 @@
-//! `bgworker check`: every mistake in the configuration, and nothing else.
+//! `bgworker check`: reports every mistake in the configuration, and runs nothing.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 
+use bgworker::config::{Server, Settings};
 use clap::Args;
 
 use crate::configuration::{self, Configuration};
 use crate::exit::Exit;
 
-/// What `check` is told.
+/// The arguments of `check`.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArguments {
     #[command(flatten)]
@@ -17,7 +19,7 @@ pub(crate) struct CheckArguments {
     pub(crate) print: bool,
 }
 
-/// Reads and checks, and prints the settings in force if asked to.
+/// Reads and checks the configuration, and prints the settings in force if asked to.
 pub(crate) fn check(arguments: &CheckArguments) -> Exit {
     let settings = match configuration::read(&arguments.configuration) {
         Ok(settings) => settings,
@@ -27,8 +29,8 @@ pub(crate) fn check(arguments: &CheckArguments) -> Exit {
             return Exit::Configuration;
         }
     };
+    let mut out = io::stdout().lock();
     if arguments.print {
-        let mut out = io::stdout().lock();
         for setting in settings.shown {
             let _ = writeln!(
                 out,
@@ -36,6 +38,38 @@ pub(crate) fn check(arguments: &CheckArguments) -> Exit {
                 setting.key, setting.value, setting.origin
             );
         }
+    } else {
+        let path = configuration::path(&arguments.configuration);
+        let _ = out.write_all(summary(&path, &settings).as_bytes());
     }
     Exit::Clean
+}
+
+/// What was found to be right, and what was not looked at.
+fn summary(path: &str, settings: &Settings) -> String {
+    let mut functions = BTreeMap::<_, usize>::new();
+    for worker in &settings.workers {
+        *functions.entry(worker.function.name()).or_default() += 1;
+    }
+    let counts = functions
+        .iter()
+        .map(|(name, count)| format!("{count} {name}"));
+    let counts: Vec<_> = counts.collect();
+    let server = match &settings.server {
+        Server::Given { conninfo, .. } => conninfo.target(None).to_string(),
+        Server::Embedded { .. } => "a private server".to_owned(),
+    };
+    let listen = settings.http.listen;
+    let listen = listen.map_or_else(
+        || "nowhere: no page, no metrics, no bgworker status".to_owned(),
+        |address| format!("http://{address}/"),
+    );
+    let workers = match &counts[..] {
+        [] => "none: there is nothing to do".to_owned(),
+        _ => format!("{} ({})", settings.workers.len(), counts.join(", ")),
+    };
+    format!(
+        "{path}: no mistakes\n  workers  {workers}\n  server   {server}\n  listens  {listen}\nNot checked: the server, \
+         its tables and the rights of the role, since no connection was made\n"
+    )
 }

@@ -22,7 +22,7 @@ pub(crate) struct Configuration {
 /// Why there are no settings.
 #[derive(Debug, Error)]
 pub(crate) enum ConfigurationError {
-    /// There is no file anywhere.
+    /// There is no file in any of the usual places.
     #[error(
         "no configuration file: looked for {}: write one (conf/bgworker.toml is an example), or \
          name one with --config FILE",
@@ -32,13 +32,13 @@ pub(crate) enum ConfigurationError {
     /// The file cannot be read.
     #[error("could not read the configuration file \"{}\": {error}", .path.display())]
     Unreadable { path: PathBuf, error: io::Error },
-    /// The file is there, and cannot be what was meant.
+    /// The file exists, but cannot be what was meant.
     #[error("the configuration file \"{}\" {why}", .path.display())]
     NotWhole { path: PathBuf, why: &'static str },
-    /// A variable that counts is not text.
+    /// A variable that settings may come from is not UTF-8.
     #[error("{variable}: its value is not UTF-8")]
     NotText { variable: String },
-    /// There are mistakes in it.
+    /// The configuration has mistakes.
     #[error(transparent)]
     Problems(#[from] Problems),
 }
@@ -50,8 +50,14 @@ pub(crate) fn read(configuration: &Configuration) -> Result<Settings, Configurat
     check(configuration, path, text)
 }
 
-/// Reads the settings again, and takes nothing for a configuration that may be the rest of one: a pipe that was
-/// read before, a file that is empty or being written.
+/// The file that settings come from, as its path is written.
+pub(crate) fn path(configuration: &Configuration) -> String {
+    let path = find(configuration.config.as_deref());
+    path.map_or_else(|_| String::new(), |path| path.display().to_string())
+}
+
+/// Reads the settings again, and refuses what may be only the rest of a configuration: a pipe that was read before,
+/// a file that is empty or being written.
 pub(crate) fn read_again(configuration: &Configuration) -> Result<Settings, ConfigurationError> {
     let path = find(configuration.config.as_deref())?;
     let unreadable = |error| ConfigurationError::Unreadable {
@@ -62,7 +68,7 @@ pub(crate) fn read_again(configuration: &Configuration) -> Result<Settings, Conf
         path: path.clone(),
         why,
     };
-    // Before it is opened: a pipe without a writer would not let go.
+    // Before the file is opened: opening a pipe without a writer would block.
     let metadata = std::fs::metadata(&path).map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(not_whole("is no ordinary file, and can be read only once"));
@@ -101,7 +107,7 @@ fn read_text(path: &Path) -> Result<String, ConfigurationError> {
     })
 }
 
-/// The environment. What is not text is passed over, unless it would count.
+/// The environment. A value that is not UTF-8 is skipped; it is an error if settings may come from the variable.
 pub(crate) fn environment() -> Result<Vec<(String, String)>, ConfigurationError> {
     let mut environment = Vec::new();
     for (name, value) in std::env::vars_os() {
@@ -117,7 +123,7 @@ pub(crate) fn environment() -> Result<Vec<(String, String)>, ConfigurationError>
     Ok(environment)
 }
 
-/// The file that is named, or else the first that exists.
+/// The file that is named, by argument or variable, or else the first of the usual ones that exists.
 fn find(named: Option<&Path>) -> Result<PathBuf, ConfigurationError> {
     let variable = std::env::var_os("BGWORKER_CONFIG").filter(|path| !path.is_empty());
     if let Some(path) = named

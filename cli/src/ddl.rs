@@ -1,4 +1,4 @@
-//! `bgworker ddl`: the statements that make what workers need, for an administrator who makes it.
+//! `bgworker ddl`: prints the statements that create what workers need, for an administrator to run.
 
 use std::io::{self, Write as _};
 
@@ -8,20 +8,20 @@ use clap::Args;
 use crate::configuration::{self, Configuration};
 use crate::exit::Exit;
 
-/// What `ddl` is told.
+/// The arguments of `ddl`.
 #[derive(Debug, Args)]
 pub(crate) struct DdlArguments {
     #[command(flatten)]
     pub(crate) configuration: Configuration,
-    /// The workers; every one of the configuration unless they are named.
+    /// Names of workers [default: all].
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
-    /// The role that bgworker connects as; the one of the database URL unless given.
+    /// The role that bgworker connects as [default: from the database URL].
     #[arg(long, value_name = "ROLE")]
     pub(crate) role: Option<String>,
 }
 
-/// Prints the statements, as psql takes them.
+/// Prints the statements as a script for psql.
 pub(crate) fn ddl(arguments: &DdlArguments) -> Exit {
     let settings = match configuration::read(&arguments.configuration) {
         Ok(settings) => settings,
@@ -42,7 +42,7 @@ pub(crate) fn ddl(arguments: &DdlArguments) -> Exit {
     }
 }
 
-/// The statements of each database, each statement once.
+/// The statements for each database, each statement once.
 fn statements(arguments: &DdlArguments, settings: &Settings) -> Result<String, String> {
     let user = match &settings.server {
         Server::Given { conninfo, .. } => conninfo.user(),
@@ -83,7 +83,7 @@ fn statements(arguments: &DdlArguments, settings: &Settings) -> Result<String, S
             }
         }
     }
-    // The one of the URL, where psql is, comes first.
+    // The database of the URL, to which psql is connected, comes first.
     databases.sort_by_key(|(database, _)| database.is_some());
     let mut text = String::new();
     for (database, statements) in databases {

@@ -26,10 +26,10 @@ const SEED: &str = include_str!("../../conf/seed.toml");
 /// How often a few deltas are inserted.
 const INSERT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After so many insertions the totals are shown.
+/// How many insertions there are between two lines of totals.
 const INSERTIONS_PER_LINE: u32 = 10;
 
-/// What `demo` is told.
+/// The arguments of `demo`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArguments {
     #[command(flatten)]
@@ -88,7 +88,7 @@ async fn show(
     };
     let streamed = tokio::select! {
         streamed = stream => streamed,
-        // Any of them: a terminal that is closed says SIGHUP.
+        // Any signal ends the demo: a terminal that is closed sends SIGHUP.
         _ = signals.next() => Ok(()),
     };
     client.close().await;
@@ -116,7 +116,7 @@ fn table_of(worker: &WorkerSettings) -> Option<Table> {
     Some(settings.table())
 }
 
-/// Gives each table its total, as the sample asks its users to, once the workers have made them.
+/// Gives each table its total, as the sample asks its users to, once the workers have made the tables.
 async fn insert_totals(
     postmaster: &PostmasterHandle,
     client: &Connection,
@@ -170,7 +170,7 @@ async fn stream_of_deltas(
     }
 }
 
-/// Prints a line. Whether anybody reads it does not matter to the demo.
+/// Prints a line. The demo goes on even if its reader has gone away.
 fn say(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

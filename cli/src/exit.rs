@@ -3,18 +3,18 @@
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Stopped because it was asked to, or done.
+    /// Stopped on request, or finished.
     Clean,
-    /// It could not run, or the Postmaster died.
+    /// Could not run, or the Postmaster died.
     Failed,
     /// Stopped, but some worker had to be aborted.
     Aborted,
-    /// There are mistakes in the configuration.
+    /// The configuration has mistakes, or cannot be read.
     Configuration,
 }
 
 impl Exit {
-    /// What the operating system is told; 78 is `EX_CONFIG`. Wrong usage exits with 2 before.
+    /// The exit code; 78 is `EX_CONFIG`. Wrong usage exits with 2 before this is reached.
     pub(crate) fn code(self) -> i32 {
         match self {
             Self::Clean => 0,

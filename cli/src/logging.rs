@@ -1,4 +1,4 @@
-//! The log: to standard error, for people or for programs. One event is one line, whatever its text holds.
+//! The log, on standard error, for people or for programs. One event is one line, whatever its text holds.
 
 use std::io::{self, IsTerminal as _, Write};
 
@@ -19,7 +19,7 @@ pub(crate) struct Logging {
 pub(crate) enum LogFormat {
     /// For people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -37,11 +37,11 @@ pub(crate) fn init(format: Option<LogFormat>, level: &str) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(match &filter {
             Ok(Some(filter)) => filter.clone(),
-            // What the web server has to say of itself is of no interest unless it is in trouble.
+            // The web server's own messages are of interest only if it is in trouble.
             Ok(None) | Err(_) => EnvFilter::new(format!("{level},actix_server=warn")),
         })
         .with_writer(io::stderr)
-        // Where nobody reads the log any more, the workers are not to suffer for it.
+        // If nothing reads the log any longer, the workers must not suffer for it.
         .log_internal_errors(false)
         .with_ansi(is_terminal);
     match format {
@@ -57,12 +57,12 @@ pub(crate) fn init(format: Option<LogFormat>, level: &str) {
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
 }
 
-/// Writes events as lines: a line break inside of an event is written as `\n`, so that what a server says cannot
-/// pass for a line of ours. Other control characters are escaped before they come here.
+/// Writes events as lines: a line break inside an event is written as `\n`, so that a server's message cannot pass
+/// for a line of bgworker's. Other control characters are escaped before they come here.
 struct Lines<W>(W);
 
 impl<W: Write> Write for Lines<W> {
-    /// Takes an event, whole.
+    /// Writes a whole event.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = event.strip_suffix(b"\n").unwrap_or(event);
         let mut line = Vec::with_capacity(event.len());

@@ -6,27 +6,34 @@
 
 mod bench;
 mod check;
+mod completions;
 mod configuration;
 mod ddl;
 mod demo;
 mod exit;
+mod init;
 mod logging;
+mod man;
 mod next;
 mod once;
 mod private_server;
 mod run;
+mod schema;
 mod service_manager;
 mod signals;
 mod status;
 mod web;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::bench::BenchArguments;
 use crate::check::CheckArguments;
+use crate::completions::CompletionsArguments;
 use crate::ddl::DdlArguments;
 use crate::demo::DemoArguments;
 use crate::exit::Exit;
+use crate::init::InitArguments;
+use crate::man::ManArguments;
 use crate::next::NextArguments;
 use crate::once::OnceArguments;
 use crate::run::RunArguments;
@@ -57,20 +64,24 @@ enum Command {
     Check(CheckArguments),
     /// Show the next ticks of each job.
     ///
-    /// Asks no server: what is due is decided from its clock, and this is shown by the one of this machine.
+    /// Asks no server: shows ticks by this machine's clock, although the server's clock decides what is due.
     Next(NextArguments),
     /// Run a job now, beside its schedule, or only try it.
     ///
-    /// Which ticks are done stays as it is; the run is recorded as "once". Exits with 0 only if it ran through.
+    /// Does not change which ticks are done; the run is recorded as "once". Exits with 0 only if it succeeded.
     Once(OnceArguments),
-    /// Print the statements that make the tables of workers, for an administrator who has to see them first.
+    /// Print the statements that create the workers' tables, for an administrator to review and run.
     ///
     /// With these tables in place, bgworker needs no right to create anything. Asks no server.
     Ddl(DdlArguments),
-    /// Ask a running instance how its workers are.
+    /// Show the state of a running instance's workers.
     ///
     /// It must listen: [http] listen. Exits with 0 only if every worker is healthy, else with 1.
     Status(StatusArguments),
+    /// Write a commented configuration to begin with.
+    ///
+    /// Its one worker needs no table. An existing file is left as it is.
+    Init(InitArguments),
     /// Show the two workers of PostgreSQL's sample at work, on a private server that leaves no
     /// trace.
     Demo(DemoArguments),
@@ -79,6 +90,16 @@ enum Command {
     /// Makes a schema of its own, and refuses one that it did not make. Each scenario fails if a delta
     /// or a tick was lost.
     Bench(BenchArguments),
+    /// Print the completions of a shell.
+    ///
+    /// For bash: bgworker completions bash > /etc/bash_completion.d/bgworker
+    Completions(CompletionsArguments),
+    /// Print the manual page of the program, or of one of its commands.
+    ///
+    /// To read it: bgworker man | man -l -
+    Man(ManArguments),
+    /// Print the JSON Schema of the configuration file, with which editors complete and check it.
+    Schema,
 }
 
 fn main() {
@@ -92,7 +113,13 @@ fn main() {
         Command::Status(arguments) => status::status(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Init(arguments) => init::init(&arguments),
+        Command::Completions(arguments) => {
+            completions::completions(&arguments, &mut Arguments::command())
+        }
+        Command::Man(arguments) => man::man(&arguments, Arguments::command()),
+        Command::Schema => schema::schema(),
     };
-    // Not by returning: a name lookup that hangs in a thread would keep the process.
+    // Ends the process without waiting for threads that are still at work.
     std::process::exit(Exit::code(exit));
 }

@@ -1,4 +1,4 @@
-//! `bgworker next`: the next ticks of each job. Asks no server.
+//! `bgworker next`: shows the next ticks of each job. Asks no server.
 
 use std::io::{self, Write as _};
 use std::time::SystemTime;
@@ -11,12 +11,12 @@ use clap::Args;
 use crate::configuration::{self, Configuration};
 use crate::exit::Exit;
 
-/// What `next` is told.
+/// The arguments of `next`.
 #[derive(Debug, Args)]
 pub(crate) struct NextArguments {
     #[command(flatten)]
     pub(crate) configuration: Configuration,
-    /// The jobs; every one of the configuration unless they are named.
+    /// Names of jobs [default: all].
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
     /// How many ticks to show of each.
@@ -56,7 +56,7 @@ pub(crate) fn next(arguments: &NextArguments) -> Exit {
         if !names.is_empty() && !names.iter().any(|one| **one == *name) {
             continue;
         }
-        // It was checked.
+        // The schedule was checked when the configuration was read.
         let Ok(schedule) = job.schedule() else {
             continue;
         };

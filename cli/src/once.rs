@@ -14,7 +14,7 @@ use crate::configuration::{self, Configuration};
 use crate::exit::Exit;
 use crate::signals::Signals;
 
-/// What `once` is told.
+/// The arguments of `once`.
 #[derive(Debug, Args)]
 pub(crate) struct OnceArguments {
     #[command(flatten)]

@@ -1,5 +1,5 @@
-//! A private server around the workers: started before them, stopped after them, and never left
-//! behind because somebody lost patience.
+//! A private server around the workers: started before them, stopped after them, and never left behind because an
+//! impatient user sent a signal.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use crate::signals::Signals;
 /// Why there is no private server.
 #[derive(Debug, Error)]
 pub(crate) enum StartError {
-    /// It could not be started.
+    /// The server could not be started.
     #[error("{}", with_cause(.0))]
     Embedded(#[from] EmbeddedError),
-    /// A signal asked to stop while it was being started; it has been stopped again.
+    /// A signal asked to stop while the server was being started; the server has been stopped again.
     #[error("asked to stop")]
     Stopped,
-    /// The thread that starts it died.
+    /// The thread that starts the server died.
     #[error("the thread that starts the private server died")]
     Thread,
 }
 
-/// Starts a private server. A request to stop waits until it is there, and stops it again.
+/// Starts a private server. A request to stop waits until the server has started, and stops it again.
 pub(crate) async fn start(
     settings: ClusterSettings,
     signals: &mut Signals,
@@ -42,12 +42,12 @@ pub(crate) async fn start(
     }
 }
 
-/// Waits until it has ended by itself; for ever where there is none.
+/// Waits until the server has ended by itself; forever if there is none.
 pub(crate) async fn ended(cluster: Option<&mut Cluster>) -> EmbeddedError {
     let Some(cluster) = cluster else {
         return std::future::pending().await;
     };
-    // The end of a child can only be asked for.
+    // The end of a child process can only be polled for.
     let mut interval = tokio::time::interval(Duration::from_secs(1));
     loop {
         interval.tick().await;
@@ -57,7 +57,7 @@ pub(crate) async fn ended(cluster: Option<&mut Cluster>) -> EmbeddedError {
     }
 }
 
-/// Stops it, waits until it has stopped, and says whether it has.
+/// Stops the server, waits until it has stopped, and returns `true` if it has.
 pub(crate) async fn stop(cluster: Cluster) -> bool {
     match tokio::task::spawn_blocking(|| cluster.stop()).await {
         Ok(Ok(())) => return true,
@@ -67,7 +67,7 @@ pub(crate) async fn stop(cluster: Cluster) -> bool {
     false
 }
 
-/// How to connect to it: nothing of the environment applies.
+/// How to connect to the server: environment variables do not apply.
 pub(crate) fn conninfo(cluster: &Cluster) -> ConnInfo {
     ConnInfo::parse(&cluster.conninfo(), |_| None).expect("a cluster knows its own address")
 }

@@ -1,4 +1,4 @@
-//! `bgworker run`: the workers of the configuration, until told to stop.
+//! `bgworker run`: runs the workers of the configuration until told to stop.
 
 use std::pin::Pin;
 
@@ -20,7 +20,7 @@ use crate::service_manager::ServiceManager;
 use crate::signals::{Request, Signals};
 use crate::web::Web;
 
-/// What `run` is told.
+/// The arguments of `run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArguments {
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub(crate) struct RunArguments {
     pub(crate) logging: Logging,
 }
 
-/// Reads the configuration, runs its workers, and says how that ended.
+/// Reads the configuration, runs its workers, and returns how that ended.
 pub(crate) fn run(arguments: &RunArguments) -> Exit {
     logging::init(arguments.logging.log_format, "info");
     let configuration = &arguments.configuration;
@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Exit {
         }
     };
     System::new().block_on(async {
-        // Before anything is started, so that no signal can leave it behind.
+        // Before anything is started, so that no signal can leave anything behind.
         let signals = match Signals::install() {
             Ok(signals) => signals,
             Err(error) => {
@@ -53,7 +53,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Exit {
     })
 }
 
-/// Sees to a server, then to the workers, then to the server again.
+/// Finds or starts the server, runs the workers, and then stops the server if it is a private one.
 async fn serve(configuration: &Configuration, settings: Settings, mut signals: Signals) -> Exit {
     let (conninfo, mut cluster) = match server(&settings.server, &mut signals).await {
         Ok(server) => server,
@@ -118,7 +118,7 @@ async fn supervise(
     let mut exited = std::pin::pin!(exited);
     let mut server_ended = std::pin::pin!(private_server::ended(cluster));
     let mut has_server = true;
-    // A reload may wait for a worker to end. Whatever is asked meanwhile is heard, and another reload follows it.
+    // A reload may wait for a worker to end. Signals are handled meanwhile, and another reload waits for its turn.
     let mut idle = Some(in_force);
     let mut reloading = None;
     let mut reloads_again = false;
@@ -177,7 +177,7 @@ async fn launch(
     }
     let database = Database::new(conninfo, settings.database_settings.clone())?;
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
-    // Before a worker has done anything: whoever cannot listen is not to have worked.
+    // Before a worker has done anything: an instance that cannot listen must not have done any work.
     let listen = settings.http.listen;
     let web = listen.map(|listen| Web::serve(listen, &postmaster));
     let web = web.transpose()?;
@@ -185,7 +185,7 @@ async fn launch(
     Ok((postmaster, web, in_force))
 }
 
-/// Waits until a reload under way has ended; for ever if there is none.
+/// Waits until the reload under way has ended; forever if there is none.
 async fn settled(reloading: &mut Option<Pin<Box<impl Future<Output = InForce>>>>) -> InForce {
     match reloading {
         Some(reloading) => reloading.await,
@@ -214,7 +214,7 @@ async fn reload(configuration: &Configuration, mut in_force: InForce) -> InForce
     in_force
 }
 
-/// One line for each mistake.
+/// Logs one line for each mistake.
 fn log_configuration_error(error: &ConfigurationError) {
     for line in error.to_string().lines() {
         error!("{line}");

@@ -1,4 +1,4 @@
-//! What systemd is told, if it started the program: ready, reloading, stopping, alive. Nothing otherwise.
+//! What the program reports to systemd, if systemd started it: ready, reloading, stopping, alive. Otherwise nothing.
 
 use std::cell::Cell;
 use std::io;
@@ -11,33 +11,33 @@ use sd_notify::NotifyState;
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-/// How often the status line is looked at, unless the watchdog is fed more often.
+/// How often the status line is sent, unless the watchdog is fed more often.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the Postmaster may take to answer before it counts as stuck.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Tells of a Postmaster while it is kept.
+/// Reports on a Postmaster until this value is dropped.
 pub(crate) struct ServiceManager {
     feeding: AbortHandle,
-    /// Set for good by `stopping`: a reload that ends later must not make the program ready again.
+    /// Set by `stopping`, and never reset: a reload that ends later must not make the program ready again.
     is_stopping: Cell<bool>,
 }
 
 // === impl ServiceManager ===
 
 impl ServiceManager {
-    /// Says that the program is ready: its workers run, or wait for their server.
+    /// Reports that the program is ready: its workers run, or wait for their server.
     pub(crate) fn ready(postmaster: &PostmasterHandle) -> Self {
         tell(&[NotifyState::Ready]);
         let postmaster = postmaster.clone();
-        // That of another process is not ours to feed.
+        // `None` without a watchdog, or if it is meant for another process.
         let watchdog = sd_notify::watchdog_enabled().filter(|within| !within.is_zero());
-        // Twice as often as it must be.
+        // Twice as often as required.
         let interval = watchdog.map_or(INTERVAL, |within| INTERVAL.min(within / 2));
         let feeding = async move {
             loop {
-                // Fed by the Postmaster's answer alone: a timer would say that a stuck one is alive.
+                // Fed by the Postmaster's answer alone: a timer would report a stuck Postmaster as alive.
                 let answer = tokio::time::timeout(ANSWER_TIMEOUT, postmaster.status()).await;
                 if let Ok(Ok(status)) = &answer {
                     let line = line(status);
@@ -57,7 +57,7 @@ impl ServiceManager {
         }
     }
 
-    /// Says that the configuration is read again, until `reloaded`.
+    /// Reports that the configuration is being read again, until `reloaded` is called.
     pub(crate) fn reloading(&self) {
         if self.is_stopping.get() {
             return;
@@ -68,14 +68,14 @@ impl ServiceManager {
         }
     }
 
-    /// Says that it was read.
+    /// Reports that the configuration was read.
     pub(crate) fn reloaded(&self) {
         if !self.is_stopping.get() {
             tell(&[NotifyState::Ready]);
         }
     }
 
-    /// Says that the program is about to end.
+    /// Reports that the program is about to end.
     pub(crate) fn stopping(&self) {
         self.is_stopping.set(true);
         tell(&[NotifyState::Stopping]);
@@ -88,7 +88,7 @@ impl Drop for ServiceManager {
     }
 }
 
-/// What `systemctl status` shows.
+/// The line that `systemctl status` shows.
 fn line(status: &Status) -> String {
     let counts = status.counts;
     let mut line = format!(
@@ -117,8 +117,8 @@ fn tell(what: &[NotifyState<'_>]) {
     }
 }
 
-/// Sends to the socket that the service manager names. One without a file, whose name begins with "@", is unknown to
-/// the library.
+/// Sends to the socket that the service manager names. The library does not know sockets without a file, whose names
+/// begin with "@".
 fn send(what: &[NotifyState<'_>]) -> io::Result<()> {
     let name = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
     let Some(name) = name.as_bytes().strip_prefix(b"@") else {

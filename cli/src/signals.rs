@@ -1,4 +1,4 @@
-//! Signals of the operating system, for as long as the program listens.
+//! Signals of the operating system, from the moment the program installs its handlers.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use bgworker::supervision::Shutdown;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
 
-/// The signals that would end the program and mean nothing to it.
+/// The signals that mean nothing to the program, and would end it by default.
 const MEANINGLESS: [(&str, i32); 7] = [
     ("SIGUSR1", 10),
     ("SIGUSR2", 12),
@@ -17,7 +17,7 @@ const MEANINGLESS: [(&str, i32); 7] = [
     ("SIGPWR", 30),
 ];
 
-/// The signals that the program handles. Only the program does; the library installs nothing.
+/// The signals that the program handles. Only the program does so; the library installs no handlers.
 #[derive(Debug)]
 pub(crate) struct Signals {
     hangup: Signal,
@@ -26,17 +26,17 @@ pub(crate) struct Signals {
     quit: Signal,
 }
 
-/// Takes the signals that mean nothing here, and says so of each.
+/// Catches the signals that mean nothing here, and logs each one.
 fn ignore_the_rest() -> io::Result<()> {
     if cfg!(not(target_os = "linux")) {
-        // Their numbers are others.
+        // The numbers differ there.
         return Ok(());
     }
     for (name, number) in MEANINGLESS {
         let mut ignored = signal(SignalKind::from_raw(number))?;
         actix::spawn(async move {
             while ignored.recv().await.is_some() {
-                info!("received {name}, which means nothing here");
+                info!("received {name}, which has no effect");
             }
         });
     }
@@ -55,7 +55,7 @@ pub(crate) enum Request {
 // === impl Signals ===
 
 impl Signals {
-    /// Installs the handlers. From here on no signal ends the program by itself.
+    /// Installs the handlers. From here on none of these signals ends the program by itself.
     pub(crate) fn install() -> io::Result<Self> {
         ignore_the_rest()?;
         Ok(Self {

@@ -1,4 +1,4 @@
-//! The endpoints and the page, where `[http] listen` asks for them.
+//! The endpoints and the page, served if `[http] listen` is set.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,13 +19,13 @@ pub(crate) struct ListenError {
     error: io::Error,
 }
 
-/// A server that runs.
+/// A running HTTP server.
 pub(crate) struct Web(ServerHandle);
 
 // === impl Web ===
 
 impl Web {
-    /// Begins to serve. Signals are not its business.
+    /// Starts to serve. The server does not handle signals.
     pub(crate) fn serve(
         listen: SocketAddr,
         postmaster: &PostmasterHandle,
@@ -38,7 +38,7 @@ impl Web {
             .shutdown_timeout(1)
             .bind(listen)
             .map_err(|error| ListenError { listen, error })?;
-        // The port that it has, where any will do.
+        // The actual port: the configuration may leave the choice to the system.
         for address in server.addrs() {
             info!("listening on http://{address}/");
         }
@@ -48,7 +48,7 @@ impl Web {
         Ok(Self(handle))
     }
 
-    /// Ends it. Listeners have been told by then: the Postmaster has exited.
+    /// Stops the server. The Postmaster has exited by then, so listeners to its events have been notified.
     pub(crate) async fn stop(self) {
         self.0.stop(true).await;
     }

@@ -1,4 +1,4 @@
-//! A restart time as a key has it: a duration, `"never"`, or the table of a backoff.
+//! A restart time as a configuration key spells it: a duration, `"never"`, or the table of a backoff.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::keys::duration;
 /// What a restart time is expected to look like.
 const EXPECTED: &str = r#"a duration with its unit, such as "60s", or "never", or { initial = "1s", max = "60s", healthy_after = "60s" }"#;
 
-/// The restart time that is none.
+/// The spelling of [`RestartTime::Never`].
 const NEVER: &str = "never";
 
 impl Serialize for RestartTime {
@@ -31,7 +31,7 @@ impl<'de> Deserialize<'de> for RestartTime {
     }
 }
 
-/// Visits either.
+/// Visits a restart time in either form.
 struct TextOrTable;
 
 impl<'de> Visitor<'de> for TextOrTable {
@@ -52,5 +52,19 @@ impl<'de> Visitor<'de> for TextOrTable {
 
     fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<RestartTime, A::Error> {
         Backoff::deserialize(MapAccessDeserializer::new(table)).map(RestartTime::Backoff)
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for RestartTime {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "RestartTime".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let never = schemars::json_schema!({ "const": NEVER });
+        let time = generator.subschema_for::<crate::keys::schema::Time>();
+        let backoff = generator.subschema_for::<Backoff>();
+        schemars::json_schema!({ "anyOf": [never, time, backoff] })
     }
 }

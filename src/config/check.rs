@@ -1,4 +1,4 @@
-//! From what was written to settings: refuses what is wrong together, though each key is right by itself.
+//! From what was read to settings: refuses keys that are wrong together, though each is right by itself.
 
 mod worker;
 
@@ -13,14 +13,14 @@ use crate::database::{ConnInfo, ConnInfoError};
 use crate::keys;
 use crate::supervision::Limits;
 
-/// What is being checked, and what has been found.
+/// A check under way: what is checked, and what has been found.
 struct Check<'a> {
     layered: &'a Layered,
     found: &'a mut Found,
     shown: Vec<Setting>,
 }
 
-/// Checks what is well-formed. `None` only if something was found.
+/// Checks what is well-formed. `None` only if a mistake was found.
 pub(super) fn check(
     mut layered: Layered,
     sources: &Sources,
@@ -63,7 +63,7 @@ impl Check<'_> {
         });
     }
 
-    /// Decides which server it is, by who says it most urgently.
+    /// Decides which server to use: the one that the source with the highest precedence names.
     fn server(&mut self, sources: &Sources) -> Option<Server> {
         let Target {
             url,
@@ -79,7 +79,7 @@ impl Check<'_> {
         let url_origin = self.layered.origin("database.url");
         if embedded && matches!(url_origin, Origin::File { .. }) {
             let message = "both \"url\" and \"embedded = true\" are set";
-            let hint = "keep the one that is meant".to_owned();
+            let hint = "keep only one of them".to_owned();
             self.refuse("database.url", message, Some(hint));
             return None;
         }
@@ -110,7 +110,7 @@ impl Check<'_> {
             None if ConnInfo::is_in_environment(variable) => {
                 (String::new(), Origin::Environment("PG*".to_owned()))
             }
-            // What is set and of no use is reported already.
+            // A value that is set but cannot be used has been reported already.
             None if self.found.concerns("database.") => return None,
             None => {
                 let message = "no database is given";
@@ -123,7 +123,7 @@ impl Check<'_> {
         self.given(&url, origin, sources, embedded)
     }
 
-    /// A server that runs somewhere.
+    /// Reads the connection string of a server that runs already.
     fn given(
         &mut self,
         url: &str,
@@ -159,14 +159,14 @@ impl Check<'_> {
         });
     }
 
-    /// What is set of a section, shown as it is in force. The server's keys are shown before.
+    /// Reads a section, and shows the values in force. The keys that name the server have been shown before.
     fn section<T: Serialize + DeserializeOwned + Default>(&mut self, name: &str) -> T {
         let section = self.layered.section(name, self.found);
         self.show(name, keys::values(&section));
         section
     }
 
-    /// Shows what each key of a section or a worker holds.
+    /// Shows the value of each key of a section or a worker.
     fn show(&mut self, path: &str, values: Result<toml::Table, toml::ser::Error>) {
         match values {
             Ok(values) => self.shown.extend(values.into_iter().map(|(key, value)| {

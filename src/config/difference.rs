@@ -1,4 +1,4 @@
-//! What a reload has to do: the difference of two settings, as values.
+//! What a reload has to do: the difference between two settings, as values.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,33 +11,33 @@ use crate::database::ConnInfo;
 use crate::keys;
 use crate::supervision::Limits;
 
-/// Keys of every worker that can change while it runs.
+/// The keys of every worker that can change while it runs; its function may have more.
 const IN_PLACE: [&str; 2] = ["restart_time", "max_restarts"];
 
 /// One thing that a reload has to do, or cannot.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A worker is there that was not.
+    /// A worker is new.
     Added(WorkerSettings),
-    /// A worker is not there that was.
+    /// A worker is gone.
     Removed(Arc<str>),
-    /// A worker is another one now: the old one ends after its cycle, the new one is registered.
+    /// A worker has become another one: the old one ends after its cycle, the new one is registered.
     Replaced {
-        /// The new one; the name is that of the old one too.
+        /// The new worker, which has the old one's name.
         worker: WorkerSettings,
-        /// The keys that make it another one.
+        /// The keys that make it another worker.
         keys: Vec<String>,
     },
-    /// A worker goes on with other settings.
+    /// A worker goes on with new settings.
     InPlace {
-        /// With these.
+        /// The worker with its new settings.
         worker: WorkerSettings,
         /// The keys that changed.
         keys: Vec<String>,
     },
-    /// The Postmaster goes on with other limits.
+    /// The Postmaster goes on with new limits.
     Limits {
-        /// With these.
+        /// The new limits.
         limits: Limits,
         /// The keys that changed.
         keys: Vec<String>,
@@ -49,8 +49,8 @@ pub enum Change {
     },
 }
 
-/// What has to be done to come from one to the other: the Postmaster's limits first, then what
-/// goes, then what stays and what comes, in the order of the new settings.
+/// What has to be done to get from `old` to `new`: first the parameters that need a restart, then the
+/// Postmaster's limits, then the workers that go, then those that stay or come, in the order of `new`.
 ///
 /// A worker that is renamed is removed and added.
 #[must_use]
@@ -93,7 +93,7 @@ pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
     changes
 }
 
-/// Whether a server is a private one, and where its files lie.
+/// Whether a server is a private one, and where its files are.
 fn embedded(server: &Server) -> (bool, Option<&Path>) {
     match server {
         Server::Given { .. } => (false, None),
@@ -101,7 +101,7 @@ fn embedded(server: &Server) -> (bool, Option<&Path>) {
     }
 }
 
-/// Where a server is that runs somewhere.
+/// The connection settings of a server that runs already.
 fn given(server: &Server) -> Option<&ConnInfo> {
     match server {
         Server::Given { conninfo, .. } => Some(conninfo),
@@ -128,7 +128,7 @@ fn worker_that_differs(old: &WorkerSettings, new: &WorkerSettings) -> Option<Cha
 
 /// The keys of a struct whose values differ.
 fn differing<T: Serialize>(old: &T, new: &T) -> Vec<String> {
-    // Both were shown when they were read.
+    // Both were shown when they were read, so their values can be listed.
     let values = |settings| keys::values(settings).unwrap_or_default();
     keys::that_differ(&values(old), &values(new))
 }

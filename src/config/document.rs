@@ -1,8 +1,8 @@
-//! One TOML document: where each of its keys stands, and every mistake of form in it.
+//! One TOML document: where each of its keys is, and every mistake of form in it.
 //!
-//! Deserialization stops at the first mistake. So the offending entry is cut out and the rest read again, until what
-//! is left is well-formed; each round costs microseconds. A required key that is missing is made up, so that reading
-//! goes on: what is read then has a mistake and is never used.
+//! Deserialization stops at the first mistake. So the offending entry is cut out and the rest is read again, until what
+//! is left is well-formed; each round costs microseconds. A missing required key is made up, so that reading can go on:
+//! the result then has a mistake, and is never used.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,12 +13,12 @@ use toml::de::{DeTable, DeValue, Error};
 
 use crate::spelling;
 
-/// A document, read as far as it can be.
+/// A document, read as far as possible.
 #[derive(Debug)]
 pub(super) struct Document {
-    /// Where the keys stand, as byte offsets, by their dotted path.
+    /// The places of the keys, as byte offsets, by dotted path.
     places: BTreeMap<String, usize>,
-    /// The starts of the lines.
+    /// The byte offsets at which lines start.
     lines: Vec<usize>,
     pub(super) mistakes: Vec<Misread>,
 }
@@ -32,19 +32,19 @@ pub(super) struct Misread {
     pub(super) hint: Option<String>,
 }
 
-/// More rounds than any table has mistakes that are worth listing.
+/// The most rounds of reading: more than any table has mistakes worth listing.
 const ROUNDS_MAX: usize = 1_000;
 
-/// Where a made-up value stands: nowhere.
+/// The place of a made-up value: nowhere.
 const MADE_UP: Range<usize> = usize::MAX..usize::MAX;
 
-/// Values of which one fits most keys that are required.
+/// Made-up values; one of them fits most required keys.
 const PLACEHOLDERS: &str = "text = '1s'\nnames = 'a.b'\nnumber = 1\nis = true\nlist = []";
 
 // === impl Document ===
 
 impl Document {
-    /// Parses a text; the table is what can be read further.
+    /// Parses a text; the table is what is left to read.
     pub(super) fn parse(text: &str) -> (Self, DeTable<'_>) {
         let (root, errors) = DeTable::parse_recoverable(text);
         let root = root.into_inner();
@@ -114,8 +114,8 @@ impl Document {
         });
     }
 
-    /// Refuses all keys of a table that is to hold nothing more; `known` are those that could stand there. What is
-    /// misspelt is then not missing as well.
+    /// Refuses all keys that are left in a table; `known` are the keys that it may have. A required key that is
+    /// misspelt here is then not reported as missing.
     pub(super) fn refuse_unknown(&mut self, table: &DeTable<'_>, path: &str, known: &[&str]) {
         for key in table.keys() {
             let word = key.get_ref();
@@ -128,8 +128,8 @@ impl Document {
         }
     }
 
-    /// Reads a table that holds no keys but those of what it is read into. The mistakes in it are noted, and what is
-    /// well-formed is left in it. `None` only if there is a mistake.
+    /// Reads a table whose keys are all meant for the type it is read into. Mistakes in it are noted, and its
+    /// well-formed entries are left in it. `None` only if there is a mistake.
     pub(super) fn read<T>(
         &mut self,
         table: &mut DeTable<'_>,
@@ -170,7 +170,7 @@ impl Document {
         None
     }
 
-    /// Says that a key is missing, and makes a value up that fits.
+    /// Notes that a key is missing, and makes up a value that fits.
     fn make_up(
         &mut self,
         path: &str,
@@ -196,14 +196,14 @@ impl Document {
         values.find(fits)
     }
 
-    /// Line and column, from 1, of a byte offset.
+    /// The line and column, from 1, of a byte offset.
     pub(super) fn line_and_column(&self, offset: usize) -> (usize, usize) {
         let line = self.lines.partition_point(|start| *start <= offset);
         let start = line.checked_sub(1).and_then(|line| self.lines.get(line));
         (line, offset - start.copied().unwrap_or(0) + 1)
     }
 
-    /// Where a key stands, or else the nearest table around it.
+    /// The place of a key, or else of the nearest table around it.
     pub(super) fn place(&self, key: &str) -> Option<usize> {
         std::iter::successors(Some(key), |key| {
             key.rfind(['.', '[']).map(|end| &key[..end])
@@ -211,13 +211,13 @@ impl Document {
         .find_map(|key| self.places.get(key).copied())
     }
 
-    /// Whether a key stands in it.
+    /// `true` if the document has this key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.places.contains_key(key)
     }
 }
 
-/// Takes the entries of these keys out of a table.
+/// Takes the entries with these keys out of a table.
 pub(super) fn part<'t>(table: &mut DeTable<'t>, keys: &[&str]) -> DeTable<'t> {
     let (part, rest) = std::mem::take(table)
         .into_iter()
@@ -232,7 +232,7 @@ fn missing(error: &Error) -> Option<&str> {
     key.strip_suffix('`')
 }
 
-/// A key that stands nowhere.
+/// A key that is nowhere in the document.
 fn made_up(key: &str) -> Spanned<Cow<'static, str>> {
     Spanned::new(MADE_UP, Cow::Owned(key.to_owned()))
 }
@@ -294,7 +294,7 @@ fn joined(path: &str, key: &str) -> String {
     }
 }
 
-/// Says what the deserializer said, but never repeats a value: it may be a secret.
+/// Turns the deserializer's message into a mistake, but never repeats a value: it may be a secret.
 fn misread(offset: usize, key: String, message: &str) -> Misread {
     let quoted: Vec<_> = message.split('`').skip(1).step_by(2).collect();
     let (message, hint) = match (message.split_once(": "), quoted.split_first()) {

@@ -15,11 +15,11 @@ pub enum Origin {
         /// The column.
         column: usize,
     },
-    /// A variable of the environment.
+    /// An environment variable.
     Environment(String),
-    /// A flag of the command line.
+    /// A command-line flag.
     Flag(&'static str),
-    /// Nobody set it.
+    /// No source set it.
     Default,
 }
 
@@ -28,7 +28,7 @@ pub enum Origin {
 pub struct Problem {
     /// Where it is.
     pub origin: Origin,
-    /// The key, such as `worker[1].naptime`; empty for a mistake that has none.
+    /// The key, such as `worker[1].naptime`; empty for a mistake without one.
     pub key: String,
     /// What is wrong.
     pub message: String,
@@ -40,7 +40,7 @@ pub struct Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
-/// Mistakes as they are being found.
+/// The mistakes found so far.
 #[derive(Debug, Default)]
 pub(super) struct Found(Vec<Problem>);
 
@@ -58,8 +58,8 @@ impl Origin {
 // === impl Found ===
 
 impl Found {
-    /// Adds a mistake, unless it follows from one that is there: a line that cannot be read says
-    /// nothing that could be wrong, and a value that is of no use is not missing.
+    /// Adds a mistake, unless it follows from one already found: a line that cannot be read has no
+    /// other mistake, and a key whose value cannot be used is not missing.
     pub(super) fn push(&mut self, problem: Problem) {
         let follows = self.0.iter().any(|known| {
             let same_line =
@@ -75,7 +75,7 @@ impl Found {
         }
     }
 
-    /// Whether something is wrong with a key that begins like this.
+    /// `true` if a mistake concerns a key that begins with `prefix`.
     pub(super) fn concerns(&self, prefix: &str) -> bool {
         self.0.iter().any(|problem| problem.key.starts_with(prefix))
     }
@@ -84,7 +84,7 @@ impl Found {
         problems.into_iter().for_each(|problem| self.push(problem));
     }
 
-    /// The settings, if they are whole and nothing is wrong.
+    /// The settings, if they are complete and nothing is wrong.
     pub(super) fn into_result<T>(mut self, settings: Option<T>) -> Result<T, Problems> {
         match settings {
             Some(settings) if self.0.is_empty() => Ok(settings),
@@ -114,7 +114,7 @@ impl Problems {
 impl std::error::Error for Problems {}
 
 impl fmt::Display for Problems {
-    /// One line each.
+    /// One line for each mistake.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {
             if index > 0 {

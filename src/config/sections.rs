@@ -1,6 +1,6 @@
-//! The sections of which there is one: what each of their keys is read into.
+//! The sections that occur once, and the structs that their keys are read into.
 //!
-//! A section is read into several structs where their fields are kept apart elsewhere. Each key is a field of one of
+//! A section is read into several structs if the program keeps its fields apart. Each key is a field of one of
 //! them.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,36 +17,52 @@ use crate::keys;
 use crate::spelling;
 use crate::supervision::Limits;
 
-/// Which server is meant, as far as `[database]` says so.
+/// The keys of `[database]` that say which server to use.
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(super) struct Target {
+    /// The server: a URL or a `key=value` string, as libpq takes it.
     pub(super) url: Option<String>,
+    /// `true` starts a private server from the PostgreSQL binaries of this machine.
     pub(super) embedded: Option<bool>,
+    /// Where the private server keeps its files.
     pub(super) data_dir: Option<PathBuf>,
 }
 
-/// Where the Postmaster is to be seen over HTTP.
+/// Where the Postmaster is served over HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Http {
-    /// The address; nowhere unless set.
+    /// The address to listen on; nowhere unless set.
     #[serde(deserialize_with = "listen")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub listen: Option<SocketAddr>,
 }
 
-/// A section, by its name and what its keys are read into.
+/// A section: its name, and what its keys are read into.
 struct Section {
     name: &'static str,
     parts: &'static [Part],
 }
 
-/// What some keys of a section are read into.
+/// The struct that some keys of a section are read into.
 struct Part {
     keys: fn() -> &'static [&'static str],
     read: fn(toml::Deserializer<'_>) -> Result<(), Error>,
+    #[cfg(feature = "schema")]
+    schema: fn() -> serde_json::Value,
 }
+
+/// What the keys of a section are read into.
+#[cfg(feature = "schema")]
+trait Keys: DeserializeOwned + schemars::JsonSchema {}
+#[cfg(feature = "schema")]
+impl<T: DeserializeOwned + schemars::JsonSchema> Keys for T {}
+#[cfg(not(feature = "schema"))]
+use DeserializeOwned as Keys;
 
 pub(super) const DATABASE: &str = "database";
 pub(super) const POSTMASTER: &str = "postmaster";
@@ -70,12 +86,24 @@ const SECTIONS: [Section; 3] = [
 // === impl Part ===
 
 impl Part {
-    const fn of<T: DeserializeOwned>() -> Self {
+    const fn of<T: Keys>() -> Self {
         Self {
             keys: keys::of::<T>,
             read: |table| T::deserialize(table).map(drop),
+            #[cfg(feature = "schema")]
+            schema: keys::schema::of::<T>,
         }
     }
+}
+
+/// The schema of each section, by its name.
+#[cfg(feature = "schema")]
+pub(super) fn schemas() -> serde_json::Map<String, serde_json::Value> {
+    let sections = SECTIONS.iter().map(|section| {
+        let parts = section.parts.iter().map(|part| (part.schema)());
+        (section.name.to_owned(), super::schema::together(parts))
+    });
+    sections.collect()
 }
 
 /// The names of the sections.
@@ -91,14 +119,14 @@ pub(super) fn keys() -> impl Iterator<Item = String> {
     })
 }
 
-/// Takes the sections out of a document. What is well-formed in them is returned, for other sources to be put on it.
+/// Takes the sections out of a document. Returns their well-formed part, which other sources are layered over.
 pub(super) fn take(document: &mut Document, root: &mut DeTable<'_>) -> toml::Table {
     let mut sections = toml::Table::new();
     for Section { name, parts } in &SECTIONS {
         let mut table = document.take_table(root, name);
         let mut section = toml::Table::new();
         let mut known = Vec::new();
-        for Part { keys, read } in *parts {
+        for Part { keys, read, .. } in *parts {
             known.extend(keys());
             let mut part = part(&mut table, keys());
             document.read(&mut part, name, read);
@@ -111,14 +139,14 @@ pub(super) fn take(document: &mut Document, root: &mut DeTable<'_>) -> toml::Tab
     sections
 }
 
-/// Reads an address with a port; a port alone is one of 127.0.0.1, which other machines cannot reach.
+/// Reads an address with a port; a port alone is a port of 127.0.0.1, which other machines cannot reach.
 fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
     let listen = String::deserialize(deserializer)?;
     if let Some(port) = listen.parse().ok().filter(|port| *port > 0) {
         return Ok(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
     }
     listen.parse().map(Some).map_err(|_| {
-        // Colons and brackets are an address's; anything else may be a secret.
+        // Colons and brackets belong to addresses; anything else may be a secret.
         let shown = match spelling::quoted_word(&listen.replace([':', '[', ']'], "")) {
             word if word.is_empty() => "it".to_owned(),
             _ => format!("\"{listen}\""),

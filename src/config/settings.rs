@@ -1,4 +1,4 @@
-//! What was set, once it is checked: what may be registered and connected to, as it is.
+//! Checked settings: what can be registered and connected to as it is.
 
 use std::path::PathBuf;
 
@@ -13,33 +13,33 @@ use crate::supervision::Limits;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Settings {
-    /// Which server.
+    /// The server that the workers use.
     pub server: Server,
-    /// How long it may take.
+    /// How the server is talked to: the other keys of `[database]`.
     pub database_settings: DatabaseSettings,
-    /// What bounds the Postmaster.
+    /// The Postmaster's limits.
     pub limits: Limits,
-    /// Where the Postmaster is to be seen over HTTP.
+    /// Where the Postmaster is served over HTTP.
     pub http: Http,
     /// The workers, in the order in which they are registered.
     pub workers: Vec<WorkerSettings>,
-    /// Every setting in force, for people.
+    /// Every setting in force, to be shown to people.
     pub shown: Vec<Setting>,
 }
 
-/// Which server the workers use.
+/// The server that the workers use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// One that runs somewhere.
+    /// A server that runs already.
     Given {
-        /// Where it is, and how it is connected to.
+        /// Where it is, and how to connect to it.
         conninfo: Box<ConnInfo>,
-        /// Whether a private server was asked for as well, and is not started.
+        /// `true` if a private server was asked for as well, and is not started.
         instead_of_embedded: bool,
     },
     /// A private one, made from the binaries of this machine.
     Embedded {
-        /// Where its files lie; a default that depends on who runs it, unless set.
+        /// Where its files are; unless set, a default that depends on the user that runs it.
         data_dir: Option<PathBuf>,
     },
 }
@@ -47,9 +47,9 @@ pub enum Server {
 /// One worker, as it is registered and as it is run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkerSettings {
-    /// What the Postmaster is told.
+    /// The worker's registration.
     pub worker: BackgroundWorker,
-    /// What it runs, and how that is set.
+    /// The function that it runs, with its settings.
     pub function: FunctionSettings,
 }
 

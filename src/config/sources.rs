@@ -1,4 +1,4 @@
-//! Where settings come from, layered: file, environment, command line.
+//! The sources of settings, layered: file, environment, command line.
 
 use std::path::{Path, PathBuf};
 
@@ -17,36 +17,36 @@ use crate::spelling;
 pub struct Sources {
     /// The configuration file, if there is one.
     pub file: Option<ConfigFile>,
-    /// The variables of the environment that may be looked at. Others are ignored.
+    /// The environment variables that settings may come from. Others are ignored.
     pub environment: Vec<(String, String)>,
-    /// The value of the flag `--database`, if it is given.
+    /// The value of the flag `--database`, if given.
     pub database: Option<String>,
 }
 
 /// A configuration file that has been read.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
-    /// Where it lies.
+    /// The path of the file.
     pub path: PathBuf,
-    /// What stands in it: TOML.
+    /// Its content: TOML.
     pub text: String,
 }
 
-/// The variables that stand for keys begin with this.
+/// The prefix of variables that stand for keys.
 const PREFIX: &str = "BGWORKER_";
 
-/// The variables with that beginning that the program itself reads.
+/// The variables with that prefix that the program itself reads.
 const PROGRAMS_OWN: [&str; 1] = ["BGWORKER_CONFIG"];
 
 /// The flag that stands for `database.url`.
 pub(super) const DATABASE_FLAG: &str = "--database";
 
-/// The sources on top of each other.
+/// The sources, layered.
 pub(super) struct Layered {
     sections: Config,
     pub(super) workers: Vec<Worker>,
     file: Option<(PathBuf, Document)>,
-    /// The variables that set something, by its key.
+    /// The variables that set something, each with its key.
     variables: Vec<(String, String)>,
     has_database_flag: bool,
 }
@@ -54,7 +54,7 @@ pub(super) struct Layered {
 // === impl Sources ===
 
 impl Sources {
-    /// A variable of the environment.
+    /// The value of an environment variable.
     pub(super) fn variable(&self, name: &str) -> Option<String> {
         let variable = self
             .environment
@@ -63,13 +63,13 @@ impl Sources {
         variable.map(|(_, value)| value.clone())
     }
 
-    /// Whether settings may come from a variable of this name.
+    /// `true` if settings may come from a variable of this name.
     #[must_use]
     pub fn counts(variable: &str) -> bool {
         variable.starts_with(PREFIX) || variable.starts_with("PG") || variable == "DATABASE_URL"
     }
 
-    /// Reads each source by itself, then puts one on the other. What has a mistake counts as not set.
+    /// Reads each source by itself, then layers them. A value with a mistake counts as not set.
     pub(super) fn layer(&self, functions: &Functions) -> (Layered, Found) {
         let mut found = Found::default();
         let mut layers = Vec::new();
@@ -84,7 +84,7 @@ impl Sources {
             file = Some((path.clone(), document));
         }
         for (variable, value) in &self.environment {
-            // As for PG* variables, an empty one is one that is not set.
+            // As with PG* variables, an empty variable counts as not set.
             let is_set = variable.starts_with(PREFIX) && !value.is_empty();
             if !is_set || PROGRAMS_OWN.contains(&variable.as_str()) {
                 continue;
@@ -127,7 +127,7 @@ impl Sources {
 }
 
 impl std::fmt::Debug for Sources {
-    /// Names what there is. Values may be secrets.
+    /// Names the sources that are present. Values may be secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sources")
             .field("file", &self.file.as_ref().map(|file| &file.path))
@@ -139,7 +139,7 @@ impl std::fmt::Debug for Sources {
 // === impl Layered ===
 
 impl Layered {
-    /// What is set of a section, over its defaults.
+    /// The values that are set in a section, over its defaults.
     pub(super) fn section<T: DeserializeOwned + Default>(
         &self,
         name: &str,
@@ -155,7 +155,7 @@ impl Layered {
         }
     }
 
-    /// Where a setting comes from.
+    /// The source of a setting.
     pub(super) fn origin(&self, key: &str) -> Origin {
         if key == "database.url" && self.has_database_flag {
             return Origin::Flag(DATABASE_FLAG);
@@ -170,7 +170,7 @@ impl Layered {
         }
     }
 
-    /// Where to look for what is wrong with a setting: its place, or the table that lacks it.
+    /// Where to look for what is wrong with a setting: its place, or that of the table that lacks it.
     pub(super) fn place(&self, key: &str) -> Origin {
         let offset = |document: &Document| document.place(key).unwrap_or(0);
         match &self.file {
@@ -180,7 +180,7 @@ impl Layered {
     }
 }
 
-/// The mistakes of a file's form.
+/// The mistakes of form in a file.
 fn mistakes<'d>(path: &'d Path, document: &'d Document) -> impl Iterator<Item = Problem> + 'd {
     document.mistakes.iter().map(|mistake| Problem {
         origin: file_origin(path.to_owned(), document, mistake.offset),
@@ -190,7 +190,7 @@ fn mistakes<'d>(path: &'d Path, document: &'d Document) -> impl Iterator<Item = 
     })
 }
 
-/// What each source was good for alone is no good together.
+/// The problem of sources that are well-formed one by one but do not fit together.
 fn unlayered(error: &ConfigError) -> Problem {
     Problem {
         origin: Origin::Default,
@@ -220,7 +220,7 @@ fn key_of(variable: &str) -> Result<String, Problem> {
         )
     };
     let hint = if set.starts_with("worker") {
-        "workers are set in the file alone".to_owned()
+        "workers can only be set in the file".to_owned()
     } else if is_service_link(variable) {
         "Kubernetes sets it for a service of this name: give the service another one, or the pod \
          enableServiceLinks: false"
@@ -237,19 +237,19 @@ fn key_of(variable: &str) -> Result<String, Problem> {
     Err(Problem {
         origin: Origin::Environment(variable.to_owned()),
         key: String::new(),
-        message: "this variable stands for no key".to_owned(),
+        message: "this variable does not correspond to any key".to_owned(),
         hint: Some(hint),
     })
 }
 
-/// Whether a variable is one of those that Kubernetes sets for a service called `bgworker`.
+/// `true` if Kubernetes sets this variable for a service called `bgworker`.
 fn is_service_link(variable: &str) -> bool {
     ["BGWORKER_SERVICE_", "BGWORKER_PORT"]
         .iter()
         .any(|start| variable.starts_with(start))
 }
 
-/// The variable as a document of its own: its value taken as a text, or else as it stands.
+/// Reads a variable as a document of its own: its value as a text first, and as TOML if that does not fit.
 fn one_variable(variable: &str, key: &str, value: &str) -> Result<toml::Table, Problem> {
     let read = |text: &str| {
         let (mut document, mut root) = Document::parse(text);

@@ -1,4 +1,4 @@
-//! One `[[worker]]`: the keys that every worker has, and those of its function.
+//! One `[[worker]]` table: the keys that every worker has, and those of its function.
 
 use std::sync::Arc;
 
@@ -11,19 +11,21 @@ use crate::functions::{FunctionSettings, Functions};
 use crate::keys;
 use crate::spelling;
 
-/// The section of which there may be many.
+/// The section that may occur many times.
 pub(super) const WORKER: &str = "worker";
 
-/// A worker as it stands in a file. What is missing has a mistake.
+/// A worker as a file has it. A missing part means that there is a mistake.
 pub(super) struct Worker {
     pub(super) worker: Option<BackgroundWorker>,
     pub(super) function: Option<FunctionSettings>,
 }
 
-/// What a worker runs.
+/// The key that names a worker's function.
 #[derive(Deserialize)]
 #[serde(default)]
-struct Which {
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub(super) struct Which {
+    /// What the worker runs (`bgw_function_name`).
     function: String,
 }
 
@@ -76,7 +78,7 @@ fn read(
     });
     let entry = match meant {
         Some(function) => {
-            // What else is wrong with it is told by the function that is meant.
+            // The function that is likely meant reports what else is wrong.
             document
                 .mistakes
                 .push(unset_function(document, path, function));
@@ -87,7 +89,7 @@ fn read(
     let own = entry.as_ref().map_or(&[][..], |entry| entry.keys());
     let mut settings = part(&mut table, own);
     if own.is_empty() {
-        // The function takes any key; or there is none that could know them.
+        // The function takes any key, or no function is there that could know them.
         settings.extend(std::mem::take(&mut table));
     }
     let known: Vec<_> = common.iter().chain(which).chain(own).copied().collect();
@@ -103,7 +105,8 @@ fn read(
     Worker { worker, function }
 }
 
-/// The function that is likely meant by a worker that names none: one that knows all of its keys, if the default does not.
+/// The function that is likely meant by a worker that names none: the first that knows all of its keys, unless the
+/// default does.
 fn meant(table: &DeTable<'_>, functions: &Functions) -> Option<&'static str> {
     let knows_all = |name: &str| {
         let keys = functions.lookup(name).map_or(&[][..], |entry| entry.keys());

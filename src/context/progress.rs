@@ -1,6 +1,6 @@
-//! What a worker says of itself while it runs, and who asks may read.
+//! What a worker reports about itself while it runs, for status requests to read.
 //!
-//! Shared and not sent: no message per cycle.
+//! Shared rather than sent: no message per cycle.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 /// What a worker is doing and how it has fared, over all of its incarnations.
 ///
-/// Written by its main, read by whoever asks for status: no message per cycle.
+/// Its main writes it, and the Postmaster when an incarnation ends with an error; status requests read it:
+/// no message per cycle.
 #[derive(Debug, Default)]
 pub struct Progress(Mutex<Report>);
 
@@ -18,15 +19,15 @@ pub struct Progress(Mutex<Report>);
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Report {
-    /// It naps. Otherwise it runs, if it is started at all.
+    /// `true` while it naps. Otherwise it runs, if it is started at all.
     pub napping: bool,
     /// How many cycles have succeeded.
     pub cycles: u64,
-    /// When the last of them did.
+    /// When the last cycle succeeded.
     pub last_success: Option<Instant>,
-    /// How old that may become before somebody should know, as the worker itself says.
+    /// How old the last success may become before the worker is unhealthy, as the worker itself promises.
     pub success_within: Option<Duration>,
-    /// How many failures there have been since then.
+    /// How many failures there have been since the last success.
     pub consecutive_failures: u32,
     /// The last failure, with its whole cause.
     pub last_error: Option<Arc<str>>,
@@ -34,14 +35,14 @@ pub struct Report {
     pub figures: BTreeMap<&'static str, Figure>,
 }
 
-/// A number that a worker's function reports under a name. Status, page and metrics show whatever a function names. A level
-/// whose name ends in `_timestamp_seconds` is seconds since the epoch, and is shown to people as a time.
+/// A number that a worker's function reports under a name. Status, page and metrics show every name that a function
+/// uses. A level whose name ends in `_timestamp_seconds` is seconds since the epoch, and is shown to people as a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Figure {
-    /// It only grows, over all incarnations of the worker.
+    /// A number that only grows, over all incarnations of the worker.
     Count(u64),
-    /// It is what it is now.
+    /// A number that can change either way.
     Level(i64),
 }
 
@@ -57,7 +58,7 @@ impl Report {
         }
     }
 
-    /// A figure that is what it is now; `None` before it was first reported.
+    /// A figure that can change either way; `None` before it was first reported.
     #[must_use]
     pub fn level(&self, name: &str) -> Option<i64> {
         match self.figures.get(name)? {
@@ -70,7 +71,7 @@ impl Report {
 // === impl Progress ===
 
 impl Progress {
-    /// What it says now.
+    /// The report at this moment.
     #[must_use]
     pub fn report(&self) -> Report {
         self.0
@@ -79,13 +80,13 @@ impl Progress {
             .clone()
     }
 
-    /// Promises a success at least so often. One that is late makes the worker unhealthy; without a promise
+    /// Promises a success at least this often. A late success makes the worker unhealthy; without a promise
     /// none is late.
     pub fn promise_success_within(&self, within: Duration) {
         self.write(|report| report.success_within = Some(within));
     }
 
-    /// A cycle succeeded.
+    /// Reports that a cycle succeeded.
     pub fn succeeded(&self) {
         self.write(|report| {
             report.cycles += 1;
@@ -94,7 +95,7 @@ impl Progress {
         });
     }
 
-    /// Adds to a figure that only grows. Its name is of lower-case letters and underscores, as that of a metric.
+    /// Adds to a figure that only grows. Its name consists of lower-case letters and underscores, as a metric's does.
     pub fn count(&self, name: &'static str, more: u64) {
         self.write(|report| {
             let count = report.count(name);
@@ -103,14 +104,15 @@ impl Progress {
         });
     }
 
-    /// Sets a figure that is what it is now. Its name is of lower-case letters and underscores, as that of a metric.
+    /// Sets a figure that can change either way. Its name consists of lower-case letters and underscores, as a metric's
+    /// does.
     pub fn level(&self, name: &'static str, level: i64) {
         self.write(|report| {
             report.figures.insert(name, Figure::Level(level));
         });
     }
 
-    /// A cycle, or the worker, failed.
+    /// Reports that a cycle, or the worker, failed.
     pub fn failed(&self, error: impl Into<Arc<str>>) {
         let error = error.into();
         self.write(|report| {

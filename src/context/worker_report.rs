@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use crate::background_worker::{ExitStatus, Incarnation};
 
-/// What an incarnation has to say: `Ready` at most once, by its main; `Exited` exactly once and
+/// A report of an incarnation: `Ready` at most once, by its main; `Exited` exactly once and
 /// last, by its actor.
 ///
-/// Not a message of actix: a mailbox is drained within one poll, and a fleet that ends all at once
-/// would keep everybody else on the thread waiting. A channel of tokio stops at its budget.
+/// Not an actix message: a mailbox is drained within one poll, and a fleet that ends all at once
+/// would keep everything else on the thread waiting. A tokio channel stops at its budget.
 #[derive(Debug)]
 pub(crate) struct WorkerReport {
     pub(crate) incarnation: Incarnation,
@@ -20,7 +20,7 @@ pub(crate) enum WorkerEvent {
     Ready,
     Exited {
         exit: ExitStatus,
-        /// Why, unless it finished.
+        /// Why it ended, unless it finished.
         reason: Option<Reason>,
     },
 }
@@ -30,6 +30,6 @@ pub(crate) enum WorkerEvent {
 pub(crate) struct Reason {
     pub(crate) text: Arc<str>,
     pub(crate) sqlstate: Option<Arc<str>>,
-    /// Its main panicked, which is a fault even in one that was asked to stop.
+    /// Its main panicked, which is a fault even if the worker was asked to stop.
     pub(crate) panicked: bool,
 }

@@ -1,5 +1,5 @@
-//! From connection settings to a connection: which host, which address, with encryption or without,
-//! and what the session is set to, all of it within one deadline.
+//! Turns connection settings into a connection: which host and address, with encryption or without, and what the
+//! session is set to, all within one deadline.
 
 use std::path::Path;
 use std::sync::PoisonError;
@@ -21,59 +21,59 @@ use super::sqlstate;
 use super::tls::TlsError;
 use crate::backoff::{doubled, jittered};
 
-/// How much later than the server our side gives up on a statement.
+/// How much later than the server bgworker gives up on a statement.
 const STATEMENT_SLACK: Duration = Duration::from_secs(1);
 
-/// Longer than anybody waits: times beyond it would overflow the clock.
+/// Longest statement timeout that counts: a longer one would overflow the clock.
 const FAR: Duration = Duration::from_secs(86_400_000);
 
-/// What waits for a lock gives up after this time, and comes back: nobody stands in line behind
-/// a client that holds a row.
+/// A statement that waits for a lock gives up after this time, and is tried again later: no worker queues behind a
+/// client that holds a row.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// What the session of a job sets: a frozen or cut-off instance is to let go of its job.
+/// Session settings of a job: they free the job if its instance is frozen or cut off.
 #[cfg(feature = "config")]
 const JOB_OPTIONS: &str = "-c client_connection_check_interval=5000 -c idle_session_timeout=0 \
     -c tcp_user_timeout=5000 -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3";
 
-/// The first wait between two attempts to connect.
+/// First wait between two attempts to connect.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(100);
 
-/// The longest.
+/// Longest wait between two attempts to connect.
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
-/// Whether others wait for what runs on a connection.
+/// Whether other workers wait for what runs on a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Sharing {
     Shared,
     Own,
-    /// It is a job's, whose statements are not ours.
+    /// A job's connection: its statements are not bgworker's.
     #[cfg(feature = "config")]
     Job,
 }
 
-/// Whether a session is one that was asked for.
+/// Whether a session is of the kind that was asked for.
 enum Suits {
     Yes,
-    /// If there is none that suits better.
+    /// Only if no session suits better.
     AtNeed,
     No(&'static str),
 }
 
-/// What a server says of itself.
+/// What a server reports about itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Standing {
     pub(super) is_standby: bool,
     is_read_only: bool,
 }
 
-/// Why one attempt came to nothing.
+/// Why one attempt to connect failed.
 enum AttemptError {
     Tls(TlsError),
     Client(tokio_postgres::Error),
 }
 
-/// How long to wait before the next attempt to connect, after this many that failed in a row.
+/// How long to wait after a failed attempt to connect, if this many in a row failed before it.
 pub(super) fn reconnect_wait(attempts: u32) -> Duration {
     let wait = doubled(RECONNECT_INITIAL, attempts, RECONNECT_MAX);
     jittered(wait, fastrand::f64())
@@ -82,7 +82,7 @@ pub(super) fn reconnect_wait(attempts: u32) -> Duration {
 // === impl Server ===
 
 impl Server {
-    /// Connects within the deadline: to the hosts in their order, and of each to its addresses.
+    /// Connects within the deadline: tries the hosts in order, and the addresses of each.
     pub(super) async fn connect(
         &self,
         application_name: &str,
@@ -94,11 +94,11 @@ impl Server {
         if conninfo.load_balance_hosts() {
             fastrand::shuffle(&mut order);
         } else {
-            // Where the server was last seen to have come furthest.
+            // The host that was last seen to have come furthest goes first.
             let best = self.best_host.load(Ordering::Relaxed);
             order.sort_by_key(|host| *host != best);
         }
-        // A host that is silent is not to use up the time of the next one.
+        // A silent host must not use up the time of the next one.
         let hosts = u32::try_from(order.len()).unwrap_or(u32::MAX);
         let share = self.settings.connect_timeout / hosts.max(1);
         let wanted = conninfo.target_session_attrs();
@@ -136,7 +136,7 @@ impl Server {
 
     /// Connects as soon as there is room for another connection, and calls `full` once if there is none.
     ///
-    /// Workers that wait for room take turns: one of them at a time asks again, ever less often.
+    /// Workers that wait for room take turns: one at a time asks again, less and less often.
     pub(super) async fn connect_when_there_is_room(
         &self,
         application_name: &str,
@@ -160,8 +160,9 @@ impl Server {
         }
     }
 
-    /// Connects to one host: to each of its addresses in turn, until one of them is what is wanted; each
-    /// has an equal share of the time, and in it, it is also asked what it is, unless any will do.
+    /// Connects to one host: to each of its addresses in turn, until one suits `wanted`, or fails other than by being
+    /// away or full. Each address has an equal share of the time. Within it, the server is also asked what it is,
+    /// unless any server suits.
     pub(super) async fn connect_to_host(
         &self,
         host: usize,
@@ -209,7 +210,7 @@ impl Server {
         tried
     }
 
-    /// Connects to one address, in each way that its `sslmode` allows.
+    /// Connects to one address, trying the ways that `sslmode` allows.
     async fn connect_to_address(
         &self,
         host: &Host,
@@ -234,7 +235,7 @@ impl Server {
             config.ssl_mode((*attempt).into());
             match self.attempt(&config, *attempt).await {
                 Ok(connection) => return Ok(connection),
-                // The other way may need none.
+                // The other way may not need TLS.
                 Err(AttemptError::Tls(error)) => errors.push(DatabaseError::Tls(error)),
                 Err(AttemptError::Client(error)) => {
                     let may_go_on = is_about_encryption(&error);
@@ -274,14 +275,14 @@ impl Server {
         })
     }
 
-    /// What every session of ours sets. Ours come last, so that they win; but for the lock timeout of
-    /// a connection that nobody shares.
+    /// The options of a session: those of the connection settings, and bgworker's unless `prepare` is off. bgworker's
+    /// come last, so that they win, except for the lock timeout of a connection that is not shared.
     fn session_options(&self, sharing: Sharing) -> Option<String> {
         let theirs = self.conninfo.options().unwrap_or_default();
         if !self.settings.prepare {
             return Some(theirs.to_owned()).filter(|theirs| !theirs.is_empty());
         }
-        // A server takes 31 bits of milliseconds, and 0 for no timeout at all.
+        // The server takes 31 bits of milliseconds, and reads 0 as no timeout.
         let statement_timeout = self.settings.statement_timeout.as_millis();
         let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
         let lock_timeout = format!("-c lock_timeout={}", LOCK_TIMEOUT.as_millis());
@@ -306,7 +307,7 @@ impl Server {
         ))
     }
 
-    /// Warns of what is wrong with the password file, once, until something else is, or nothing.
+    /// Warns about what is wrong with the password file: once, until that changes.
     fn say_once(&self, passfile: Option<String>) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if *said != passfile {
@@ -318,7 +319,7 @@ impl Server {
     }
 }
 
-/// A password that lies in a file of its own: all of it, but for the end of its line.
+/// Reads the password from a file that holds nothing else: the whole text, without trailing line endings.
 fn read_password(file: &Path) -> Result<String, DatabaseError> {
     let text = std::fs::read_to_string(file).map_err(|error| DatabaseError::PasswordFile {
         file: file.to_owned(),
@@ -327,8 +328,8 @@ fn read_password(file: &Path) -> Result<String, DatabaseError> {
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Whether the same host may be reached with, or without, encryption instead: its handshake failed, or
-/// the server refuses us as we come.
+/// Returns `true` if the same host may be reachable the other way, with or without encryption: the handshake failed, or
+/// the server refuses this way.
 fn is_about_encryption(error: &tokio_postgres::Error) -> bool {
     let code = error.code().map(SqlState::code);
     code.is_some_and(sqlstate::is_about_encryption) || is_handshake(error)
@@ -362,7 +363,7 @@ impl Standing {
         })
     }
 
-    /// Whether it is one of those that `target_session_attrs` asks for. The sentences are libpq's.
+    /// Whether the session is one that `target_session_attrs` asks for. The sentences are libpq's.
     fn suits(self, wanted: TargetSessionAttrs) -> Suits {
         let (suits, why) = match wanted {
             TargetSessionAttrs::Any => (true, ""),

@@ -1,7 +1,7 @@
-//! One connection: driven in a task of its own, and never waited for without a deadline.
+//! One connection, driven in its own task; no answer is awaited without a deadline.
 //!
-//! After a deadline the statement is cancelled on the server and the connection given up: a
-//! cancellation that comes late would hit the next statement.
+//! When a deadline passes, the statement is cancelled on the server and the connection is given up: a late cancellation
+//! would hit the next statement.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -19,12 +19,12 @@ use tracing::debug;
 use super::error::Cause;
 use super::{DatabaseError, tls};
 
-/// How long a cancelled statement, or a connection that ends, may take to say so.
+/// How long a cancellation, a cancelled statement, or a connection that ends may take.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 
-/// A connection to the server. Dropping it closes it; what still runs is left for the server to end.
+/// A connection to the server. Dropping it closes it; the server is left to end what still runs.
 pub struct Connection {
-    /// Taken by `close` alone.
+    /// `Some` until `close` takes it.
     session: Option<Session>,
     cancel: tokio_postgres::CancelToken,
     /// `None` on a connection that is not encrypted.
@@ -32,13 +32,13 @@ pub struct Connection {
     /// Whether statements may be prepared.
     prepare: bool,
     statement_deadline: Duration,
-    /// A statement was sent and not answered.
+    /// `true` if a statement was sent and not answered.
     is_waiting: AtomicBool,
     /// How the connection ended, once it has.
     end: watch::Receiver<Option<End>>,
 }
 
-/// A statement that was prepared on a connection, where that is done, or is sent anew each time.
+/// A statement: prepared on a connection, or, where that is not done, sent as text each time.
 #[derive(Clone, Debug)]
 pub struct Statement(Form);
 
@@ -48,14 +48,14 @@ enum Form {
     Text(Arc<str>),
 }
 
-/// The way to cancel what runs on a connection.
+/// A handle to cancel what runs on a connection.
 #[derive(Clone)]
 pub struct CancelToken {
     token: tokio_postgres::CancelToken,
     tls: Option<tls::Connector>,
 }
 
-/// The two ends of a connection.
+/// The client of a connection, and the task that drives it.
 struct Session {
     client: Client,
     driver: AbortHandle,
@@ -68,7 +68,7 @@ struct End {
     sqlstate: Option<String>,
 }
 
-/// Drives a connection to its end, and keeps what the end was.
+/// Drives a connection to its end, and publishes how it ended.
 async fn drive<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
     ended: watch::Sender<Option<End>>,
@@ -88,13 +88,13 @@ async fn drive<S, T>(
             }
             None => {
                 break End {
-                    cause: "closed by us".to_owned(),
+                    cause: "closed by bgworker".to_owned(),
                     sqlstate: None,
                 };
             }
         }
     };
-    // The socket closes before anybody hears of it.
+    // The socket closes before any waiter is notified.
     drop(connection);
     ended.send_replace(Some(end));
 }
@@ -111,7 +111,7 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Drives a new connection in a task of its own.
+    /// Drives a new connection in its own task.
     pub(super) fn new<S, T>(
         client: Client,
         connection: tokio_postgres::Connection<S, T>,
@@ -136,7 +136,7 @@ impl Connection {
         }
     }
 
-    /// Prepares a statement. `doing` says what for, in an error.
+    /// Prepares a statement. `doing` names its purpose in an error.
     ///
     /// # Errors
     ///
@@ -187,7 +187,7 @@ impl Connection {
             .await
     }
 
-    /// Runs one statement, forgets its rows, and returns how many they were. Our side waits for this long.
+    /// Runs one statement, discards its rows, and returns their number. The client waits for `deadline` at most.
     ///
     /// # Errors
     ///
@@ -226,7 +226,7 @@ impl Connection {
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
-    /// The way to cancel what runs on this connection, while something does.
+    /// Returns a handle to cancel what runs on this connection, while something does.
     #[must_use]
     pub fn cancel_token(&self) -> CancelToken {
         CancelToken {
@@ -242,11 +242,11 @@ impl Connection {
         };
         drop(client);
         wait_for_end(self.end.clone()).await;
-        // By now it is closed, or it has had its time.
+        // By now it is closed, or its time is up.
         driver.abort();
     }
 
-    /// Whether a statement was sent and has not been answered.
+    /// Returns `true` if a statement was sent and has not been answered.
     pub(crate) fn is_at_work(&self) -> bool {
         self.is_waiting.load(Ordering::Relaxed)
     }
@@ -255,28 +255,28 @@ impl Connection {
         self.client().is_closed()
     }
 
-    /// Waits for the end of the connection, for ever.
+    /// Waits indefinitely for the end of the connection.
     pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
         let mut end = self.end.clone();
         async move {
-            // An error is an end too: nobody drives it any more.
+            // An error is an end too: the connection is no longer driven.
             let _ = end.wait_for(Option::is_some).await;
         }
     }
 
-    /// What ended it, once it has.
+    /// Returns what ended the connection; waits for [`GRACE`] at most.
     pub(super) async fn cause_of_end(&self) -> String {
         wait_for_end(self.end.clone()).await.cause
     }
 
-    /// Gives it up without a word.
+    /// Gives the connection up without telling the server.
     pub(crate) fn abort(&self) {
         if let Some(session) = &self.session {
             session.driver.abort();
         }
     }
 
-    /// How long our side waits for an answer.
+    /// How long bgworker waits for an answer.
     pub(super) fn statement_deadline(&self) -> Duration {
         self.statement_deadline
     }
@@ -296,7 +296,7 @@ impl Connection {
         self.within(self.statement_deadline, doing, answer).await
     }
 
-    /// Waits for an answer, but not for ever, and finds the cause where there is none.
+    /// Waits for an answer until the deadline, and finds the cause if there is none.
     async fn within<R>(
         &self,
         after: Duration,
@@ -314,7 +314,7 @@ impl Connection {
             Ok(Err(error)) => Err(self.explain(doing, error).await),
             Err(_) => {
                 self.cancel_token().cancel().await;
-                // Whatever comes now, it is too late; but it may still end cleanly.
+                // An answer that comes now is too late, but the statement may still end cleanly.
                 let _ = tokio::time::timeout(GRACE, answer).await;
                 self.abort();
                 Err(DatabaseError::StatementDeadline { doing, after })
@@ -322,7 +322,7 @@ impl Connection {
         }
     }
 
-    /// What a statement's error means: where the connection was lost, what ended it.
+    /// Explains a statement's error: if the connection was lost, by what ended it.
     pub(super) async fn explain(
         &self,
         doing: &'static str,
@@ -343,7 +343,7 @@ impl Connection {
 // === impl CancelToken ===
 
 impl CancelToken {
-    /// Asks the server to cancel what runs. The connection is of no use afterwards.
+    /// Asks the server to cancel what runs. The connection must not be used for another statement afterwards.
     pub async fn cancel(&self) {
         let cancelling = async {
             match &self.tls {
@@ -373,7 +373,7 @@ impl Drop for Connection {
     }
 }
 
-/// How a connection ended; it has [`GRACE`] to do so.
+/// Returns how a connection ended; waits for [`GRACE`] at most.
 async fn wait_for_end(mut end: watch::Receiver<Option<End>>) -> End {
     let ended = tokio::time::timeout(GRACE, end.wait_for(Option::is_some)).await;
     let end = ended
@@ -381,7 +381,7 @@ async fn wait_for_end(mut end: watch::Receiver<Option<End>>) -> End {
         .and_then(Result::ok)
         .and_then(|end| (*end).clone());
     end.unwrap_or_else(|| End {
-        cause: "it does not say why".to_owned(),
+        cause: "no cause was reported".to_owned(),
         sqlstate: None,
     })
 }

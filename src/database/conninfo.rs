@@ -1,8 +1,8 @@
 //! libpq's connection settings: a URL or a `key=value` string, completed from a service file, from `PG*`
 //! variables and from libpq's defaults.
 //!
-//! What is read here is never printed: an error names the keyword, not the value, and the password
-//! has no way to be shown. Nothing is read but what the given environment leads to.
+//! No secret is ever printed: an error names the keyword, not the value, and the password cannot be shown. No file is
+//! read except those that the settings and the given environment lead to.
 
 mod keyword;
 mod passfile;
@@ -24,7 +24,7 @@ use self::ssl::TlsSettings;
 use self::values::Values;
 use crate::spelling;
 
-/// Where a server is, and who asks.
+/// Where a server is, and how and as which user to connect to it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ConnInfo {
     hosts: Vec<Host>,
@@ -33,7 +33,7 @@ pub struct ConnInfo {
     password: Option<Password>,
     passfile: Option<PathBuf>,
     application_name: Option<String>,
-    /// What it is called if nobody names it: neither they nor we.
+    /// The application name if neither the settings nor bgworker gives one.
     fallback_application_name: Option<String>,
     options: Option<String>,
     /// How long one host may take; no limit of its own unless set.
@@ -42,48 +42,48 @@ pub struct ConnInfo {
     tls: TlsSettings,
     channel_binding: tokio_postgres::config::ChannelBinding,
     target_session_attrs: TargetSessionAttrs,
-    /// Hosts are tried in a random order.
+    /// `true` if hosts are tried in random order.
     load_balance_hosts: bool,
 }
 
-/// One server of several that may be meant.
+/// One of the servers to try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {
     /// Its name, or the directory of its socket.
     name: Option<String>,
-    /// Its address, which then is not looked up.
+    /// Its address; if given, the name is not looked up.
     address: Option<IpAddr>,
     port: u16,
 }
 
-/// When a silent peer counts as gone.
+/// Keepalive settings: when a silent peer counts as gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Keepalives {
     enabled: bool,
-    /// Each is the system's where it is `None`. The system's own would notice a dead peer after two
+    /// `None`, here and below, is the system's value. With the system's values, a dead peer would be noticed after two
     /// hours.
     idle: Option<Duration>,
     interval: Option<Duration>,
     count: Option<u32>,
-    /// How long sent data may go without an answer.
+    /// How long sent data may stay unacknowledged.
     user_timeout: Option<Duration>,
 }
 
-/// Which of several servers will do. Mirrors libpq's `target_session_attrs`.
+/// Which servers are acceptable. Mirrors libpq's `target_session_attrs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum TargetSessionAttrs {
-    /// Each.
+    /// Any.
     #[default]
     Any,
     /// One whose sessions can write.
     ReadWrite,
-    /// One whose sessions cannot.
+    /// One whose sessions cannot write.
     ReadOnly,
     /// One that is not in recovery.
     Primary,
-    /// One that is.
+    /// One that is in recovery.
     Standby,
-    /// One that is, or else each.
+    /// One that is in recovery, or else any.
     PreferStandby,
 }
 
@@ -128,7 +128,7 @@ pub enum ConnInfoError {
     Service(#[from] ServiceError),
 }
 
-/// What most systems have, and the client library cannot leave to them.
+/// The idle time of most systems, which the client library cannot leave to them.
 const SYSTEMS_IDLE: Duration = Duration::from_secs(7200);
 
 // === impl ConnInfo ===
@@ -155,7 +155,7 @@ impl ConnInfo {
         Self::from_values(&values)
     }
 
-    /// Whether any `PG*` variable says where a server is.
+    /// Returns `true` if a `PG*` variable says where a server is.
     #[cfg(feature = "config")]
     pub(crate) fn is_in_environment(environment: impl Fn(&str) -> Option<String>) -> bool {
         ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"]
@@ -163,7 +163,8 @@ impl ConnInfo {
             .any(|variable| environment(variable).is_some_and(|value| !value.is_empty()))
     }
 
-    /// Whether a whole connection string stands where a name belongs. Names are shown, and it may hold a password.
+    /// Returns `true` if a whole connection string is given where a name belongs. Names are shown, and a connection
+    /// string may hold a password.
     pub(crate) fn is_instead_of_name(name: &str) -> bool {
         name.contains("://") || name.contains("password=")
     }
@@ -171,10 +172,10 @@ impl ConnInfo {
     fn from_values(values: &Values<'_>) -> Result<Self, ConnInfoError> {
         let connect_timeout = match values.number("connect_timeout")? {
             None | Some(0) => None,
-            // libpq rounds one second up: a name may take that long alone.
+            // libpq rounds one second up: looking up a name may take that long alone.
             Some(seconds) => Some(Duration::from_secs(seconds.max(2))),
         };
-        // Where nothing is said, ours; where 0 or less is said, the system's.
+        // If not set, bgworker's value; if set to 0 or less, the system's.
         let or_systems = |keyword, ours| {
             let said = values.number(keyword)?;
             let unset = values.get(keyword).is_none().then_some(ours);
@@ -201,7 +202,7 @@ impl ConnInfo {
         if dbname.as_deref().is_some_and(Self::is_instead_of_name) {
             return Err(ConnInfoError::InvalidValue {
                 keyword: "dbname",
-                expected: "it must be the name of a database, and no connection string".to_owned(),
+                expected: "it must be a database name, not a connection string".to_owned(),
             });
         }
         Ok(Self {
@@ -224,14 +225,14 @@ impl ConnInfo {
         })
     }
 
-    /// Where connections go, for people: host, port and database, nothing secret.
+    /// Describes where connections go, for people: host, port and database, nothing secret.
     #[must_use]
     pub fn target(&self, dbname: Option<&str>) -> String {
         let servers: Vec<_> = self.hosts.iter().map(ToString::to_string).collect();
         self.target_at(&servers.join(","), dbname)
     }
 
-    /// The same, of one host.
+    /// Describes the target at one host.
     pub(super) fn target_of(&self, host: &Host, dbname: Option<&str>) -> String {
         self.target_at(&host.to_string(), dbname)
     }
@@ -243,7 +244,7 @@ impl ConnInfo {
         }
     }
 
-    /// The role that connects; the user of this process where none is named.
+    /// The role that connects; the user of this process if none is named.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
@@ -277,8 +278,8 @@ impl ConnInfo {
         self.load_balance_hosts
     }
 
-    /// The settings of one host as the client library takes them, and a warning if the password file is not
-    /// used. How the connection is encrypted is left open.
+    /// The settings for one host in the client library's form, and a warning if the password file is there but not
+    /// used. How the connection is encrypted is left to the caller.
     ///
     /// Reads the password file, if there is one and no password is given.
     pub(super) fn client_config(
@@ -289,12 +290,12 @@ impl ConnInfo {
     ) -> (tokio_postgres::Config, Option<String>) {
         let mut config = tokio_postgres::Config::new();
         match (&host.name, host.address) {
-            // An abstract socket: the kernel's spelling has NUL where libpq's has "@".
+            // An abstract socket: where libpq has "@", the kernel has NUL.
             (Some(name), None) if name.starts_with('@') => {
                 config.host_path(format!("\0{}", &name[1..]))
             }
             (Some(name), _) => config.host(name),
-            // TLS asks for a name.
+            // TLS needs a name.
             (None, Some(address)) => config.host(address.to_string()),
             (None, None) => &mut config,
         };
@@ -382,7 +383,7 @@ fn variable(keyword: &str) -> String {
 }
 
 impl fmt::Debug for ConnInfo {
-    /// Where, not who or how: options and the like may hold anything.
+    /// Shows only the target: `options` and other settings may hold anything.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnInfo")
             .field("target", &self.target(None))
@@ -393,7 +394,7 @@ impl fmt::Debug for ConnInfo {
 // === impl Host ===
 
 impl Host {
-    /// The same host at each of its addresses; itself where there is nothing to look up.
+    /// Returns the host once for each of its addresses, or as it is if there is nothing to look up.
     pub(super) async fn resolve(&self) -> io::Result<Vec<Self>> {
         let name = match &self.name {
             Some(name) if self.address.is_none() && !self.is_socket() => name,
@@ -413,7 +414,7 @@ impl Host {
         Ok(hosts)
     }
 
-    /// Whether it is the directory of a Unix socket, or an abstract one.
+    /// Returns `true` if the host is the directory of a Unix socket, or an abstract socket.
     pub(super) fn is_socket(&self) -> bool {
         self.address.is_none()
             && self

@@ -1,4 +1,4 @@
-//! What can go wrong between us and the server, told with its whole cause and without a secret.
+//! Errors between bgworker and the server, each with its whole cause and no secret.
 
 use std::error::Error as _;
 use std::fmt::{self, Write as _};
@@ -25,9 +25,9 @@ pub enum DatabaseError {
     /// No connection could be made.
     #[error("could not connect to {target}: {}{}", Cause(.error), hint(.error))]
     Connect {
-        /// Which server.
+        /// The server, and the database if one is named.
         target: String,
-        /// What it or the way to it said.
+        /// The error, from the server or on the way to it.
         error: tokio_postgres::Error,
     },
     /// The server asks for a password, and none was given.
@@ -36,40 +36,40 @@ pub enum DatabaseError {
          by PGPASSWORD, or in a password file"
     )]
     NoPassword {
-        /// Which server.
+        /// The server, and the database if one is named.
         target: String,
     },
     /// No connection could be made in time.
     #[error("could not connect to {target} within {}", humantime::format_duration(*.after))]
     ConnectDeadline {
-        /// Which server.
+        /// The server, and the database if one is named.
         target: String,
         /// The deadline.
         after: Duration,
     },
-    /// What went wrong for several workers at a home connection; said to each of them.
+    /// An error that concerns several workers at a home connection; each of them gets it.
     #[error(transparent)]
     Home(Arc<Self>),
-    /// The server can be connected to, but is not of the kind that was asked for.
+    /// The server accepts connections, but is not of the kind that was asked for.
     #[error("could not connect to {target}: {why}")]
     Unsuitable {
-        /// Which server.
+        /// The server, and the database if one is named.
         target: String,
-        /// What it is.
+        /// Why it is not of that kind.
         why: &'static str,
     },
-    /// A host's name leads nowhere. The sentence is libpq's.
+    /// A host's name could not be resolved. The sentence is libpq's.
     #[error("could not connect to {target}: could not translate host name to address: {error}")]
     Lookup {
-        /// Which server.
+        /// The server, and the database if one is named.
         target: String,
         /// What the system says.
         error: io::Error,
     },
-    /// A statement that may touch the session is not for a connection that others use.
+    /// A statement may touch the session, and cannot run on a connection that other workers use.
     #[error(
-        "a home connection takes SELECT, INSERT, UPDATE, DELETE, MERGE, WITH, VALUES and TABLE alone: for \
-         anything else open a connection of the worker's own"
+        "a home connection takes SELECT, INSERT, UPDATE, DELETE, MERGE, WITH, VALUES and TABLE: for \
+         anything else, open a connection of the worker's own"
     )]
     NotAtHome,
     /// TLS could not be set up.
@@ -86,7 +86,7 @@ pub enum DatabaseError {
     /// Several attempts failed: at several hosts, or with and without encryption.
     #[error("{}", Each(.0))]
     EveryAttempt(
-        /// Why, one by one.
+        /// The errors, in the order of the attempts.
         Vec<Self>,
     ),
     /// The server refused a statement.
@@ -117,10 +117,11 @@ pub enum DatabaseError {
     },
 }
 
-/// Errors in a row.
+/// Several errors, shown one after the other.
 struct Each<'e>(&'e [DatabaseError]);
 
-/// A text from outside, which may hold anything: on one line, and without what would steer a terminal.
+/// A text from outside, which may hold anything: shown on one line, with control characters escaped so that none steers
+/// a terminal.
 struct OneLine<'t>(&'t str);
 
 /// An error of tokio-postgres with its whole cause.
@@ -129,7 +130,7 @@ pub(super) struct Cause<'e>(pub(super) &'e tokio_postgres::Error);
 // === impl DatabaseError ===
 
 impl DatabaseError {
-    /// The SQLSTATE, if the server said one.
+    /// The SQLSTATE, if the server sent one.
     #[must_use]
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
@@ -150,25 +151,27 @@ impl DatabaseError {
         }
     }
 
-    /// Whether the server was lost or could not be reached: not the fault of the worker that asked.
+    /// Returns `true` if the server was lost or could not be reached, which is not the fault of the worker that asked.
     ///
-    /// That is SQLSTATE class 08, 57P01 to 57P03, 57P05, a closed or refused connection, a name that does not
-    /// resolve, and a deadline that passed.
+    /// This covers SQLSTATE class 08 (unless its message means something else), 57P01 to 57P03, 57P05, 25P03, 25P04, a
+    /// closed or refused connection, a server that is not of the kind asked for, a name that does not resolve, and a
+    /// deadline that passed.
     #[must_use]
     pub fn is_away(&self) -> bool {
         self.class() == ErrorClass::Away
     }
 
-    /// Whether the server, a pooler or this process has no room for another connection: not the worker's fault, and no
-    /// word about the connections that exist.
+    /// Returns `true` if the server, a pooler or this process has no room for another connection. That is not the
+    /// worker's fault, and says nothing about the connections that exist.
     ///
-    /// That is SQLSTATE 53300, what poolers say in its place, and a process or system without descriptors.
+    /// This covers SQLSTATE 53300, what poolers say in its place, and a process or system without descriptors or
+    /// similar.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.class() == ErrorClass::Full
     }
 
-    /// What follows from it.
+    /// The class of the error, which says what follows from it.
     pub(crate) fn class(&self) -> ErrorClass {
         match self {
             Self::ConnectDeadline { .. }
@@ -198,7 +201,7 @@ impl DatabaseError {
         }
     }
 
-    /// Which character of its statement the server's error is about, from 1.
+    /// The position, from 1, of the character of its statement that the server's error is about.
     #[cfg(feature = "config")]
     pub(crate) fn position(&self) -> Option<usize> {
         let Self::Statement { error, .. } = self else {
@@ -210,7 +213,7 @@ impl DatabaseError {
         }
     }
 
-    /// Why a fold undid itself, if that is what this is: what the statement itself said.
+    /// Why a fold undid itself, in the words of its statement; `None` if this is another error.
     pub(crate) fn undone(&self) -> Option<&str> {
         let Self::Statement { error, .. } = self else {
             return None;
@@ -221,15 +224,15 @@ impl DatabaseError {
         is_ours.then(|| why.trim_end_matches('"'))
     }
 
-    /// Whether what was to be sent could not be written down, such as a name with NUL in it: nothing was
-    /// sent, and only we are to blame.
+    /// Returns `true` if a message could not be encoded, such as a name with NUL in it: nothing was sent, and the fault
+    /// is bgworker's alone.
     pub(super) fn is_ours(error: &tokio_postgres::Error) -> bool {
         io_error(error).is_some_and(|error| error.kind() == io::ErrorKind::InvalidInput)
     }
 
-    /// What an attempt to connect came to.
+    /// The error of an attempt to connect.
     pub(super) fn of_attempt(target: String, error: tokio_postgres::Error) -> Self {
-        // It has no kind of its own.
+        // The client library has no kind for this error.
         if causes(&error).any(|cause| cause.to_string() == "password missing") {
             Self::NoPassword { target }
         } else {
@@ -237,9 +240,9 @@ impl DatabaseError {
         }
     }
 
-    /// What several attempts came to.
+    /// The error of several attempts.
     pub(super) fn of_each(mut errors: Vec<Self>) -> Self {
-        // Refused the same way with encryption and without: once is enough.
+        // If refused the same way with encryption and without, once is enough.
         errors.dedup_by_key(|error| error.to_string());
         match <[Self; 1]>::try_from(errors) {
             Ok([error]) => error,
@@ -248,7 +251,7 @@ impl DatabaseError {
     }
 }
 
-/// The class of an error of the client library: what the server said, or else what happened to the connection.
+/// The class of a client library error: from what the server said, or else from what happened to the connection.
 fn class_of(
     error: &tokio_postgres::Error,
     of_server: impl FnOnce(&DbError) -> ErrorClass,
@@ -263,12 +266,12 @@ fn class_of(
     } else if error.is_closed() || is_unexpected_end(error) {
         ErrorClass::Away
     } else {
-        // The two of us cannot come to terms: encryption, authentication.
+        // The client and the server cannot agree: encryption, authentication.
         ErrorClass::Refused
     }
 }
 
-/// What to do about a refusal that has a name here.
+/// What to do about a refusal that is recognized here.
 fn hint(error: &tokio_postgres::Error) -> &'static str {
     let refused = error.as_db_error().map_or("", DbError::message);
     if refused.starts_with("unsupported startup parameter") {
@@ -278,22 +281,22 @@ fn hint(error: &tokio_postgres::Error) -> &'static str {
     }
 }
 
-/// What the system says, at whatever depth of the cause.
+/// The system's error, at any depth of the causes.
 fn io_error(error: &tokio_postgres::Error) -> Option<&io::Error> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// Whether a socket closed during the TLS handshake, which is an error of TLS on top.
+/// Returns `true` if a socket closed during the TLS handshake, which surfaces as a TLS error.
 fn is_unexpected_end(error: &tokio_postgres::Error) -> bool {
     causes(error).any(|cause| cause.to_string().contains("unexpected EOF"))
 }
 
-/// Whether a connection failed in its TLS handshake.
+/// Returns `true` if a connection failed in its TLS handshake.
 pub(super) fn is_handshake(error: &tokio_postgres::Error) -> bool {
     causes(error).any(|cause| cause.downcast_ref::<native_tls::Error>().is_some())
 }
 
-/// What is behind an error of tokio-postgres, from the outside in.
+/// The causes of a tokio-postgres error, from the outside in.
 fn causes(
     error: &tokio_postgres::Error,
 ) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {

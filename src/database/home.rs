@@ -1,12 +1,12 @@
 //! Home connections: a few connections that many workers share.
 //!
-//! The worker in slot *i* is at home on connection *i* mod M, of M for each database. What it can do
-//! there is one statement at a time, outside any transaction. No client is handed out, and only
-//! statements that read or write rows are taken, so that nobody can begin a transaction around a
-//! neighbour's statement, or `SET` what a neighbour runs under.
+//! Each database has M home connections, and the worker in slot *i* is at home on connection *i* mod M. It runs one
+//! statement there at a time, outside any transaction. No client is handed out, and only statements that read or write
+//! rows are accepted, so that no worker can begin a transaction around a neighbour's statement, or `SET` what a
+//! neighbour runs under.
 //!
-//! What the built-in workers want to know again and again, they ask as *probes*: those that come at the same
-//! moment are one statement.
+//! The built-in workers ask their recurring questions as *probes*: probes that arrive at the same moment become one
+//! statement.
 
 mod groups;
 mod in_flight;
@@ -37,28 +37,28 @@ use super::shared::{Answer, Answers};
 /// How long the lines may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What goes into a statement in place of `$1`, `$2`, ….
+/// The values for `$1`, `$2`, … of a statement, and their types.
 pub type Parameters = Vec<(Box<dyn ToSql + Sync + Send>, Type)>;
 
-/// A worker's place at home: which connection of which database.
+/// A worker's place at home: its connection, and the database.
 #[derive(Clone)]
 struct Seat {
     lines: Arc<Lines>,
     dbname: Option<String>,
     slot: usize,
-    /// The last statement was sent, and has not been answered.
+    /// `true` if the last statement was sent, and has not been answered.
     sent: Arc<AtomicBool>,
 }
 
 /// A worker's place on a home connection.
 ///
-/// Dropping what one of its methods returned withdraws the statement if it was not sent yet; one that
-/// was sent runs to its end, unheard.
+/// Dropping the future of one of its methods withdraws the statement if it has not been sent yet. A statement that was
+/// sent runs to its end, and its answer is discarded.
 pub struct HomeConnection {
     seat: Seat,
 }
 
-/// A statement that a home connection prepares when it first runs it, and again when it must.
+/// A statement that a home connection prepares when it first runs it, and again when necessary.
 ///
 /// Dropping it lets the server forget what was prepared.
 pub struct HomeStatement {
@@ -66,8 +66,7 @@ pub struct HomeStatement {
     seat: Seat,
 }
 
-/// What a worker wants to know again and again. It is asked together with the probes of neighbours that come at
-/// the same moment.
+/// A recurring question of a worker. It is asked together with the probes of neighbours that arrive at the same moment.
 ///
 /// Dropping it lets the server forget what was prepared.
 pub(crate) struct HomeProbe {
@@ -75,19 +74,19 @@ pub(crate) struct HomeProbe {
     seat: Seat,
 }
 
-/// The home connections that were opened so far, of every database.
+/// The home connections opened so far, for every database.
 #[derive(Debug)]
 pub(super) struct Lines {
     server: Arc<Server>,
     lines: Mutex<HashMap<Option<String>, Vec<Option<Line>>>>,
-    /// How many probes there have been.
+    /// Number of probes created so far.
     probes: AtomicU64,
-    /// What workers have asked together.
+    /// Answers to queries that workers ask together.
     #[cfg(feature = "config")]
     answers: Answers,
 }
 
-/// The way to one home connection.
+/// A handle to one home connection.
 #[derive(Debug)]
 struct Line {
     asks: mpsc::UnboundedSender<Ask>,
@@ -95,7 +94,7 @@ struct Line {
     task: JoinHandle<()>,
 }
 
-/// Whether a statement reads or writes rows, and nothing of the session.
+/// Returns `true` if a statement, judged by its first word, reads or writes rows and leaves the session alone.
 fn is_about_rows(sql: &str) -> bool {
     let mut rest = sql.trim_start();
     while let Some(comment) = rest.strip_prefix("/*") {
@@ -116,17 +115,17 @@ fn is_about_rows(sql: &str) -> bool {
 // === impl Seat ===
 
 impl Seat {
-    /// Does something with its line, which is begun if there is none.
+    /// Calls `then` with the seat's line, which is begun if there is none.
     fn line(&self, then: impl FnOnce(&Line)) {
         self.lines.with(self.dbname.as_ref(), self.slot, then);
     }
 
-    /// Does something with its line, if there is one.
+    /// Calls `then` with the seat's line, if there is one.
     fn existing_line(&self, then: impl FnOnce(&Line)) {
         self.lines.existing(self.dbname.as_ref(), self.slot, then);
     }
 
-    /// Asks something, and waits for the answer.
+    /// Sends a request to the line, and waits for the answer.
     async fn send<T>(
         &self,
         doing: &'static str,
@@ -135,8 +134,8 @@ impl Seat {
         let (waiter, answered) = Waiter::new(doing, Arc::clone(&self.sent));
         let ask = ask(waiter);
         self.line(|line| {
-            // A line ends only when nothing can reach it any more, or with its runtime; then the
-            // answer's end is dropped with the request.
+            // A line ends only when nothing can reach it any longer, or with its runtime. Then the sender of the answer
+            // is dropped with the request.
             let _ = line.asks.send(ask);
         });
         let answer = answered.await;
@@ -144,7 +143,7 @@ impl Seat {
         answer.unwrap_or_else(|_| Err(in_flight::given_up_on(doing)))
     }
 
-    /// Tells its line something that needs no answer, and no line that has not begun.
+    /// Sends a request that needs no answer to the line; does nothing if the line has not begun.
     fn tell(&self, what: Ask) {
         self.existing_line(|line| {
             let _ = line.asks.send(what);
@@ -166,10 +165,10 @@ impl HomeConnection {
         }
     }
 
-    /// A statement without parameters that is run again and again.
+    /// Returns a statement without parameters, to be run again and again.
     ///
-    /// It may begin with a comment. A function that it calls must leave the session as it is: others use
-    /// it next.
+    /// It may begin with a comment. A function that it calls must leave the session as it is: other workers use it
+    /// next.
     ///
     /// # Errors
     ///
@@ -183,7 +182,7 @@ impl HomeConnection {
         Ok(HomeStatement { sql, seat })
     }
 
-    /// Runs a statement, and returns its rows. `doing` says what for, in an error.
+    /// Runs a statement, and returns its rows. `doing` names its purpose in an error.
     ///
     /// # Errors
     ///
@@ -208,8 +207,8 @@ impl HomeConnection {
         self.ask(doing, Work::Once { sql, parameters }).await
     }
 
-    /// The answer to a query that is asked together with all workers of the database: by one of them, at this time or
-    /// later.
+    /// Returns the answer to a query that the workers of a database ask together: one of them asked it, at `not_before`
+    /// or later.
     #[cfg(feature = "config")]
     pub(crate) async fn query_together(
         &self,
@@ -231,7 +230,7 @@ impl HomeConnection {
         self.ask(doing, Work::Batch(sql.to_owned())).await.map(drop)
     }
 
-    /// A probe of some scalar expressions of type `tid`. `prober` is the name of its worker, as a comment can have it.
+    /// Creates a probe of scalar expressions of type `tid`. `prober` is the name of its worker, fit for a comment.
     pub(crate) fn prepare_probe(&self, prober: String, scalars: Vec<String>) -> HomeProbe {
         let lines = &self.seat.lines;
         HomeProbe {
@@ -244,8 +243,9 @@ impl HomeConnection {
         }
     }
 
-    /// How long ago the last beat of this length was. All who share a connection have it at the same time, and so
-    /// has every other connection; the rest halfway between, so that thousands do not march in step.
+    /// Time since the last *beat*: a common clock tick, one per `beat`, that workers use to wake together. Even
+    /// connections share one phase, and odd connections run half a beat apart from them, so that the whole fleet never
+    /// wakes at once.
     pub(crate) fn since_beat(&self, beat: Duration) -> Duration {
         let server = &self.seat.lines.server;
         let line = self.seat.slot % server.settings.connections.max(1);
@@ -259,19 +259,19 @@ impl HomeConnection {
         Duration::from_nanos(u64::try_from(since).unwrap_or(u64::MAX))
     }
 
-    /// Whether a statement was sent and has not been answered.
+    /// Returns `true` if a statement was sent and has not been answered.
     pub(crate) fn is_at_work(&self) -> bool {
         self.seat.sent.load(Ordering::Acquire)
     }
 
-    /// Has the connection given up, and what runs on it cancelled, whosever it is. The next statement
-    /// opens another one.
+    /// Gives up the connection, and cancels what runs on it, whichever worker it belongs to. The next statement opens a
+    /// new connection.
     pub(crate) fn give_up(&self) {
         self.seat.existing_line(|line| line.given_up.notify_one());
     }
 
-    /// Asks for a session that begins anew, unless this one is only a few seconds old. What is in flight is
-    /// answered first; neighbours notice nothing.
+    /// Asks for a new session, unless this one is only a few seconds old. Statements in flight are answered first;
+    /// neighbours notice nothing.
     pub(crate) fn renew(&self) {
         self.seat.tell(Ask::Renew);
     }
@@ -308,7 +308,7 @@ impl Drop for HomeStatement {
 // === impl HomeProbe ===
 
 impl HomeProbe {
-    /// Runs it, and returns the value of each of its scalars.
+    /// Runs the probe, and returns the value of each of its scalars.
     pub(crate) async fn run(&self, doing: &'static str) -> Result<Scalars, DatabaseError> {
         let probe = Arc::clone(&self.probe);
         let run = |waiter| Ask::Probe(Asked { probe, waiter });
@@ -335,7 +335,7 @@ impl Lines {
         }
     }
 
-    /// Does something with a slot's line, which is begun if there is none.
+    /// Calls `then` with a slot's line, which is begun if there is none.
     fn with(&self, dbname: Option<&String>, slot: usize, then: impl FnOnce(&Line)) {
         let many = self.server.settings.connections.max(1);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -344,7 +344,7 @@ impl Lines {
             lines.resize_with(many, || None);
         }
         let line = &mut lines[slot % many];
-        // A line is gone when its runtime is.
+        // A line ends with its runtime.
         if line.as_ref().is_none_or(|line| line.asks.is_closed()) {
             *line = Some(Line::begin(Arc::clone(&self.server), dbname.cloned()));
         }
@@ -353,7 +353,7 @@ impl Lines {
         }
     }
 
-    /// Does something with a slot's line, if there is one.
+    /// Calls `then` with a slot's line, if there is one.
     fn existing(&self, dbname: Option<&String>, slot: usize, then: impl FnOnce(&Line)) {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = lines.get(&dbname.cloned());
@@ -362,12 +362,12 @@ impl Lines {
         }
     }
 
-    /// Lets go of every line: what is under way is answered, then it ends.
+    /// Releases every line: each answers what is under way, then ends.
     pub(super) fn drop_all(&self) {
         self.take();
     }
 
-    /// Ends every line, and waits until they have ended, but not for ever.
+    /// Ends every line, and waits until they have ended, for [`CLOSE_TIMEOUT`] at most.
     pub(super) async fn close(&self) {
         let tasks = self.take().into_iter().map(|line| line.task);
         let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
@@ -411,7 +411,7 @@ mod tests {
         let database = Database::new(conninfo, Settings::default().connections(3)).unwrap();
         let hour = Duration::from_secs(3600);
         let minutes = |slot| database.home(slot, None).since_beat(hour).as_secs() / 60;
-        // Slot 3 is at home where slot 0 is.
+        // Slots 0 and 3 share a connection.
         assert_eq!([0, 1, 2, 3].map(minutes), [0, 30, 0, 0]);
         let of_no_length = database.home(0, None).since_beat(Duration::ZERO);
         assert_eq!(of_no_length, Duration::ZERO);

@@ -1,4 +1,4 @@
-//! Connections for the runs of jobs: so many at once, and kept for the next run.
+//! Connections for the runs of jobs: a limited number at once, each kept for the next run.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -10,17 +10,18 @@ use super::connection::Connection;
 use super::error::DatabaseError;
 use super::server::{Kept, Server};
 
-/// What no reset reaches in a session (connections of dblink, globals of languages, caches) ends after this many runs.
+/// Number of runs after which a connection is closed, to end what no reset of its session reaches: dblink connections,
+/// globals of languages, caches.
 const RUNS_MAX: u32 = 100;
 
-/// How long a job waits for its turn before it says so.
+/// Longest wait for a job's turn.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A connection for a run, and the right to have one.
+/// A connection for one run of a job, and the job's turn, if it counts.
 #[derive(Debug)]
 pub(crate) struct JobConnection<'s> {
     server: &'s Server,
-    /// Held until the connection was kept or closed.
+    /// Held until the connection is kept or closed.
     _turn: Option<SemaphorePermit<'s>>,
     kept: Kept,
 }
@@ -28,7 +29,8 @@ pub(crate) struct JobConnection<'s> {
 // === impl Server ===
 
 impl Server {
-    /// Waits for the turn of a job, if it counts, and gets it a connection. `None` if its turn does not come.
+    /// Waits for the job's turn, if it counts, and gets a connection for it. Returns `None` if the turn does not come
+    /// in time.
     pub(super) async fn job_connection(
         &self,
         application_name: &str,
@@ -37,7 +39,7 @@ impl Server {
     ) -> Result<Option<JobConnection<'_>>, DatabaseError> {
         let turn = if counts {
             match tokio::time::timeout(PATIENCE, self.jobs.acquire()).await {
-                // It is never closed.
+                // The semaphore is never closed.
                 Ok(turn) => turn.ok(),
                 Err(_) => return Ok(None),
             }
@@ -68,7 +70,7 @@ impl Server {
         Some(kept.swap_remove(at))
     }
 
-    /// Closes what was kept.
+    /// Closes the kept connections.
     pub(super) async fn close_kept(&self) {
         let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
         for one in kept {
@@ -84,7 +86,7 @@ impl JobConnection<'_> {
         &self.kept.connection
     }
 
-    /// Keeps the connection for another run: its session was reset, and no transaction is under way.
+    /// Keeps the connection for another run. Its session must have been reset, and no transaction may be under way.
     pub(crate) async fn keep(self) {
         let Self {
             server,

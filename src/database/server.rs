@@ -1,4 +1,4 @@
-//! A server as it is reached: where it is, how it is talked to, and what is known of it.
+//! A server: where it is, how to talk to it, and what is known about it.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -13,7 +13,7 @@ use super::connection::Connection;
 use super::conninfo::ConnInfo;
 use super::tls::{LastConnector, TlsError};
 
-/// How to reach a server.
+/// A server: how to reach it, and what its connections share.
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) conninfo: ConnInfo,
@@ -26,16 +26,16 @@ pub(super) struct Server {
     /// The turns of jobs.
     #[cfg(feature = "config")]
     pub(super) jobs: Semaphore,
-    /// Connections of jobs that have ended.
+    /// Connections of ended jobs, kept for the next run.
     #[cfg(feature = "config")]
     pub(super) kept: Mutex<Vec<Kept>>,
     /// The host that was last seen to have come furthest.
     pub(super) best_host: AtomicUsize,
-    /// Notified where there is reason to doubt what the server was last seen to be.
+    /// Notified when there is reason to doubt the state in which the server was last seen.
     pub(super) suspect: Notify,
-    /// Something kept the last look from asking the server.
+    /// `true` if something kept the last look from asking the server.
     pub(super) is_in_doubt: AtomicBool,
-    /// What was last said of the password file.
+    /// The last warning about the password file.
     pub(super) said: Mutex<Option<String>>,
 }
 
@@ -45,18 +45,20 @@ pub(super) struct Server {
 pub(super) struct Kept {
     pub(super) connection: Connection,
     pub(super) dbname: Option<String>,
-    /// How many runs it has had.
+    /// Number of runs it has served.
     pub(super) runs: u32,
 }
 
-/// How a server is talked to.
+/// Settings for talking to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "config", serde(default))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Settings {
-    /// How long a connection as a whole may take: name lookup, socket, TLS, authentication.
+    /// How long connecting may take as a whole: name lookup, socket, TLS, authentication.
     #[cfg_attr(feature = "config", serde(with = "crate::keys::duration"))]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub connect_timeout: Duration,
     /// How long one statement may take. The server counts its milliseconds in 31 bits.
     #[cfg_attr(
@@ -66,20 +68,23 @@ pub struct Settings {
             deserialize_with = "crate::keys::duration::at_most::<{ i32::MAX as u64 }, _>"
         )
     )]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub statement_timeout: Duration,
     /// A file that holds the password and nothing else.
     pub password_file: Option<PathBuf>,
-    /// How many home connections the workers of one database share.
+    /// Number of home connections that the workers of one database share.
     #[cfg_attr(
         feature = "config",
         serde(deserialize_with = "crate::keys::number::positive")
     )]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub connections: usize,
-    /// How many jobs run at once, each on a connection of its own.
+    /// Number of jobs that run at once, each on its own connection.
     #[cfg_attr(
         feature = "config",
         serde(deserialize_with = "crate::keys::number::positive")
     )]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub jobs: usize,
     /// Whether statements are prepared, and sessions set up.
     pub prepare: bool,
@@ -90,7 +95,7 @@ pub struct Settings {
 impl Server {
     pub(super) fn new(conninfo: ConnInfo, settings: Settings) -> Result<Self, TlsError> {
         let last_connector = LastConnector::default();
-        // A mistake should be heard of at once, if it matters.
+        // A mistake should surface at once, if it matters.
         if conninfo
             .hosts()
             .iter()
@@ -116,7 +121,7 @@ impl Server {
         })
     }
 
-    /// A connection was made: if the last look could not ask the server, the next one can.
+    /// Records that a connection was made: if the last look could not ask the server, the next one can.
     pub(super) fn was_reached(&self) {
         if self.is_in_doubt.swap(false, Ordering::Relaxed) {
             self.suspect.notify_one();
@@ -127,23 +132,23 @@ impl Server {
 // === impl Settings ===
 
 impl Settings {
-    /// Sets how long a connection as a whole may take; 10 s unless set.
+    /// Sets how long connecting may take as a whole; 10 s unless set.
     #[must_use]
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.connect_timeout = connect_timeout;
         self
     }
 
-    /// Sets how long one statement may take; 60 s unless set. The server is told (`statement_timeout`);
-    /// our side gives up one second later.
+    /// Sets how long one statement may take; 60 s unless set. The server enforces it where sessions are set up
+    /// (`statement_timeout`); bgworker gives up one second later.
     #[must_use]
     pub fn statement_timeout(mut self, statement_timeout: Duration) -> Self {
         self.statement_timeout = statement_timeout;
         self
     }
 
-    /// Sets a file that holds the password and nothing else; none unless set. It is read at every connect,
-    /// and goes before every other password.
+    /// Sets a file that holds the password and nothing else; none unless set. It is read at every connect, and takes
+    /// precedence over every other password.
     #[must_use]
     pub fn password_file(mut self, password_file: impl Into<PathBuf>) -> Self {
         self.password_file = Some(password_file.into());
@@ -157,15 +162,15 @@ impl Settings {
         self
     }
 
-    /// Sets how many jobs run at once, each on a connection of its own; 8 unless set, and at least 1.
+    /// Sets how many jobs run at once, each on its own connection; 8 unless set. It must be at least 1.
     #[must_use]
     pub fn jobs(mut self, jobs: usize) -> Self {
         self.jobs = jobs;
         self
     }
 
-    /// Sets whether statements are prepared, and sessions set up; they are unless set. `false` is for
-    /// poolers that hand out another session for each transaction.
+    /// Sets whether statements are prepared, and sessions set up; `true` unless set. `false` is for poolers that hand
+    /// out another session for each transaction.
     #[must_use]
     pub fn prepare(mut self, prepare: bool) -> Self {
         self.prepare = prepare;

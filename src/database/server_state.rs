@@ -1,7 +1,7 @@
 //! How far the server has come: away, standby or primary.
 //!
-//! It is asked only while a level is missing, or when somebody has reason to doubt it: while the
-//! server is primary and nobody complains, no query runs for this.
+//! The server is asked only while a level is missing, while something keeps bgworker from asking, or when there is
+//! reason to doubt the last answer. While it is primary and nothing casts doubt on that, no query runs for this.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,43 +19,43 @@ use super::sqlstate::ErrorClass;
 use crate::background_worker::StartTime;
 use crate::backoff::doubled;
 
-/// How long after one look at a server that has not come far enough the next one follows.
+/// Time between two looks at a server that has not come far enough.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// The longest time between two looks at a server that is there, and cannot be asked.
+/// Longest time between two looks at a server that is there but cannot be asked.
 const INTERVAL_MAX: Duration = Duration::from_secs(30);
 
-/// The least time between two looks, however many have doubts.
+/// Shortest time between two looks, however many doubts are reported.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// What a server is, as far as it can be told from outside.
+/// The state of a server, as far as a client can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ServerState {
     /// It cannot be reached, or is starting up or shutting down.
     Away,
     /// It answers read-only queries.
     Standby,
-    /// It accepts writes. So counts a server that runs but refuses our login: the workers then
-    /// meet that refusal under their own names.
+    /// It accepts writes. A server that runs but refuses bgworker's login also counts as primary: the workers then meet
+    /// that refusal under their own names.
     Primary,
 }
 
-/// What the server is, since when, and what keeps us from asking it.
+/// The state of the server, when it came into it, and what keeps bgworker from asking it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ServerStatus {
-    /// What it is, as far as it was seen.
+    /// The state in which the server was last seen.
     pub state: ServerState,
-    /// Since when it has been that.
+    /// When the server was seen to come into this state.
     pub since: Instant,
-    /// Why it is away, or why it cannot be asked; `None` if it answers. It holds no secret.
+    /// Why the server is away or cannot be asked; `None` if it answers. Holds no secret.
     pub reason: Option<Arc<str>>,
 }
 
 // === impl ServerStatus ===
 
 impl ServerStatus {
-    /// What is known before the first look.
+    /// The status before the first look.
     pub(crate) fn unknown() -> Self {
         Self {
             state: ServerState::Away,
@@ -64,7 +64,7 @@ impl ServerStatus {
         }
     }
 
-    /// Takes down what was seen now.
+    /// Records what was just seen.
     pub(crate) fn saw(&mut self, state: ServerState, reason: Option<Arc<str>>) {
         if self.state != state {
             self.since = Instant::now();
@@ -77,7 +77,7 @@ impl ServerStatus {
 // === impl ServerState ===
 
 impl ServerState {
-    /// The level that this state stands for.
+    /// The level that a server in this state has reached.
     #[must_use]
     pub fn reached(self) -> StartTime {
         match self {
@@ -101,8 +101,8 @@ impl fmt::Display for ServerState {
 // === impl Server ===
 
 impl Server {
-    /// Looks at the server for ever, and tells `changed` what it is now: first of all, and then whenever that, or
-    /// what keeps us from asking it, became something else.
+    /// Watches the server indefinitely. Calls `changed` after the first look, and then whenever the server's state
+    /// changes, or what keeps bgworker from asking it.
     pub(super) async fn watch_state(&self, mut changed: impl FnMut(ServerState, Option<Arc<str>>)) {
         let suspect = &self.suspect;
         let mut last = None;
@@ -127,7 +127,7 @@ impl Server {
             self.is_in_doubt.store(class.is_some(), Ordering::Relaxed);
             doubts = if class.is_some() { doubts + 1 } else { 0 };
             tokio::time::sleep(INTERVAL_MIN).await;
-            // A server that is there and refuses us is not to be asked twice a second.
+            // A server that is there but refuses bgworker must not be asked twice a second.
             let wait = match state {
                 ServerState::Primary if class.is_none() => {
                     suspect.notified().await;
@@ -137,14 +137,14 @@ impl Server {
                 _ if class.is_some() => doubled(INTERVAL, doubts, INTERVAL_MAX),
                 ServerState::Standby | ServerState::Primary => INTERVAL,
             };
-            // Either ending is a reason to look again.
+            // A timeout and a doubt are both reasons to look again.
             let _ = tokio::time::timeout(wait - INTERVAL_MIN, suspect.notified()).await;
         }
     }
 
-    /// Looks at the server once: at every host, until one is a primary. The one that has come furthest counts, and
-    /// connections go there first. The error, if any, is what kept us from asking it. `last` is what a server
-    /// without room for the question is taken for.
+    /// Looks at the server once: at each host, until one is a primary. The host that has come furthest counts, and
+    /// connections try it first, unless hosts are tried in random order. The error, if any, is what kept bgworker from
+    /// asking the server. A server with no room for the question counts as `last`, or as primary if that is away.
     pub(super) async fn look(&self, last: ServerState) -> (ServerState, Option<DatabaseError>) {
         let hosts = self.conninfo.hosts().len();
         let share = self.settings.connect_timeout / u32::try_from(hosts).unwrap_or(1).max(1);
@@ -160,7 +160,7 @@ impl Server {
                         continue;
                     }
                 };
-                // Of several that have come as far, the first.
+                // Of several hosts that have come equally far, the first counts.
                 best = best.max(Some((state, usize::MAX - host)));
             }
             if best.is_some_and(|(state, _)| state == ServerState::Primary) {
@@ -176,14 +176,14 @@ impl Server {
         let state = match error.class() {
             ErrorClass::Away => ServerState::Away,
             ErrorClass::Full if last != ServerState::Away => last,
-            // A server that refuses us, or is full, is there, and what fails on our side says nothing about it:
-            // the workers are to meet it under their own names.
+            // A server that refuses bgworker or is full is there, and a failure on bgworker's side says nothing about
+            // the server: the workers should meet the error under their own names.
             _ => ServerState::Primary,
         };
         (state, Some(error))
     }
 
-    /// Asks the servers at the addresses of a host, until one is a primary.
+    /// Asks the servers at the addresses of a host, until one is a primary, or fails other than by being away or full.
     async fn ask_each_address(
         &self,
         host: usize,
@@ -205,7 +205,7 @@ impl Server {
     }
 }
 
-/// Says what the server is now, and what keeps us from asking it.
+/// Logs what the server is now, and what keeps bgworker from asking it.
 fn log(state: ServerState, class: Option<ErrorClass>, reason: Option<&str>) {
     match class {
         None => info!(%state, "server is {state}"),
@@ -214,6 +214,6 @@ fn log(state: ServerState, class: Option<ErrorClass>, reason: Option<&str>) {
             warn!(%state, reason, "server has no room for another connection");
         }
         Some(ErrorClass::Ours) => warn!(%state, reason, "server cannot be asked"),
-        Some(_) => warn!(%state, reason, "server is there, but refuses us"),
+        Some(_) => warn!(%state, reason, "server is there, but refuses the connection"),
     }
 }

@@ -1,6 +1,6 @@
 //! A query that several workers ask at the same moment is run once, and all of them get its answer.
 //!
-//! It must be the same for whichever worker asks it. Its answer is never older than the worker who gets it allows.
+//! The query must be the same whichever worker asks it. Its answer is never older than the worker that gets it allows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,31 +11,31 @@ use tokio_postgres::Row;
 
 use super::error::DatabaseError;
 
-/// How long a worker waits for the query of another one; then it asks by itself.
+/// How long a worker waits for another worker's query before it asks by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The answer to a query.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// When it was asked: the answer knows nothing that was committed later.
+    /// When it was asked: the answer may lack what was committed later.
     pub(crate) asked: Instant,
     pub(crate) rows: Vec<Row>,
 }
 
-/// The latest answers.
+/// The latest answer to each query.
 #[derive(Debug, Default)]
 pub(super) struct Answers(Mutex<HashMap<Question, Arc<Latest>>>);
 
 /// A database, and what is asked there.
 type Question = (Option<String>, &'static str);
 
-/// The latest answer to one query. Who holds the lock is asking.
+/// The latest answer to one query. The holder of the lock is asking.
 type Latest = tokio::sync::Mutex<Option<Arc<Answer>>>;
 
 // === impl Answers ===
 
 impl Answers {
-    /// The answer to a query that was asked at this time or later; it is asked now, where there is none.
+    /// Returns the answer to a query that was asked at `not_before` or later. If there is none, the query is asked now.
     pub(super) async fn get<A>(
         &self,
         dbname: Option<&String>,

@@ -1,24 +1,24 @@
-//! What an error of a server or a pooler means for the worker that meets it: the one table of error classes.
+//! What an error of a server or a pooler means for the worker that meets it: the only table of error classes.
 //!
-//! Pure: an SQLSTATE and a sentence in, an [`ErrorClass`] out. Nothing here decides how long to wait, or what to
-//! say; and no SQLSTATE may stand anywhere else.
+//! Pure: an SQLSTATE and a sentence in, an [`ErrorClass`] out. Nothing here decides how long to wait, or what to say;
+//! and no SQLSTATE may appear anywhere else.
 
 use std::io;
 
-/// What follows from an error of the database.
+/// The class of a database error, which says what follows from it.
 ///
-/// The order is that of their weight: of several attempts the heaviest counts.
+/// Ordered by weight: of several attempts, the heaviest class counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ErrorClass {
     /// The server, or the connection to it, is gone. The worker is not at fault, and comes back when the server
     /// does.
     Away,
-    /// The server, a pooler or our own process has no room for another connection. Connections that exist are
-    /// not affected.
+    /// The server, a pooler or this process has no room for another connection. Connections that exist are not
+    /// affected.
     Full,
-    /// A setting or a file on our side keeps us from asking. This says nothing about the server.
+    /// A setting or a file on bgworker's side prevents asking. This says nothing about the server.
     Ours,
-    /// The server is there, and does not let us in.
+    /// The server is there, but refuses bgworker.
     Refused,
     /// Another client is in the way: the next attempt may succeed at once.
     InTheWay,
@@ -26,7 +26,7 @@ pub(crate) enum ErrorClass {
     OutOfDate,
     /// The session can only read: a standby, or a setting of the session.
     ReadOnly,
-    /// The server took longer than it may, or an administrator cancelled the statement.
+    /// The statement took longer than it may, or an administrator cancelled it.
     Cancelled,
     /// The server ran out of something: disk, memory, the range of a number.
     Exhausted,
@@ -34,16 +34,16 @@ pub(crate) enum ErrorClass {
     ToBeMended,
 }
 
-/// The server's code for a statement that undid itself: a text that is no number (`invalid_text_representation`).
+/// The server's code for a statement that undid itself: a text that is not a number (`invalid_text_representation`).
 pub(crate) const UNDONE: &str = "22P02";
 
-/// What a connection that ended without a word would have said (`connection_failure`).
+/// The code for a connection that ended without sending one (`connection_failure`).
 pub(super) const LOST: &str = "08006";
 
-/// What poolers say under the few codes that they have: a part of the message in lower case, and its class.
+/// What poolers say under the few codes that they have: part of a message in lower case, and its class.
 ///
-/// A pooler that passes on what its server said, such as PgBouncer's `server login has been failing, cached error:
-/// …`, is understood by the server's own sentence in it. The first that fits counts.
+/// If a pooler passes on what its server said, as PgBouncer does in `server login has been failing, cached error: …`,
+/// the server's own sentence decides. The first match counts.
 const SENTENCES: [(&str, ErrorClass); 43] = [
     // The server's own, passed on by any of them
     ("too many clients already", ErrorClass::Full),
@@ -100,7 +100,7 @@ const SENTENCES: [(&str, ErrorClass); 43] = [
 // === impl ErrorClass ===
 
 impl ErrorClass {
-    /// What it means that no connection could be made, or that one was ended.
+    /// The class of an error with which a connection could not be made, or was ended.
     pub(super) fn of_connection(code: &str, message: &str) -> Self {
         match code {
             "53300" => Self::Full,
@@ -111,16 +111,16 @@ impl ErrorClass {
         }
     }
 
-    /// What it means that a statement failed. `routine` is the server's function that found the error.
+    /// The class of a statement's error. `routine` is the server's function that found the error.
     pub(super) fn of_statement(code: &str, message: &str, routine: Option<&str>) -> Self {
         match code {
             "40001" | "40P01" | "55P03" => Self::InTheWay,
             "26000" => Self::OutOfDate,
-            // Other features that are not supported stay so.
+            // Other unsupported features stay unsupported.
             "0A000" if routine == Some("RevalidateCachedQuery") => Self::OutOfDate,
             "25006" => Self::ReadOnly,
             "57014" => Self::Cancelled,
-            // What ends a session says so whenever it comes.
+            // An error that ends a session means the same whenever it comes.
             code if code.starts_with("08") || code.starts_with("28") => {
                 Self::of_connection(code, message)
             }
@@ -140,7 +140,7 @@ impl ErrorClass {
         said.map(|(_, class)| *class)
     }
 
-    /// What it means that the system could not make a connection.
+    /// The class of an error of the operating system.
     pub(super) fn of_system(error: &io::Error) -> Self {
         // Numbers, since the standard library has no names for them: EAGAIN (the queue of a Unix socket is full),
         // ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS.
@@ -152,44 +152,44 @@ impl ErrorClass {
     }
 }
 
-/// Codes under which poolers say anything: `protocol_violation`, `internal_error`, `system_error`, and two of
-/// `connection_exception`.
+/// Returns `true` for the codes under which poolers say anything: `protocol_violation`, `internal_error`,
+/// `system_error`, and two of `connection_exception`.
 fn is_vague(code: &str) -> bool {
     matches!(code, "08P01" | "08004" | "08006" | "XX000" | "58000")
 }
 
-/// Whether the same host may be reached with, or without, encryption instead (`invalid_authorization_specification`);
-/// a wrong password is as wrong the other way.
+/// Returns `true` if the same host may be reachable the other way, with or without encryption
+/// (`invalid_authorization_specification`). A wrong password is wrong either way.
 pub(super) fn is_about_encryption(code: &str) -> bool {
     code == "28000"
 }
 
-/// Whether a statement cannot run in a transaction block, or wanted to end it.
+/// Returns `true` if a statement cannot run in a transaction block, or tried to end it.
 #[cfg(feature = "config")]
 pub(crate) fn is_for_no_transaction(code: &str) -> bool {
     matches!(code, "25001" | "2D000")
 }
 
-/// Whether a row was held by another transaction for longer than a statement waits (`lock_not_available`).
+/// Returns `true` if another transaction held a row for longer than a statement waits (`lock_not_available`).
 #[cfg(feature = "config")]
 pub(crate) fn is_locked(code: &str) -> bool {
     code == "55P03"
 }
 
-/// Whether a value of some row is at fault: data exceptions, violations of constraints, what triggers raise, and a row of an
-/// index that is too long.
+/// Returns `true` if a value of some row is at fault: data exceptions, violations of constraints, what triggers raise,
+/// and a row of an index that is too long.
 #[cfg(feature = "config")]
 pub(crate) fn is_of_a_row(code: &str) -> bool {
     code.starts_with("22") || code.starts_with("23") || matches!(code, "P0001" | "54000")
 }
 
-/// Whether a statement met another transaction, and may succeed if it is run again.
+/// Returns `true` if a statement met another transaction, and may succeed if it is run again.
 #[cfg(feature = "config")]
 pub(crate) fn is_conflict(code: &str) -> bool {
     matches!(code, "40001" | "40P01")
 }
 
-/// Whether another session made the same thing at the same time (`duplicate_schema`, `duplicate_table`,
+/// Returns `true` if another session made the same thing at the same time (`duplicate_schema`, `duplicate_table`,
 /// `duplicate_object`, `unique_violation`).
 pub(crate) fn is_made_already(code: &str) -> bool {
     matches!(code, "42P06" | "42P07" | "42710" | "23505")
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_is_full_is_not_away_whoever_says_so() {
+    fn a_full_server_is_not_away_whichever_side_reports_it() {
         for (code, message) in [
             ("53300", "sorry, too many clients already"),
             ("53300", "too many connections for role \"app\""),
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_plan_that_does_not_fit_any_more_is_out_of_date() {
+    fn only_a_plan_that_no_longer_fits_is_out_of_date() {
         let of = |routine| ErrorClass::of_statement("0A000", "", routine);
         assert_eq!(of(Some("RevalidateCachedQuery")), ErrorClass::OutOfDate);
         assert_eq!(of(Some("RewriteQuery")), ErrorClass::ToBeMended);

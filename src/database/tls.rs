@@ -1,6 +1,6 @@
-//! libpq's `sslmode` on native-tls: all six, for connections and for cancel requests.
+//! libpq's `sslmode` on native-tls: all six modes, for connections and for cancel requests.
 //!
-//! Certificates and keys are renewed while we run: they are read again when they have changed.
+//! Certificates and keys may be renewed while bgworker runs: they are read again when they have changed.
 
 mod stream;
 
@@ -20,10 +20,10 @@ use super::conninfo::ssl::{Roots, SslMode, TlsSettings};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// The TLS library refuses.
+    /// The TLS library reports an error.
     #[error("could not set up TLS: {0}")]
     Library(#[from] native_tls::Error),
-    /// There is nobody to trust.
+    /// The file of trusted roots does not exist.
     #[error(
         "root certificate file \"{}\" does not exist: either provide the file, use the system's \
          trusted roots with sslrootcert=system, or change sslmode to disable server certificate \
@@ -31,7 +31,7 @@ pub enum TlsError {
         .file.display()
     )]
     NoRoots {
-        /// Where they were looked for.
+        /// Where the roots were looked for.
         file: PathBuf,
     },
     /// No file of roots is named, and there is no home directory to look in.
@@ -42,20 +42,20 @@ pub enum TlsError {
     /// A file could not be read.
     #[error("could not read {what} file \"{}\": {cause}", .file.display())]
     Unreadable {
-        /// What is in it.
+        /// What the file holds.
         what: &'static str,
         /// The file.
         file: PathBuf,
         /// What the system or the TLS library says.
         cause: String,
     },
-    /// There is a certificate of ours without its key.
+    /// The client's certificate is there without its key.
     #[error("certificate present, but not private key file \"{}\"", .file.display())]
     NoKey {
-        /// Where it was looked for.
+        /// Where the key was looked for.
         file: PathBuf,
     },
-    /// Others could read the key.
+    /// Other users could read the key.
     #[error(
         "private key file \"{}\" has group or world access; file must have permissions u=rw (0600) or \
          less if owned by the current user, or permissions u=rw,g=r (0640) or less if owned by root",
@@ -77,18 +77,18 @@ pub enum TlsError {
     },
 }
 
-/// The last connector, and the files that it was made of. Making one takes tens of milliseconds where
-/// the system's roots are read, and so much time is not to be taken from everybody at every connect.
+/// The last connector, and the files that it was made from. Making one takes tens of milliseconds if the system's roots
+/// are read, too long to spend at every connect.
 #[derive(Debug, Default)]
 pub(super) struct LastConnector(Mutex<Option<(Files, Connector)>>);
 
-/// When files were last modified; `None` for those that are not there.
+/// Files, and when each was last modified; `None` if it is not there.
 type Files = Vec<(PathBuf, Option<SystemTime>)>;
 
 // === impl LastConnector ===
 
 impl LastConnector {
-    /// What connections of this moment need: the last connector, unless a file has changed.
+    /// Returns the connector for a connection made now: the last one, unless a file has changed.
     pub(super) fn get(&self, tls: &TlsSettings) -> Result<Connector, TlsError> {
         let files = files(tls);
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -130,7 +130,7 @@ fn connector(tls: &TlsSettings) -> Result<Connector, TlsError> {
         SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => {
             builder.danger_accept_invalid_certs(true);
             builder.danger_accept_invalid_hostnames(true);
-            // They would be read for nothing.
+            // The roots would be read for nothing.
             builder.disable_built_in_roots(true);
         }
     }
@@ -152,7 +152,7 @@ fn connector(tls: &TlsSettings) -> Result<Connector, TlsError> {
     Ok(Connector::new(builder.build()?))
 }
 
-/// What is verified: with a file of roots, `require` is `verify-ca`, as in libpq.
+/// What to verify: with a file of roots, `require` is `verify-ca`, as in libpq.
 fn verified(tls: &TlsSettings) -> Result<SslMode, TlsError> {
     match (tls.mode, &tls.roots) {
         (SslMode::Require, Roots::File(file)) if file.exists() => Ok(SslMode::VerifyCa),
@@ -164,7 +164,7 @@ fn verified(tls: &TlsSettings) -> Result<SslMode, TlsError> {
     }
 }
 
-/// Who we are, if we have a certificate.
+/// The client's identity, if it has a certificate.
 fn identity(tls: &TlsSettings) -> Result<Option<Identity>, TlsError> {
     let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) else {
         return Ok(None);
@@ -211,7 +211,8 @@ fn unreadable(what: &'static str, file: &Path, cause: &dyn fmt::Display) -> TlsE
     }
 }
 
-/// Whether more may read a key than libpq would have it: others, or a group, unless root owns it.
+/// Returns `true` if more users have access to a key than libpq allows: others, or the group, which may read it if root
+/// owns it.
 #[cfg(unix)]
 fn can_others_read(file: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;

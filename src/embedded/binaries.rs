@@ -1,4 +1,4 @@
-//! Where this machine keeps PostgreSQL's binaries.
+//! The search for PostgreSQL's binaries on this machine.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -12,11 +12,11 @@ use thiserror::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binaries {
     directory: PathBuf,
-    /// The major version: 15, say.
+    /// The major version, such as 15.
     version: u32,
 }
 
-/// Why there are no binaries.
+/// Why no binaries can be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BinariesError {
@@ -30,10 +30,10 @@ pub enum BinariesError {
         list(.probed)
     )]
     NotFound {
-        /// Every place that was looked at.
+        /// Every place that was searched.
         probed: Vec<String>,
     },
-    /// There is a cluster of a version that no binaries are there for.
+    /// The cluster was made by a version whose binaries are not on this machine.
     #[error(
         "the data directory was made by PostgreSQL {wanted}, but this machine has only version {}: \
          install PostgreSQL {wanted}, or choose another data_dir",
@@ -50,12 +50,12 @@ pub enum BinariesError {
 // === impl Binaries ===
 
 impl Binaries {
-    /// The oldest version that will do.
+    /// The oldest version that is supported.
     const VERSION_MIN: u32 = 14;
 
-    /// Finds the binaries of a cluster's version, or else the first that will do.
+    /// Finds the binaries of a cluster's version or, without a version, the first that are supported.
     ///
-    /// The places are, in this order: `$PG_BIN`; what `pg_config --bindir` says; `$PATH`; and where
+    /// The places are, in this order: `$PG_BIN`; the output of `pg_config --bindir`; `$PATH`; and where
     /// Debian, Fedora, Homebrew and Postgres.app put them, the highest version first.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Binaries {
         Self::find_in(&places(), version)
     }
 
-    /// As [`find`](Self::find), in these places and in no others.
+    /// Like [`find`](Self::find), but in these places only.
     ///
     /// # Errors
     ///
@@ -100,9 +100,9 @@ impl Binaries {
         self.directory.join(name)
     }
 
-    /// The binaries in a directory, if both are there and say their version.
+    /// The binaries in a directory, if both are there and report their version.
     fn at(directory: &Path) -> Option<Self> {
-        // What stands on the PATH may be a link; its neighbours are where it leads.
+        // The initdb on the PATH may be a link; the other programs are beside its target.
         let initdb = fs::canonicalize(directory.join("initdb")).ok()?;
         let directory = initdb.parent()?.to_owned();
         let output = Command::new(directory.join("postgres"))

@@ -1,4 +1,4 @@
-//! A data directory: who holds it, which version made it, whether a server serves it.
+//! A data directory: which process holds it, which version made it, whether a server serves it.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt as _;
@@ -14,10 +14,10 @@ use super::error::{EmbeddedError, io_error};
 use super::server_user::ServerUser;
 use super::{POSTGRES, poll};
 
-/// How long to wait until a server that is being stopped has let go of its directory.
+/// How long to wait until a server that is being stopped has released its directory.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// After so long a server that still accepts connections is not being stopped.
+/// A server that still accepts connections after this long is not being stopped.
 const STOPPING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Takes the lock on a data directory, which the watchdog of an earlier run may still hold.
@@ -43,7 +43,7 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
     }
 }
 
-/// The major version of PostgreSQL that made it; `None` if it is not a cluster.
+/// The major version of PostgreSQL that made the directory; `None` if it is not a cluster.
 pub(super) fn version(data_dir: &Path) -> Option<String> {
     let version = fs::read_to_string(data_dir.join("PG_VERSION")).ok()?;
     let version = version.trim();
@@ -51,9 +51,9 @@ pub(super) fn version(data_dir: &Path) -> Option<String> {
     is_version.then(|| version.to_owned())
 }
 
-/// Whether a server accepts connections to it; if `socket_dir` is given, whether one there does.
+/// `true` if a server accepts connections to the directory; with `socket_dir`, only if its socket is there.
 ///
-/// That stands in the fifth and the eighth line of the server's pid file, which `pg_ctl` reads too.
+/// Both facts are in the server's pid file, in lines five and eight, which `pg_ctl` reads too.
 pub(super) fn is_served(data_dir: &Path, socket_dir: Option<&Path>) -> bool {
     fs::read_to_string(data_dir.join("postmaster.pid")).is_ok_and(|text| {
         let lines: Vec<_> = text.lines().map(str::trim).collect();
@@ -62,10 +62,10 @@ pub(super) fn is_served(data_dir: &Path, socket_dir: Option<&Path>) -> bool {
     })
 }
 
-/// Clears away what an initdb has left behind that was interrupted, by a power failure say.
+/// Removes what an interrupted initdb has left behind, for example after a power failure.
 pub(super) fn clear_if_unfinished(data_dir: &Path) -> Result<(), EmbeddedError> {
     let unfinished = unfinished(data_dir);
-    // One that somebody else put there is no reason to remove anything.
+    // A marker that another user put there is no reason to remove anything.
     let is_ours =
         |marker: fs::Metadata| marker.is_file() && marker.uid() == Uid::effective().as_raw();
     if !fs::symlink_metadata(&unfinished).is_ok_and(is_ours) {
@@ -107,7 +107,7 @@ pub(super) fn initdb(
     user.own(data_dir)?;
     let unfinished = unfinished(data_dir);
     File::create(&unfinished).map_err(io_error("make", &unfinished))?;
-    // If we are killed meanwhile, initdb goes on, and must not be taken for done.
+    // If this process is killed meanwhile, initdb goes on: it holds the lock, so its work is not taken for done.
     let lock = lock.try_clone().map_err(io_error("lock", data_dir))?;
     let mut initdb = Command::new(binaries.program("initdb"));
     initdb
@@ -121,7 +121,7 @@ pub(super) fn initdb(
         .arg("--pgdata")
         .arg(data_dir)
         .current_dir("/")
-        // A Ctrl-C at the terminal is for us to handle.
+        // A Ctrl-C at the terminal is for this process to handle.
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::from(lock))

@@ -1,4 +1,4 @@
-//! Why there is no private server: what was tried, on what, and what to do about it.
+//! Why there is no private server: what was tried, on which path, and what to do about it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,23 +12,23 @@ use super::{START_TIMEOUT, STOP_TIMEOUT};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum EmbeddedError {
-    /// There are no binaries to make it from.
+    /// There are no binaries to make a server from.
     #[error(transparent)]
     Binaries(#[from] BinariesError),
-    /// We are root, whom PostgreSQL refuses, and there is nobody to be instead.
+    /// This process is root, which PostgreSQL refuses, and there is no other user to run the server as.
     #[error(
         "PostgreSQL cannot run as root, and this machine has no user \"postgres\" to run it as: \
-         this makes one: useradd --system --user-group postgres"
+         create one: useradd --system --user-group postgres"
     )]
     NoServerUser,
-    /// A file or a process could not be had.
+    /// An operation on a file or a process failed.
     #[error("could not {doing} \"{}\": {source}", .path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
-        /// On what.
+        /// The path that it was tried on.
         path: PathBuf,
-        /// What the system said.
+        /// What the system reported.
         #[source]
         source: io::Error,
     },
@@ -41,7 +41,7 @@ pub enum EmbeddedError {
         /// The directory.
         data_dir: PathBuf,
     },
-    /// The data directory is not empty and belongs to somebody else.
+    /// The data directory is not empty and belongs to another user.
     #[error(
         "data directory \"{}\" belongs to another user than the one the server runs as: change its \
          owner, or choose another data_dir",
@@ -51,7 +51,7 @@ pub enum EmbeddedError {
         /// The directory.
         data_dir: PathBuf,
     },
-    /// The data directory has something in it that is not a cluster.
+    /// The data directory is not empty and is not a cluster.
     #[error(
         "data directory \"{}\" exists but is not a PostgreSQL cluster: empty it, or choose another data_dir",
         .data_dir.display()
@@ -65,7 +65,7 @@ pub enum EmbeddedError {
     Initdb {
         /// The directory.
         data_dir: PathBuf,
-        /// What it said.
+        /// What `initdb` wrote to standard error.
         output: String,
     },
     /// The server ended by itself.
@@ -88,7 +88,7 @@ pub enum EmbeddedError {
         /// The end of its log.
         log: String,
     },
-    /// The server did not stop in time; its watchdog goes on trying.
+    /// The server did not stop in time; its watchdog keeps trying.
     #[error(
         "the server in \"{}\" did not stop within {}",
         .data_dir.display(),
@@ -100,7 +100,7 @@ pub enum EmbeddedError {
     },
 }
 
-/// Says what was tried on what, when the system refuses.
+/// Adds to an error of the system what was tried, and on which path.
 pub(super) fn io_error(
     doing: &'static str,
     path: &Path,

@@ -1,4 +1,4 @@
-//! Whom the server runs as: ourselves, or, where we are root, an unprivileged user.
+//! The user that the server runs as: this process's own or, if that is root, an unprivileged one.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{
@@ -14,12 +14,12 @@ use nix::unistd::{Uid, User};
 use super::POSTGRES;
 use super::error::{EmbeddedError, io_error};
 
-/// Who runs the server and owns its files.
+/// The user that runs the server and owns its files.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ServerUser {
-    /// We do.
+    /// The user of this process.
     Ourselves,
-    /// Somebody else does, since PostgreSQL refuses root.
+    /// Another user, since PostgreSQL refuses root.
     Other { uid: u32, gid: u32 },
 }
 
@@ -52,7 +52,7 @@ impl ServerUser {
     /// Makes a command run as this user.
     pub(super) fn assume(self, command: &mut Command) {
         if let Self::Other { uid, gid } = self {
-            // The standard library drops the supplementary groups along with root.
+            // The standard library drops the supplementary groups as well when root sets the user.
             command.uid(uid).gid(gid);
         }
     }
@@ -67,10 +67,10 @@ impl ServerUser {
         }
     }
 
-    /// Makes a directory of this user's that only it can enter, or takes one that is empty, and
-    /// returns its absolute path.
+    /// Makes a directory that only this user can enter, or takes one that is empty, and returns its
+    /// absolute path. One that is not empty must belong to this user.
     pub(super) fn make_directory(self, path: &Path) -> Result<PathBuf, EmbeddedError> {
-        // What lies above is for everybody to pass: this user is not we.
+        // The parents stay open to all: this user may be another than the one that makes them.
         fs::create_dir_all(path).map_err(io_error("make the directory", path))?;
         let path = fs::canonicalize(path).map_err(io_error("find", path))?;
         let mut entries = fs::read_dir(&path).map_err(io_error("read", &path))?;
@@ -88,10 +88,10 @@ impl ServerUser {
         Ok(path)
     }
 
-    /// Opens a log of this user's, for appending and reading.
+    /// Opens this user's log, for appending and reading.
     ///
-    /// Its directory belongs to that user, who must not be able to make us open, or give away, a
-    /// file of ours: links are not followed, and what is given away is what was opened.
+    /// Its directory belongs to this user, which must not be able to make the process open, or give away, a
+    /// file of the process's own user: links are not followed, and what is given away is what was opened.
     pub(super) fn open_log(self, path: &Path) -> Result<File, EmbeddedError> {
         let log = OpenOptions::new()
             .create(true)

@@ -1,22 +1,22 @@
-//! What a cycle runs beside its session, on a connection that it opened for that: what is to be waited for, or cancelled,
-//! when the worker is asked to end.
+//! Work that a cycle does beside its session, on a connection opened for it, so that the runner can wait for it or
+//! cancel it when the worker is asked to end.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::database::CancelToken;
 
-/// The way to cancel it, while it runs.
+/// The token that cancels such work, while it runs.
 #[derive(Default)]
 pub(super) struct Beside(Mutex<Option<CancelToken>>);
 
-/// Lasts as long as it runs.
+/// Marks such work as running until it is dropped.
 #[cfg(feature = "config")]
 pub(super) struct AtWork<'b>(&'b Beside);
 
 // === impl Beside ===
 
 impl Beside {
-    /// Something runs that can be cancelled so.
+    /// Records that work runs which this token cancels.
     #[cfg(feature = "config")]
     pub(super) fn begin(&self, cancel: CancelToken) -> AtWork<'_> {
         *self.lock() = Some(cancel);

@@ -1,7 +1,7 @@
-//! Folding: what functions share that take rows from a queue and add them up, some blocks of it in each transaction.
+//! Folding, shared by functions that take rows from a queue and add them up, some blocks in each transaction.
 //!
-//! A [`Folder`] knows its tables and the statement that folds; all else is here: the look for something to fold, the
-//! windows of a large table, the pieces, the vacuum afterwards. Nothing here knows what is added up.
+//! A [`Folder`] knows its tables and the statement that folds; everything else is here: the look for something to
+//! fold, the windows of a large table, the pieces, the vacuum afterwards. Nothing here knows what is added up.
 
 mod cycle;
 mod large_table;
@@ -24,37 +24,37 @@ use crate::database::{DatabaseError, ErrorClass};
 
 /// What differs between functions that fold.
 pub(super) trait Folder {
-    /// What a worker is told, and a reload may change.
+    /// The settings of a worker, which a reload may change.
     type Settings: Clone;
 
     /// What was found out about the tables before the first cycle.
     type Shape: Clone + Send + 'static;
 
-    /// What folds come to.
+    /// The result of a fold.
     type Folded: Folded;
 
-    /// The first fold takes one part in this many of a batch: how long it takes is not known then.
+    /// Divisor for the first fold's part of a batch: how long a fold takes is not known yet.
     const CAREFUL: u32;
 
-    /// How it is to fold.
+    /// How the worker must fold.
     fn terms(settings: &Self::Settings) -> Terms<'_>;
 
     /// Where rows wait.
     fn queue(settings: &Self::Settings) -> Queue;
 
-    /// A scalar that finds a row which no fold takes because of a NULL, if there can be one.
+    /// A scalar that finds a row that no fold takes because of a NULL, if there can be one.
     fn with_null(settings: &Self::Settings, shape: &Self::Shape) -> Option<String>;
 
-    /// What is likely at fault when a fold has undone itself, for this reason.
+    /// What is likely at fault when a fold has undone itself for this reason.
     fn at_fault(undone: &str) -> &'static str;
 
     /// Makes the tables that are missing, and refuses tables that the worker cannot use.
     async fn initialize(&self, at: At<'_, Self::Settings>) -> Result<Self::Shape, CycleError>;
 
-    /// Policies hide rows of the queue that were not there when it was looked at.
+    /// The error for policies that hide rows of the queue, but did not when the worker first looked at it.
     async fn hidden(&self, at: At<'_, Self::Settings>) -> CycleError;
 
-    /// Folds everything from this block on at once, if that was asked for, can be done, and is worth it.
+    /// Folds everything from this block on at once, if the settings ask for it, it can be done, and it is worth it.
     async fn fold_at_once(
         &mut self,
         at: At<'_, Self::Settings>,
@@ -64,7 +64,7 @@ pub(super) trait Folder {
         Ok(None)
     }
 
-    /// Folds some blocks, in one transaction, and reports it.
+    /// Folds some blocks in one transaction, and reports the result.
     async fn fold(
         &mut self,
         at: At<'_, Self::Settings>,
@@ -72,29 +72,29 @@ pub(super) trait Folder {
         piece: Piece,
     ) -> Result<Fold<Self::Folded>, CycleError>;
 
-    /// Tells what a cycle has folded.
+    /// Logs what a cycle has folded.
     fn tell(at: At<'_, Self::Settings>, folded: &Self::Folded);
 
-    /// What waits for a person, at the end of a cycle.
+    /// Why rows wait for a person at the end of a cycle, if they do.
     fn waits(&mut self, at: At<'_, Self::Settings>) -> Option<String>;
 }
 
-/// What folds come to, one after the other.
+/// The result of one fold, or of several in a row.
 pub(super) trait Folded: Copy {
-    /// How many rows they took from the queue.
+    /// Number of rows taken from the queue.
     fn rows(&self) -> u64;
 
-    /// This, and what came after it.
+    /// This result and a later one, as one.
     fn and(self, later: Self) -> Self;
 }
 
-/// How a worker is to fold.
+/// How a worker must fold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms<'s> {
     pub(super) naptime: Duration,
     /// About how many rows it folds in one transaction, at most.
     pub(super) batch: usize,
-    /// After how many folded rows it vacuums the queue.
+    /// Number of folded rows after which it vacuums the queue.
     pub(super) vacuum_after: Option<u64>,
     pub(super) place: Place<'s>,
 }
@@ -114,7 +114,7 @@ impl<S> Clone for At<'_, S> {
 
 impl<S> Copy for At<'_, S> {}
 
-/// What an incarnation of a worker that folds does.
+/// The routine of one incarnation of a worker that folds.
 pub(super) struct Folding<F: Folder> {
     folder: F,
     cycle: Cycle<F>,
@@ -132,7 +132,7 @@ impl<F: Folder> Folding<F> {
         }
     }
 
-    /// It naps, unless it is in the middle of a sweep.
+    /// The outcome that lets the worker nap, unless it is in the middle of a sweep.
     fn goes_on(&self) -> Outcome {
         if self.cycle.is_sweeping() {
             Outcome::Idle(Duration::ZERO)
@@ -141,7 +141,7 @@ impl<F: Folder> Folding<F> {
         }
     }
 
-    /// Has the queue vacuumed if this many rows more have left their room behind.
+    /// Counts this many more folded rows, and starts a vacuum of the queue if one is due.
     fn vacuum_if_due(&mut self, settings: &F::Settings, context: &WorkerContext, rows: u64) {
         let terms = F::terms(settings);
         self.vacuum.count(rows);

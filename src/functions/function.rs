@@ -1,6 +1,7 @@
-//! What a function has to state so that a worker of a configuration file can run it, and a function with its settings.
+//! What a function must declare so that a worker in a configuration file can run it, and a function with its
+//! settings.
 //!
-//! The rest of the house knows the types of no settings. Reads no file, and runs nothing.
+//! The rest of the crate does not know the types of settings. Reads no file, and runs nothing.
 
 use std::any::Any;
 use std::fmt;
@@ -15,53 +16,60 @@ use crate::background_worker::{Access, BackgroundWorker};
 use crate::context::{Main, WorkerContext};
 use crate::keys;
 
-/// What a worker of a configuration file runs, looked up by its name. Mirrors `bgw_function_name`.
+/// What a worker in a configuration file runs, looked up by its name. Mirrors `bgw_function_name`.
 ///
-/// Its keys stand in `[[worker]]` beside those that every worker has. Each is a field of its settings: the name, the
-/// default, the type and the bounds are serde's and stand there alone. A key that is no field is an error; a field that
-/// is not serialized, such as a secret, is neither shown nor noticed when it changes.
+/// Its keys stand in `[[worker]]` beside those that every worker has. Each key is a field of its settings, and only
+/// that field, through serde, defines its name, default, type and bounds. A key without a field is an error. A field
+/// that is not serialized, such as a secret, is not shown, and a change to it is not noticed.
 ///
 /// The value that implements it may hold what its mains share, such as the address of an actor.
 pub trait Function: Send + Sync + 'static {
     /// Its name in a configuration file.
     const NAME: &'static str;
 
-    /// What its workers share with others.
+    /// What its workers share with other workers.
     const ACCESS: Access = Access::Database;
 
-    /// The keys that a reload may change while the worker runs. A change of any other replaces the worker.
+    /// The keys that a reload may change while the worker runs. A change to any other key replaces the worker.
     const IN_PLACE: &'static [&'static str] = &[];
 
-    /// What its keys are read into.
+    /// The type that its keys are read into.
     type Settings: DeserializeOwned + Serialize + Clone + Send + Sync + 'static;
 
-    /// Says what no key can know by itself to be wrong, and completes defaults that depend on other keys.
+    /// Returns mistakes that no key shows by itself, and completes defaults that depend on other keys.
     fn check(&self, settings: &mut Self::Settings, worker: &BackgroundWorker) -> Vec<Mistake> {
         let _ = (settings, worker);
         Vec::new()
     }
 
-    /// What it uses in a database that other workers of the same configuration must not use as well.
+    /// What it uses in a database, to refuse other workers of the same configuration that must not use it as well.
     fn claims(&self, settings: &Self::Settings) -> Vec<Claim> {
         let _ = settings;
         Vec::new()
     }
 
-    /// What a worker with these settings makes in its database where it is missing, and what grants a role the right to
-    /// use it. `bgworker ddl` prints it for an administrator.
+    /// The statements that create what a worker with these settings makes in its database if it is missing, and that
+    /// grant a role the right to use it. `bgworker ddl` prints them for an administrator.
     fn objects(&self, settings: &Self::Settings, role: &str) -> Objects {
         let _ = (settings, role);
         Objects::default()
+    }
+
+    /// The JSON Schema of its settings, for [`config::schema`](crate::config::schema): an object with its `properties`, such as
+    /// the crate `schemars` derives. Unless given, editors accept any key.
+    #[cfg(feature = "schema")]
+    fn schema() -> serde_json::Value {
+        serde_json::Value::Bool(true)
     }
 
     /// The main of a worker with these settings. When they change in place, the worker also gets a `Sighup`.
     fn main(&self, settings: watch::Receiver<Self::Settings>) -> impl Main;
 }
 
-/// What is wrong with a key of a worker.
+/// What is wrong with one key of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// The key: a field of the function's settings, or `start_time` and its like.
+    /// The key: a field of the function's settings, or a key of every worker, such as `start_time`.
     pub key: &'static str,
     /// What is wrong.
     pub message: String,
@@ -69,14 +77,15 @@ pub struct Mistake {
     pub hint: Option<String>,
 }
 
-/// What a worker uses, by a key of its own: what two workers claim, one of them alone, is a mistake in the configuration.
+/// Something that a worker uses, named by one of its keys. If two workers claim the same thing and one of them claims
+/// it alone, the configuration is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The key that names it.
     pub key: &'static str,
     /// What it is, such as a table with its database.
     pub what: String,
-    /// Why no other worker may use it as well, as a sentence about that worker goes on; `None` if all that share it may.
+    /// Why no other worker may use it as well, as a clause about that other worker; `None` if workers may share it.
     pub alone: Option<&'static str>,
 }
 
@@ -89,15 +98,18 @@ pub struct Objects {
     pub statements: Vec<String>,
 }
 
-/// What a worker runs, and how it is set: a function with its settings.
+/// What a worker runs: a function with its settings.
 #[derive(Clone)]
 pub struct FunctionSettings(Arc<dyn Configured>);
 
-/// A function that was looked up: the type of its settings is not known.
+/// A function that was looked up, with the type of its settings erased.
 pub(crate) trait Entry: Send + Sync {
     fn access(&self) -> Access;
 
     fn keys(&self) -> &'static [&'static str];
+
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> serde_json::Value;
 
     /// Reads its settings.
     fn read(
@@ -106,7 +118,7 @@ pub(crate) trait Entry: Send + Sync {
     ) -> Result<FunctionSettings, toml::de::Error>;
 }
 
-/// A function with its settings, whose type is not known.
+/// A function with its settings, whose type is erased.
 trait Configured: Send + Sync {
     fn name(&self) -> &'static str;
     fn in_place(&self) -> &'static [&'static str];
@@ -124,7 +136,7 @@ struct With<F: Function> {
     settings: F::Settings,
 }
 
-/// Gives a running main other settings.
+/// Sends new settings to a running main.
 pub(crate) struct SettingsSender(Box<dyn Fn(&FunctionSettings)>);
 
 // === impl Mistake ===
@@ -139,7 +151,7 @@ impl Mistake {
         }
     }
 
-    /// Says what to do about it.
+    /// Adds what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -150,7 +162,7 @@ impl Mistake {
 // === impl Claim ===
 
 impl Claim {
-    /// A table of a database, `None` being that of the connection settings, which workers may share.
+    /// A claim on a table that workers may share. `None` is the database of the connection settings.
     pub(super) fn table(key: &'static str, database: Option<&str>, table: &Relation) -> Self {
         let database = database.unwrap_or_default();
         Self {
@@ -160,7 +172,7 @@ impl Claim {
         }
     }
 
-    /// No other worker may use it as well, for this reason.
+    /// Claims it alone, for this reason.
     pub(super) fn alone(mut self, why: &'static str) -> Self {
         self.alone = Some(why);
         self
@@ -176,6 +188,11 @@ impl<F: Function> Entry for F {
 
     fn keys(&self) -> &'static [&'static str] {
         keys::of::<F::Settings>()
+    }
+
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> serde_json::Value {
+        F::schema()
     }
 
     fn read(
@@ -246,33 +263,33 @@ impl FunctionSettings {
         self.0.settings().downcast_ref()
     }
 
-    /// What its worker makes in its database, and lets this role use.
+    /// What its worker makes in its database, and the grants that let this role use it.
     #[must_use]
     pub fn objects(&self, role: &str) -> Objects {
         self.0.objects(role)
     }
 
-    /// What each of its keys holds.
+    /// The value of each of its keys.
     pub(crate) fn values(&self) -> Result<toml::Table, toml::ser::Error> {
         self.0.values()
     }
 
-    /// Whether a reload may change a key of it while the worker runs.
+    /// `true` if a reload may change this key while the worker runs.
     pub(crate) fn is_in_place(&self, key: &str) -> bool {
         self.0.in_place().contains(&key)
     }
 
-    /// Checks it with its worker, before anything shares it.
+    /// Checks the settings together with their worker, before anything shares them.
     pub(crate) fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake> {
         Arc::get_mut(&mut self.0).map_or_else(Vec::new, |with| with.check(worker))
     }
 
-    /// What it claims.
+    /// What its worker claims.
     pub(crate) fn claims(&self) -> Vec<Claim> {
         self.0.claims()
     }
 
-    /// A main that runs it, and the way by which other settings reach that.
+    /// A main that runs the function, and the sender of new settings for it.
     pub(crate) fn launch(&self) -> (impl Main, SettingsSender) {
         let (main, sender) = self.0.launch();
         (move |context: WorkerContext| main.call(context), sender)
@@ -280,7 +297,7 @@ impl FunctionSettings {
 }
 
 impl PartialEq for FunctionSettings {
-    /// Whether it is the same function, and its keys hold the same.
+    /// `true` if the function is the same and its keys hold the same values.
     fn eq(&self, other: &Self) -> bool {
         self.name() == other.name() && self.values().ok() == other.values().ok()
     }
@@ -297,7 +314,7 @@ impl fmt::Debug for FunctionSettings {
 // === impl SettingsSender ===
 
 impl SettingsSender {
-    /// Sends what holds from now on. It is of the same function.
+    /// Sends the settings that hold from now on. They must be of the same function.
     pub(crate) fn send(&self, changed: &FunctionSettings) {
         (self.0)(changed);
     }

@@ -1,4 +1,4 @@
-//! The table of functions, by name: those that bgworker brings along, and those of the program that embeds it.
+//! The table of functions, by name: the built-in ones, and those of the program that embeds bgworker.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use super::rollup::Rollup;
 use super::sql::Sql;
 use super::worker_spi::WorkerSpi;
 
-/// The functions that a worker can run, by their names.
+/// The functions that a worker can run, by name.
 ///
 /// ```
 /// use bgworker::config::Functions;
@@ -23,16 +23,16 @@ pub struct Functions(BTreeMap<&'static str, Arc<dyn Entry>>);
 // === impl Functions ===
 
 impl Functions {
-    /// The one that a worker runs unless it names another.
+    /// The function that a worker runs unless it names another.
     pub(crate) const DEFAULT: &'static str = WorkerSpi::NAME;
 
-    /// Those that bgworker brings along.
+    /// The built-in functions.
     #[must_use]
     pub fn built_in() -> Self {
         Self(BTreeMap::new()).with(Rollup).with(Sql).with(WorkerSpi)
     }
 
-    /// Adds one. It takes the place of one that has its name.
+    /// Adds a function. It replaces one of the same name.
     #[must_use]
     pub fn with<F: Function>(mut self, function: F) -> Self {
         self.0.insert(F::NAME, Arc::new(function));

@@ -1,11 +1,11 @@
-//! Names and texts as they stand in a statement.
+//! Quotes names and texts for statements.
 
-/// The name of a role, a schema, a table or a column.
+/// Quotes the name of a role, a schema, a table or a column.
 pub(super) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text, whatever `standard_conforming_strings` is.
+/// Quotes a text, whatever `standard_conforming_strings` is.
 pub(super) fn literal(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('\'', "''");
     format!("E'{text}'")

@@ -1,6 +1,6 @@
 //! A table or a view, by its schema and its name: as it stands in a statement, and as people write it.
 //!
-//! Pure text. Names are taken as they are, and quoted when they go out.
+//! Pure text. Names are stored unquoted, and quoted on output.
 
 use std::fmt;
 #[cfg(feature = "config")]
@@ -11,11 +11,11 @@ use thiserror::Error;
 
 use super::quote::{identifier, literal};
 
-/// The longest name that PostgreSQL takes whole, in bytes (`NAMEDATALEN - 1`).
+/// Longest name that PostgreSQL does not truncate, in bytes (`NAMEDATALEN - 1`).
 #[cfg(feature = "config")]
 pub(super) const NAME_MAX: usize = 63;
 
-/// Why a text names no relation.
+/// Why a text does not name a relation.
 #[cfg(feature = "config")]
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum InvalidRelation {
@@ -29,7 +29,7 @@ pub(super) enum InvalidRelation {
     Name(#[from] InvalidName),
 }
 
-/// Why a text is no name of PostgreSQL's.
+/// Why a text is not a name in PostgreSQL.
 #[cfg(feature = "config")]
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum InvalidName {
@@ -56,12 +56,12 @@ impl Relation {
         format!("{}.{}", identifier(&self.schema), identifier(&self.name))
     }
 
-    /// An expression of the type `regclass`.
+    /// The relation as an expression of type `regclass`.
     pub(super) fn regclass(&self) -> String {
         format!("{}::pg_catalog.regclass", literal(&self.sql()))
     }
 
-    /// How many blocks the table has, as an expression.
+    /// An expression for the number of blocks of the table.
     pub(super) fn blocks(&self) -> String {
         format!(
             "(pg_catalog.pg_relation_size({}) OPERATOR(pg_catalog./) \
@@ -87,13 +87,13 @@ pub(super) fn shown(name: &str) -> String {
     }
 }
 
-/// Whether a name needs no quotes in a statement: lower-case letters, digits and underscores.
+/// `true` if a name is written without quotes: lower-case letters, digits and underscores, and no digit first.
 pub(super) fn is_plain(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
-/// Refuses a name that PostgreSQL would not take whole.
+/// Refuses a name that PostgreSQL would refuse or truncate.
 #[cfg(feature = "config")]
 pub(super) fn check_name(name: &str) -> Result<(), InvalidName> {
     if name.is_empty() {
@@ -108,7 +108,7 @@ pub(super) fn check_name(name: &str) -> Result<(), InvalidName> {
     }
 }
 
-/// Takes a name off the front of a text: in double quotes, or plain.
+/// Splits a name, plain or in double quotes, off the front of a text.
 #[cfg(feature = "config")]
 fn take_name(text: &str) -> Result<(String, &str), InvalidRelation> {
     let Some(mut rest) = text.strip_prefix('"') else {

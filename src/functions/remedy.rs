@@ -1,4 +1,4 @@
-//! What a worker does about an error: once more, ever less often, or not at all.
+//! What a worker does about an error: it tries again soon, backs off, or gives up.
 //!
 //! Pure: an error's class in, a remedy or a wait out.
 
@@ -13,30 +13,30 @@ const RETRY_INITIAL: Duration = Duration::from_millis(10);
 /// The longest of these waits, unless the naptime is shorter.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// The longest wait while something has to be mended, unless the naptime is longer.
+/// The longest wait while something must be fixed, unless the naptime is longer.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
-/// How often in a row a fold may undo itself before that is no coincidence.
+/// How often in a row a fold may undo itself before that no longer counts as a coincidence.
 const UNDONE_MAX: u32 = 2;
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// Another client was in the way, or there is no room: once more, soon.
+    /// Another client was in the way, or there is no room: try again soon.
     Again,
-    /// What is prepared is out of date: prepare it anew, and once more, soon.
+    /// What was prepared is out of date: prepare it again, and try again soon.
     PrepareAgain,
-    /// Something has to be mended first: once more, but ever less often, in a session that begins anew.
+    /// Something must be fixed first: try again, less and less often, in a new session.
     BackOff,
-    /// Ask whether the server is a standby: then as if it were away, else back off.
+    /// Ask whether the server is a standby. If it is, treat it as away; otherwise back off.
     AskForRecovery,
-    /// The server is away: once more, elsewhere or later.
+    /// The server is away: try again, elsewhere or later.
     Away,
     /// The worker ends.
     Exit,
 }
 
-/// How long to wait before the next attempt.
+/// Attempts so far, and with them the wait before the next one.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     retries: u32,
@@ -47,11 +47,11 @@ pub(super) struct Patience {
 // === impl Remedy ===
 
 impl Remedy {
-    /// The remedy for an error. A worker that was ready once keeps trying: what was good can be good again. One that
-    /// was not ends, and says what it lacks.
+    /// The remedy for an error. If something must be fixed, a worker that was ready once keeps trying: what worked
+    /// before can work again. A worker that was never ready ends, and reports what it lacks.
     pub(super) fn of(error: &DatabaseError, was_ready: bool, patience: &mut Patience) -> Self {
         if error.undone().is_some() {
-            // A delta that was updated while the fold ran, say: the next one sees it.
+            // For example, a delta was updated while the fold ran: the next fold sees it.
             return patience.undone();
         }
         match error.class() {
@@ -59,7 +59,7 @@ impl Remedy {
             ErrorClass::Full | ErrorClass::InTheWay => Self::Again,
             ErrorClass::OutOfDate => Self::PrepareAgain,
             ErrorClass::ReadOnly => Self::AskForRecovery,
-            // A fold that takes too long takes as long the next time, and writes for nothing.
+            // A fold that took too long will take as long the next time, and write for nothing.
             ErrorClass::Cancelled | ErrorClass::Exhausted => Self::BackOff,
             ErrorClass::Ours | ErrorClass::Refused | ErrorClass::ToBeMended if was_ready => {
                 Self::BackOff
@@ -80,7 +80,7 @@ impl Patience {
         wait
     }
 
-    /// The wait before trying again, ever less often.
+    /// The wait before trying again, less and less often.
     pub(super) fn back_off(&mut self, naptime: Duration) -> Duration {
         self.retries = 0;
         let wait = doubled(naptime, self.backoffs, BACKOFF_MAX.max(naptime));
@@ -88,12 +88,13 @@ impl Patience {
         wait
     }
 
-    /// How often in a row it was tried again soon.
+    /// Number of retries in a row.
     pub(super) fn retries(&self) -> u32 {
         self.retries
     }
 
-    /// What to do about a fold that undid itself: the third time in a row something alters what it does.
+    /// The remedy for a fold that undid itself. From the third time in a row, something else must be altering what it
+    /// does.
     fn undone(&mut self) -> Remedy {
         if self.undone < UNDONE_MAX {
             self.undone += 1;

@@ -1,8 +1,9 @@
-//! The function `rollup`: totals by key. Applications insert deltas into a queue; the worker folds them into the totals of
-//! their keys, and a view shows both together, exact at every moment.
+//! The function `rollup`: totals by key. Applications insert deltas into a queue; the worker folds them into the totals
+//! of their keys, and a view shows both together, exact at every moment.
 //!
-//! The sample is a roll-up without a key, and what both share is in `folding`. Here are the keys: a statement that folds
-//! deltas of any number of keys exactly, a look at tables that are not ours, and what becomes of a key that cannot be folded.
+//! The sample is a roll-up without a key, and `folding` holds what both share. This module adds the keys: a statement
+//! that folds deltas of any number of keys exactly, a look at tables that are the application's, and the handling of a
+//! key that cannot be folded.
 
 mod by_key;
 mod check;
@@ -27,16 +28,16 @@ use super::runner;
 use crate::background_worker::BackgroundWorker;
 use crate::context::{Main, WorkerContext};
 
-/// The figure that counts the rows which a roll-up has folded.
+/// The figure that counts the rows that a roll-up has folded.
 pub const ROWS_FOLDED: &str = super::worker_spi::ROWS_FOLDED;
 
-/// The figure that counts the totals which folds have added to, each fold by itself.
+/// The figure that counts the totals that folds have added to: a total counts once per fold.
 pub const KEYS: &str = "keys";
 
 /// The figure that estimates how many rows wait to be folded.
 pub const PENDING_ESTIMATE: &str = "pending_estimate";
 
-/// The function, as a configuration file names it.
+/// The function `rollup` of a configuration file.
 pub(super) struct Rollup;
 
 // === impl Rollup ===
@@ -46,6 +47,11 @@ impl Function for Rollup {
     const IN_PLACE: &'static [&'static str] = &["naptime", "batch", "vacuum_after"];
 
     type Settings = Settings;
+
+    #[cfg(feature = "schema")]
+    fn schema() -> serde_json::Value {
+        crate::keys::schema::of::<Settings>()
+    }
 
     fn check(&self, settings: &mut Settings, worker: &BackgroundWorker) -> Vec<Mistake> {
         settings.check(worker)

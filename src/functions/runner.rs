@@ -1,7 +1,7 @@
-//! The runner of a routine: a cycle, a nap, and what follows from what the cycle came to.
+//! The runner of a routine: a cycle, a nap, and what follows from the cycle's outcome.
 //!
-//! Stops and cancels a cycle that is asked to end, renews the session where it must, decides how long to nap after an
-//! error, and tells each condition once. It knows no table and no statement.
+//! Stops or cancels a cycle when the worker is asked to end, renews the session when it must, decides how long to nap
+//! after an error, and reports each condition once. It knows no table and no statement.
 
 use std::error::Error;
 use std::pin::pin;
@@ -17,24 +17,24 @@ use crate::context::{WorkerContext, WorkerError};
 use crate::database::DatabaseError;
 use crate::latch::Wake;
 
-/// After this many retries in a row, the worker says that its deltas wait.
+/// After this many retries in a row, the worker warns that its backlog waits.
 const RETRIES_UNTIL_WARNING: u32 = 8;
 
-/// After this many naps, and the longest statement, a worker without a success is late.
+/// A worker is late if it has had no success for this many naps plus one statement timeout.
 const NAPS_UNTIL_LATE: u32 = 3;
 
-/// How long a cancelled cycle may take to say so.
+/// Longest wait for a cancelled cycle to return.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a function that bgworker brings along does, one cycle at a time.
+/// The work of a built-in function, one cycle at a time.
 pub(super) trait Routine {
-    /// What a worker is told, and a reload may change.
+    /// The settings of a worker, which a reload may change.
     type Settings: Clone;
 
     /// How long a worker naps between two cycles.
     fn naptime(settings: &Self::Settings) -> Duration;
 
-    /// How old its last success may become before it is late.
+    /// How old a worker's last success may become before the worker is late.
     fn success_within(settings: &Self::Settings, statement_timeout: Duration) -> Duration {
         Self::naptime(settings)
             .saturating_mul(NAPS_UNTIL_LATE)
@@ -50,23 +50,24 @@ pub(super) trait Routine {
     /// What an error means for its rows, and what is likely at fault.
     fn advice(error: &DatabaseError) -> &'static str;
 
-    /// One cycle. It may be dropped wherever it waits.
+    /// Runs one cycle. It may be dropped wherever it awaits.
     async fn cycle(&mut self, turn: Turn<'_, Self::Settings>) -> Result<Outcome, CycleError>;
 
-    /// Whether a cycle could do its work, once. Until then an error that a person has to mend ends the worker.
+    /// `true` once a cycle has been able to do its work. Until then, an error that a person must fix ends the worker.
     fn was_ready(&self) -> bool;
 
-    /// Prepares anew the next time: the session has ended.
+    /// Forgets what was prepared, because the session has ended: the next cycle prepares it again.
     fn forget_prepared(&mut self);
 
-    /// Looks at everything anew the next time, whichever incarnation comes: something is not as it was.
+    /// Forgets everything that was found out, because something has changed: the next cycle, of this or another
+    /// incarnation, looks again.
     fn forget(&mut self);
 }
 
 /// What a cycle is given.
 pub(super) struct Turn<'t, S> {
     pub(super) session: &'t Session,
-    /// One snapshot for all of the cycle.
+    /// One snapshot for the whole cycle.
     pub(super) settings: &'t S,
     pub(super) context: &'t mut WorkerContext,
     #[cfg_attr(
@@ -79,14 +80,14 @@ pub(super) struct Turn<'t, S> {
     pub(super) beside: &'t Beside,
 }
 
-/// What a cycle came to.
+/// The outcome of a cycle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It did all there was to do, which may have been nothing.
     Done,
     /// It did all there was to do, and there is nothing to do for this long.
     Idle(Duration),
-    /// What it did failed, as this says, and that was dealt with: it goes on at once.
+    /// Its work failed, for this reason, and it has dealt with the failure: the next cycle follows at once.
     #[cfg_attr(
         not(feature = "config"),
         expect(
@@ -95,9 +96,9 @@ pub(super) enum Outcome {
         )
     )]
     Failed(String),
-    /// Other clients were in the way, as this says.
+    /// Other clients were in the way, for this reason.
     Busy(&'static str),
-    /// It can do nothing until a person has done something, as this says.
+    /// It can do nothing until a person acts, for this reason.
     Waits(String),
 }
 
@@ -105,7 +106,7 @@ pub(super) enum Outcome {
 pub(super) enum CycleError {
     /// The database refused a statement, or could not be asked.
     Database(DatabaseError),
-    /// What it works on cannot be worked on, as this says.
+    /// What it should work on is unusable, for this reason.
     Unusable(Box<dyn Error + Send + Sync>),
 }
 
@@ -148,13 +149,13 @@ struct Runner<R> {
     routine: R,
     session: Session,
     patience: Patience,
-    /// The next cycle is to run in a session that begins anew.
+    /// The next cycle must run in a new session.
     renews: bool,
-    /// What was reported last: the same again is not.
+    /// The last condition; it is reported only when it changes.
     reported: Condition,
 }
 
-/// What has to be told, once.
+/// The condition of a worker, reported once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Condition {
     Well,
@@ -172,17 +173,17 @@ impl<R: Routine> Runner<R> {
         mut settings: R::Settings,
         mut changing: watch::Receiver<R::Settings>,
     ) -> Result<(), WorkerError> {
-        // Thousands that started together are not to march in step.
+        // The first nap is random: thousands of workers that started together must not all wake at once.
         let mut first_nap = Some(fastrand::f64());
         self.promise(&settings);
         loop {
-            // One snapshot for each cycle, and a copy only of what is new.
+            // One snapshot for each cycle, copied only if it is new.
             if let Some(new) = what_is_new(&mut changing) {
                 settings = new;
                 self.promise(&settings);
             }
             let renewed = if std::mem::take(&mut self.renews) || self.session.is_closed() {
-                // Rare, and not to be paid for by every worker.
+                // Rare, so boxed: other workers should not pay for its size.
                 Box::pin(self.renew_unless_stopped(&settings)).await
             } else {
                 Some(Ok(()))
@@ -237,8 +238,8 @@ impl<R: Routine> Runner<R> {
         self.context.progress().promise_success_within(within);
     }
 
-    /// Renews the session, if it has ended while the worker napped, or what is fixed in it may be what is wrong.
-    /// `None` if the worker is to end.
+    /// Renews the session: it ended while the worker napped, or what is fixed in it may be what is wrong. `None` if
+    /// the worker is to end.
     async fn renew_unless_stopped(
         &mut self,
         settings: &R::Settings,
@@ -254,7 +255,7 @@ impl<R: Routine> Runner<R> {
         }
     }
 
-    /// One cycle. `None` if the worker is to end, and it was cancelled or had not begun.
+    /// Runs one cycle. `None` if the worker is to end, and the cycle was cancelled or had no statement under way.
     async fn cycle_unless_stopped(
         &mut self,
         settings: &R::Settings,
@@ -272,7 +273,7 @@ impl<R: Routine> Runner<R> {
         let stopped = async {
             latch.stop_requested().await;
             if is_at_work() {
-                // What has begun is finished.
+                // Let it finish what it has begun.
                 std::future::pending::<()>().await;
             }
         };
@@ -289,12 +290,12 @@ impl<R: Routine> Runner<R> {
         if session.is_at_work() {
             session.cancel().await;
         }
-        // It may have committed before the cancellation arrived; both is well.
+        // It may have committed before the cancellation arrived; either is fine.
         let _ = tokio::time::timeout(CANCEL_TIMEOUT, cycle).await;
         None
     }
 
-    /// What follows from what a cycle came to: how long to nap.
+    /// Reports the outcome of a cycle, and returns how long to nap.
     fn found(&mut self, settings: &R::Settings, outcome: Outcome) -> Duration {
         match outcome {
             Outcome::Busy(why) => return self.retry(settings, why),
@@ -305,7 +306,7 @@ impl<R: Routine> Runner<R> {
                 }
                 self.context.progress().failed(why);
             }
-            // What was told of a failure is no condition that lasts.
+            // A failure that was dealt with is not a lasting condition.
             Outcome::Done | Outcome::Idle(_) | Outcome::Failed(_) => {
                 self.context.progress().succeeded();
                 self.reported = Condition::Well;
@@ -315,7 +316,7 @@ impl<R: Routine> Runner<R> {
         R::naptime(settings)
     }
 
-    /// What follows from a cycle that failed: how long to nap, or the worker's end.
+    /// Handles a failed cycle. Returns how long to nap, or the error that ends the worker.
     async fn failed(
         &mut self,
         settings: &R::Settings,
@@ -330,7 +331,7 @@ impl<R: Routine> Runner<R> {
                 () = latch.stop_requested() => return Ok(Duration::ZERO),
                 in_recovery = self.session.is_in_recovery() => in_recovery,
             };
-            // One that was a primary, if it is a standby.
+            // If it is a standby, the server that was the primary is away.
             remedy = match in_recovery {
                 Ok(true) | Err(_) => Remedy::Away,
                 Ok(false) => Remedy::BackOff,
@@ -355,8 +356,8 @@ impl<R: Routine> Runner<R> {
             }
             Remedy::Away => match &self.session {
                 Session::Own(_) => Err(WorkerError::DatabaseAway(Box::new(error))),
-                // The line sees to the connection, and the Postmaster to the server. Meanwhile this worker
-                // is as good as napping, and goes on as soon as it can.
+                // The line sees to the connection, and the Postmaster to the server. Meanwhile this worker naps in
+                // effect, and goes on as soon as it can.
                 Session::Home(home) => {
                     if !is_lost(&error) {
                         home.give_up();
@@ -366,15 +367,15 @@ impl<R: Routine> Runner<R> {
                 }
             },
             Remedy::Exit | Remedy::AskForRecovery => {
-                // Something is not as it was: the next incarnation looks for itself.
+                // Something has changed: the next incarnation looks for itself.
                 self.routine.forget();
                 Err(error.into())
             }
         }
     }
 
-    /// Says what has to be mended, unless that was said before, and looks at everything anew the next time: the
-    /// table, and what is fixed when a session begins.
+    /// Logs what must be fixed, unless it was the last condition, and returns how long to back off. The next cycle
+    /// looks at everything again: at the table, and in a new session, since settings are fixed when a session begins.
     fn back_off(
         &mut self,
         settings: &R::Settings,
@@ -405,7 +406,7 @@ impl<R: Routine> Runner<R> {
         wait
     }
 
-    /// Remembers a condition, and says whether it was another one before.
+    /// Remembers a condition. `true` if it differs from the last one.
     fn is_news(&mut self, condition: Condition) -> bool {
         let is_news = self.reported != condition;
         self.reported = condition;
@@ -413,13 +414,13 @@ impl<R: Routine> Runner<R> {
     }
 }
 
-/// The settings, if they changed since they were last asked for, whether or not their sender is still there.
+/// The settings, if they changed since the last call, whether or not their sender still exists.
 fn what_is_new<S: Clone>(changing: &mut watch::Receiver<S>) -> Option<S> {
     let latest = changing.borrow_and_update();
     latest.has_changed().then(|| latest.clone())
 }
 
-/// Whether the connection is gone with the error. Otherwise it leads to a server that will not do.
+/// `true` if the connection was lost. Otherwise it still leads to a server that the worker cannot use.
 fn is_lost(error: &DatabaseError) -> bool {
     !matches!(error, DatabaseError::Statement { .. })
 }

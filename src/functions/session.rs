@@ -1,4 +1,4 @@
-//! Where a worker's statements run: on its home connection, or on one of its own.
+//! Where a worker's statements run: on its home connection, or on its own connection.
 
 use std::rc::Rc;
 #[cfg(feature = "config")]
@@ -19,51 +19,53 @@ use crate::database::{
     probe_all,
 };
 
-/// A nap is made longer or shorter by at most one part in this many of itself while it comes into step.
+/// Divisor for the largest correction to a nap while it comes into step: one sixth of it.
 const STEP: u32 = 6;
 
-/// Shorter naps are left alone.
+/// Shortest nap that comes into step.
 const COMPANY_FROM: Duration = Duration::from_millis(100);
 
 /// Which connection a worker uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
 pub enum ConnectionKind {
-    /// One that it shares with other workers. Statements of all of them are pipelined on it.
+    /// A connection shared with other workers. The statements of all of them are pipelined on it.
     #[default]
     Home,
-    /// One of its own, for statements that take long.
+    /// A connection of its own, for statements that take long.
     Own,
 }
 
-/// Where the statements of a worker are to run.
+/// Where the statements of a worker run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'s> {
     /// The database, if not the one of the connection settings.
     pub(super) dbname: Option<&'s str>,
     pub(super) connection: ConnectionKind,
-    /// Looks are to find the first row of a table, and not any: parallel workers would return what they meet first.
+    /// `true` if looks must find the first row of a table, not just any: parallel workers return what they meet
+    /// first.
     pub(super) in_order: bool,
 }
 
 /// A way to run one statement at a time.
 pub(super) enum Session {
     Home(HomeConnection),
-    /// Shared with its probes alone.
+    /// Shared only with its probes.
     Own(Rc<Connection>),
 }
 
-/// What an idle cycle wants to know: scalars of type `tid`.
+/// What an idle cycle asks the server for: scalars of type `tid`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ProbeSql {
-    /// Whose it is, as a comment has it.
+    /// The worker's name, as it stands in a comment.
     pub(super) prober: String,
     /// Scalar subqueries of type `tid`.
     pub(super) scalars: Vec<String>,
 }
 
-/// A probe that is run again and again, where it was prepared.
+/// A probe that is run again and again on the connection it was prepared for.
 pub(super) enum Probe {
     Home(HomeProbe),
     Own(Rc<Connection>, Statement),
@@ -87,8 +89,8 @@ impl Probe {
 // === impl Session ===
 
 impl Session {
-    /// Opens what is asked for, and waits until there is room for it. A home connection is opened later,
-    /// by its first statement.
+    /// Opens the connection that `place` asks for, and waits until there is room for it. A home connection is opened
+    /// later, by its first statement.
     pub(super) async fn open(
         context: &WorkerContext,
         place: Place<'_>,
@@ -98,17 +100,17 @@ impl Session {
             (ConnectionKind::Own, Some(database)) => {
                 Self::Own(Rc::new(connect(context, database, place).await?))
             }
-            // It says why not.
+            // The error says why there is none.
             (ConnectionKind::Own, None) => Self::Own(Rc::new(context.connect(None).await?)),
         })
     }
 
-    /// Sees to it that the next statement runs in a session that begins anew: what is fixed when a session begins
-    /// may be what is wrong.
+    /// Makes the next statement run in a new session, since what is fixed when a session begins may be what is wrong.
+    /// A home connection that is only a few seconds old stays.
     ///
     /// # Errors
     ///
-    /// If there is no other connection; then the old one is gone too.
+    /// If no new connection can be opened; the old one is closed even then.
     pub(super) async fn renew(
         &mut self,
         context: &WorkerContext,
@@ -117,7 +119,7 @@ impl Session {
         match (self, context.database()) {
             (Self::Home(home), _) => home.renew(),
             (Self::Own(connection), Some(database)) => {
-                // Its place may be the only one.
+                // There may be room for only one connection.
                 connection.abort();
                 *connection = Rc::new(connect(context, database, place).await?);
             }
@@ -126,7 +128,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether it has ended, and has to be renewed.
+    /// `true` if the session has ended and must be renewed.
     pub(super) fn is_closed(&self) -> bool {
         match self {
             Self::Home(_) => false,
@@ -153,7 +155,8 @@ impl Session {
         }
     }
 
-    /// The answer to a query that all workers of a database share, asked at this time or later.
+    /// The answer to a query that was sent at `not_before` or later. Workers on home connections to a database share
+    /// it.
     #[cfg(feature = "config")]
     pub(super) async fn query_together(
         &self,
@@ -183,7 +186,7 @@ impl Session {
         }
     }
 
-    /// Gets a probe ready to be run again and again.
+    /// Prepares a probe that is run again and again.
     pub(super) async fn prepare(
         &self,
         doing: &'static str,
@@ -200,7 +203,7 @@ impl Session {
         })
     }
 
-    /// Whether the server is in recovery.
+    /// Asks whether the server is in recovery.
     pub(super) async fn is_in_recovery(&self) -> Result<bool, DatabaseError> {
         let doing = "ask whether the server is in recovery";
         let sql = "SELECT pg_catalog.pg_is_in_recovery()";
@@ -208,7 +211,7 @@ impl Session {
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
-    /// Whether a statement was sent and has not been answered.
+    /// `true` if a statement was sent and has not been answered.
     pub(super) fn is_at_work(&self) -> bool {
         match self {
             Self::Home(home) => home.is_at_work(),
@@ -216,7 +219,7 @@ impl Session {
         }
     }
 
-    /// Cancels what runs, and gives the connection up.
+    /// Cancels what runs. A home connection is given up, with everything that runs on it.
     pub(super) async fn cancel(&self) {
         match self {
             Self::Home(home) => home.give_up(),
@@ -224,8 +227,8 @@ impl Session {
         }
     }
 
-    /// A nap of about this length, which comes into step with those of neighbours, so that their probes
-    /// are asked together: it costs both sides less to be woken once.
+    /// A nap of about this length that comes into step with the naps of neighbours, so that their probes are sent
+    /// together: being woken once costs both sides less.
     pub(super) fn in_company(&self, nap: Duration) -> Duration {
         match self {
             Self::Home(home) if nap >= COMPANY_FROM => into_step(nap, home.since_beat(nap)),
@@ -233,7 +236,7 @@ impl Session {
         }
     }
 
-    /// Ends it. A home connection stays, for the others.
+    /// Ends the session. A home connection stays open for other workers.
     pub(super) async fn close(self) {
         match self {
             Self::Home(_) => {}
@@ -247,7 +250,7 @@ impl Session {
     }
 }
 
-/// Opens a connection of the worker's own. While there is no room for one, the worker says so, and waits.
+/// Opens a connection of the worker's own. If there is no room for one, the worker reports that, and waits.
 async fn connect(
     context: &WorkerContext,
     database: &Database,
@@ -270,14 +273,14 @@ async fn connect(
     Ok(connection)
 }
 
-/// Whether looks find the first row of a table, and not any. Sessions set `synchronize_seqscans = off`, and keep looks in
-/// one process where they are asked to; those of a pooler are not ours to set.
+/// `true` if looks find the first row of a table, not just any. Sessions set `synchronize_seqscans = off`, and keep
+/// looks in one process if `place` asks for it; a pooler's sessions are not bgworker's to set.
 pub(super) fn looks_in_order(context: &WorkerContext, place: Place<'_>) -> bool {
     let database = context.database();
     place.in_order && database.is_none_or(|database| database.settings().prepare)
 }
 
-/// A nap that ends nearer to a beat, of which the last was so long ago.
+/// The nap, corrected to end nearer to a beat. The last beat was `since_beat` ago.
 fn into_step(nap: Duration, since_beat: Duration) -> Duration {
     if since_beat <= nap / 2 {
         nap - since_beat.min(nap / STEP)

@@ -38,10 +38,10 @@ pub const RUNS: &str = "runs";
 /// The figure that counts the rows that runs have written.
 pub const ROWS: &str = "rows";
 
-/// The figure that is the length of the last run, in milliseconds.
+/// The figure that shows how long the last run took, in milliseconds.
 pub const LAST_RUN_MILLISECONDS: &str = "last_run_milliseconds";
 
-/// The figure that is the next tick, in seconds since the epoch.
+/// The figure that shows the next tick, in seconds since the epoch.
 pub const NEXT_TICK: &str = "next_tick_timestamp_seconds";
 
 /// The figure that counts the ticks that were given up.
@@ -51,7 +51,7 @@ pub const GIVEN_UP: &str = "given_up";
 const CROWDED: &str = "other jobs use all connections for jobs: set \"jobs\" in [database] higher, \
     or connection = \"own\" for those that take long";
 
-/// The function, as a configuration file names it.
+/// The function `sql` of a configuration file.
 pub(super) struct Sql;
 
 /// Counts a run that was done.
@@ -70,12 +70,17 @@ fn count(worker: &str, progress: &Progress, rows: u64, took: Duration) {
 
 impl Function for Sql {
     const NAME: &'static str = "sql";
-    // It uses nothing of this process that another worker's crash could have spoilt.
+    // It uses nothing in this process that another worker's crash could have damaged.
     const ACCESS: Access = Access::None;
     const IN_PLACE: &'static [&'static str] =
         &["missed", "attempts", "timeout", "history", "connection"];
 
     type Settings = Settings;
+
+    #[cfg(feature = "schema")]
+    fn schema() -> serde_json::Value {
+        crate::keys::schema::of::<Settings>()
+    }
 
     fn check(&self, settings: &mut Settings, worker: &BackgroundWorker) -> Vec<Mistake> {
         settings.check(worker)
@@ -96,7 +101,7 @@ impl Function for Sql {
         move |context: WorkerContext| {
             let (settings, is_declared) = (settings.clone(), Arc::clone(&is_declared));
             async move {
-                // A change of the one to the other is another worker.
+                // Changing from one to the other makes it another worker.
                 let naps = settings.borrow().naptime.is_some();
                 if naps {
                     runner::run(context, settings, Napping::default()).await

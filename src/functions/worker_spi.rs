@@ -1,15 +1,15 @@
 //! The built-in worker: PostgreSQL's `worker_spi`, which folds `delta` rows into the `total` row.
 //!
-//! Connects, makes its table if it is missing, and then, until it is asked to stop: one cycle, one
-//! nap. A cycle is one look, and where there are deltas, folds of some blocks each: one transaction of
-//! one statement. A fold never deletes a delta that it has not added to the total; a look writes nothing.
+//! It connects, makes its table if that is missing, and then alternates between a cycle and a nap until it is asked
+//! to stop. A cycle is one look and, if there are deltas, folds of some blocks each. A fold is one transaction of one
+//! statement. It never deletes a delta that it has not added to the total; a look writes nothing.
 //!
 //! ```no_run
 //! use bgworker::worker_spi::{self, Settings, Table};
 //! use bgworker::{Access, BackgroundWorker, PostmasterHandle};
 //! use tokio::sync::watch;
 //!
-//! /// A worker on the table `shop.sales`; what the sender changes holds from the next cycle, or a `Sighup`, on.
+//! /// Registers a worker on the table `shop.sales`. A change by the sender holds from the next cycle or `Sighup` on.
 //! async fn register(
 //!     postmaster: &PostmasterHandle,
 //! ) -> Result<watch::Sender<Settings>, Box<dyn std::error::Error>> {
@@ -45,23 +45,27 @@ use crate::background_worker::{BackgroundWorker, StartTime};
 use crate::context::{Main, WorkerContext};
 use tokio::sync::watch;
 
-/// What one built-in worker does.
+/// The settings of one built-in worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Settings {
     #[cfg_attr(feature = "config", serde(deserialize_with = "table::schema_name"))]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 63)))]
     schema: String,
     #[cfg_attr(feature = "config", serde(deserialize_with = "table::table_name"))]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 50)))]
     table: String,
-    /// How long it naps between the end of one cycle and the next. A `Sighup` may change it.
+    /// How long the worker naps between the end of one cycle and the next. A `Sighup` may change it.
     #[cfg_attr(
         feature = "config",
         serde(with = "crate::keys::duration", default = "Settings::unset_naptime")
     )]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub naptime: Duration,
-    /// About how many deltas it folds in one transaction; more are folded in several, one after the
-    /// other. A `Sighup` may change it.
+    /// About how many deltas it folds in one transaction, at most; more are folded in several, one after the other. A
+    /// `Sighup` may change it.
     #[cfg_attr(
         feature = "config",
         serde(
@@ -69,12 +73,13 @@ pub struct Settings {
             default = "Settings::unset_batch"
         )
     )]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub batch: usize,
-    /// How it takes folded deltas away.
+    /// How it removes folded deltas.
     #[cfg_attr(feature = "config", serde(default))]
     pub fold: Fold,
-    /// After folding this many deltas it has its table vacuumed, on a connection that no worker waits for;
-    /// never if it is `None`. A `Sighup` may change it.
+    /// After folding this many deltas, it has its table vacuumed, on a connection that no worker waits for; never if
+    /// this is `None`. A `Sighup` may change it.
     #[cfg_attr(
         feature = "config",
         serde(
@@ -82,6 +87,7 @@ pub struct Settings {
             default = "Settings::unset_vacuum_after"
         )
     )]
+    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
     pub vacuum_after: Option<u64>,
     /// The database it connects to, if not the one of the connection settings.
     #[cfg_attr(
@@ -89,7 +95,8 @@ pub struct Settings {
         serde(deserialize_with = "crate::database::dbname::deserialize", default)
     )]
     pub database: Option<String>,
-    /// Where its statements run: unless set, on its home connection, and with [`Fold::Truncate`] on one of its own.
+    /// Where its statements run. Unless set: on its home connection, or with [`Fold::Truncate`] on its own
+    /// connection.
     #[cfg_attr(feature = "config", serde(default))]
     pub connection: Option<ConnectionKind>,
     /// The total that it inserts if there is none: when it first looks at its table, and when it has found deltas
@@ -98,41 +105,44 @@ pub struct Settings {
     pub initial_total: Option<i64>,
 }
 
-/// The figure that counts the rows which a built-in worker has folded.
+/// The name of the figure that counts the rows that a built-in worker has folded.
 pub const ROWS_FOLDED: &str = "rows_folded";
 
-/// The figure that is the total after a built-in worker's last fold.
+/// The name of the figure that is the total after a built-in worker's last fold.
 pub const TOTAL: &str = "total";
 
-/// How a built-in worker takes the deltas away that it folds.
+/// How a built-in worker removes the deltas that it folds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
 pub enum Fold {
-    /// By deleting them, a batch in each transaction. Others see nothing of it but the new total.
+    /// Deletes them, a batch in each transaction. Other clients see nothing of it but the new total.
     #[default]
     Delete,
-    /// A backlog that is larger than a batch by truncating the table, all of it in one transaction: some
-    /// ten times as fast, and next to no write-ahead log. It takes a connection of its own, whatever
+    /// Truncates the table if the backlog is larger than a batch, all of it in one transaction: about ten times as
+    /// fast, with next to no write-ahead log. This takes a connection of the worker's own, whatever
     /// [`Settings::connection`] says.
     ///
-    /// The table is locked while it is summed up, about 0.1 s for a million deltas, and readers and writers
-    /// wait. The lock is waited for 100 ms at most, and others wait behind it as long; if it is not to be
-    /// had, or the table may hold something else, or something hangs on it, the deltas are deleted.
+    /// The table is locked while it is summed up, about 0.1 s for a million deltas, and readers and writers wait. The
+    /// worker waits for the lock for 100 ms at most, and other clients wait behind it for as long. If it does not get
+    /// the lock, or the table may hold anything else, or anything depends on the table, it deletes the deltas.
     ///
-    /// Not for a table that is read in transactions of REPEATABLE READ or SERIALIZABLE (one that began
-    /// before, and has not yet read the table, finds it empty, without a total); that is read on a hot
-    /// standby (where the lock is taken too, and cancels what reads for longer than
-    /// `max_standby_streaming_delay`); or whose deletions somebody follows, as logical replication with
-    /// `publish` without `truncate` does.
+    /// Do not use it for a table
+    ///
+    /// - that is read in transactions of REPEATABLE READ or SERIALIZABLE: one that began before, and has not yet read
+    ///   the table, finds it empty, without a total;
+    /// - that is read on a hot standby: the lock is taken there too, and cancels queries that read for longer than
+    ///   `max_standby_streaming_delay`;
+    /// - whose deletions another system follows, as logical replication does if its `publish` lacks `truncate`.
     Truncate,
 }
 
 /// The main of a built-in worker with these settings.
 ///
-/// The sender of `settings` may change the naptime: write it, then send `Sighup`. Register it with
-/// [`Access::Database`](crate::Access::Database) and
-/// [`StartTime::RecoveryFinished`](crate::StartTime::RecoveryFinished): it writes.
+/// The sender of `settings` may change `naptime`, `batch` and `vacuum_after`: send the new settings, then a `Sighup`.
+/// Register the worker with [`Access::Database`](crate::Access::Database) and
+/// [`StartTime::RecoveryFinished`](crate::StartTime::RecoveryFinished), since it writes.
 pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
     let known = Known::default();
     move |context: WorkerContext| {
@@ -154,15 +164,20 @@ impl Function for WorkerSpi {
 
     type Settings = Settings;
 
+    #[cfg(feature = "schema")]
+    fn schema() -> serde_json::Value {
+        crate::keys::schema::of::<Settings>()
+    }
+
     fn check(&self, settings: &mut Settings, worker: &BackgroundWorker) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
-        // Refused already if it is to start before there is a database.
+        // A start before there is a database has been refused already.
         if worker.start_time == StartTime::ConsistentState {
             let message = "worker_spi writes: it can only start at \"recovery_finished\"";
             mistakes.push(Mistake::new("start_time", message));
         }
         if settings.fold == Fold::Truncate && settings.connection == Some(ConnectionKind::Home) {
-            let message = "to truncate takes a connection of the worker's own";
+            let message = "truncation needs a connection of the worker's own";
             let hint = "leave \"connection\" out, or set it to \"own\"";
             mistakes.push(Mistake::new("fold", message).hint(hint));
         }
@@ -172,7 +187,7 @@ impl Function for WorkerSpi {
 
     fn claims(&self, settings: &Settings) -> Vec<Claim> {
         let table = settings.table();
-        // Several of it may: each fold is exact.
+        // Several workers may share it: each fold is exact.
         let database = settings.database.as_deref();
         vec![Claim::table("table", database, table.relation())]
     }
@@ -197,7 +212,7 @@ impl Function for WorkerSpi {
 // === impl Settings ===
 
 impl Settings {
-    /// PostgreSQL's sample: a cycle a second on this table, in the database of the connection
+    /// The settings of PostgreSQL's sample: a cycle a second on this table, in the database of the connection
     /// settings.
     #[must_use]
     pub fn new(table: Table) -> Self {
@@ -234,7 +249,7 @@ impl Settings {
         Table::of_names(&self.schema, &self.table)
     }
 
-    /// Where its statements run. To truncate takes a connection of the worker's own, and its sums may be parallel.
+    /// Where its statements run. Truncation takes a connection of the worker's own, and its sums may run in parallel.
     fn place(&self) -> Place<'_> {
         let connection = match self.fold {
             Fold::Delete => self.connection.unwrap_or_default(),
@@ -247,39 +262,38 @@ impl Settings {
         }
     }
 
-    /// How long a worker naps unless it is told otherwise.
+    /// Default naptime.
     pub const NAPTIME: Duration = Duration::from_secs(1);
 
-    /// About how many deltas one transaction folds, unless it is told otherwise: some tens of
-    /// milliseconds, and no more than a `work_mem` of 4 MB takes without a file.
+    /// Default batch: it takes some tens of milliseconds to fold, and fits into a `work_mem` of 4 MB without a file.
     pub const BATCH: usize = 50_000;
 
-    /// After how many deltas it vacuums, unless it is told otherwise: about as many as a probe reads
-    /// past in a millisecond once they are dead.
+    /// Default number of folded deltas after which the table is vacuumed: about as many as a probe reads past in a
+    /// millisecond once they are dead.
     pub const VACUUM_AFTER: u64 = 50_000;
 
-    /// Sets how long it naps between two cycles; [`NAPTIME`](Self::NAPTIME) unless set.
+    /// Sets how long the worker naps between two cycles; [`NAPTIME`](Self::NAPTIME) unless set.
     #[must_use]
     pub fn naptime(mut self, naptime: Duration) -> Self {
         self.naptime = naptime;
         self
     }
 
-    /// Sets about how many deltas one transaction folds; [`BATCH`](Self::BATCH) unless set, and at least 1.
+    /// Sets about how many deltas one transaction folds at most; [`BATCH`](Self::BATCH) unless set. 0 counts as 1.
     #[must_use]
     pub fn batch(mut self, batch: usize) -> Self {
         self.batch = batch;
         self
     }
 
-    /// Sets how it takes folded deltas away; [`Fold::Delete`] unless set.
+    /// Sets how it removes folded deltas; [`Fold::Delete`] unless set.
     #[must_use]
     pub fn fold(mut self, fold: Fold) -> Self {
         self.fold = fold;
         self
     }
 
-    /// Sets after how many folded deltas it vacuums its table, or that it never does;
+    /// Sets after how many folded deltas it has its table vacuumed, `None` for never;
     /// [`VACUUM_AFTER`](Self::VACUUM_AFTER) unless set.
     #[must_use]
     pub fn vacuum_after(mut self, vacuum_after: Option<u64>) -> Self {
@@ -294,14 +308,15 @@ impl Settings {
         self
     }
 
-    /// Sets where its statements run; [`ConnectionKind::Home`] unless set, and never with [`Fold::Truncate`].
+    /// Sets where its statements run; [`ConnectionKind::Home`] unless set, and always [`ConnectionKind::Own`] with
+    /// [`Fold::Truncate`].
     #[must_use]
     pub fn connection(mut self, connection: ConnectionKind) -> Self {
         self.connection = Some(connection);
         self
     }
 
-    /// Sets the total that it inserts if there is none; unless set, deltas wait for somebody else's.
+    /// Sets the total that it inserts if there is none; unless set, deltas wait until another client inserts one.
     #[must_use]
     pub fn initial_total(mut self, initial_total: i64) -> Self {
         self.initial_total = Some(initial_total);

@@ -1,4 +1,4 @@
-//! Server-sent events: what happens to workers as it happens, and how they all are once a second.
+//! Server-sent events: what happens to workers as it happens, and a snapshot of them all once a second.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,22 +16,22 @@ use super::snapshot::Snapshot;
 use super::{ANSWER_TIMEOUT, fresh, unavailable};
 use crate::postmaster::{Event, EventKind, PostmasterHandle};
 
-/// How long after a snapshot the next one follows, where nothing happens.
+/// How long after a snapshot the next one follows if nothing happens.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How soon after something happened, so that much that happens at once is one snapshot.
+/// How long after an event the next snapshot follows, so that many events at once make one snapshot.
 const SOON: Duration = Duration::from_millis(100);
 
-/// A fleet of so many workers doubles both.
+/// Each time this many workers are reached, both waits become longer by their own length: 1,000 workers double them.
 const LARGE: usize = 1000;
 
-/// What one listener is told.
+/// The stream that one client receives.
 struct Feed {
     postmaster: PostmasterHandle,
     exited: Pin<Box<dyn Future<Output = ()>>>,
     events: Receiver<Event>,
     next_snapshot: Instant,
-    /// How much slower than usual.
+    /// How many times longer than usual the waits are.
     pace: u32,
 }
 
@@ -83,22 +83,23 @@ pub(super) async fn events(postmaster: PostmasterHandle) -> HttpResponse {
 // === impl Feed ===
 
 impl Feed {
-    /// What comes next; nothing once the Postmaster has exited.
+    /// The next event; `None` once the Postmaster has exited.
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
         let text = loop {
             tokio::select! {
+                // What happened before the exit is sent before the end.
                 biased;
-                () = &mut self.exited => return None,
                 event = self.events.recv() => match event {
                     Ok(event) => {
                         let soon = Instant::now() + SOON * self.pace;
                         self.next_snapshot = self.next_snapshot.min(soon);
                         break sent("worker", &Sent::from(&event));
                     }
-                    // The next snapshot has it.
+                    // The next snapshot shows it.
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => return None,
                 },
+                () = &mut self.exited => return None,
                 () = tokio::time::sleep_until(self.next_snapshot) => {
                     let snapshot = Snapshot::take(&self.postmaster).await.ok()?;
                     self.pace = u32::try_from(snapshot.workers.len() / LARGE).unwrap_or(u32::MAX) + 1;
@@ -111,7 +112,7 @@ impl Feed {
     }
 }
 
-/// An event of this name, as the standard has it.
+/// An event of this name, in the format of the standard.
 fn sent(name: &str, value: &impl Serialize) -> Bytes {
     // Nothing here can fail to be JSON, and JSON has no line breaks.
     let json = serde_json::to_string(value).unwrap_or_default();

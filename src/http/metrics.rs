@@ -14,7 +14,7 @@ use super::snapshot::{Snapshot, WorkerSnapshot};
 use super::state::State;
 use crate::background_worker::StartTime;
 
-/// The type of the text.
+/// The content type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
@@ -65,7 +65,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let help = "Failures of the background worker since its last success";
     let points = each(&|worker| Some(f64::from(worker.consecutive_failures)));
     gauge(&mut registry, "worker_consecutive_failures", help, points);
-    let help = "How often the background worker was started again";
+    let help = "How often the background worker was restarted";
     counter(&mut registry, "worker_restarts", help, |worker| {
         worker.restarts
     });
@@ -79,7 +79,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     text
 }
 
-/// Registers what the server is, since when, and why it cannot be asked.
+/// Registers the server's state, since when it has that state, and why it cannot be asked.
 fn server(registry: &mut Registry, snapshot: &Snapshot) {
     let Some(server) = &snapshot.server else {
         return;
@@ -90,7 +90,7 @@ fn server(registry: &mut Registry, snapshot: &Snapshot) {
         (vec![("state", state.to_owned())], is_it)
     });
     gauge(registry, "server_state", help, states.to_vec());
-    let help = "Since when the server has been that";
+    let help = "When the server entered its current state";
     let since = unix_time() - server.state_seconds;
     let name = "server_state_since_timestamp_seconds";
     gauge(registry, name, help, vec![(Labels::new(), since)]);
@@ -109,7 +109,7 @@ fn gauge(registry: &mut Registry, name: &str, help: &str, points: Vec<(Labels, f
     registry.register(name, help, family);
 }
 
-/// Registers what the functions of the workers report, a family for each name.
+/// Registers what the workers' functions report, one family for each name.
 fn figures(registry: &mut Registry, snapshot: &Snapshot) {
     let workers = &snapshot.workers;
     let names: BTreeSet<_> = workers.iter().flat_map(|one| one.figures.keys()).collect();
@@ -128,7 +128,7 @@ fn figures(registry: &mut Registry, snapshot: &Snapshot) {
                 None => {}
             }
         }
-        // OpenMetrics keeps the ending for counters.
+        // OpenMetrics reserves this ending for counters.
         let metric = if name == "total" { "sum" } else { name };
         let metric = format!("worker_{metric}");
         let help = format!("{name}, as the function of the background worker reports it");
@@ -140,7 +140,7 @@ fn figures(registry: &mut Registry, snapshot: &Snapshot) {
     }
 }
 
-/// The time of day, which is what Prometheus compares with.
+/// The time of day, which Prometheus compares with.
 fn unix_time() -> f64 {
     #[expect(
         clippy::disallowed_methods,

@@ -1,4 +1,4 @@
-//! The Postmaster and its workers at one moment, in words and numbers that others can read.
+//! The Postmaster and its workers at one moment, in words and numbers that other programs can read.
 //!
 //! Times are ages: the clocks of two machines need not agree.
 
@@ -16,7 +16,7 @@ use crate::postmaster::{
 };
 use crate::supervision::{Shutdown, WorkerState};
 
-/// How long a worker that was ready, and promises nothing, may take to be ready again.
+/// How long a worker that was ready before, and promises nothing, may take to be ready again.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// The Postmaster and its workers at one moment.
@@ -25,11 +25,11 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Snapshot {
     /// The version of this crate.
     pub version: String,
-    /// Whether there are workers, and every one of them is healthy.
+    /// `true` if there are workers, and every one of them is healthy.
     pub healthy: bool,
     /// How far the server has come: `postmaster start`, `consistent state` or `recovery finished`.
     pub reached: String,
-    /// What the server is; `None` for a Postmaster without one.
+    /// The server's state; `None` for a Postmaster without a server.
     pub server: Option<ServerSnapshot>,
     /// The shutdown under way: `smart`, `fast` or `immediate`.
     pub shutdown: Option<String>,
@@ -43,7 +43,7 @@ pub struct Snapshot {
 pub struct ServerSnapshot {
     /// `away`, `standby` or `primary`.
     pub state: String,
-    /// For how long it has been that. Seconds.
+    /// How long it has been in that state, in seconds.
     pub state_seconds: f64,
     /// Why it is away, or why it cannot be asked.
     pub reason: Option<String>,
@@ -57,19 +57,20 @@ pub struct WorkerSnapshot {
     pub name: String,
     /// Its slot.
     pub slot: usize,
-    /// Which registration in that slot it is.
+    /// Its generation, which counts the registrations of one Postmaster.
     pub generation: u64,
-    /// Where it is, or how it has ended.
+    /// Its state, or how it ended.
     pub state: State,
-    /// For how long it has been there, but for naps and cycles, which come and go. Seconds.
+    /// Seconds since it was registered, started, became ready or exited, whichever came last: naps and cycles, which
+    /// come and go, do not count.
     pub state_seconds: f64,
     /// Registered workers: `true` if the worker is in a state that its start time allows, and its last success is
     /// recent enough. A worker that was ready before has the time that it promised, or a minute, to be ready again.
     /// Ended workers: `true` unless the worker failed.
     pub healthy: bool,
-    /// Whether it was ever ready.
+    /// `true` if it was ever ready; of an ended worker, if one of its cycles ever succeeded.
     pub has_been_ready: bool,
-    /// How often it was started again.
+    /// How often it was restarted.
     pub restarts: u64,
     /// How many cycles have succeeded.
     pub cycles: u64,
@@ -77,21 +78,21 @@ pub struct WorkerSnapshot {
     pub consecutive_failures: u32,
     /// The last failure, with its whole cause.
     pub last_error: Option<String>,
-    /// How long ago a cycle last succeeded. Seconds.
+    /// Seconds since a cycle last succeeded.
     pub last_success_seconds: Option<f64>,
     /// What its function counts and measures, by name: `rows_folded` and `total` of the built-in worker.
     pub figures: BTreeMap<String, i64>,
-    /// Which of them only grow.
+    /// The names of the figures that only grow.
     #[serde(skip)]
     pub(super) counts: BTreeSet<&'static str>,
-    /// In how long it starts again. Seconds.
+    /// Seconds until it starts again.
     pub next_start_seconds: Option<f64>,
 }
 
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// Asks a Postmaster.
+    /// Asks a Postmaster for everything.
     ///
     /// # Errors
     ///
@@ -104,7 +105,7 @@ impl Snapshot {
             ..
         } = postmaster.workers().await?;
         let now = Instant::now();
-        // One that has ended is of no interest any more once another one has its name.
+        // An ended worker is no longer of interest once another one has its name.
         let ended = ended.iter().filter(|ended| {
             !workers
                 .iter()
@@ -142,7 +143,7 @@ impl Snapshot {
 // === impl WorkerSnapshot ===
 
 impl WorkerSnapshot {
-    /// Its last failure, and how many there have been since its last success; `None` once it has succeeded.
+    /// Its last failure, and how many there have been since its last success; `None` after a success.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let error = self.last_error.as_ref()?;
@@ -203,7 +204,7 @@ impl WorkerSnapshot {
         }
     }
 
-    /// What a worker says of itself; the rest is not known yet.
+    /// What a worker reports about itself; the caller fills in the rest.
     fn reported(report: &Report, now: Instant) -> Self {
         let age = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
         Self {
@@ -237,7 +238,7 @@ impl WorkerSnapshot {
     }
 }
 
-/// Whether a registered worker is where its start time allows it to be, and has not been silent for too long.
+/// `true` if a registered worker is in a state that its start time allows, and has not been silent for too long.
 fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
     let Report {
         last_success,
@@ -249,7 +250,7 @@ fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
     let is_away = status.reached == StartTime::PostmasterStart;
     let misses_its_level = worker.worker.start_time > status.reached;
     match worker.state {
-        // What was before it began to run does not count.
+        // The time before it began to run does not count.
         WorkerState::Running => success_within.is_none_or(|within| {
             let age = since(worker.since);
             silence.map_or(age, |silence| silence.min(age)) <= within
@@ -258,7 +259,7 @@ fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
         // On a standby a worker that writes has nothing to do.
         WorkerState::Registered | WorkerState::Parked if misses_its_level && !is_away => true,
         _ if !worker.has_been_ready => false,
-        // What was before the server went away does not count.
+        // The time before the server went away does not count.
         WorkerState::Registered | WorkerState::Parked if misses_its_level => {
             let away = status.server.as_ref().map(|server| since(server.since));
             let silence = silence.into_iter().chain(away).min();

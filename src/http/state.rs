@@ -1,34 +1,34 @@
-//! The words for where a worker is. What is done about it is the state machine's.
+//! The words for the states of a worker. What follows from a state is for the state machine to decide.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a registered worker is, or how one has ended; a word in JSON, such as `backing off`.
+/// The state of a registered worker, or how a worker ended; in JSON a word, such as `backing off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "&'static str", try_from = "String")]
 pub enum State {
     /// The server has not come far enough yet, or its turn has not come.
     Registered,
-    /// It was started, and has not said that it is ready.
+    /// It was started, and has not yet reported that it is ready.
     Starting,
-    /// It is ready, and in its first cycle.
+    /// It is ready, and none of its cycles has succeeded yet.
     Ready,
     /// It naps.
     Napping,
     /// It is in a cycle.
     Running,
-    /// It ran, and waits until the server has come far enough again.
+    /// It ran, and waits for the server to come far enough again, or for its turn.
     Parked,
-    /// It failed, and waits for its restart time.
+    /// It failed or lost its database, and waits out its restart time.
     BackingOff,
-    /// It was asked to end.
+    /// It was asked to stop.
     Stopping,
-    /// It has ended: its main returned.
+    /// It has ended: its main returned `Ok` unasked.
     Finished,
-    /// It has ended by an error.
+    /// It has ended with an error.
     Failed,
-    /// It has ended by a panic.
+    /// It has ended with a panic.
     Crashed,
     /// It has ended because it was asked to.
     Stopped,
@@ -37,7 +37,7 @@ pub enum State {
 // === impl State ===
 
 impl State {
-    /// Those of a registered worker, in the order of its life.
+    /// The states of a registered worker, in the order of its life.
     pub(super) const REGISTERED: [Self; 8] = [
         Self::Registered,
         Self::Starting,

@@ -1,5 +1,5 @@
-//! A length of time as a key has it: a number with its unit, such as `"1s"`, `"250ms"` or `"2m"`; more than 0 and at
-//! most 1,000 days.
+//! A length of time as a configuration key spells it: a number with its unit, such as `"1s"`, `"250ms"` or `"2m"`; more
+//! than 0 and at most 1,000 days.
 //!
 //! For a settings struct of your own: `#[serde(with = "bgworker::config::duration")]` on a field of type
 //! [`Duration`].
@@ -18,7 +18,7 @@ const SECONDS_OF_A_DAY: u64 = 86_400;
 /// What a length of time is expected to look like.
 const EXPECTED: &str = r#"a duration with its unit, such as "1s", "250ms" or "2m""#;
 
-/// Writes it with its unit.
+/// Writes a duration with its unit.
 ///
 /// # Errors
 ///
@@ -29,16 +29,16 @@ pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok,
         .serialize(serializer)
 }
 
-/// Reads one that is more than 0 and at most 1,000 days.
+/// Reads a duration that is more than 0 and at most 1,000 days.
 ///
 /// # Errors
 ///
-/// What was expected, where it is anything else.
+/// If it is anything else; the error says what was expected.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     at_most::<MAX_MS, D>(deserializer)
 }
 
-/// Reads one that is more than 0 and at most this many milliseconds.
+/// Reads a duration that is more than 0 and at most this many milliseconds.
 pub(crate) fn at_most<'de, const MAX_MS: u64, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Duration, D::Error> {
@@ -55,7 +55,7 @@ pub(crate) fn at_most<'de, const MAX_MS: u64, D: Deserializer<'de>>(
     Ok(time)
 }
 
-/// One that is bounded elsewhere.
+/// A duration that is bounded elsewhere.
 pub(crate) mod any {
     use super::{Deserializer, Duration, Text};
 
@@ -68,7 +68,7 @@ pub(crate) mod any {
     }
 }
 
-/// Visits a text, and nothing that could be taken for one.
+/// Visits a text, and no value of another type.
 struct Text;
 
 impl Visitor<'_> for Text {

@@ -1,4 +1,4 @@
-//! Numbers as keys have them: within bounds, and 0 where it means never.
+//! Numbers as configuration keys spell them: within bounds, and 0 where it means never.
 
 use serde::de::{Deserialize as _, Deserializer, Error};
 
@@ -11,7 +11,7 @@ pub(crate) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usi
     Ok(number)
 }
 
-/// Reads a number that is at least 1 and at most this.
+/// Reads a number that is at least 1 and at most `MAX`.
 pub(crate) fn at_most<'de, const MAX: usize, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<usize, D::Error> {
@@ -23,7 +23,7 @@ pub(crate) fn at_most<'de, const MAX: usize, D: Deserializer<'de>>(
     Ok(number)
 }
 
-/// A number of which 0 says "never".
+/// A number for which 0 means "never".
 pub(crate) mod zero_is_never {
     use serde::{Deserialize as _, Deserializer, Serializer};
 

@@ -1,6 +1,6 @@
-//! What the Postmaster keeps of each registered worker: its main, its actor, how it has fared.
+//! What the Postmaster keeps of each registered worker: its main, its actor, and how it has fared.
 //!
-//! Carries out and reports; decides nothing. Handles from before find nobody here.
+//! Carries out and reports; decides nothing. Old handles find nothing here.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::database::Database;
 use crate::supervision::{Afterwards, Signal, StateMachine, WorkerState};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm, Worker};
 
-/// How many ended workers are remembered for status.
+/// How many ended workers status remembers.
 const ENDED_MAX: usize = 100;
 
 /// How many events a subscriber may lag behind before it misses some.
@@ -33,9 +33,9 @@ const EVENTS_MAX: usize = 1024;
 pub(super) struct Children {
     slots: Vec<Option<Child>>,
     ended: VecDeque<EndedWorker>,
-    /// Where subscribers hear; nowhere after the exit, when nothing happens any more.
+    /// Where subscribers receive events; `None` after the exit, when nothing happens any longer.
     events: Option<broadcast::Sender<Event>>,
-    /// Where incarnations report to; nowhere after the exit, when none can be started.
+    /// Where incarnations report to; `None` after the exit, when none can be started.
     reports: Option<UnboundedSender<WorkerReport>>,
 }
 
@@ -46,15 +46,15 @@ struct Child {
     progress: Arc<Progress>,
     /// How often it was started.
     starts: u64,
-    /// One of its incarnations was ready.
+    /// `true` once one of its incarnations was ready.
     has_been_ready: bool,
     running: Option<Addr<Worker>>,
-    /// Since when it is where it is.
+    /// When it was registered, started, became ready or exited, whichever came last.
     since: Instant,
     /// Why its last incarnation ended.
     reason: Option<Reason>,
     repetition: Repetition,
-    /// It failed more often than its limit allows.
+    /// `true` if it failed more often than its limit allows.
     gave_up: bool,
     waiters: Waiters,
     /// Its end, which its handles keep.
@@ -74,13 +74,13 @@ impl Children {
         }
     }
 
-    /// Nobody will be started any more, and nothing will happen.
+    /// Closes both channels: from here on no worker is started, and nothing happens.
     pub(super) fn close(&mut self) {
         self.reports = None;
         self.events = None;
     }
 
-    /// What happens from now on.
+    /// The events from now on.
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
         match &self.events {
             Some(events) => events.subscribe(),
@@ -89,7 +89,7 @@ impl Children {
         }
     }
 
-    /// Keeps a worker that has just been registered, and returns where its end will be found.
+    /// Keeps a worker that has just been registered; returns where its end will be found.
     pub(super) fn insert(&mut self, id: WorkerId, name: Arc<str>, main: Arc<dyn Main>) -> End {
         let end = End::default();
         if self.slots.len() <= id.slot() {
@@ -114,7 +114,7 @@ impl Children {
         end
     }
 
-    /// Starts an incarnation: its main in its task, and its actor.
+    /// Starts an incarnation: its main in a task, and its actor.
     pub(super) fn start(&mut self, incarnation: Incarnation, database: Option<Database>) {
         let Some(reports) = self.reports.clone() else {
             return;
@@ -144,7 +144,7 @@ impl Children {
         self.tell(incarnation.worker, EventKind::Started(incarnation));
     }
 
-    /// An incarnation said that it is ready.
+    /// Notes that an incarnation is ready.
     pub(super) fn ready(&mut self, incarnation: Incarnation) {
         if let Some(child) = self.get_mut(incarnation.worker) {
             child.since = Instant::now();
@@ -154,7 +154,7 @@ impl Children {
         self.tell(incarnation.worker, EventKind::Ready(incarnation));
     }
 
-    /// Lets somebody wait until a worker has come so far.
+    /// Adds a waiter for a milestone of a worker, and answers it at once if the outcome is known.
     pub(super) fn wait(
         &mut self,
         id: WorkerId,
@@ -185,7 +185,7 @@ impl Children {
         }
     }
 
-    /// Releases everybody who waits for a worker to start or to be ready.
+    /// Releases every waiter for a worker to start or to be ready.
     pub(super) fn release_waiters(&mut self) {
         for child in self.slots.iter_mut().flatten() {
             child.waiters.give_up(WaitError::ShuttingDown);
@@ -204,7 +204,7 @@ impl Children {
         }
     }
 
-    /// Aborts an incarnation, and returns the name of its worker.
+    /// Aborts an incarnation; returns the name of its worker.
     pub(super) fn abort(&mut self, incarnation: Incarnation) -> Option<Arc<str>> {
         let child = self.get_mut(incarnation.worker)?;
         child.running.as_ref()?.do_send(Sigquit);
@@ -213,7 +213,7 @@ impl Children {
         Some(name)
     }
 
-    /// Keeps why an incarnation ended, until the machine has said what that means.
+    /// Keeps why an incarnation ended, until the machine has decided what follows.
     pub(super) fn set_reason(&mut self, incarnation: Incarnation, reason: Option<Reason>) {
         if let Some(child) = self.get_mut(incarnation.worker) {
             if let Some(reason) = &reason {
@@ -223,7 +223,7 @@ impl Children {
         }
     }
 
-    /// Lets go of an incarnation that has ended, and reports it.
+    /// Lets go of an incarnation that has ended, and reports its end.
     pub(super) fn exited(
         &mut self,
         incarnation: Incarnation,
@@ -250,7 +250,7 @@ impl Children {
         }
     }
 
-    /// Forgets a worker, but for its end.
+    /// Forgets a worker, except for its end.
     pub(super) fn unregister(&mut self, id: WorkerId, exit: ExitStatus) {
         if self.get(id).is_none() {
             return;
@@ -271,7 +271,7 @@ impl Children {
             starts: child.starts,
             report: child.progress.report(),
         };
-        // Nobody else sets it.
+        // Nothing else sets it.
         let _ = child.end.set(Box::new(ended.clone()));
         child.waiters.give_up(WaitError::Ended(exit));
         child.waiters.reached(Milestone::Unregistered);
@@ -281,7 +281,7 @@ impl Children {
         self.ended.push_back(ended);
     }
 
-    /// One worker, and where the machine has it.
+    /// One worker, with its state in the machine.
     pub(super) fn status(&self, id: WorkerId, machine: &StateMachine) -> Option<WorkerStatus> {
         let child = self.get(id)?;
         Some(WorkerStatus {
@@ -296,7 +296,7 @@ impl Children {
         })
     }
 
-    /// All of them in registration order, and the last ones that ended, oldest first.
+    /// All registered workers in registration order, and the last ones that ended, oldest first.
     pub(super) fn statuses(&self, machine: &StateMachine) -> Workers {
         let children = self.slots.iter().flatten();
         let mut registered: Vec<_> = children
@@ -309,7 +309,7 @@ impl Children {
         }
     }
 
-    /// Tells the subscribers. Where there are none, that is nothing.
+    /// Sends an event to the subscribers, if there are any.
     fn tell(&self, worker: WorkerId, kind: EventKind) {
         let events = self.events.as_ref();
         let Some(events) = events.filter(|events| events.receiver_count() > 0) else {
@@ -335,14 +335,14 @@ impl Children {
 // === impl Child ===
 
 impl Child {
-    /// Reports the end of an incarnation, at the level at which somebody should see it.
+    /// Logs the end of an incarnation, at the level that fits it.
     fn log_exit(&mut self, exit: ExitStatus, afterwards: Afterwards) {
         let worker = &self.name;
         let (slot, generation) = (self.id.slot(), self.id.generation());
         let reason = self.reason.as_ref();
         let sqlstate = reason.and_then(|reason| reason.sqlstate.as_deref());
         let panicked = reason.is_some_and(|reason| reason.panicked);
-        // Not as a quoted text: it may hold a statement that somebody wants to copy.
+        // Not quoted: the text may hold a statement that a reader of the log wants to copy.
         let reason = reason.map(|reason| display(&reason.text));
         let restart_in = match afterwards {
             Afterwards::Restart(wait) => Some(humantime::format_duration(wait).to_string()),
@@ -361,7 +361,7 @@ impl Child {
             };
         }
         match exit {
-            // The last one is told, whatever it is.
+            // An exit that no restart follows is logged at its own level, even if it repeats.
             _ if counted.is_err() && restart_in.is_some() => exited!(debug),
             ExitStatus::Crashed => exited!(error),
             ExitStatus::Stopped if panicked => exited!(error),

@@ -1,7 +1,7 @@
 //! The Postmaster as the rest of a program sees it: a handle, and the answers it gives.
 //!
 //! Nothing here decides or keeps state; every method is one message. A Postmaster that is gone is
-//! an error value, never a wait without end.
+//! an error value, never an endless wait.
 
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ pub struct PostmasterHandle {
     exited: watch::Receiver<Option<PostmasterExit>>,
 }
 
-/// A registered worker, and what became of it. Clones are the same worker.
+/// A registered worker, and how it ended. Clones are the same worker.
 ///
-/// Mirrors `BackgroundWorkerHandle`. It outlives the worker: nobody else is ever meant by it.
+/// Mirrors `BackgroundWorkerHandle`. It outlives the worker, and never comes to mean another one.
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
     id: WorkerId,
@@ -45,7 +45,7 @@ pub struct WorkerHandle {
 )]
 pub struct NoSystem;
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RequestError {
@@ -67,7 +67,7 @@ impl PostmasterHandle {
         Self { postmaster, exited }
     }
 
-    /// Registers a worker with what it runs.
+    /// Registers a worker, together with the main that it runs.
     ///
     /// It starts when the server has come as far as its start time asks, one worker per tick, the
     /// first registered first. Mirrors `RegisterBackgroundWorker` before the start and
@@ -90,14 +90,14 @@ impl PostmasterHandle {
         })
     }
 
-    /// Sets other limits. What is registered stays, even where it is too many now.
+    /// Sets new limits. Registered workers stay, even if they are now too many.
     pub fn set_limits(&self, limits: Limits) {
         self.postmaster.do_send(SetLimits(limits));
     }
 
-    /// All that happens to workers from now on. A subscriber that lags 1,024 events behind misses
-    /// the oldest, and is told how many; the stream ends when the last worker has ended after a shutdown
-    /// request, or with the Postmaster.
+    /// Subscribes to all events of workers from now on. A subscriber that lags 1,024 events behind misses
+    /// the oldest, and its receiver says how many; the stream ends when the last worker has ended after a
+    /// shutdown request, or with the Postmaster.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl PostmasterHandle {
         Ok(self.postmaster.send(Subscribe).await?)
     }
 
-    /// Asks a worker to stop for good. A handle from before does nothing.
+    /// Asks a worker to stop for good. An old handle does nothing.
     ///
     /// # Errors
     ///
@@ -115,8 +115,8 @@ impl PostmasterHandle {
         Ok(self.postmaster.send(Terminate(worker)).await?)
     }
 
-    /// Sets what runs during a reset, after the last worker with access has stopped and before the
-    /// first starts again: the place to make anew what a panic may have left broken.
+    /// Sets the hook that runs during a reset, after the last worker with access has stopped and before the
+    /// first starts again: the place to recreate what a panic may have left broken.
     ///
     /// It runs on the Postmaster's thread and must not block. A panic in it is logged.
     ///
@@ -154,20 +154,20 @@ impl PostmasterHandle {
         Ok(self.postmaster.send(GetWorkers).await?)
     }
 
-    /// Says what the server is, where nobody watches it.
+    /// Sets the server's state, for a Postmaster that watches no server.
     #[cfg(feature = "testing")]
     pub(crate) fn server_is(&self, state: crate::database::ServerState, reason: Option<Arc<str>>) {
         self.postmaster.do_send(super::ServerReached(state, reason));
     }
 
-    /// Tells every running worker that settings may have changed.
+    /// Signals every running worker that settings may have changed.
     pub fn sighup(&self) {
         self.postmaster.do_send(Sighup);
     }
 
     /// Asks for a shutdown; [`exited`](Self::exited) waits for it.
     ///
-    /// Asking again is allowed: for a stronger one, or for the same one to make it stronger.
+    /// Asking again is allowed: for a stronger shutdown, or for the same one, which makes it stronger.
     pub fn shut_down(&self, mode: Shutdown) {
         match mode {
             Shutdown::Smart => self.postmaster.do_send(Sigterm),
@@ -193,43 +193,43 @@ impl PostmasterHandle {
 // === impl WorkerHandle ===
 
 impl WorkerHandle {
-    /// Its slot and generation.
+    /// The worker's slot and generation.
     #[must_use]
     pub fn id(&self) -> WorkerId {
         self.id
     }
 
-    /// How it ended, once it was unregistered.
+    /// How the worker ended; `None` until it is unregistered.
     #[must_use]
     pub fn ended(&self) -> Option<&EndedWorker> {
         self.end.get().map(Box::as_ref)
     }
 
-    /// Waits until it has been started. Mirrors `WaitForBackgroundWorkerStartup`.
+    /// Waits until the worker has been started. Mirrors `WaitForBackgroundWorkerStartup`.
     ///
     /// # Errors
     ///
-    /// If it has ended, or the Postmaster is shutting down or gone, before it was.
+    /// If it ended first, or the Postmaster is shutting down or gone.
     pub async fn started(&self) -> Result<(), WaitError> {
         self.wait(Milestone::Started).await
     }
 
-    /// Waits until it has said that it is ready. While the server is away that may be long: who cannot wait
-    /// puts it into a `tokio::time::timeout`.
+    /// Waits until the worker has reported that it is ready. While the server is away that may take long: to
+    /// bound it, use `tokio::time::timeout`.
     ///
     /// # Errors
     ///
-    /// If it has ended, or the Postmaster is shutting down or gone, before it did.
+    /// If it ended first, or the Postmaster is shutting down or gone.
     pub async fn ready(&self) -> Result<(), WaitError> {
         self.wait(Milestone::Ready).await
     }
 
-    /// Waits until it was unregistered. Mirrors `WaitForBackgroundWorkerShutdown`, which also
-    /// returns where a worker is only about to be restarted.
+    /// Waits until the worker was unregistered. Mirrors `WaitForBackgroundWorkerShutdown`, which also
+    /// returns when a worker is only about to be restarted.
     ///
     /// # Errors
     ///
-    /// If the Postmaster is gone before it was.
+    /// If the Postmaster is gone first.
     pub async fn stopped(&self) -> Result<EndedWorker, WaitError> {
         if let Some(ended) = self.ended() {
             return Ok(ended.clone());
@@ -238,13 +238,13 @@ impl WorkerHandle {
         self.ended().cloned().ok_or(WaitError::PostmasterDied)
     }
 
-    /// Asks it to stop for good; [`stopped`](Self::stopped) waits for it. Mirrors
-    /// `TerminateBackgroundWorker`. One that has stopped, or was asked before, is not asked again.
+    /// Asks the worker to stop for good; [`stopped`](Self::stopped) waits for that. Mirrors
+    /// `TerminateBackgroundWorker`. A worker that has stopped, or was asked before, is not asked again.
     pub fn terminate(&self) {
         self.postmaster.do_send(Terminate(self.id));
     }
 
-    /// Sets other rules for its restarts, from its next failure on.
+    /// Sets new rules for the worker's restarts, from its next failure on.
     ///
     /// # Errors
     ///
@@ -277,7 +277,7 @@ impl WorkerHandle {
 }
 
 impl From<MailboxError> for RequestError {
-    /// A closed mailbox is a Postmaster that is gone. No request has a timeout of its own.
+    /// A closed mailbox means that the Postmaster is gone. No request has a timeout of its own.
     fn from(_: MailboxError) -> Self {
         Self::PostmasterDied
     }

@@ -1,4 +1,4 @@
-//! What a handle sends to the Postmaster, and what the Postmaster does with it: as little as it can.
+//! The messages that handles send to the Postmaster, and their handlers, which do as little as they can.
 
 use std::sync::Arc;
 
@@ -40,13 +40,13 @@ impl Handler<Register> for Postmaster {
     }
 }
 
-/// A worker that was registered, and where its end will be found.
+/// A worker that was registered, with the place where its end will be found.
 pub(super) struct Registered {
     pub(super) id: WorkerId,
     pub(super) end: End,
 }
 
-/// Asks to be told when a worker has come so far, or that it will not.
+/// Asks for an answer when a worker has reached a milestone, or will not reach it.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Wait {
@@ -68,7 +68,7 @@ impl Handler<Wait> for Postmaster {
     }
 }
 
-/// Asks for all that happens from now on.
+/// Asks for all events from now on.
 #[derive(Debug, Message)]
 #[rtype(result = "broadcast::Receiver<Event>")]
 pub(super) struct Subscribe;
@@ -94,7 +94,7 @@ impl Handler<Terminate> for Postmaster {
     }
 }
 
-/// Sets other limits. See [`PostmasterHandle::set_limits`](super::PostmasterHandle::set_limits).
+/// Sets new limits. See [`PostmasterHandle::set_limits`](super::PostmasterHandle::set_limits).
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct SetLimits(pub(super) Limits);
@@ -107,7 +107,7 @@ impl Handler<SetLimits> for Postmaster {
     }
 }
 
-/// Sets other rules for a worker's restarts. See [`WorkerHandle::set_restart`](super::WorkerHandle::set_restart).
+/// Sets new rules for a worker's restarts. See [`WorkerHandle::set_restart`](super::WorkerHandle::set_restart).
 #[derive(Debug, Message)]
 #[rtype(result = "Result<(), InvalidWorker>")]
 pub(super) struct SetRestart {
@@ -175,7 +175,7 @@ impl Handler<GetWorkers> for Postmaster {
     }
 }
 
-/// Sets what runs between the last stop and the first start of a reset.
+/// Sets the hook that runs between the last stop and the first start of a reset.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct OnReset(pub(super) ResetHook);
@@ -188,5 +188,5 @@ impl Handler<OnReset> for Postmaster {
     }
 }
 
-/// What an embedder runs to make anew what its workers share.
+/// The hook by which an embedder recreates what its workers share.
 pub(super) type ResetHook = Box<dyn FnMut() + Send>;

@@ -1,6 +1,6 @@
-//! Which ends of a worker are worth a line in the log, where they are the same again and again.
+//! Which exits of a worker are worth a line in the log when they are the same again and again.
 //!
-//! No clock and no log here: who asks says the time, and writes the line.
+//! No clock and no log here: the caller passes the time, and writes the line.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use crate::background_worker::ExitStatus;
 use crate::context::Reason;
 
-/// After so long, the same is news again.
+/// How long after its last line a repeated exit is news again.
 const NEWS_AFTER: Duration = Duration::from_secs(3600);
 
-/// The same end of a worker, again and again.
+/// The exits of one worker, as far as they repeat.
 #[derive(Debug, Default)]
 pub(super) struct Repetition {
     last: Option<(ExitStatus, Option<Arc<str>>)>,
@@ -22,15 +22,15 @@ pub(super) struct Repetition {
 // === impl Repetition ===
 
 impl Repetition {
-    /// Counts an end. `Ok` holds how often in a row it has been this one, if that is to be told: at
-    /// each doubling, and once an hour. `Err` holds it otherwise.
+    /// Counts an exit. `Ok` holds how many times in a row it was the same, if it is to be logged: at
+    /// each doubling, and once an hour. `Err` holds that number otherwise.
     pub(super) fn count(
         &mut self,
         now: Instant,
         exit: ExitStatus,
         reason: Option<&Reason>,
     ) -> Result<u64, u64> {
-        // A SQLSTATE says what it is, and its text may hold a number that varies.
+        // A SQLSTATE identifies the error; its text may hold a number that varies.
         let what = reason.map(|reason| reason.sqlstate.as_ref().unwrap_or(&reason.text));
         let this = (exit, what.cloned());
         if self.last.as_ref() != Some(&this) {
@@ -49,10 +49,7 @@ impl Repetition {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "any moment will do to begin with"
-)]
+#[expect(clippy::disallowed_methods, reason = "any starting time works")]
 mod tests {
     use super::*;
 
@@ -65,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_end_is_told_at_each_doubling_and_once_an_hour() {
+    fn a_repeated_exit_is_logged_at_each_doubling_and_once_an_hour() {
         let (mut repetition, now) = (Repetition::default(), Instant::now());
         let again = reason("no", None);
         let mut told = |times: u64, at| {
@@ -80,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn another_end_is_told_at_once_and_a_sqlstate_says_what_is_the_same() {
+    fn a_new_exit_is_logged_at_once_and_a_sqlstate_identifies_it() {
         let (mut repetition, now) = (Repetition::default(), Instant::now());
         let mut count = |reason: &Reason| repetition.count(now, ExitStatus::Failed, Some(reason));
         for times in 1..=2 {

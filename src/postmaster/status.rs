@@ -1,6 +1,6 @@
-//! What the Postmaster answers: itself, its workers, and how those ended, at one moment.
+//! The Postmaster's answers: itself, its workers, and how workers ended, at one moment.
 //!
-//! Values alone: nothing here asks or decides.
+//! Plain values: nothing here asks or decides.
 
 use std::sync::{Arc, OnceLock};
 
@@ -25,11 +25,11 @@ pub struct PostmasterExit {
 pub struct Status {
     /// How far the server has come.
     pub reached: StartTime,
-    /// What the server is, since when, and why it is away; `None` for a Postmaster without one.
+    /// The server's state, since when, and why it is away; `None` for a Postmaster without a server.
     pub server: Option<ServerStatus>,
     /// The shutdown under way.
     pub shutdown: Option<Shutdown>,
-    /// How many workers are where.
+    /// The number of workers in each state.
     pub counts: Counts,
 }
 
@@ -51,17 +51,17 @@ pub struct WorkerStatus {
     pub id: WorkerId,
     /// The worker as it is registered.
     pub worker: BackgroundWorker,
-    /// Where it is.
+    /// Its state.
     pub state: WorkerState,
-    /// Since when.
+    /// When it was registered, started, became ready or exited, whichever came last.
     pub since: Instant,
     /// How often it was started.
     pub starts: u64,
-    /// Whether one of its incarnations was ready.
+    /// `true` once one of its incarnations was ready.
     pub has_been_ready: bool,
     /// Why its last incarnation ended, if it did not finish.
     pub reason: Option<Arc<str>>,
-    /// What it says of itself.
+    /// What it reports about itself.
     pub report: Report,
 }
 
@@ -75,15 +75,15 @@ pub struct EndedWorker {
     pub name: Arc<str>,
     /// How it ended.
     pub exit: ExitStatus,
-    /// When its last incarnation ended.
+    /// When its last incarnation ended; if it never started, when it was registered.
     pub since: Instant,
-    /// Whether it was stopped for good because it failed more often than its limit allows.
+    /// `true` if it was stopped for good because it failed more often than its limit allows.
     pub gave_up: bool,
-    /// Why, if it did not finish.
+    /// Why its last incarnation ended, if it did not finish.
     pub reason: Option<Arc<str>>,
     /// How often it was started.
     pub starts: u64,
-    /// What it said of itself last.
+    /// What it last reported about itself.
     pub report: Report,
 }
 

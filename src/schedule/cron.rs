@@ -1,6 +1,6 @@
-//! Cron's ticks in a time zone, by the rules of Debian's cron.
+//! Ticks of a cron expression in a time zone, by the rules of Debian's cron.
 //!
-//! The expression is parsed by `cronp`; which instants it means, around changes of the clocks too, is decided here.
+//! `cronp` parses the expression; this module decides which instants it means, also when the clocks change.
 
 use cronp::{Calendar, CivilDateTime, ErrorKind, ParseError, Vixie};
 use jiff::civil::{Date, DateTime, time};
@@ -9,7 +9,7 @@ use jiff::{Span, Timestamp, ZonedDateTime};
 
 use super::InvalidSchedule;
 
-/// No schedule has two ticks further apart: 29 February of a day of the week comes again within 40 years.
+/// No schedule has two ticks further apart: 29 February on a given day of the week comes again within 40 years.
 const DAYS_MAX: u32 = 366 * 41;
 
 /// An expression in a time zone.
@@ -17,9 +17,9 @@ const DAYS_MAX: u32 = 366 * 41;
 pub(super) struct Cron {
     calendar: Calendar<Vixie>,
     zone: TimeZone,
-    /// Its minute or its hour begins with `*`: it means minutes that the clocks show, and no times of day.
+    /// Its minute or its hour begins with `*`: it means minutes that the clocks show, not times of day.
     is_wild: bool,
-    /// A minute of the day that it means, on the days that it means.
+    /// An hour and a minute that match on each day that matches, to test a day with.
     some_time: (i8, i8),
 }
 
@@ -64,7 +64,7 @@ impl Cron {
     /// The first tick after a time.
     pub(super) fn next(&self, after: Timestamp) -> Option<Timestamp> {
         let today = self.zone.to_datetime(after).date();
-        // The clocks may go back over midnight, so that a day has ticks after the first of the next.
+        // The clocks may go back over midnight, so that a day can have ticks after the first tick of the next day.
         let days = days(today.yesterday().ok()?, Span::new().days(1));
         let found = self.search(days, |tick| tick > after);
         found.into_iter().min()
@@ -91,7 +91,7 @@ impl Cron {
         found.into_iter().max()
     }
 
-    /// The ticks that suit, of the first day that has one and of the day beside it.
+    /// The ticks that suit, of the first day that has one and of the day after it in this order.
     fn search(
         &self,
         days: impl Iterator<Item = Date>,
@@ -110,7 +110,7 @@ impl Cron {
         found
     }
 
-    /// The instants that are meant by the minutes of a day.
+    /// The instants that the matching minutes of a day mean.
     fn ticks_of(&self, day: Date) -> Vec<Timestamp> {
         let mut ticks = Vec::new();
         let hours = (0..24_u8).filter(|hour| self.calendar.admits_hour(*hour));
@@ -123,7 +123,7 @@ impl Cron {
         ticks
     }
 
-    /// Adds the instants that are meant by a minute on the clock.
+    /// Adds the instants that a minute on the clock means.
     fn instants(&self, civil: DateTime, ticks: &mut Vec<Timestamp>) {
         match self.zone.to_ambiguous_timestamp(civil).offset() {
             AmbiguousOffset::Unambiguous { offset } => ticks.extend(offset.to_timestamp(civil)),
@@ -134,7 +134,7 @@ impl Cron {
                 }
             }
             AmbiguousOffset::Gap { before, .. } if !self.is_wild => {
-                // By the clock that was put forward, it is past the change.
+                // At the offset before the change, this minute is after the change.
                 let past = before.to_timestamp(civil).ok();
                 let past = past.and_then(|past| past.checked_add(Span::new().nanoseconds(1)).ok());
                 let change = past.and_then(|past| self.zone.preceding(past).next());
@@ -144,7 +144,7 @@ impl Cron {
         }
     }
 
-    /// Whether a minute of a day is meant.
+    /// `true` if a minute of a day matches.
     fn means(&self, day: Date, (hour, minute): (i8, i8)) -> bool {
         let civil = CivilDateTime::new(
             day.year().cast_unsigned(),
@@ -158,12 +158,12 @@ impl Cron {
     }
 }
 
-/// Days from this one on, in this direction.
+/// The days from this one on, in steps of `step`: at most [`DAYS_MAX`].
 fn days(from: Date, step: Span) -> impl Iterator<Item = Date> {
     std::iter::successors(Some(from), move |day| day.checked_add(step).ok()).take(DAYS_MAX as usize)
 }
 
-/// What is wrong with an expression: in which field, at which characters, and what would be right.
+/// Says what is wrong with an expression, in which field, at which characters, and what would be right.
 fn invalid(error: &ParseError) -> InvalidSchedule {
     let field = error
         .field()
@@ -182,11 +182,11 @@ fn invalid(error: &ParseError) -> InvalidSchedule {
             "the nicknames are @hourly, @daily, @midnight, @weekly, @monthly, @yearly and @annually"
                 .to_owned()
         }
-        ErrorKind::UnknownName => format!("{field}this is no name here"),
+        ErrorKind::UnknownName => format!("{field}this name is not known here"),
         ErrorKind::ReversedRange { start, end } => format!("{field}{start} is after {end}"),
-        ErrorKind::ZeroStep => format!("{field}a step of 0 goes nowhere"),
+        ErrorKind::ZeroStep => format!("{field}the step must not be 0"),
         ErrorKind::UnexpectedEnd => format!("{field}it ends too early"),
-        _ => format!("{field}this cannot stand here"),
+        _ => format!("{field}this is not allowed here"),
     };
     let span = error.span();
     let at = (!span.is_empty()).then(|| (span.start() + 1, span.end()));

@@ -1,4 +1,4 @@
-//! What the state machine asks for: plain values, carried out by whoever owns it.
+//! What the state machine asks for: plain values, carried out by its owner.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ pub enum Action {
     Start(Incarnation),
     /// Pass a signal to a running incarnation.
     Signal {
-        /// The incarnation that is told.
+        /// The incarnation that gets it.
         incarnation: Incarnation,
-        /// What it is told.
+        /// The signal to pass on.
         signal: Signal,
     },
     /// End a running incarnation without asking it.
@@ -22,9 +22,9 @@ pub enum Action {
     Exited {
         /// The incarnation that has ended.
         incarnation: Incarnation,
-        /// How it ended; [`ExitStatus::Stopped`] whatever it said, if it was asked to.
+        /// How it ended; [`ExitStatus::Stopped`] however its main ended, if it was asked to stop.
         exit: ExitStatus,
-        /// What follows.
+        /// What follows its end.
         afterwards: Afterwards,
     },
     /// Forget a worker: its slot and its name are free.
@@ -34,37 +34,37 @@ pub enum Action {
         /// How its last incarnation ended.
         exit: ExitStatus,
     },
-    /// Report that the server fell below the level of so many workers that ran: they are stopped
+    /// Report that the server fell below the level of this many workers that run or ran: they are stopped
     /// without prejudice, and come back when it rises.
     Parked {
-        /// How many.
+        /// The number of workers.
         workers: usize,
     },
-    /// Report that the server has come far enough again for so many parked workers.
+    /// Report that the server has come far enough again for this many parked workers.
     Unparked {
-        /// How many.
+        /// The number of workers.
         workers: usize,
     },
     /// Report that a crash is followed by a reset: every other worker with access is stopped.
     Reset,
-    /// Make anew what workers with access share: all of them have stopped, and none starts before.
+    /// Recreate what workers with access share: all of them have stopped, and none starts before that is done.
     ResetShared,
-    /// Every worker has ended after a shutdown request. Comes once; nobody is started after it.
+    /// Every worker has ended after a shutdown request. Comes once; no worker is started after it.
     Exit,
 }
 
 /// What follows the end of an incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Afterwards {
-    /// It starts again, this long after its exit.
+    /// The worker starts again, this long after its exit.
     Restart(Duration),
-    /// It is unregistered.
+    /// The worker is unregistered.
     Unregister,
-    /// It is unregistered, since it was restarted as often as its limit allows.
+    /// The worker is unregistered, because it was restarted as often as its limit allows.
     GiveUp(RestartLimit),
 }
 
-/// What a running worker can be told.
+/// What a running worker can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
     /// Settings may have changed: look at them now.

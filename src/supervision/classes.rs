@@ -1,14 +1,14 @@
-//! Sets of workers, apart by what rules ask about: their start time and their access.
+//! Sets of workers, kept apart by what the rules ask about: their start time and their access.
 //!
-//! So that "the first one above this level" or "any that shares" is a look at nine sets, however
-//! many workers they hold. Which is which is not known here.
+//! "The first one above this level" or "any that shares" is therefore a look at nine sets, however
+//! many workers they hold. What a set of classes stands for is not known here.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use crate::background_worker::{Access, BackgroundWorker, StartTime, WorkerId};
 
-/// What rules ask about.
+/// The properties of a worker that rules ask about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class {
     pub(super) start_time: StartTime,
@@ -37,7 +37,7 @@ impl Class {
         }
     }
 
-    /// Whether a crash of one of this class may have left the others of it something broken.
+    /// `true` if a crash of a worker of this class may have left something broken that others share.
     pub(super) fn shares(self) -> bool {
         self.access >= Access::Shared
     }
@@ -54,12 +54,12 @@ impl Classes {
         self.0[class.start_time as usize][class.access as usize].remove(&id);
     }
 
-    /// The first in registration order, of the classes that are wanted.
+    /// The first worker, in registration order, of the wanted classes.
     pub(super) fn first(&self, wanted: impl Fn(Class) -> bool) -> Option<WorkerId> {
         self.of(wanted).filter_map(|set| set.first().copied()).min()
     }
 
-    /// The next in registration order after this one, of any class.
+    /// The next worker in registration order after this one, of any class.
     pub(super) fn after(&self, id: Option<WorkerId>) -> Option<WorkerId> {
         let from = id.map_or(Bound::Unbounded, Bound::Excluded);
         self.of(|_| true)
@@ -67,7 +67,7 @@ impl Classes {
             .min()
     }
 
-    /// How many there are, of the classes that are wanted.
+    /// The number of workers of the wanted classes.
     pub(super) fn count(&self, wanted: impl Fn(Class) -> bool) -> usize {
         self.of(wanted).map(BTreeSet::len).sum()
     }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-/// What the Postmaster's settings bound.
+/// The bounds that the Postmaster's settings impose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "config", serde(default))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Limits {
     /// How many workers can be registered at once (`max_worker_processes`).
@@ -17,9 +18,11 @@ pub struct Limits {
             deserialize_with = "crate::keys::number::at_most::<{ Limits::STARTS_PER_TICK_MAX }, _>"
         )
     )]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = Self::STARTS_PER_TICK_MAX)))]
     pub starts_per_tick: usize,
     /// How long a worker that was asked to stop may take for what it has begun.
     #[cfg_attr(feature = "config", serde(with = "crate::keys::duration"))]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub shutdown_timeout: Duration,
 }
 
@@ -36,15 +39,15 @@ impl Limits {
     /// How long a worker may take to stop for a reset, before it is aborted.
     pub const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// Sets how many workers can be registered at once; 1024 unless set. Whoever is registered already
-    /// stays.
+    /// Sets how many workers can be registered at once; 1024 unless set. Workers that are registered already
+    /// stay.
     #[must_use]
     pub fn max_workers(mut self, max_workers: usize) -> Self {
         self.max_workers = max_workers;
         self
     }
 
-    /// Sets how many workers one tick may start; 1 unless set, and at least, and at most
+    /// Sets how many workers one tick may start; 1 unless set, which is also the least, and at most
     /// [`STARTS_PER_TICK_MAX`](Self::STARTS_PER_TICK_MAX).
     #[must_use]
     pub fn starts_per_tick(mut self, starts_per_tick: usize) -> Self {

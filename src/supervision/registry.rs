@@ -1,7 +1,7 @@
-//! Slots with generations: who is registered, found by a handle that outlives its worker safely.
+//! Slots with generations: the registered workers, found by a handle that safely outlives its worker.
 //!
-//! A slot is reused, a generation never is, so a handle from before says "gone" instead of meaning
-//! somebody else. Nothing here knows what a slot holds.
+//! A slot is reused, a generation never is, so an old handle finds nothing instead of another worker.
+//! Nothing here knows what a slot holds.
 
 use crate::background_worker::WorkerId;
 
@@ -66,7 +66,7 @@ impl<T> Registry<T> {
         }
     }
 
-    /// Frees the slot. A handle from before does nothing.
+    /// Frees the slot. An old handle does nothing.
     pub(super) fn remove(&mut self, id: WorkerId) -> Option<T> {
         self.get(id)?;
         self.free.push(id.slot());

@@ -10,19 +10,19 @@ use crate::backoff::{doubled, jittered};
 /// The longest wait between two attempts of a worker whose database is away.
 const AWAY_MAX: Duration = Duration::from_secs(1);
 
-/// The shortest wait after the immediate first attempt.
+/// The first wait after the immediate first attempt.
 const AWAY_INITIAL: Duration = Duration::from_millis(100);
 
 /// What a worker's past says about its next start. Kept across its incarnations.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// How often in a row it lost its database without having been ready.
+    /// How often in a row the worker lost its database without having been ready.
     away: u32,
     /// How often in a row it failed without having been healthy for long enough.
     failures: u32,
     /// When its last incarnation started.
     started: Option<Instant>,
-    /// When it was restarted after failures, as far as its limit looks back.
+    /// When the worker was restarted after failures, as far back as its limit looks.
     restarts: VecDeque<Instant>,
 }
 
@@ -37,7 +37,7 @@ impl History {
         self.away = 0;
     }
 
-    /// The worker failed: when does it start again?
+    /// Decides when a worker that failed starts again.
     pub(super) fn failed(
         &mut self,
         now: Instant,
@@ -56,10 +56,10 @@ impl History {
         }
     }
 
-    /// The worker lost its database: how long does it wait?
+    /// Decides how long a worker that lost its database waits.
     ///
-    /// At once the first time, since most losses are one closed connection; then 100 ms, doubling
-    /// to 1 s. It is not the worker's fault, so no failure is counted.
+    /// The first restart is immediate, since most losses are one closed connection; then the worker waits
+    /// 100 ms, doubling up to 1 s. It is not the worker's fault, so no failure is counted.
     pub(super) fn lost_database(&mut self, jitter: f64) -> Duration {
         let wait = match self.away {
             0 => Duration::ZERO,
@@ -79,7 +79,7 @@ impl History {
         jittered(wait, jitter)
     }
 
-    /// Whether the limit allows one more restart; if so, it is counted.
+    /// `true` if the limit allows one more restart, which is then counted.
     fn may_restart(&mut self, now: Instant, limit: RestartLimit) -> bool {
         let is_past = |at: &Instant| now.duration_since(*at) >= limit.within;
         while self.restarts.front().is_some_and(is_past) {
@@ -94,10 +94,7 @@ impl History {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "any moment will do to begin with"
-)]
+#[expect(clippy::disallowed_methods, reason = "any starting time works")]
 mod tests {
     use super::*;
 
@@ -150,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_allows_so_many_restarts_within_its_window_and_no_more() {
+    fn a_limit_bounds_the_restarts_within_its_window() {
         let (mut history, begin) = (History::default(), Instant::now());
         let limit = RestartLimit {
             restarts: 2,

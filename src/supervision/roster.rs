@@ -1,7 +1,7 @@
 //! Where each registered worker is, and the orders in which workers are looked for.
 //!
 //! A worker is in one place at a time, and [`Roster::put`] is the only way from one to another, so
-//! that no index can disagree with a worker's place. What the places mean is not known here.
+//! no index can disagree with a worker's place. What the places mean is not known here.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use crate::background_worker::{
 pub(super) struct Roster {
     registry: Registry<Entry>,
     names: HashMap<Arc<str>, WorkerId>,
-    /// Those that wait for their level and their turn.
+    /// Workers that wait for their level and their turn.
     pub(super) pending: Classes,
-    /// Those of them that ran before.
+    /// Those of the pending workers that ran before.
     pub(super) pending_again: Classes,
-    /// Those that run and were not asked to stop on their own.
+    /// Workers that run and were not asked to stop individually.
     pub(super) active: Classes,
-    /// Those that run and were.
+    /// Workers that run and were asked to stop individually.
     pub(super) ending: Classes,
-    /// Those that wait out their restart time, by its end.
+    /// Workers that wait out their restart time, ordered by its end.
     waiting: BTreeSet<(Instant, WorkerId)>,
-    /// Those that are to be aborted, by when.
+    /// Workers that are to be aborted, ordered by their deadline.
     abort_at: BTreeSet<(Instant, WorkerId)>,
     ready: usize,
 }
@@ -42,12 +42,12 @@ struct Entry {
     history: History,
 }
 
-/// Where a worker is.
+/// The place of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// It waits for its level and its turn.
     Pending {
-        /// It ran before.
+        /// `true` if it ran before.
         again: bool,
     },
     /// It waits out its restart time.
@@ -61,7 +61,7 @@ pub(super) enum Place {
 pub(super) enum Phase {
     Starting,
     Ready,
-    /// Asked to stop, on its own and not by a shutdown.
+    /// Asked to stop individually, not by a shutdown.
     Ending {
         /// When it is to be aborted; `None` once it has been, or if it never is.
         abort_at: Option<Instant>,
@@ -87,7 +87,7 @@ impl Roster {
         id
     }
 
-    /// Moves a worker to a place.
+    /// Moves a worker to another place.
     pub(super) fn put(&mut self, id: WorkerId, place: Place) {
         let Some(entry) = self.registry.get_mut(id) else {
             return;
@@ -98,7 +98,7 @@ impl Roster {
         self.index(id, place, class);
     }
 
-    /// Removes a worker, and says whether it was there.
+    /// Removes a worker; returns whether it was there.
     pub(super) fn remove(&mut self, id: WorkerId) -> bool {
         let Some(Entry { worker, place, .. }) = self.registry.remove(id) else {
             return false;
@@ -108,7 +108,7 @@ impl Roster {
         true
     }
 
-    /// Sets other rules for a worker's restarts. No place depends on them.
+    /// Sets new rules for a worker's restarts. No place depends on them.
     pub(super) fn set_restart(
         &mut self,
         id: WorkerId,
@@ -125,7 +125,7 @@ impl Roster {
         Ok(())
     }
 
-    /// A worker and its past, to be judged and added to.
+    /// A worker and its past, to be judged and extended.
     pub(super) fn history_mut(
         &mut self,
         id: WorkerId,
@@ -144,7 +144,7 @@ impl Roster {
         self.registry.get(id).map(|entry| entry.place)
     }
 
-    /// The phase of an incarnation; `None` if it does not run (any more).
+    /// The phase of an incarnation; `None` if it does not run, or no longer.
     pub(super) fn phase(&self, incarnation: Incarnation) -> Option<Phase> {
         match self.place(incarnation.worker)? {
             Place::Running { number, phase } if number == incarnation.number => Some(phase),

@@ -8,9 +8,9 @@ use super::sweep::Sweep;
 /// How urgently to shut down. Mirrors `SmartShutdown`, `FastShutdown` and `ImmediateShutdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Shutdown {
-    /// What runs may finish; the deadline is [`Limits::shutdown_timeout`].
+    /// Running work may finish; the deadline is [`Limits::shutdown_timeout`].
     Smart,
-    /// What runs is cancelled; the deadline is [`Limits::FAST_SHUTDOWN_TIMEOUT`].
+    /// Running work is cancelled; the deadline is [`Limits::FAST_SHUTDOWN_TIMEOUT`].
     Fast,
     /// Workers are aborted.
     Immediate,
@@ -21,11 +21,11 @@ pub enum Shutdown {
 pub(super) struct ShutdownUnderWay {
     mode: Shutdown,
     since: Instant,
-    /// When the next mode takes over; none after the last.
+    /// When the next mode takes over; `None` after the last.
     deadline: Option<Instant>,
-    /// Telling the workers; `None` once all were told.
+    /// The pass that signals the workers; `None` once it is through.
     pub(super) sweep: Option<Sweep>,
-    /// The Postmaster was told to exit.
+    /// The machine has handed out `Action::Exit`.
     pub(super) exited: bool,
 }
 
@@ -58,7 +58,7 @@ impl ShutdownUnderWay {
         Self {
             mode,
             since: now,
-            // A patience beyond all time is none that ends.
+            // A patience too long to add to the time never ends.
             deadline: mode
                 .patience(limits)
                 .and_then(|patience| now.checked_add(patience)),
@@ -71,7 +71,7 @@ impl ShutdownUnderWay {
         self.mode
     }
 
-    /// The stronger mode that another request leads to, if it leads to one.
+    /// The stronger mode that another request leads to, if any.
     pub(super) fn after_request(&self, now: Instant, requested: Shutdown) -> Option<Shutdown> {
         let next = if requested == self.mode && now >= self.since + Shutdown::REPEAT_AFTER {
             self.mode.next()
@@ -81,7 +81,7 @@ impl ShutdownUnderWay {
         (next > self.mode && !self.exited).then_some(next)
     }
 
-    /// The stronger mode that its deadline leads to, once that has passed.
+    /// The stronger mode that takes over once the deadline has passed.
     pub(super) fn after_deadline(&self, now: Instant) -> Option<Shutdown> {
         let has_passed = self.deadline.is_some_and(|deadline| deadline <= now);
         (has_passed && !self.exited).then(|| self.mode.next())
@@ -91,12 +91,12 @@ impl ShutdownUnderWay {
     pub(super) fn timeout(
         &self,
         now: Instant,
-        anybody_runs: bool,
-        anybody_waits: bool,
+        any_running: bool,
+        any_unstarted: bool,
     ) -> Option<Instant> {
-        if self.sweep.is_some() || anybody_waits || !(anybody_runs || self.exited) {
+        if self.sweep.is_some() || any_unstarted || !(any_running || self.exited) {
             return Some(now);
         }
-        self.deadline.filter(|_| anybody_runs)
+        self.deadline.filter(|_| any_running)
     }
 }

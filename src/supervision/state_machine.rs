@@ -30,7 +30,7 @@ pub struct StateMachine {
     actions: VecDeque<Action>,
     /// The Sighup under way.
     reload: Option<Sweep>,
-    /// Another Sighup came before the first was through.
+    /// Another Sighup came before the first had reached every worker.
     reload_again: bool,
     /// A crash is being followed by a reset.
     resetting: bool,
@@ -43,7 +43,7 @@ pub struct StateMachine {
     now: Instant,
 }
 
-/// What a reset has to do.
+/// The next step of a reset.
 #[derive(Clone, Copy, Debug)]
 enum ResetStep {
     Stop(WorkerId),
@@ -53,7 +53,7 @@ enum ResetStep {
 // === impl StateMachine ===
 
 impl StateMachine {
-    /// How many restart times that ended together one tick looks at.
+    /// How many expired restart times, and how many expired abort deadlines, one tick handles.
     const DUE_PER_TICK: usize = 64;
 
     /// A machine without workers, whose server has not been seen yet.
@@ -76,13 +76,13 @@ impl StateMachine {
 
     // Inputs.
 
-    /// Registers a worker. It starts by a later tick, when the server has come far enough.
+    /// Registers a worker. A later tick starts it, when the server has come far enough.
     ///
     /// Mirrors `RegisterBackgroundWorker` and `RegisterDynamicBackgroundWorker`.
     ///
     /// # Errors
     ///
-    /// If the registration is refused; nothing has changed then.
+    /// If the registration is refused; then nothing has changed.
     pub fn register(
         &mut self,
         now: Instant,
@@ -104,7 +104,7 @@ impl StateMachine {
         Ok(self.roster.insert(worker))
     }
 
-    /// Stops a worker for good. Stopping one that is stopping or gone is a no-op.
+    /// Stops a worker for good. Does nothing if it is stopping for good already, or gone.
     ///
     /// Mirrors `TerminateBackgroundWorker`. One that has not ended after
     /// [`Limits::shutdown_timeout`] is aborted.
@@ -120,7 +120,7 @@ impl StateMachine {
                     let signal = self.ask_to_end(id, number, self.limits.shutdown_timeout, false);
                     self.actions.push_back(signal);
                 }
-                // It was asked already: but now for good.
+                // It was asked to stop already, but not for good until now.
                 Phase::Ending { abort_at, .. } => {
                     let phase = Phase::Ending {
                         abort_at,
@@ -132,9 +132,9 @@ impl StateMachine {
         }
     }
 
-    /// Says how far the server has come.
+    /// Reports how far the server has come.
     ///
-    /// Workers that it falls short of are not started. Where it falls, those of them that run are
+    /// Workers whose level it does not reach are not started. When it falls, those of them that run are
     /// parked: stopped without prejudice, and started again when it has risen. A worker in its
     /// restart time keeps that time.
     pub fn reached(&mut self, now: Instant, level: StartTime) {
@@ -155,7 +155,7 @@ impl StateMachine {
         }
     }
 
-    /// Says that an incarnation is ready for its work, which is more than being started.
+    /// Reports that an incarnation is ready for its work, which is more than having been started.
     pub fn worker_ready(&mut self, now: Instant, incarnation: Incarnation) {
         self.enter(now);
         let Incarnation { worker, number } = incarnation;
@@ -168,7 +168,7 @@ impl StateMachine {
         }
     }
 
-    /// Says that an incarnation has ended. Mirrors `CleanupBackend`.
+    /// Reports that an incarnation has ended. Mirrors `CleanupBackend`.
     ///
     /// The exit of an incarnation that is not running changes nothing. `jitter`, from 0 to 1, is
     /// the randomness of the wait that may follow.
@@ -194,7 +194,7 @@ impl StateMachine {
             Phase::Starting | Phase::Ready if self.shutdown.is_none() => {
                 (exit, self.judge(id, exit, jitter))
             }
-            // Whoever was asked to stop has stopped, whatever it says.
+            // A worker that was asked to stop counts as stopped, however it ended.
             Phase::Starting | Phase::Ready | Phase::Ending { .. } => {
                 (ExitStatus::Stopped, Afterwards::Unregister)
             }
@@ -204,7 +204,7 @@ impl StateMachine {
             exit,
             afterwards,
         });
-        // What it may have left broken does not depend on why it ended.
+        // What a crash may have left broken does not depend on why the worker ended.
         if panicked {
             self.reset_after_crash(id);
         }
@@ -220,17 +220,17 @@ impl StateMachine {
         }
     }
 
-    /// Sets other limits. What is registered stays, even where it is too many now.
+    /// Sets new limits. Registered workers stay, even if they are now too many.
     pub fn set_limits(&mut self, now: Instant, limits: Limits) {
         self.enter(now);
         self.limits = limits;
     }
 
-    /// Sets other rules for the restarts of a worker, from its next failure on.
+    /// Sets new rules for the restarts of a worker, from its next failure on.
     ///
     /// # Errors
     ///
-    /// If they are refused; nothing has changed then.
+    /// If they are refused; then nothing has changed.
     pub fn set_restart(
         &mut self,
         now: Instant,
@@ -242,7 +242,7 @@ impl StateMachine {
         self.roster.set_restart(id, restart_time, restart_limit)
     }
 
-    /// Tells every running worker, once, to look at its settings. Several requests that overlap
+    /// Signals every running worker, once, to look at its settings. Several requests that overlap
     /// are merged.
     pub fn sighup(&mut self, now: Instant) {
         self.enter(now);
@@ -258,8 +258,8 @@ impl StateMachine {
 
     /// Asks for a shutdown. No worker starts from here on.
     ///
-    /// A stronger request overrides a weaker one, a weaker one is ignored, and the same one again,
-    /// 300 ms later or more, is taken as the next stronger one. Each mode but the last has a
+    /// A stronger request overrides a weaker one, a weaker one is ignored, and the same one repeated
+    /// after 300 ms or more is taken as the next stronger one. Each mode but the last has a
     /// deadline, after which the next takes over.
     pub fn shut_down(&mut self, now: Instant, mode: Shutdown) {
         self.enter(now);
@@ -272,7 +272,7 @@ impl StateMachine {
         }
     }
 
-    /// One tick: lets pending workers start, and carries out what has become due.
+    /// Runs one tick: lets pending workers start, and carries out what has become due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.enter(now);
         self.starts_left = (self.limits.starts_per_tick).clamp(1, Limits::STARTS_PER_TICK_MAX);
@@ -314,19 +314,19 @@ impl StateMachine {
             .or_else(|| self.poll_start())
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout) next, or `None`: not until something
+    /// When to call [`handle_timeout`](Self::handle_timeout) next; `None` means not until something
     /// happens.
     ///
-    /// Mirrors `DetermineSleepTime`, which mistakes a wait for a question and changes the list.
+    /// Mirrors `DetermineSleepTime`, which changes the list of workers, as this query does not.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         if !self.actions.is_empty() {
             return Some(self.now);
         }
         if let Some(current) = &self.shutdown {
-            let anybody_runs = self.roster.running_after(None).is_some();
-            let anybody_waits = self.roster.first_unstarted().is_some();
-            return current.timeout(self.now, anybody_runs, anybody_waits);
+            let any_running = self.roster.running_after(None).is_some();
+            let any_unstarted = self.roster.first_unstarted().is_some();
+            return current.timeout(self.now, any_running, any_unstarted);
         }
         let at_once = self.next_to_park().is_some()
             || self.next_of_reset().is_some()
@@ -341,7 +341,7 @@ impl StateMachine {
 
     // Queries.
 
-    /// Where a worker is; `None` if the handle is from before: it was unregistered.
+    /// The state of a worker; `None` if it was unregistered.
     #[must_use]
     pub fn state(&self, id: WorkerId) -> Option<WorkerState> {
         Some(match self.roster.place(id)? {
@@ -357,7 +357,7 @@ impl StateMachine {
         })
     }
 
-    /// A worker as it was registered; `None` if the handle is from before.
+    /// A worker's registration; `None` if it was unregistered.
     #[must_use]
     pub fn worker(&self, id: WorkerId) -> Option<&BackgroundWorker> {
         self.roster.worker(id)
@@ -369,7 +369,7 @@ impl StateMachine {
         self.roster.find(name)
     }
 
-    /// How many workers are where.
+    /// The number of workers in each state.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let falls_short = |class: Class| class.start_time > self.reached;
@@ -399,24 +399,24 @@ impl StateMachine {
         self.starts_left = 0;
     }
 
-    /// The worker that a tick would start. Mirrors the search of `maybe_start_bgworkers`, but the
-    /// first registered comes first.
+    /// The worker that a tick would start. Mirrors the search of `maybe_start_bgworkers`, except that the
+    /// worker registered first comes first.
     ///
-    /// During a reset nobody starts who shares.
+    /// During a reset no worker that shares something starts.
     fn next_to_start(&self) -> Option<WorkerId> {
         let may_start =
             |class: Class| class.start_time <= self.reached && !(self.resetting && class.shares());
         self.roster.pending.first(may_start)
     }
 
-    /// A worker that runs although its level is not reached any more.
+    /// A worker that runs although the server no longer reaches its level.
     fn next_to_park(&self) -> Option<WorkerId> {
         let falls_short = |class: Class| class.start_time > self.reached;
         self.roster.active.first(falls_short)
     }
 
-    /// What a reset has to do next, if there is one: stop a worker that shares, or, when none runs
-    /// any more, come to its end.
+    /// The next step of the reset, if one is under way: stop a worker that shares something, or finish
+    /// when none of them runs.
     fn next_of_reset(&self) -> Option<ResetStep> {
         if !self.resetting {
             return None;
@@ -510,7 +510,7 @@ impl StateMachine {
         self.shutdown = Some(ShutdownUnderWay::new(self.now, mode, &self.limits));
     }
 
-    /// What follows from the end of an incarnation, as its worker's past has it.
+    /// Decides what follows the end of an incarnation, from its worker's past.
     fn judge(&mut self, id: WorkerId, exit: ExitStatus, jitter: f64) -> Afterwards {
         let Some((worker, history)) = self.roster.history_mut(id) else {
             return Afterwards::Unregister;
@@ -529,7 +529,7 @@ impl StateMachine {
         }
     }
 
-    /// Follows a crash by a reset, if the worker shared anything and neither a reset nor a shutdown
+    /// Begins a reset after a crash, if the worker shared something and neither a reset nor a shutdown
     /// is under way. Mirrors `HandleChildCrash`.
     fn reset_after_crash(&mut self, id: WorkerId) {
         let shares = |worker| Class::of(worker).shares();
@@ -540,7 +540,7 @@ impl StateMachine {
         }
     }
 
-    /// Asks a running worker to end, on its own. It is aborted if it has not by then.
+    /// Asks one running worker to end. It is aborted if it still runs when `patience` has passed.
     fn ask_to_end(
         &mut self,
         id: WorkerId,
@@ -559,7 +559,7 @@ impl StateMachine {
         }
     }
 
-    /// Loses patience with a worker that was asked to end.
+    /// Aborts a worker that was asked to end and still runs.
     fn abort(&mut self, id: WorkerId) {
         let Some(Place::Running { number, phase }) = self.roster.place(id) else {
             return;
@@ -579,7 +579,7 @@ impl StateMachine {
         self.actions.push_back(Action::Abort(incarnation));
     }
 
-    /// Reports what concerns so many workers, if it concerns any.
+    /// Queues a report that concerns this many workers, unless there are none.
     fn report(&mut self, workers: usize, report: Action) {
         if workers > 0 {
             self.actions.push_back(report);

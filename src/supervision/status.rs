@@ -1,4 +1,4 @@
-//! What the state machine answers: where workers are, and why one was not registered.
+//! What the state machine answers: the states of workers, and why one was not registered.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,16 +7,16 @@ use thiserror::Error;
 
 use crate::background_worker::InvalidWorker;
 
-/// Where a registered worker is.
+/// The state of a registered worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerState {
     /// It waits for the server to come far enough, or for its turn, and has not run yet.
     Registered,
     /// It ran, and waits for the server to come far enough again, or for its turn.
     Parked,
-    /// It was started and has not said that it is ready.
+    /// It was started and has not yet reported that it is ready.
     Starting,
-    /// It runs, and said that it is ready.
+    /// It runs, and has reported that it is ready.
     Running,
     /// It was asked to stop.
     Stopping,
@@ -27,18 +27,18 @@ pub enum WorkerState {
     },
 }
 
-/// How many workers are where.
+/// The number of workers in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// All that are registered.
+    /// All registered workers.
     pub registered: usize,
-    /// Those with a live incarnation.
+    /// Workers with a live incarnation.
     pub running: usize,
-    /// Those of the running ones that said they are ready.
+    /// Running workers that reported they are ready.
     pub ready: usize,
-    /// Those that wait out their restart time.
+    /// Workers that wait out their restart time.
     pub backing_off: usize,
-    /// Those that ran, and wait for the server to come far enough again.
+    /// Workers that ran, and wait for the server to come far enough again.
     pub parked: usize,
 }
 
@@ -52,10 +52,10 @@ pub enum RegisterError {
     /// A worker of that name is registered already.
     #[error("background worker \"{name}\" is already registered")]
     Duplicate {
-        /// The name.
+        /// The name that is taken.
         name: Arc<str>,
     },
-    /// Every slot is taken.
+    /// As many workers are registered as the settings allow.
     #[error(
         "too many background workers: cannot register \"{name}\": up to {limit} can be registered \
          with the current settings: consider increasing \"max_workers\""

@@ -1,7 +1,7 @@
-//! A cursor over the running workers, so that what concerns all of them costs little at a time.
+//! A cursor over the running workers, so that what concerns all of them is done a little at a time.
 //!
 //! A sweep visits each of them once, in registration order. It holds a place in the order, not a
-//! list. Nobody starts while one is under way, so it visits those who ran when it was asked for.
+//! list. No worker starts while a sweep is under way, so it visits only workers that ran when it began.
 
 use super::roster::Roster;
 use crate::background_worker::{Incarnation, WorkerId};
@@ -9,7 +9,7 @@ use crate::background_worker::{Incarnation, WorkerId};
 /// One pass over the running workers, under way.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
-    /// The last one visited.
+    /// The worker visited last.
     after: Option<WorkerId>,
 }
 

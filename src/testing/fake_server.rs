@@ -1,4 +1,4 @@
-//! A server that is what a test says.
+//! A server whose state the test sets.
 
 use crate::database::ServerState;
 use crate::postmaster::{NoSystem, Postmaster, PostmasterHandle};
@@ -6,7 +6,7 @@ use crate::supervision::Limits;
 
 /// What a Postmaster takes for its server: away until the test says otherwise.
 ///
-/// Workers start, are parked and come back as they would with a server of that state. There is none to
+/// Workers start, are parked and come back as they would with a server in that state. There is no server to
 /// connect to: [`WorkerContext::connect`](crate::WorkerContext::connect) fails.
 #[derive(Debug)]
 pub struct FakeServer(PostmasterHandle);
@@ -24,12 +24,12 @@ impl FakeServer {
         Ok((postmaster.clone(), Self(postmaster)))
     }
 
-    /// From now on the server is this.
+    /// Sets the server's state, from now on.
     pub fn becomes(&self, state: ServerState) {
         self.0.server_is(state, None);
     }
 
-    /// From now on the server is away, and this is why.
+    /// Makes the server away from now on, for this reason.
     pub fn goes_away(&self, reason: &str) {
         self.0.server_is(ServerState::Away, Some(reason.into()));
     }

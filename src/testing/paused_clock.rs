@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The clock of this thread, which stands still until there is nothing left to do: then it jumps to the
-/// next time that somebody waits for.
+/// The clock of this thread, which stands still until nothing is left to do, and then jumps to the
+/// next time that a task waits for.
 ///
-/// An hour of naps takes no time at all. Not together with a real server: its answers take time, and every
-/// deadline would pass at once. It goes on as ever when this is dropped.
+/// An hour of naps takes no time at all. Do not use it with a real server: the server's answers take time,
+/// and every deadline would pass at once. The clock runs again when this is dropped.
 #[derive(Debug)]
 pub struct PausedClock(());
 
@@ -19,20 +19,20 @@ impl PausedClock {
     ///
     /// # Panics
     ///
-    /// If it stands still already, or this is not a thread of an actix System.
+    /// If the clock stands still already, or this is not a thread of an actix System.
     #[must_use]
     pub fn pause() -> Self {
         tokio::time::pause();
         Self(())
     }
 
-    /// Lets so much time pass, and everything happen that is due in it, each at its time.
+    /// Lets `time` pass; everything that is due within it happens, each at its time.
     pub async fn advance(&self, time: Duration) {
         // A clock that is only moved would skip what is due in between.
         tokio::time::sleep(time).await;
     }
 
-    /// What it shows.
+    /// The time that the clock shows.
     #[must_use]
     pub fn now(&self) -> Instant {
         Instant::now()
@@ -41,7 +41,7 @@ impl PausedClock {
 
 impl Drop for PausedClock {
     fn drop(&mut self) {
-        // Outside of its runtime there is no clock to go on.
+        // Outside its runtime there is no clock that could run again.
         if tokio::runtime::Handle::try_current().is_ok() {
             tokio::time::resume();
         }

@@ -1,4 +1,4 @@
-//! Workers that do what a test says, and a probe that hears what they tell.
+//! Workers that follow a script, and a probe that receives what they report.
 
 #![expect(
     clippy::panic,
@@ -14,14 +14,14 @@ use tokio::time::Instant;
 use crate::context::{Main, WorkerContext, WorkerError};
 use crate::latch::Wake;
 
-/// How long a probe listens before it gives up: longer than any restart time on a clock that stands still.
+/// How long a probe listens before it gives up; a clock that stands still skips it.
 const PATIENCE: Duration = Duration::from_secs(60_000);
 
-/// What a scripted worker does once it has said that it started.
+/// What a scripted worker does once it has reported its start.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Script {
-    /// Naps for so long at a time, until it is asked to stop.
+    /// Naps for this long at a time, until it is asked to stop.
     NapUntilStopped(Duration),
     /// Returns `Ok` unasked, after this long.
     FinishAfter(Duration),
@@ -31,20 +31,20 @@ pub enum Script {
     PanicAfter(Duration),
     /// Panics when it is asked to stop.
     PanicWhenStopped,
-    /// Says that its database went away, after this long.
+    /// Reports that its database went away, after this long.
     LoseDatabaseAfter(Duration),
-    /// Never ends by itself, and hears nothing.
+    /// Never ends by itself, and ignores every signal but an abort.
     IgnoreEverything,
 }
 
-/// What a scripted worker tells.
+/// What a scripted worker reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// An incarnation has started.
     Started {
         /// The worker's name.
         name: Arc<str>,
-        /// The time of it, on the clock of the test.
+        /// When it started, on the clock of the test.
         at: Instant,
     },
     /// A nap has ended.
@@ -56,7 +56,7 @@ pub enum Said {
     },
 }
 
-/// Hears what scripted workers tell.
+/// Receives what scripted workers report.
 #[derive(Debug)]
 pub struct Probe {
     heard: UnboundedReceiver<Said>,
@@ -66,7 +66,7 @@ pub struct Probe {
 // === impl Script ===
 
 impl Script {
-    /// Naps an hour at a time, until it is asked to stop.
+    /// Naps for an hour at a time, until it is asked to stop.
     pub const NAPS: Self = Self::NapUntilStopped(Duration::from_secs(3600));
 }
 
@@ -79,7 +79,7 @@ impl Default for Probe {
 }
 
 impl Probe {
-    /// A probe that has heard nothing.
+    /// A probe that has received nothing.
     #[must_use]
     pub fn new() -> Self {
         let (told, heard) = unbounded_channel();
@@ -92,11 +92,11 @@ impl Probe {
         move |context| follow(context, script, told.clone())
     }
 
-    /// The next thing that is told.
+    /// The next report.
     ///
     /// # Panics
     ///
-    /// If nothing is, for a very long time.
+    /// If none comes for a very long time.
     #[track_caller]
     pub fn said(&mut self) -> impl Future<Output = Said> {
         let caller = std::panic::Location::caller();
@@ -108,11 +108,11 @@ impl Probe {
         }
     }
 
-    /// The next start: who, and when.
+    /// The next start: the worker's name, and the time.
     ///
     /// # Panics
     ///
-    /// If something else is told first, or nothing for a very long time.
+    /// If another report comes first, or none for a very long time.
     #[track_caller]
     pub fn started(&mut self) -> impl Future<Output = (String, Instant)> {
         let caller = std::panic::Location::caller();
@@ -124,7 +124,7 @@ impl Probe {
         }
     }
 
-    /// Whatever has been told and not been heard yet.
+    /// All reports that have arrived and were not taken yet.
     pub fn rest(&mut self) -> Vec<Said> {
         std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
     }

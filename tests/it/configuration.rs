@@ -1,4 +1,4 @@
-//! Configuration: every mistake at once, with its place, and what is in force.
+//! Configuration: all mistakes are reported at once, each with its place, and the settings in force are shown.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,12 +34,12 @@ fn read_all(sources: &Sources) -> Result<Settings, Problems> {
     config::read(sources, &Functions::built_in())
 }
 
-/// What a worker's settings say to `worker_spi`.
+/// The `worker_spi` settings of a worker.
 fn spi(worker: &WorkerSettings) -> &worker_spi::Settings {
     worker.function.settings().unwrap()
 }
 
-/// The mistakes of a text, a line each.
+/// The mistakes in a configuration text, one per line.
 #[track_caller]
 fn mistakes(text: &str) -> Vec<String> {
     match read(text) {
@@ -48,7 +48,7 @@ fn mistakes(text: &str) -> Vec<String> {
     }
 }
 
-/// A file with one worker, whose lines these are. The first of them is line 4.
+/// A configuration file with one worker that has these lines. The first of them is line 4 of the file.
 fn worker(lines: &str) -> String {
     format!("[database]\nembedded = true\n[[worker]]\n{lines}")
 }
@@ -56,7 +56,7 @@ fn worker(lines: &str) -> String {
 const WHOLE: &str = "name = 'w'\nschema = 's'\ntable = 't'\n";
 
 #[test]
-fn the_seeds_two_workers_are_exactly_the_seeds() {
+fn the_seed_configuration_has_exactly_the_seeds_two_workers() {
     let settings = read(include_str!("../../conf/seed.toml")).unwrap();
     let workers: Vec<_> = settings
         .workers
@@ -87,7 +87,7 @@ fn the_seeds_two_workers_are_exactly_the_seeds() {
 }
 
 #[test]
-fn every_key_stands_in_the_example_and_says_its_default() {
+fn every_key_is_in_the_example_with_its_default() {
     let text = include_str!("../../conf/bgworker.toml");
     let example = read(text).unwrap();
     assert_eq!(example.server, Server::Embedded { data_dir: None });
@@ -98,7 +98,7 @@ fn every_key_stands_in_the_example_and_says_its_default() {
     let unset = worker_spi::Settings::new(first.table()).connection(ConnectionKind::Home);
     assert_eq!(*first, unset);
     assert_eq!(bare.workers[0].worker.restart_time, RestartTime::DEFAULT);
-    // What stands in a comment is a key as well: with the comments gone, all are known.
+    // Commented-out keys count as well: uncommented, all of them are known.
     let mut open = text
         .replace("# url =", "url =")
         .replace("embedded = true\n", "embedded = false\n");
@@ -113,7 +113,7 @@ fn every_key_stands_in_the_example_and_says_its_default() {
         open = open.replace(&format!("# {key} = "), &format!("{key} = "));
     }
     read(&open).unwrap();
-    // Of the keys of a job, those that exclude each other are left in their comments.
+    // The mutually exclusive keys of a job stay commented out.
     let excluded = ["# sql_file", "# every", "# naptime"];
     let is_key = |line: &&str| {
         line.split_once(" = ")
@@ -254,7 +254,7 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
         ),
         (
             "fold = 'truncate'\nconnection = 'home'",
-            "4:1: worker[0].fold: to truncate takes a connection of the worker's own (leave \"connection\" \
+            "4:1: worker[0].fold: truncation needs a connection of the worker's own (leave \"connection\" \
              out, or set it to \"own\")",
         ),
         (
@@ -299,7 +299,7 @@ fn each_mistake_says_what_is_wrong_where_and_what_to_do() {
 }
 
 #[test]
-fn the_page_is_served_at_an_address_with_a_port_or_at_a_port_of_this_machine() {
+fn the_page_is_served_at_an_address_with_a_port_or_at_a_local_port() {
     let listen = |value: &str| worker(&format!("{WHOLE}\n[http]\nlisten = {value}"));
     for (value, address) in [
         ("'9187'", "127.0.0.1:9187"),
@@ -363,7 +363,7 @@ fn a_restart_time_may_be_a_backoff_and_restarts_may_be_limited() {
 }
 
 #[test]
-fn a_text_where_a_number_belongs_is_not_repeated() {
+fn a_string_where_a_number_belongs_is_not_echoed() {
     let found = mistakes(
         "[database]\nconnect_timeout = \"postgres://u:hunter2@h/d\"\nembedded = 'hunter2'",
     );
@@ -437,7 +437,7 @@ fn more_workers_than_max_workers_are_refused() {
 }
 
 #[test]
-fn without_any_database_both_ways_out_are_named_and_both_at_once_are_refused() {
+fn a_missing_database_names_both_remedies_and_both_at_once_are_refused() {
     let found = mistakes("[postmaster]\nmax_workers = 1\n").concat();
     assert!(found.contains("no database is given"), "{found}");
     assert!(
@@ -493,7 +493,7 @@ fn a_url_from_outside_the_file_turns_the_private_server_off_and_pg_variables_do_
 }
 
 #[test]
-fn a_variable_is_checked_under_its_own_name_and_one_that_is_no_key_is_refused() {
+fn a_variable_is_checked_under_its_own_name_and_an_unknown_one_is_refused() {
     let file = || sources("[database]\nembedded = true\n");
     let settings = read_all(&with(file(), "BGWORKER_POSTMASTER__MAX_WORKERS", "7")).unwrap();
     assert_eq!(settings.limits.max_workers, 7);
@@ -521,12 +521,12 @@ fn a_variable_is_checked_under_its_own_name_and_one_that_is_no_key_is_refused() 
         (
             "BGWORKER_DATABASE__URLL",
             "hunter2",
-            "BGWORKER_DATABASE__URLL: this variable stands for no key (did you mean BGWORKER_DATABASE__URL?)",
+            "BGWORKER_DATABASE__URLL: this variable does not correspond to any key (did you mean BGWORKER_DATABASE__URL?)",
         ),
         (
             "BGWORKER_DATABASE_URL",
             "hunter2",
-            "BGWORKER_DATABASE_URL: this variable stands for no key (did you mean BGWORKER_DATABASE__URL?)",
+            "BGWORKER_DATABASE_URL: this variable does not correspond to any key (did you mean BGWORKER_DATABASE__URL?)",
         ),
         (
             "BGWORKER_HTTP__LISTEN",
@@ -536,17 +536,17 @@ fn a_variable_is_checked_under_its_own_name_and_one_that_is_no_key_is_refused() 
         (
             "BGWORKER_WORKER__NAME",
             "hunter2",
-            "BGWORKER_WORKER__NAME: this variable stands for no key (workers are set in the file alone)",
+            "BGWORKER_WORKER__NAME: this variable does not correspond to any key (workers can only be set in the file)",
         ),
         (
             "BGWORKER_SERVICE_HOST",
             "10.0.0.1",
-            "BGWORKER_SERVICE_HOST: this variable stands for no key (Kubernetes sets it",
+            "BGWORKER_SERVICE_HOST: this variable does not correspond to any key (Kubernetes sets it",
         ),
         (
             "BGWORKER_X",
             "hunter2",
-            "BGWORKER_X: this variable stands for no key (the variables are BGWORKER_DATABASE__URL, BGWORKER_",
+            "BGWORKER_X: this variable does not correspond to any key (the variables are BGWORKER_DATABASE__URL, BGWORKER_",
         ),
         (
             "BGWORKER_DATABASE__STATEMENT_TIMEOUT",
@@ -600,7 +600,7 @@ fn any_text_at_all_is_read_without_a_panic() {
     });
 }
 
-/// The difference of two files with one worker each, whose other lines these are.
+/// The difference between two files with one worker each, to which these lines are added.
 fn differences(old: &str, new: &str) -> Vec<Change> {
     let read = |lines| read(&worker(&format!("{lines}\n{WHOLE}"))).unwrap();
     config::difference(&read(old), &read(new))

@@ -1,4 +1,4 @@
-//! Connections against real servers and against peers that are none.
+//! Connections to real servers, and to peers that are not servers.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -61,7 +61,7 @@ async fn a_host_that_is_silent_leaves_time_for_the_next_one() {
 }
 
 #[actix::test]
-async fn a_socket_that_closes_during_the_tls_handshake_is_the_database_being_away() {
+async fn a_socket_closed_during_the_tls_handshake_counts_as_database_away() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -79,7 +79,7 @@ async fn a_socket_that_closes_during_the_tls_handshake_is_the_database_being_awa
 }
 
 #[actix::test]
-async fn a_dropped_connection_is_closed_though_its_statement_runs() {
+async fn a_dropped_connection_is_closed_even_while_its_statement_runs() {
     let db = TestDatabase::new().await;
     let connection = db.database.connect("dropped", None).await.unwrap();
     let sleeping =
@@ -88,7 +88,7 @@ async fn a_dropped_connection_is_closed_though_its_statement_runs() {
                     WHERE application_name = 'dropped' AND state = 'active')";
     eventually("it sleeps", || async { db.value::<bool>(is_there).await }).await;
     sleeping.abort();
-    // The server looks every five seconds whether its client is still there.
+    // The server checks every five seconds whether its client is still there.
     crate::support::within(Duration::from_secs(10), "it is gone", || async {
         !db.value::<bool>(is_there).await
     })
@@ -96,7 +96,7 @@ async fn a_dropped_connection_is_closed_though_its_statement_runs() {
 }
 
 #[actix::test]
-async fn a_peer_that_is_no_server_is_an_error_that_says_so() {
+async fn a_peer_that_is_not_a_server_is_reported_as_such() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -119,7 +119,7 @@ async fn a_peer_that_is_no_server_is_an_error_that_says_so() {
 }
 
 #[actix::test]
-async fn a_refused_connection_and_a_name_that_does_not_resolve_are_the_database_being_away() {
+async fn a_refused_connection_and_an_unresolvable_name_count_as_database_away() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
@@ -143,7 +143,7 @@ async fn a_refused_connection_and_a_name_that_does_not_resolve_are_the_database_
 }
 
 #[actix::test]
-async fn a_database_that_does_not_exist_is_the_workers_failure_and_the_server_is_there() {
+async fn a_database_that_does_not_exist_fails_the_worker_but_the_server_is_not_away() {
     let db = TestDatabase::new().await;
     let error = db
         .database
@@ -271,7 +271,7 @@ async fn a_lost_connection_says_what_ended_it() {
 #[actix::test]
 async fn sslmode_require_encrypts_and_refuses_a_server_without_tls() {
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    // Certificates must belong to the server's user: the server reads them as files of its own.
+    // The certificates must belong to the server's user, which reads them as its own files.
     let directory = tempfile::tempdir().unwrap();
     let (cert_file, key_file) = (
         directory.path().join("c.pem"),
@@ -313,7 +313,7 @@ async fn sslmode_require_encrypts_and_refuses_a_server_without_tls() {
     tcp("prefer").connect("test", None).await.unwrap();
 }
 
-/// Makes files readable for the server alone, whoever it runs as.
+/// Makes files readable by the server only, whichever user it runs as.
 fn give_to_the_server(directory: &std::path::Path, files: &[&std::path::Path]) {
     use std::os::unix::fs::{PermissionsExt as _, chown};
     let user = nix::unistd::User::from_name("postgres").unwrap();

@@ -6,7 +6,7 @@ fn parse(text: &str) -> Result<ConnInfo, ConnInfoError> {
     ConnInfo::parse(text, |_| None)
 }
 
-/// Both spellings mean the same.
+/// Each URL parses to the same settings as its key-value string.
 #[test]
 fn a_url_means_what_its_key_value_string_means() {
     for (url, key_value) in [
@@ -59,7 +59,7 @@ fn what_is_left_out_comes_from_the_environment() {
 }
 
 #[test]
-fn what_is_wrong_is_named_without_its_value() {
+fn a_mistake_is_named_without_its_value() {
     for (text, expected) in [
         (
             "hst=h password=hunter2",

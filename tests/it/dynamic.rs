@@ -1,4 +1,4 @@
-//! Workers that come and go while the Postmaster runs, and those who wait for them.
+//! Workers that come and go while the Postmaster runs, and the tasks that wait for them.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ async fn register(postmaster: &PostmasterHandle, name: &str, script: Script) -> 
     postmaster.register(worker, main).await.unwrap()
 }
 
-/// A main that says it is ready a second after its start.
+/// A main that reports ready one second after its start.
 async fn ready_after_a_second(mut context: WorkerContext) -> Result<(), bgworker::WorkerError> {
     tokio::time::sleep(SECOND).await;
     context.ready();
@@ -73,9 +73,9 @@ async fn waiting_for_a_worker_that_ends_before_it_is_ready_is_an_error() {
 }
 
 #[actix::test]
-async fn terminate_in_every_state_ends_it_and_a_handle_from_before_means_nobody() {
+async fn terminate_ends_a_worker_in_any_state_and_old_handles_name_no_worker() {
     let _clock = PausedClock::pause();
-    // Nobody serves this: whoever needs a server is never started.
+    // No server listens here: a worker that needs one is never started.
     let postmaster = bgworker::Postmaster::launch(
         bgworker::supervision::Limits::default(),
         Some(database("host=/no/such/directory")),
@@ -118,7 +118,7 @@ async fn terminate_in_every_state_ends_it_and_a_handle_from_before_means_nobody(
 }
 
 #[actix::test]
-async fn a_shutdown_refuses_registrations_and_releases_whoever_waits() {
+async fn a_shutdown_refuses_registrations_and_releases_waiters() {
     let _clock = PausedClock::pause();
     let postmaster = bgworker::Postmaster::launch(
         bgworker::supervision::Limits::default(),
@@ -151,7 +151,7 @@ async fn a_shutdown_refuses_registrations_and_releases_whoever_waits() {
 }
 
 #[actix::test]
-async fn events_tell_a_workers_life_to_whoever_subscribed() {
+async fn subscribers_receive_the_events_of_a_workers_life() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let mut events = postmaster.subscribe().await.unwrap();

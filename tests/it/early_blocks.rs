@@ -1,4 +1,4 @@
-//! What a look promises to find: the first delta of the table, whatever its size and the plan.
+//! A look finds the first delta of the table, whatever the table's size and the plan.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use bgworker::supervision::Limits;
 use bgworker::worker_spi::Settings;
 use bgworker::{Postmaster, PostmasterHandle};
 
-/// A table of 40 MB on a server whose buffers hold less than a quarter of it. Its first row is a delta of a million,
-/// of a transaction that has not committed.
+/// A table of about 40 MB, more than twice the server's shared buffers. Its first row is a delta of one million,
+/// inserted by a transaction that has not committed.
 async fn large() -> (TestServer, TestDatabase, Connection) {
     let server = TestServer::start_with(&[("shared_buffers", "16MB"), ("autovacuum", "off")]);
     let db = TestDatabase::at(&server.conninfo()).await;
@@ -36,7 +36,7 @@ async fn large() -> (TestServer, TestDatabase, Connection) {
     (server, db, late)
 }
 
-/// A worker on that table.
+/// Registers a worker on that table.
 async fn work(
     server: &TestServer,
     prepare: bool,
@@ -109,7 +109,7 @@ async fn stays_in_one_process(settings: Settings) {
     .await;
     let started = || server.log().matches("parallel worker for PID").count();
     assert_eq!(started(), 0);
-    // It would have been noticed.
+    // The log does show it when a careless look is parallel.
     eventually("a careless look is parallel", || async {
         db.execute("SELECT ctid FROM s.t WHERE type = 'delta' LIMIT 1")
             .await;

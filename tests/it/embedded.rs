@@ -9,10 +9,10 @@ use crate::support::database::TestDatabase;
 use crate::support::files::{give_to_the_server, processes_with, reachable_directory};
 
 #[test]
-fn a_directory_of_somebody_elses_is_not_touched() {
+fn a_directory_of_another_user_is_not_touched() {
     let directory = reachable_directory();
     fs::write(directory.path().join("PG_VERSION"), "15\n").unwrap();
-    // Ours is somebody else's to the server if we are root; if not, root's is.
+    // If the tests run as root, their directory belongs to another user than the server's; if not, root's does.
     let data_dir = if nix::unistd::Uid::effective().is_root() {
         directory.path()
     } else {
@@ -93,7 +93,7 @@ fn what_an_interrupted_initdb_left_behind_is_cleared_away() {
 }
 
 #[test]
-fn missing_parents_and_a_directory_that_is_empty_will_do() {
+fn missing_parents_are_created_and_an_empty_directory_is_accepted() {
     let directory = reachable_directory();
     let deep = directory.path().join("not/yet/there");
     Cluster::start(kept(&deep)).unwrap().stop().unwrap();
@@ -118,12 +118,12 @@ fn a_log_that_is_a_link_is_not_followed() {
 }
 
 #[actix::test]
-async fn a_signal_to_the_watchdogs_group_leaves_nobody_behind() {
+async fn a_signal_to_the_watchdogs_group_leaves_no_process_behind() {
     use nix::sys::signal::{Signal, killpg};
     let directory = reachable_directory();
     let data_dir = directory.path().join("data");
     let cluster = Cluster::start(kept(&data_dir)).unwrap();
-    // A client keeps the smart shutdown from ending, which this signal is to the server.
+    // The signal means a smart shutdown to the server; a connected client keeps that from completing.
     let db = TestDatabase::at(&cluster.conninfo()).await;
     let watchdog = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let command = fs::read_to_string(entry.path().join("cmdline")).ok()?;
@@ -153,7 +153,7 @@ fn a_cluster_of_another_version_is_refused_naming_both() {
 }
 
 #[test]
-fn a_server_that_ends_at_its_start_says_why() {
+fn a_server_that_fails_to_start_says_why() {
     let settings = ClusterSettings::temporary().option("shared_buffers", "much");
     let error = Cluster::start(settings).unwrap_err();
     assert!(matches!(error, EmbeddedError::Ended { .. }), "{error}");
@@ -161,7 +161,7 @@ fn a_server_that_ends_at_its_start_says_why() {
 }
 
 #[test]
-fn without_binaries_every_place_is_named_and_how_to_install_them() {
+fn missing_binaries_are_reported_with_every_place_and_how_to_install_them() {
     let places = [PathBuf::from("/no/such/bin"), PathBuf::from("/nor/this")];
     let error = Binaries::find_in(&places, None).unwrap_err();
     assert!(matches!(error, BinariesError::NotFound { .. }));

@@ -1,4 +1,4 @@
-//! Inside an actix-web application that is under load: nobody who asks it notices what its workers go through.
+//! Inside an actix-web application under load: its clients notice nothing of what its workers go through.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -21,7 +21,7 @@ use crate::support::{eventually, postmaster};
 
 const MOMENT: Duration = Duration::from_millis(20);
 
-/// How many clients ask at a time, each on a connection that it keeps.
+/// Number of concurrent clients, each on a connection that it keeps.
 const CLIENTS: usize = 4;
 
 async fn insert(client: web::Data<Connection>) -> actix_web::Result<&'static str> {
@@ -64,7 +64,7 @@ fn serve(client: Connection, postmaster: PostmasterHandle) -> (String, ServerHan
     (url, handle)
 }
 
-/// Clients that insert a delta after the other until they are to stop.
+/// Clients that insert one delta after the other until they are stopped.
 struct Load {
     is_on: Arc<AtomicBool>,
     inserted: Arc<AtomicI64>,
@@ -96,14 +96,14 @@ impl Load {
         }
     }
 
-    /// Waits until many more requests were answered.
+    /// Waits until more than 50 further deltas were inserted.
     async fn goes_on(&self) {
         let before = self.inserted.load(Ordering::Relaxed);
         let more = async || self.inserted.load(Ordering::Relaxed) > before + 50;
         eventually("requests are answered", more).await;
     }
 
-    /// How many deltas were inserted, if no request has failed.
+    /// Stops the clients and returns how many deltas they inserted. Panics if a request failed.
     async fn end(self) -> i64 {
         self.is_on.store(false, Ordering::Relaxed);
         let ended = move || {
@@ -120,7 +120,7 @@ fn brief(name: &str) -> BackgroundWorker {
     BackgroundWorker::new(name).restart_time(RestartTime::After(MOMENT))
 }
 
-/// Is ready when a test says so, and takes its time to stop.
+/// Becomes ready when the test allows it, and stops, once asked, when the test allows it again.
 async fn slow_to_start_and_to_stop(
     mut context: WorkerContext,
     go: Arc<tokio::sync::Notify>,
@@ -143,7 +143,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     let load = Load::start(&url);
     load.goes_on().await;
 
-    // Workers that fail and panic, again and again, beside one that naps.
+    // Two workers fail and panic again and again, beside one that folds.
     let probe = Probe::new();
     let mut crashing = Vec::new();
     for (name, script) in [
@@ -166,7 +166,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     }
     load.goes_on().await;
 
-    // a handle of one that is registered meanwhile.
+    // A handle follows a worker that is registered meanwhile.
     let go = Arc::new(tokio::sync::Notify::new());
     let started = Arc::clone(&go);
     let main = move |context| slow_to_start_and_to_stop(context, Arc::clone(&started));
@@ -191,7 +191,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     go.notify_one();
     assert_eq!(late.stopped().await.unwrap().exit, ExitStatus::Stopped);
 
-    // whatever state it is in; and its slot is used again by somebody else.
+    // Terminating a worker ends it in any state. Another worker reuses a slot, and old handles do not affect it.
     for worker in &crashing {
         worker.terminate();
         worker.terminate();
@@ -215,7 +215,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     load.goes_on().await;
     assert_eq!(state(next.id()).await, Some(WorkerState::Running));
 
-    // another Postmaster in this System, which ends by itself.
+    // A second Postmaster in this System ends without affecting the first.
     let other = self::postmaster();
     let same_name = other
         .register(brief("next"), probe.main(Script::NAPS))
@@ -227,7 +227,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     load.goes_on().await;
     assert_eq!(state(next.id()).await, Some(WorkerState::Running));
 
-    // a shutdown refuses whoever comes, and releases whoever waits, while requests are answered.
+    // A shutdown refuses registrations and releases waiters, while requests are answered.
     let lingers = postmaster
         .register(brief("lingers"), main.clone())
         .await
@@ -257,7 +257,7 @@ async fn no_request_fails_while_workers_crash_come_and_go_and_the_application_en
     let inserted = load.end().await;
     assert_eq!(db.sum(&table).await, inserted);
 
-    // The web server comes last; a request that is under way is answered.
+    // The web server stops last; a request under way is still answered.
     let slow = tokio::task::spawn_blocking(move || ureq::get(format!("{url}/slow")).call());
     let is_under_way = async || {
         let sql = "SELECT count(*) FROM pg_stat_activity \

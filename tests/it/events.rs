@@ -1,4 +1,4 @@
-//! The text and the fields of every log event: they are promises, since people search for them.
+//! The text and the fields of every log event: both are promises, because users search for them.
 
 use std::time::Duration;
 

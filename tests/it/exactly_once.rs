@@ -1,4 +1,4 @@
-//! Each tick once, or given up and recorded so, whatever ends sessions and cuts answers off, for thousands of ticks.
+//! Over thousands of ticks, each runs once or is given up and recorded so, whatever ends sessions and cuts answers off.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use crate::support::server::{TestServer, conninfo};
 use crate::support::ticks::assert_exact;
 use crate::support::{LONG, eventually, within};
 
-/// Counts the ticks that are neither done, with one effect, nor given up and recorded so, with none; and all.
+/// Counts the inexact ticks, and all ticks. A tick is exact if it is done and has one effect, or if it is recorded as
+/// given up and has none.
 const INEXACT: &str = "SELECT count(*) FILTER (WHERE \
      (coalesce(n, 0), done, given_up) NOT IN ((1, 1, 0), (0, 0, 1)) IS NOT FALSE), count(*) FROM (SELECT \
      generate_series(min(tick), (SELECT last_tick FROM bgworker.job), '1 s') AS tick FROM bgworker.job_run) AS t \
@@ -24,7 +25,7 @@ const INEXACT: &str = "SELECT count(*) FILTER (WHERE \
 async fn ten_thousand_ticks_are_done_once_or_given_up_though_sessions_are_ended_and_statements_fail()
  {
     let db = stage().await;
-    // One statement in ten fails, before its effect or after it.
+    // One run in ten fails, before its effect or after it.
     let fails = "SELECT 1 / (random() > 0.05)::int";
     let keys = format!(
         "missed = \"each\"\nattempts = 2\nrestart_time = \"1ms\"\nhistory = 1000000\n{}",
@@ -34,7 +35,7 @@ async fn ten_thousand_ticks_are_done_once_or_given_up_though_sessions_are_ended_
     for _ in 0..8 {
         instances.push(Instance::new(&db, &keys).await);
     }
-    // Ends sessions of the job wherever they are, and now and then one that looks.
+    // Ends sessions of the job at any point, and occasionally one that looks.
     let end = "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
                WHERE datname = current_database() AND application_name = \
                CASE WHEN random() < 0.01 THEN 'bgworker' ELSE 'j' END \
@@ -74,7 +75,7 @@ async fn ten_thousand_ticks_are_done_once_or_given_up_though_sessions_are_ended_
 }
 
 #[actix::test]
-async fn an_answer_that_is_cut_off_anywhere_even_that_to_a_commit_repeats_no_tick() {
+async fn an_answer_cut_off_anywhere_even_that_to_a_commit_repeats_no_tick() {
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
     db.execute(EFFECTS).await;
@@ -86,7 +87,7 @@ async fn an_answer_that_is_cut_off_anywhere_even_that_to_a_commit_repeats_no_tic
     let begin = set_back(&db, 150).await;
     let done = async || db.value::<i64>("SELECT count(*) FROM effect").await;
     for _ in 0..15 {
-        // What a run is told, from its claim to the end of its commit, is some hundreds of bytes.
+        // The server's answers to one run, from its claim to the end of its commit, are a few hundred bytes.
         proxy.set(Some(Fault::SilenceAfter(fastrand::usize(0..4_000))));
         tokio::time::sleep(Duration::from_millis(40)).await;
         proxy.cut();

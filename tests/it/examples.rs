@@ -1,4 +1,4 @@
-//! The examples do what they say, and end.
+//! The examples do what they claim, and exit.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::support::daemon::Daemon;
 use crate::support::example::example;
 
-/// Runs an example to its end, and returns what it said.
+/// Runs an example to its end, and returns its output.
 fn run(name: &str) -> String {
     let mut program = Daemon::start(&mut example(name));
     let (code, _) = program.wait();
@@ -63,7 +63,7 @@ fn own_arbiter_computes_without_holding_up_the_systems_thread() {
         .split(' ')
         .next()
         .unwrap();
-    // Half a second of ticks of 10 ms, on a machine that may be busy; none if it were held up.
+    // Half a second of 10 ms ticks, on a machine that may be busy; if the thread were blocked, there would be none.
     assert!(ticks.parse::<u32>().unwrap() > 5, "{out}");
 }
 
@@ -107,7 +107,7 @@ fn actix_web_service_inserts_folds_and_ends_in_the_right_order() {
             "{page}"
         );
     }
-    // Somebody who listens does not hold it up.
+    // A client that listens for events does not delay the exit.
     let mut listener = TcpStream::connect(&address).unwrap();
     listener
         .write_all(b"GET /workers/events HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -134,7 +134,7 @@ fn actix_web_service_inserts_folds_and_ends_in_the_right_order() {
     );
 }
 
-/// Three workers, one of them of the example's own function.
+/// Three workers, one of which runs the example's own function.
 const THREE_WORKERS: &str = r#"
 [database]
 embedded = true
@@ -162,7 +162,7 @@ naptime = "1m"
 "#;
 
 #[test]
-fn own_function_is_checked_run_reloaded_and_shown_as_those_that_are_built_in() {
+fn own_function_is_checked_run_reloaded_and_shown_like_the_built_in_ones() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("own.toml");
     std::fs::write(&file, THREE_WORKERS).unwrap();

@@ -1,4 +1,4 @@
-//! Faults of servers and of the way to them: what is promised, and how long it takes to fold again.
+//! Faults of servers and of the network to them: what bgworker promises, and how long until workers fold again.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use bgworker::testing::{Probe, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A second for what must answer, so that tests need not wait for a minute.
+/// A database with timeouts of one second, so that tests need not wait a minute.
 fn impatient(conninfo: &str) -> Database {
     let settings = database::Settings::default()
         .connect_timeout(SECOND)
@@ -32,7 +32,7 @@ fn postmaster(conninfo: &str) -> PostmasterHandle {
     Postmaster::launch(Limits::default(), Some(impatient(conninfo))).unwrap()
 }
 
-/// A worker on `s.NAME`, which has a total of 0 afterwards.
+/// Registers a worker on `s.NAME`, which has a total of 0 afterwards.
 async fn worker(
     db: &TestDatabase,
     postmaster: &PostmasterHandle,
@@ -47,7 +47,7 @@ async fn worker(
     worker
 }
 
-/// A server, a proxy that leads to it, a Postmaster that knows the proxy alone, and a way around it.
+/// A server, a proxy in front of it, a Postmaster that knows only the proxy, and a connection that bypasses it.
 async fn behind_a_proxy() -> (TestServer, Proxy, PostmasterHandle, TestDatabase) {
     let server = TestServer::start();
     let proxy = Proxy::to(server.port);
@@ -56,7 +56,7 @@ async fn behind_a_proxy() -> (TestServer, Proxy, PostmasterHandle, TestDatabase)
     (server, proxy, postmaster, db)
 }
 
-/// How long it takes from now until a delta of 1 is folded.
+/// Inserts a delta of 1 and measures how long it takes until it is folded.
 async fn time_to_fold(db: &TestDatabase, name: &str) -> Duration {
     let begin = Instant::now();
     let total = format!("SELECT value::bigint FROM s.{name} WHERE type = 'total'");
@@ -83,7 +83,7 @@ async fn state(postmaster: &PostmasterHandle, worker: &TestWorker) -> WorkerStat
 // The server.
 
 #[actix::test]
-async fn a_server_that_is_stopped_immediately_and_started_finds_all_workers_within_2_s() {
+async fn all_workers_fold_again_within_2_s_of_an_immediate_stop_and_start() {
     let log = Log::capture();
     let mut server = TestServer::start();
     let postmaster = postmaster(&server.conninfo());
@@ -111,7 +111,7 @@ async fn a_server_that_is_stopped_immediately_and_started_finds_all_workers_with
 }
 
 #[actix::test]
-async fn a_demotion_parks_those_that_write_and_a_promotion_brings_them_back() {
+async fn a_demotion_parks_workers_that_write_and_a_promotion_brings_them_back() {
     let primary = TestServer::start();
     let standby = primary.standby().await;
     let proxy = Proxy::to(primary.port);
@@ -162,12 +162,12 @@ async fn a_demotion_parks_those_that_write_and_a_promotion_brings_them_back() {
 }
 
 #[actix::test]
-async fn a_primary_whose_sessions_can_only_read_is_no_standby_and_the_deltas_wait() {
+async fn a_primary_with_read_only_sessions_is_not_a_standby_and_the_deltas_wait() {
     let primary = TestServer::start();
     let postmaster = postmaster(&primary.conninfo());
     let db = TestDatabase::at(&primary.conninfo()).await;
     let home = worker(&db, &postmaster, "home", brisk).await;
-    // As close as one server comes to it: every session reads only.
+    // As close to a standby as a primary gets: all its sessions are read-only.
     db.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         .await;
     db.execute("SELECT pg_reload_conf()").await;
@@ -249,7 +249,7 @@ async fn max_connections_reached_is_waited_out() {
 }
 
 #[actix::test]
-async fn what_the_server_refuses_for_good_is_the_workers_failure_and_says_so() {
+async fn a_permanent_refusal_by_the_server_fails_the_worker_and_says_why() {
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
     db.execute("CREATE ROLE nobody NOLOGIN").await;
@@ -319,7 +319,7 @@ async fn a_wrong_database_is_tried_once_for_each_restart_time_and_harms_no_neigh
 }
 
 #[actix::test]
-async fn a_role_that_may_not_log_in_for_a_while_costs_no_worker_at_home_its_life() {
+async fn a_role_that_may_not_log_in_for_a_while_ends_no_worker_at_home() {
     let log = Log::capture();
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
@@ -345,7 +345,7 @@ async fn a_role_that_may_not_log_in_for_a_while_costs_no_worker_at_home_its_life
     );
 }
 
-// The way to it.
+// The network.
 
 #[actix::test]
 async fn a_server_that_falls_silent_is_given_up_and_found_again_when_it_speaks() {
@@ -353,7 +353,7 @@ async fn a_server_that_falls_silent_is_given_up_and_found_again_when_it_speaks()
     let home = worker(&db, &postmaster, "home", brisk).await;
     let own = worker(&db, &postmaster, "own", brisk_on_its_own).await;
     proxy.set(Some(Fault::Silence));
-    // The statement's deadline, the attempt to cancel it, the grace; then the probe's deadline.
+    // The deadline of the statement, the attempt to cancel it, and the grace; then the deadline of the probe.
     let begin = Instant::now();
     within(8 * SECOND, "both are parked", || async {
         postmaster.status().await.unwrap().counts.parked == 2
@@ -401,7 +401,7 @@ async fn a_server_that_stops_in_the_middle_of_a_row_or_talks_nonsense_is_given_u
 
 #[actix::test]
 async fn each_kind_of_impostor_is_found_out_within_the_deadline() {
-    // An error of severity FATAL, as a server says it that starts up.
+    // The error of severity FATAL that a server sends while it starts up.
     const STARTING_UP: &[u8] = b"E\x00\x00\x00\x3eSFATAL\0VFATAL\0C57P03\0\
                                  Mthe database system is starting up\0\0";
     for (says, waits, expected) in [
@@ -495,7 +495,7 @@ async fn a_thousand_workers_lose_nothing_when_the_server_is_restarted_under_load
         "1,000 workers fold again {:?} after readiness",
         ready.elapsed()
     );
-    // 2 s are promised, on a machine that has nothing else to do than this: other tests run beside.
+    // The promise is 2 s on an otherwise idle machine; here other tests run at the same time.
     assert!(ready.elapsed() < 4 * SECOND, "{:?}", ready.elapsed());
     tokio::time::sleep(SECOND).await; // more load
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -513,7 +513,7 @@ async fn a_thousand_workers_lose_nothing_when_the_server_is_restarted_under_load
     assert!(db.value::<i64>(homes).await <= 9, "eight, and the probe");
     for n in 0..WORKERS {
         let sum = db.sum(&table("s", &format!("t{n}"))).await;
-        // An insert that was under way at the crash may have been committed or not.
+        // An insert that was under way at the crash may or may not have been committed.
         assert!(
             (sure[n]..=sure[n] + unsure[n]).contains(&sum),
             "t{n}: {sum} of {}",
@@ -525,8 +525,8 @@ async fn a_thousand_workers_lose_nothing_when_the_server_is_restarted_under_load
     assert_eq!(status.counts.running, WORKERS);
 }
 
-/// Inserts ones into every table in turn; how many were acknowledged and how many may have been
-/// committed, table by table.
+/// Inserts ones into each table in turn. Returns, for each table, how many inserts were acknowledged and how many
+/// more may have been committed.
 async fn insert(
     conninfo: String,
     client: usize,

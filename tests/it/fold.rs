@@ -1,4 +1,4 @@
-//! The fold: exact, whatever is in the table, and whatever other clients hold.
+//! Folds are exact, whatever the table contains and whatever other clients hold.
 
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ async fn an_overflow_keeps_the_delta_is_reported_once_and_mends_without_a_restar
 }
 
 #[actix::test]
-async fn in_the_projects_own_table_31_bits_are_no_limit() {
+async fn totals_in_a_table_made_by_bgworker_may_exceed_31_bits() {
     let stage = Stage::new().await;
     stage
         .execute("INSERT INTO s.t VALUES ('total', 2147483640), ('delta', 100)")
@@ -219,7 +219,7 @@ async fn a_locked_total_is_left_alone_and_folded_when_it_is_free() {
 }
 
 #[actix::test]
-async fn a_lock_on_a_delta_is_waited_for_shortly_and_tried_again() {
+async fn a_lock_on_a_delta_is_waited_for_briefly_and_tried_again() {
     let log = Log::capture();
     let stage = Stage::napping(ConnectionKind::Home).await;
     stage
@@ -245,7 +245,7 @@ async fn a_lock_on_a_delta_is_waited_for_shortly_and_tried_again() {
 }
 
 #[actix::test]
-async fn null_cannot_be_in_our_own_table() {
+async fn a_table_made_by_bgworker_cannot_hold_null() {
     let stage = Stage::new().await;
     for row in ["('delta', NULL)", "(NULL, 1)", "('other', 1)"] {
         let sql = format!("INSERT INTO s.t VALUES {row}");

@@ -1,4 +1,4 @@
-//! Functions of an embedding program: in a configuration file they are what the built-in ones are.
+//! Functions of an embedding program: a configuration file treats them like the built-in ones.
 
 use bgworker::config::{
     self, Change, ConfigFile, Function, Functions, Mistake, Settings, Sources, difference,
@@ -7,7 +7,7 @@ use bgworker::{Access, BackgroundWorker, Main, WorkerContext};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-/// Sends letters; of its keys, one is secret, and two must agree.
+/// A function that sends letters. One of its keys is secret, and two must agree.
 struct Post;
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -63,14 +63,14 @@ fn read(worker: &str) -> Result<Settings, String> {
 
 const LETTER: &str = "name = 'w'\nfunction = 'post'\nto = 'you'";
 
-/// What a reload has to do when these lines are added to the letter.
+/// The changes that a reload has to make when these lines are added to the letter.
 fn changes(lines: &str) -> Vec<Change> {
     let new = read(&format!("{LETTER}\n{lines}")).unwrap();
     difference(&read(LETTER).unwrap(), &new)
 }
 
 #[test]
-fn a_mistake_in_a_key_of_ones_own_has_its_line_and_a_hint() {
+fn a_mistake_in_a_functions_own_key_has_its_line_and_a_hint() {
     for (lines, expected) in [
         (
             format!("{LETTER}\ncopy = 1"),
@@ -114,7 +114,7 @@ fn a_mistake_in_a_key_of_ones_own_has_its_line_and_a_hint() {
 }
 
 #[test]
-fn all_mistakes_of_a_worker_are_told_though_a_required_key_is_missing() {
+fn all_mistakes_of_a_worker_are_reported_even_if_a_required_key_is_missing() {
     let mistakes = read("function = 'post'\ncopies = -1\nrestart_time = '0s'").unwrap_err();
     let keys: Vec<_> = mistakes
         .lines()
@@ -129,7 +129,7 @@ fn all_mistakes_of_a_worker_are_told_though_a_required_key_is_missing() {
 }
 
 #[test]
-fn what_a_function_says_decides_whether_a_change_replaces_the_worker() {
+fn the_function_decides_whether_a_change_replaces_the_worker() {
     assert_eq!(changes("copies = 0"), [], "a default that is written down");
     let change = changes("copies = 2\nrestart_time = 'never'");
     let [Change::InPlace { keys, .. }] = &change[..] else {

@@ -1,4 +1,4 @@
-//! A snapshot that another client holds: folded rows stay, and looks stay cheap all the same.
+//! While another client holds a snapshot, folded rows stay in the table, and looks stay cheap nevertheless.
 
 use bgworker::worker_spi::ROWS_FOLDED;
 use tracing::Level;
@@ -9,10 +9,10 @@ use crate::support::log::Log;
 use crate::support::server::TestServer;
 use crate::support::stage::Stage;
 
-/// How many deltas are folded beside the snapshot: 40 MB of dead rows.
+/// Number of deltas folded while the snapshot is held: 40 MB of dead rows.
 const DELTAS: u64 = 900_000;
 
-/// How many blocks of the table were read or found in memory so far.
+/// Blocks of the table that were read, or found in shared buffers, so far.
 async fn blocks_read(stage: &Stage) -> i64 {
     let sql = "SELECT (heap_blks_read + heap_blks_hit)::bigint FROM pg_statio_user_tables WHERE relname = 't'";
     stage.value(sql).await
@@ -42,7 +42,7 @@ async fn a_look_reads_a_part_of_the_table_and_what_commits_late_is_found() {
     let size: i64 = stage.value("SELECT pg_relation_size('s.t') / 8192").await;
     assert!(size > 4_000, "{size}");
 
-    // The session of the looks tells at most once a second what it has read.
+    // The session that looks reports its reads at most once a second.
     stage.cycles(150).await;
     let (before, cycles) = (
         blocks_read(&stage).await,
@@ -63,13 +63,8 @@ async fn a_look_reads_a_part_of_the_table_and_what_commits_late_is_found() {
     let total = i64::try_from(DELTAS).unwrap() + 1_000_000;
     stage.becomes(&[&format!("total|{total}")]).await;
 
-    // What can be done about the room is said once.
-    let said = || {
-        log.with(
-            Level::WARN,
-            "afterwards VACUUM FULL s.t gives all of it back",
-        )
-    };
+    // The statement that gives the room back is logged once.
+    let said = || log.with(Level::WARN, "afterwards VACUUM FULL s.t reclaims all of it");
     eventually("it says so", async || !said().is_empty()).await;
     holder.batch_execute("let go", "COMMIT").await.unwrap();
     stage.execute("VACUUM FULL s.t").await;

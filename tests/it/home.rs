@@ -1,4 +1,4 @@
-//! Home connections: many workers on a few, none of them harmed by its neighbours.
+//! Home connections: many workers share a few, and no worker is harmed by its neighbours.
 
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,7 @@ async fn a_statement_that_fails_harms_no_neighbour() {
 }
 
 #[actix::test]
-async fn what_would_touch_the_session_of_neighbours_is_refused() {
+async fn statements_that_could_affect_the_session_of_neighbours_are_refused() {
     let db = TestDatabase::new().await;
     let home = db.database.home(0, None);
     for sql in [
@@ -133,7 +133,7 @@ async fn a_lock_that_one_worker_waits_for_delays_its_neighbour_by_the_lock_timeo
         longest = longest.max(begin.elapsed());
     }
     println!("a neighbour's fold took {longest:?} at most");
-    // 100 ms, the fold and the insert; other tests run beside.
+    // The lock timeout of 100 ms, the fold and the insert; other tests run at the same time.
     assert!(longest < Duration::from_millis(800), "{longest:?}");
     let status = postmaster.worker(waiting.id).await.unwrap().unwrap();
     assert!(status.report.consecutive_failures > 0);
@@ -146,7 +146,7 @@ async fn a_lock_that_one_worker_waits_for_delays_its_neighbour_by_the_lock_timeo
 }
 
 #[actix::test]
-async fn a_terminated_home_connection_is_replaced_at_once_and_nobody_is_restarted() {
+async fn a_terminated_home_connection_is_replaced_at_once_and_no_worker_is_restarted() {
     let log = Log::capture();
     let db = TestDatabase::new().await;
     let postmaster = db.postmaster();
@@ -194,12 +194,12 @@ async fn a_terminated_home_connection_is_replaced_at_once_and_nobody_is_restarte
 }
 
 #[actix::test]
-async fn what_a_worker_prepared_is_forgotten_when_it_ends() {
+async fn a_workers_prepared_statements_are_gone_when_it_has_ended() {
     let db = TestDatabase::new().await;
     let database = with_connections(db.conninfo(), 1);
     let postmaster = Postmaster::launch(Limits::default(), Some(database.clone())).unwrap();
     let home = database.home(0, None);
-    // Several may be asked for in one statement.
+    // One statement may look for several workers.
     let count = "SELECT count(*) FROM generate_series(0, 9) AS n WHERE EXISTS \
                  (SELECT FROM pg_prepared_statements WHERE statement ~ format('^/\\* bgworker: .*w%s[, ]', n))";
     let prepared = home.statement(count).unwrap();
@@ -219,10 +219,10 @@ async fn what_a_worker_prepared_is_forgotten_when_it_ends() {
     for worker in workers {
         postmaster.terminate(worker.id).await.unwrap();
     }
-    eventually("none is", || async { count().await == 0 }).await;
+    eventually("none is left", || async { count().await == 0 }).await;
 }
 
-/// Workers on tables of their own with a total each, at home on one connection, that nap long enough to come into step.
+/// Workers on one home connection, each on its own table with a total, that nap long enough to come into step.
 async fn in_step(db: &TestDatabase, many: usize) -> (bgworker::PostmasterHandle, Vec<TestWorker>) {
     let database = with_connections(db.conninfo(), 1);
     let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
@@ -238,7 +238,7 @@ async fn in_step(db: &TestDatabase, many: usize) -> (bgworker::PostmasterHandle,
          (SELECT count(*) FROM generate_series(0, {many}) AS n \
           WHERE query ~ format('^/\\* bgworker: .*w%s[, ]', n)))"
     );
-    eventually("one statement asks for all", || async {
+    eventually("one statement asks for all workers", || async {
         db.value::<bool>(&sql).await
     })
     .await;
@@ -246,7 +246,7 @@ async fn in_step(db: &TestDatabase, many: usize) -> (bgworker::PostmasterHandle,
 }
 
 #[actix::test]
-async fn neighbours_that_wake_together_ask_in_one_statement_and_each_folds_what_is_its_own() {
+async fn neighbours_that_wake_together_ask_in_one_statement_and_each_folds_its_own() {
     let db = TestDatabase::new().await;
     let (postmaster, workers) = in_step(&db, 20).await;
     for n in [0, 7, 19] {
@@ -262,7 +262,7 @@ async fn neighbours_that_wake_together_ask_in_one_statement_and_each_folds_what_
     }
     for (n, worker) in workers.iter().enumerate() {
         let rows = if [0, 7, 19].contains(&n) { 2 } else { 0 };
-        eventually("it knows what it has folded", || async {
+        eventually("it reports what it has folded", || async {
             let report = postmaster.worker(worker.id).await.unwrap().unwrap().report;
             assert_eq!(report.last_error, None, "w{n}");
             report.count(ROWS_FOLDED) == rows
@@ -272,7 +272,7 @@ async fn neighbours_that_wake_together_ask_in_one_statement_and_each_folds_what_
 }
 
 #[actix::test]
-async fn a_question_that_cannot_be_answered_keeps_no_neighbour_from_its_answer() {
+async fn a_probe_that_fails_holds_up_no_neighbour() {
     let db = TestDatabase::new().await;
     let (postmaster, workers) = in_step(&db, 8).await;
     let report = async |n: usize| {
@@ -283,7 +283,7 @@ async fn a_question_that_cannot_be_answered_keeps_no_neighbour_from_its_answer()
             .unwrap()
             .report
     };
-    // Nobody else can look at the table of one of them.
+    // A client locks the table of one worker, so that looks at it fail.
     let holder = db.connect_plainly().await;
     holder
         .batch_execute("BEGIN; LOCK TABLE s.t3 IN ACCESS EXCLUSIVE MODE")
@@ -303,7 +303,7 @@ async fn a_question_that_cannot_be_answered_keeps_no_neighbour_from_its_answer()
         })
         .await;
     }
-    // Whoever has failed is asked alone for as long as it fails, whoever else asks at that moment.
+    // A worker that failed looks in its own statement while it keeps failing, though neighbours look at the same time.
     for neighbour in [0, 1, 2, 4, 5, 6, 7] {
         (workers[neighbour].settings).send_modify(|settings| settings.naptime = Duration::ZERO);
     }
@@ -317,7 +317,7 @@ async fn a_question_that_cannot_be_answered_keeps_no_neighbour_from_its_answer()
     holder.batch_execute("COMMIT").await.unwrap();
     db.execute("INSERT INTO s.t3 VALUES ('delta', 5)").await;
     db.wait_for_rows(&table("s", "t3"), &["total|5"]).await;
-    // Or it is gone: then it is that worker alone which fails.
+    // If the table is gone, only that worker fails.
     db.execute("DROP TABLE s.t5").await;
     eventually("it has failed", || async {
         let status = postmaster.worker(workers[5].id).await.unwrap();
@@ -332,7 +332,7 @@ async fn a_question_that_cannot_be_answered_keeps_no_neighbour_from_its_answer()
 }
 
 #[actix::test]
-async fn a_crash_lets_the_home_connections_be_made_anew() {
+async fn a_crash_replaces_the_home_connections() {
     let stage = Stage::new().await;
     let pid = "SELECT min(pid) FROM pg_stat_activity \
                WHERE datname = current_database() AND application_name = 'bgworker'";

@@ -1,4 +1,4 @@
-//! The endpoints: what they answer while workers fare well and ill.
+//! The HTTP endpoints: their answers while workers are healthy and unhealthy.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn snapshot(postmaster: &PostmasterHandle) -> Snapshot {
     serde_json::from_str(&text).unwrap()
 }
 
-/// A name, a state, and whether it is healthy.
+/// The name and state of each worker, and `true` if it is healthy.
 async fn states(postmaster: &PostmasterHandle) -> Vec<(String, String, bool)> {
     let workers = snapshot(postmaster).await.workers.into_iter();
     workers
@@ -144,14 +144,14 @@ async fn a_worker_that_fails_is_named_until_it_runs_again() {
 }
 
 #[actix::test]
-async fn a_success_that_is_older_than_was_promised_is_not_healthy() {
+async fn a_worker_whose_last_success_is_older_than_promised_is_not_healthy() {
     let clock = PausedClock::pause();
     let postmaster = postmaster();
     let main = |mut context: WorkerContext| async move {
         context.progress().promise_success_within(60 * SECOND);
         context.ready();
         context.progress().succeeded();
-        // It stalls: awake, and without a word.
+        // It stalls: awake, without reporting anything.
         context.latch().stop_requested().await;
         Ok(())
     };
@@ -167,12 +167,12 @@ async fn a_success_that_is_older_than_was_promised_is_not_healthy() {
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     let ill = "background worker \"w\" is running, and its last success was 61 s ago\n";
     assert_eq!(text, ill);
-    // It is alive nevertheless: whoever restarts the process for that restarts it for nothing.
+    // The process is alive nevertheless: restarting it would not help.
     assert_eq!(get(&postmaster, "/livez").await.0, StatusCode::OK);
 }
 
 #[actix::test]
-async fn a_server_that_is_away_for_longer_than_was_promised_is_not_healthy_but_a_standby_is() {
+async fn a_server_away_for_longer_than_promised_is_not_healthy_but_a_standby_is() {
     let clock = PausedClock::pause();
     let (postmaster, server) = FakeServer::launch(Limits::default()).unwrap();
     let main = |mut context: WorkerContext| async move {
@@ -204,7 +204,7 @@ async fn a_server_that_is_away_for_longer_than_was_promised_is_not_healthy_but_a
 }
 
 #[actix::test]
-async fn one_that_never_succeeds_is_late_from_its_start_on() {
+async fn a_worker_that_never_succeeds_is_late_counting_from_its_start() {
     let clock = PausedClock::pause();
     let postmaster = postmaster();
     let main = |mut context: WorkerContext| async move {
@@ -224,7 +224,7 @@ async fn one_that_never_succeeds_is_late_from_its_start_on() {
 }
 
 #[actix::test]
-async fn one_that_has_ended_by_a_failure_is_ill_until_another_has_its_name() {
+async fn a_failed_worker_is_unhealthy_until_another_has_its_name() {
     let clock = PausedClock::pause();
     let postmaster = postmaster();
     let probe = Probe::new();
@@ -261,7 +261,7 @@ async fn one_that_has_ended_by_a_failure_is_ill_until_another_has_its_name() {
 }
 
 #[actix::test]
-async fn a_fleet_of_none_is_not_ready() {
+async fn a_postmaster_without_workers_is_not_ready() {
     let postmaster = postmaster();
     let (status, why) = get(&postmaster, "/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
@@ -270,10 +270,10 @@ async fn a_fleet_of_none_is_not_ready() {
 }
 
 #[actix::test]
-async fn a_worker_that_is_started_again_has_the_time_that_it_promised() {
+async fn a_restarted_worker_stays_healthy_for_the_time_that_it_promised() {
     let clock = PausedClock::pause();
     let (postmaster, server) = FakeServer::launch(Limits::default()).unwrap();
-    // Its database goes away after each success, and it takes ever longer to come back.
+    // Its database goes away after its first success; from its second start on, it never becomes ready.
     let main = |mut context: WorkerContext| async move {
         context.progress().promise_success_within(60 * SECOND);
         if context.incarnation().number > 1 {
@@ -322,17 +322,17 @@ async fn nothing_but_get_and_head_is_answered() {
 }
 
 #[actix::test]
-async fn a_postmaster_that_is_gone_is_said_to_be_gone() {
+async fn a_postmaster_that_is_gone_is_reported_as_gone() {
     let postmaster = postmaster();
     let handle = postmaster.clone();
     postmaster.shut_down(Shutdown::Smart);
     postmaster.exited().await.unwrap();
-    // It answers as long as somebody has a handle, and its streams have ended.
+    // It answers as long as a handle exists, and its event streams have ended.
     assert_eq!(get(&handle, "/livez").await.0, StatusCode::OK);
     let (status, text) = get(&handle, "/events").await;
     assert_eq!((status, &*text), (StatusCode::OK, ""));
 
-    // One whose System has stopped does not.
+    // A Postmaster whose System has stopped does not answer.
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let system = std::thread::spawn(|| {
         actix::System::new().block_on(async {
@@ -350,7 +350,7 @@ async fn a_postmaster_that_is_gone_is_said_to_be_gone() {
 }
 
 #[actix::test]
-async fn events_tell_what_happens_and_how_all_are_and_end_with_the_postmaster() {
+async fn the_event_stream_has_events_and_snapshots_and_ends_with_the_postmaster() {
     let clock = PausedClock::pause();
     let postmaster = postmaster();
     let handle = postmaster.clone();
@@ -385,7 +385,7 @@ async fn events_tell_what_happens_and_how_all_are_and_end_with_the_postmaster() 
         .filter_map(|event| event.strip_prefix("event: status\ndata: "))
         .map(|snapshot| serde_json::from_str(snapshot).unwrap())
         .collect();
-    // At once, soon after it was registered, and soon after it failed.
+    // Snapshots arrive at once, soon after the worker was registered, and soon after it failed.
     let seen: Vec<_> = snapshots
         .iter()
         .map(|snapshot| snapshot.workers.first().map(|worker| worker.state))
@@ -431,7 +431,7 @@ async fn metrics_have_their_names_and_the_values_of_the_snapshot() {
 }
 
 #[actix::test]
-async fn the_page_needs_nothing_from_elsewhere_and_may_ask_nowhere_else() {
+async fn the_page_loads_nothing_from_elsewhere_and_may_connect_nowhere_else() {
     let postmaster = postmaster();
     let app = init_service(App::new().configure(configure(postmaster))).await;
     let response = call_service(&app, TestRequest::get().uri("/").to_request()).await;

@@ -1,4 +1,4 @@
-//! What an idle worker costs: nothing that is written, to a table or to the log.
+//! An idle worker writes nothing, neither to a table nor to the log.
 
 use bgworker::embedded::{Cluster, ClusterSettings};
 use tracing::Level;
@@ -10,7 +10,7 @@ use crate::support::log::Log;
 #[actix::test]
 async fn an_idle_cycle_writes_no_row_version_no_wal_and_no_line() {
     let log = Log::capture();
-    // A server of its own, in which nobody else writes.
+    // A server of its own, in which no other client writes.
     let settings = ClusterSettings::temporary()
         .option("fsync", "off")
         .option("autovacuum", "off")
@@ -28,7 +28,7 @@ async fn an_idle_cycle_writes_no_row_version_no_wal_and_no_line() {
         let status = postmaster.worker(worker.id).await.unwrap();
         status.unwrap().report.cycles
     };
-    // One cycle after the fold prunes the page, which is PostgreSQL's own.
+    // One cycle after the fold makes PostgreSQL prune the page.
     let folded = cycles().await;
     eventually("two more cycles", || async { cycles().await >= folded + 2 }).await;
     let written = "SELECT concat_ws(' ', xmin, ctid, pg_current_wal_insert_lsn()) FROM s.t";

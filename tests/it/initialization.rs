@@ -1,4 +1,4 @@
-//! What the built-in worker makes before its first cycle, and what it refuses to work on.
+//! What the built-in worker creates before its first cycle, and which tables it refuses.
 
 use bgworker::ExitStatus;
 use bgworker::worker_spi::{InvalidTable, Table};
@@ -6,7 +6,7 @@ use bgworker::worker_spi::{InvalidTable, Table};
 use crate::support::database::{TestDatabase, brisk, register, table};
 use crate::support::eventually;
 
-/// How a worker on `s.t` ends that cannot start: its reason.
+/// The reason why a worker that cannot work on `s.t` ends.
 async fn refusal(db: &TestDatabase) -> String {
     let postmaster = db.postmaster();
     let worker = register(&postmaster, "w", brisk(&table("s", "t"))).await;
@@ -161,7 +161,7 @@ async fn a_table_of_another_shape_is_refused_with_the_statement_that_mends_it() 
 }
 
 #[actix::test]
-async fn a_role_that_may_not_create_the_schema_is_told_so_by_the_server() {
+async fn a_role_that_may_not_create_the_schema_gets_the_servers_error() {
     let db = TestDatabase::new().await;
     let role = format!(
         "{}_role",
@@ -176,7 +176,7 @@ async fn a_role_that_may_not_create_the_schema_is_told_so_by_the_server() {
     );
 }
 
-/// A worker on `s.t` that cannot get ready while a client holds something, and can afterwards.
+/// Asserts that a worker on `s.t` cannot get ready while a client's transaction is in the way, and can afterwards.
 async fn waits_while_a_client(db: &TestDatabase, holds: &str, initial_total: Option<i64>) {
     let client = db.connect().await;
     client.batch_execute("hold", holds).await.unwrap();
@@ -211,7 +211,7 @@ async fn a_lock_on_the_table_is_waited_for_before_the_first_cycle_too() {
 }
 
 #[actix::test]
-async fn somebody_elses_schema_or_total_under_way_is_waited_for() {
+async fn another_clients_uncommitted_schema_or_total_is_waited_for() {
     let db = TestDatabase::new().await;
     waits_while_a_client(&db, "BEGIN; CREATE SCHEMA s", None).await;
     let db = TestDatabase::new().await;
@@ -228,7 +228,7 @@ fn made_by_the_worker() -> String {
 }
 
 #[actix::test]
-async fn columns_are_named_so_their_order_and_others_beside_them_do_not_matter() {
+async fn columns_are_found_by_name_so_order_and_other_columns_do_not_matter() {
     let db = TestDatabase::new().await;
     db.execute(
         "CREATE SCHEMA s; CREATE TABLE s.t (value integer, note text, type text); \
@@ -245,7 +245,7 @@ async fn columns_are_named_so_their_order_and_others_beside_them_do_not_matter()
 }
 
 #[test]
-fn names_that_postgresql_would_cut_are_refused_naming_the_limit() {
+fn names_that_postgresql_would_truncate_are_refused_naming_the_limit() {
     let error = Table::new("x".repeat(64), "t").unwrap_err();
     assert!(
         error

@@ -1,4 +1,4 @@
-//! Nothing is lost while clients insert, update and replace, under every default isolation level.
+//! Nothing is lost while clients insert deltas, update and replace the total, under every default isolation level.
 
 use bgworker::worker_spi::Fold;
 use tokio::task::JoinSet;
@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 use crate::support::database::{TestDatabase, brisk, table};
 use crate::support::log::Log;
 
-/// Four workers fold while four clients insert 10,000 ones, one client adds 1 to the total 100
+/// Four workers fold while four clients insert 10,000 ones in all, one client adds 1 to the total 100
 /// times, and one deletes the total and inserts it again with the value it got back, 100 times.
 async fn nothing_is_lost_under(isolation: &str, fold: Fold) {
     let db = TestDatabase::new().await;
@@ -20,7 +20,7 @@ async fn nothing_is_lost_under(isolation: &str, fold: Fold) {
     let counted = table("s", "t");
     let mut settings = brisk(&counted);
     settings.fold = fold;
-    // For one that truncates, a batch so small that there is mostly more.
+    // A worker that truncates gets a batch so small that there are usually more deltas.
     let (batch, rows) = match fold {
         Fold::Delete => (settings.batch, 1),
         Fold::Truncate => (1, 100),
@@ -49,7 +49,7 @@ async fn nothing_is_lost_under(isolation: &str, fold: Fold) {
     assert_eq!(is_truncated, fold == Fold::Truncate, "{}", log.text());
 }
 
-/// Whether a client of such an isolation must do it again. Others' failures are the test's.
+/// The result, or `None` if the isolation level makes the client retry. Any other failure panics.
 fn again<T>(done: Result<T, tokio_postgres::Error>) -> Option<T> {
     match done {
         Ok(done) => Some(done),
@@ -60,7 +60,7 @@ fn again<T>(done: Result<T, tokio_postgres::Error>) -> Option<T> {
     }
 }
 
-/// Each client returns by how much it changed the sum.
+/// Inserts deltas of 1. Like each client, it returns by how much it changed the sum.
 async fn insert_ones(client: Client, times: i64, rows: i64) -> i64 {
     let insert = "INSERT INTO s.t SELECT 'delta', 1 FROM generate_series(1, $1::bigint)";
     let insert = client.prepare(insert).await.unwrap();
@@ -70,7 +70,7 @@ async fn insert_ones(client: Client, times: i64, rows: i64) -> i64 {
     times * rows
 }
 
-/// Now and then there is no total to add to: then nothing is added.
+/// Adds 1 to the total. At times there is no total, and nothing is added.
 async fn add_to_total(client: Client, times: i64) -> i64 {
     let mut added = 0;
     for _ in 0..times {
@@ -85,7 +85,7 @@ async fn add_to_total(client: Client, times: i64) -> i64 {
     added
 }
 
-/// Takes the total away and puts it back as it was, in one transaction each time.
+/// Deletes the total and inserts it again unchanged, in one transaction each time.
 async fn replace_total(client: Client, times: i64) -> i64 {
     for _ in 0..times {
         while again(replace_total_once(&client).await).is_none() {

@@ -1,4 +1,4 @@
-//! What jobs cost between their ticks: a look once a minute, all of them together, and nothing that is written.
+//! The cost of jobs between their ticks: one look a minute for all of them together, and no writes.
 
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
@@ -11,7 +11,7 @@ use crate::support::server::{TestServer, conninfo};
 
 const YEARLY: &str = "cron = \"@yearly\"\nsql = \"SELECT 1\"";
 
-/// Waits until each worker has done a number of cycles more than this, and returns how many each has done.
+/// Waits until each worker has done `more` cycles beyond the least that any has done now. Returns that goal.
 async fn cycles(instance: &Instance, more: u64) -> u64 {
     let least = || async {
         let workers = instance.postmaster.workers().await.unwrap();
@@ -31,7 +31,7 @@ async fn all_jobs_of_a_database_look_with_one_select() {
     let looks = || server.log().matches("LEFT JOIN bgworker.job").count();
     cycles(&instance, 1).await;
     let before = looks();
-    // As if the minute were over for all of them.
+    // Wakes all of them, as the end of the minute would.
     instance.postmaster.sighup();
     cycles(&instance, 1).await;
     assert_eq!(looks() - before, 1);
@@ -61,7 +61,7 @@ async fn between_ticks_three_instances_with_a_hundred_jobs_write_nothing() {
             cycles(instance, 1).await;
         }
         let after: String = db.value(written).await;
-        // The first look after a write may prune a page, which is PostgreSQL's own.
+        // The first look after a write may make PostgreSQL prune a page.
         assert!(round == 0 || before == after, "{before}, {after}");
         before = after;
     }

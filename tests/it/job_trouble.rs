@@ -1,4 +1,4 @@
-//! Jobs that cannot be, or cannot go on: each says what is wrong, where, and what to do.
+//! Jobs that are invalid or cannot go on: each reports what is wrong, where, and what to do.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::within;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The mistakes of a job with these keys, a line each.
+/// The mistakes of a job with these keys, one per line.
 fn mistakes(keys: &str) -> String {
     let sources = Sources {
         file: Some(ConfigFile {
@@ -29,15 +29,15 @@ fn mistakes(keys: &str) -> String {
 }
 
 #[test]
-fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
+fn an_invalid_job_is_refused_with_its_line_and_a_hint() {
     for (keys, expected) in [
         (
             "every = '1s'",
-            "b.toml:3:1: worker[0].sql: the worker has no \"sql\" and no \"sql_file\" (it has to have one of them)",
+            "b.toml:3:1: worker[0].sql: the worker has no \"sql\" and no \"sql_file\" (set one of them)",
         ),
         (
             "sql = 'SELECT 1'",
-            "b.toml:3:1: worker[0].every: the worker has no \"every\" and no \"cron\" (it has to have one of them)",
+            "b.toml:3:1: worker[0].every: the worker has no \"every\" and no \"cron\" (set one of them)",
         ),
         (
             "every = '10ms'\nsql = 'SELECT 1'",
@@ -45,7 +45,7 @@ fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
         ),
         (
             "every = '1s'\ncron = '@daily'\nsql = 'SELECT 1'",
-            "b.toml:7:1: worker[0].cron: both \"every\" and \"cron\" are set (keep the one that is meant)",
+            "b.toml:7:1: worker[0].cron: both \"every\" and \"cron\" are set (keep only one of them)",
         ),
         (
             "cron = '0 0 30 2 *'\nsql = 'SELECT 1'",
@@ -57,7 +57,7 @@ fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
         ),
         (
             "cron = '@daily'\ntimezone = 'Berlin'\nsql = 'SELECT 1'",
-            "b.toml:7:1: worker[0].timezone: there is no time zone of this name",
+            "b.toml:7:1: worker[0].timezone: there is no time zone with this name",
         ),
         (
             "every = '1s'\ntimezone = 'UTC'\nsql = 'SELECT 1'",
@@ -89,7 +89,7 @@ fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
         ),
         (
             "every = '1s'\nsql = 'SELECT 1'\nstart_time = 'consistent_state'",
-            "b.toml:6:1: worker[0].every: ticks are written down, which a standby does not allow: at \
+            "b.toml:6:1: worker[0].every: ticks are recorded in the database, which a standby does not allow: at \
              \"consistent_state\" a job naps (set \"naptime\" instead)",
         ),
         (
@@ -114,7 +114,7 @@ fn what_cannot_be_a_job_is_refused_with_its_line_and_a_hint() {
 }
 
 #[test]
-fn a_job_that_names_no_function_is_asked_whether_it_is_one() {
+fn a_job_without_a_function_gets_the_hint_to_name_it() {
     let text =
         "[database]\nembedded = true\n[[worker]]\nname = 'j'\nsql = 'SELECT 1'\nevery = '1ms'\n";
     let sources = Sources {
@@ -139,7 +139,7 @@ fn a_job_that_names_no_function_is_asked_whether_it_is_one() {
     assert_eq!(lines.len(), 2);
 }
 
-/// What is recorded of a job whose only attempt fails.
+/// The message recorded for a job whose only attempt fails.
 async fn message(db: &TestDatabase, keys: &str) -> String {
     let instance = Instance::new(db, &format!("attempts = 1\n{keys}")).await;
     within(20 * SECOND, "it is given up", async || {
@@ -162,7 +162,7 @@ async fn an_error_names_the_line_and_the_character_of_the_text() {
 }
 
 #[actix::test]
-async fn the_timeout_is_that_of_the_whole_run() {
+async fn the_timeout_covers_the_whole_run() {
     let db = stage().await;
     let sleeps = "SELECT pg_sleep(0.7); SELECT pg_sleep(0.7)";
     let message = message(&db, &format!("timeout = '1s'\n{}", every("1s", sleeps))).await;
@@ -184,7 +184,7 @@ async fn an_index_that_was_left_behind_is_named() {
     );
 }
 
-/// Waits until the job of an instance is unhealthy, and returns why.
+/// Waits until the job of an instance reports an error, and returns the error.
 async fn trouble(instance: &Instance) -> String {
     let error = async || {
         let workers = instance.postmaster.workers().await.unwrap();
@@ -196,7 +196,7 @@ async fn trouble(instance: &Instance) -> String {
 }
 
 #[actix::test]
-async fn a_row_that_is_held_for_longer_than_a_run_may_take_is_told() {
+async fn a_row_that_is_held_for_longer_than_a_run_may_take_is_reported() {
     let db = stage().await;
     let instance =
         Instance::new(&db, &format!("timeout = '1s'\n{}", every("1s", "SELECT 1"))).await;
@@ -219,7 +219,7 @@ async fn a_row_that_is_held_for_longer_than_a_run_may_take_is_told() {
 }
 
 #[actix::test]
-async fn a_job_whose_server_was_a_year_ahead_says_what_mends_it_and_that_does() {
+async fn a_job_whose_server_was_a_year_ahead_names_the_statement_that_mends_it() {
     let db = stage().await;
     let instance = Instance::new(&db, &every("1s", "SELECT 1")).await;
     within(20 * SECOND, "it runs", async || runs(&db, "true").await > 0).await;

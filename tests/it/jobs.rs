@@ -1,4 +1,4 @@
-//! Jobs: each tick once, whichever instance runs it, and what becomes of those that fail or are missed.
+//! Jobs: each tick runs once, whichever instance runs it; and what becomes of ticks that fail or are missed.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::support::{configuration, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// An instance with one job `j`, whose other keys these are.
+/// An instance of bgworker that runs jobs, usually one named `j`.
 pub(crate) struct Instance {
     pub(crate) postmaster: PostmasterHandle,
     in_force: InForce,
@@ -37,13 +37,13 @@ impl Instance {
         Self::on(db.database.clone(), db, keys).await
     }
 
-    /// One that has another way to the database.
+    /// An instance that reaches the database through this handle.
     pub(crate) async fn on(database: Database, db: &TestDatabase, keys: &str) -> Self {
         let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
         Self::registered(&postmaster, db, keys).await
     }
 
-    /// One beside other workers.
+    /// An instance on a Postmaster that may run other workers as well.
     pub(crate) async fn registered(
         postmaster: &PostmasterHandle,
         db: &TestDatabase,
@@ -52,7 +52,7 @@ impl Instance {
         Self::register(postmaster, settings_of(db, &[("j".to_owned(), keys)])).await
     }
 
-    /// One with this many jobs `j0`, `j1`, … that are alike, and its own way to the database.
+    /// An instance with this many identical jobs `j0`, `j1`, … and its own database handle.
     pub(crate) async fn with_many(db: &TestDatabase, jobs: usize, keys: &str) -> Self {
         let database = crate::support::database::database(db.conninfo());
         let limits = Limits::default().starts_per_tick(100);
@@ -75,7 +75,7 @@ impl Instance {
     }
 }
 
-/// A table for what jobs do.
+/// The table in which jobs record their effects.
 pub(crate) const EFFECTS: &str =
     "CREATE TABLE effect (id serial, tick timestamptz, previous timestamptz, by text)";
 
@@ -86,7 +86,7 @@ pub(crate) async fn stage() -> TestDatabase {
     db
 }
 
-/// Sets a job back by this many ticks of a second, of which none is done.
+/// Sets a job back by this many ticks of one second, none of which is done. Returns the server's time in seconds.
 pub(crate) async fn set_back(db: &TestDatabase, ticks: i64) -> i64 {
     eventually("a tick is done", || async { runs(db, "true").await > 0 }).await;
     db.execute(&format!(
@@ -97,13 +97,13 @@ pub(crate) async fn set_back(db: &TestDatabase, ticks: i64) -> i64 {
     db.value("SELECT extract(epoch FROM now())::bigint").await
 }
 
-/// Whether each tick up to this one is done.
+/// `true` if the job has dealt with each tick up to this one.
 pub(crate) async fn has_caught_up(db: &TestDatabase, tick: i64) -> bool {
     let last = "SELECT extract(epoch FROM last_tick)::bigint FROM bgworker.job";
     db.value::<i64>(last).await >= tick
 }
 
-/// How many runs of the history are like this.
+/// Number of runs in the history that match a condition.
 pub(crate) async fn runs(db: &TestDatabase, condition: &str) -> i64 {
     let has_tables = "SELECT to_regclass('bgworker.job_run') IS NOT NULL";
     if !db.value::<bool>(has_tables).await {
@@ -154,7 +154,7 @@ async fn three_instances_run_each_tick_once_and_none_is_left_out() {
 }
 
 #[actix::test]
-async fn a_statement_that_fails_is_tried_so_often_then_given_up_and_the_next_tick_comes() {
+async fn a_failing_statement_is_given_up_after_its_attempts_and_the_next_tick_comes() {
     let db = stage().await;
     let keys = format!(
         "restart_time = \"300ms\"\nattempts = 2\n{}",
@@ -198,7 +198,7 @@ async fn a_statement_that_fails_is_tried_so_often_then_given_up_and_the_next_tic
 }
 
 #[actix::test]
-async fn ticks_that_come_due_while_it_runs_are_one_none_or_each() {
+async fn ticks_that_come_due_during_a_run_become_one_run_none_or_each() {
     for (missed, expected) in [("once", &[4_i64][..]), ("skip", &[5]), ("each", &[1])] {
         let db = stage().await;
         // The first run lasts three and a half periods.
@@ -285,7 +285,7 @@ async fn a_sigterm_lets_a_run_commit_and_a_sigint_leaves_its_tick_due() {
 }
 
 #[actix::test]
-async fn of_two_files_that_declare_a_job_differently_the_newer_one_wins_and_the_other_stands_by() {
+async fn if_two_files_declare_a_job_differently_the_newer_one_wins_and_the_other_stands_by() {
     let db = stage().await;
     let older = Instance::new(&db, &every("1s", EFFECT)).await;
     within(20 * SECOND, "the older one runs", || async {
@@ -341,7 +341,7 @@ async fn a_new_job_does_not_run_for_the_past_and_a_changed_schedule_begins_with_
         .reload(settings_of(&db, &[("j".to_owned(), &*weekly)]))
         .await
         .unwrap();
-    eventually("it is declared anew", || async {
+    eventually("it is declared again", || async {
         db.value::<i64>("SELECT count(DISTINCT declared) FROM bgworker.job WHERE declared_by <> ''")
             .await
             == 1
@@ -356,7 +356,7 @@ async fn a_new_job_does_not_run_for_the_past_and_a_changed_schedule_begins_with_
 }
 
 #[actix::test]
-async fn a_serialization_failure_is_run_again_at_once_and_is_no_attempt() {
+async fn a_serialization_failure_is_run_again_at_once_and_costs_no_attempt() {
     let db = stage().await;
     db.execute(
         "CREATE SEQUENCE calls; CREATE FUNCTION flaky() RETURNS void LANGUAGE plpgsql AS $$ BEGIN \
@@ -375,7 +375,7 @@ async fn a_serialization_failure_is_run_again_at_once_and_is_no_attempt() {
 }
 
 #[actix::test]
-async fn a_job_whose_row_is_deleted_is_declared_anew_and_begins_with_its_next_tick() {
+async fn a_job_whose_row_is_deleted_is_declared_again_and_begins_with_its_next_tick() {
     let db = stage().await;
     let keys = format!("history = 0\n{}", every("1h", EFFECT));
     let instance = Instance::new(&db, &keys).await;
@@ -395,13 +395,13 @@ async fn a_job_whose_row_is_deleted_is_declared_anew_and_begins_with_its_next_ti
     assert_eq!(runs(&db, "true").await, 0, "no history is kept");
     db.execute("DELETE FROM bgworker.job").await;
     instance.postmaster.sighup();
-    eventually("it is declared anew", &declared).await;
+    eventually("it is declared again", &declared).await;
     instance.stop(Shutdown::Smart).await;
     assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 1);
 }
 
 #[actix::test]
-async fn a_ring_of_runs_is_kept_and_no_more() {
+async fn only_the_newest_runs_are_kept() {
     let db = stage().await;
     let keys = format!("history = 2\n{}", every("1s", EFFECT));
     let instance = Instance::new(&db, &keys).await;
@@ -470,7 +470,7 @@ async fn outside_of_a_transaction_one_attempt_is_at_most_once_and_more_are_at_le
             db.value::<i64>(end).await == 1
         })
         .await;
-        eventually("what became of the tick is written down", || async {
+        eventually("the outcome of the tick is recorded", || async {
             let outcome = if attempts == 1 {
                 "outcome = 'given up'"
             } else {
@@ -489,14 +489,14 @@ async fn outside_of_a_transaction_one_attempt_is_at_most_once_and_more_are_at_le
 }
 
 #[actix::test]
-async fn a_job_that_gives_its_lock_away_is_an_error() {
+async fn a_job_that_releases_its_lock_is_an_error() {
     let db = stage().await;
     let keys = format!(
         "transaction = false\nattempts = 1\n{}",
         every("1s", "SELECT pg_advisory_unlock_all()")
     );
     let instance = Instance::new(&db, &keys).await;
-    within(20 * SECOND, "it is told", || async {
+    within(20 * SECOND, "it is reported", || async {
         runs(
             &db,
             "outcome = 'given up' AND message LIKE '%gave the lock away%'",
@@ -509,7 +509,7 @@ async fn a_job_that_gives_its_lock_away_is_an_error() {
 }
 
 #[actix::test]
-async fn a_job_on_a_standby_naps_and_writes_down_nothing() {
+async fn a_job_on_a_standby_naps_and_records_nothing() {
     let primary = TestServer::start();
     let standby = primary.standby().await;
     let db = TestDatabase::at(&standby.conninfo()).await;
@@ -557,7 +557,7 @@ async fn a_job_with_its_own_connection_takes_no_turn_from_the_others() {
 }
 
 #[actix::test]
-async fn ticks_that_came_due_while_no_instance_ran_are_one_the_newest_or_each() {
+async fn ticks_that_came_due_without_an_instance_become_one_run_the_newest_or_each() {
     for (missed, most) in [("once", 3_i64), ("skip", 3), ("each", 14)] {
         let db = stage().await;
         let keys = format!("missed = \"{missed}\"\n{}", every("1s", EFFECT));
@@ -590,7 +590,7 @@ async fn ticks_that_came_due_while_no_instance_ran_are_one_the_newest_or_each() 
 }
 
 #[actix::test]
-async fn a_server_that_restarts_in_the_middle_of_a_run_counts_for_no_attempt() {
+async fn a_server_restart_in_the_middle_of_a_run_costs_no_attempt() {
     let mut server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
     db.execute(EFFECTS).await;

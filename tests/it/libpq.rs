@@ -1,4 +1,4 @@
-//! Connection settings mean what they mean to libpq: shown by psql where it can show it.
+//! Connection settings mean what they mean to libpq; where psql can show it, it is the reference.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -18,7 +18,7 @@ use crate::support::log::Log;
 use crate::support::proxy::free_port;
 use crate::support::server::TestServer;
 
-/// Variables that both sides are given.
+/// Environment variables that both sides get.
 type Environment = BTreeMap<String, String>;
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
@@ -40,7 +40,7 @@ async fn connect(
         .await
 }
 
-/// What a session says of itself.
+/// The query with which a session describes itself.
 const ASK: &str = "SELECT concat_ws('|', current_user, current_database(), \
                    current_setting('application_name'), current_setting('work_mem'), \
                    coalesce(inet_server_port()::text, 'socket'))";
@@ -51,7 +51,7 @@ async fn ours(conninfo: &str, environment: &Environment) -> Result<String, Datab
     Ok(rows[0].get(0))
 }
 
-/// What psql finds with the same string, or that it fails.
+/// The answer of psql with the same string; `None` if psql fails.
 fn psqls(conninfo: &str, environment: &Environment) -> Option<String> {
     let output = Command::new("psql")
         .args(["--no-psqlrc", "--no-password", "-Atc", ASK, "-d", conninfo])
@@ -64,7 +64,7 @@ fn psqls(conninfo: &str, environment: &Environment) -> Option<String> {
     output.status.success().then(|| text.trim_end().to_owned())
 }
 
-/// A server where everybody may come in but `app`, who needs the password `it's:a\secret`.
+/// A server that trusts all roles except `app`, which needs the password `it's:a\secret`.
 async fn server_with_a_password(directory: &Path) -> TestServer {
     let hba = directory.join("pg_hba.conf");
     fs::write(
@@ -82,7 +82,7 @@ async fn server_with_a_password(directory: &Path) -> TestServer {
 }
 
 #[actix::test]
-async fn a_string_leads_where_psql_goes_with_it() {
+async fn a_connection_string_leads_where_it_leads_psql() {
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
     db.execute("CREATE ROLE \"we ird@\" LOGIN").await;
@@ -98,7 +98,7 @@ async fn a_string_leads_where_psql_goes_with_it() {
         ),
     )
     .unwrap();
-    let nobody = environment(&[]);
+    let empty = environment(&[]);
     let port_text = port.to_string();
     let from_variables = environment(&[
         ("PGHOST", "127.0.0.1"),
@@ -117,64 +117,64 @@ async fn a_string_leads_where_psql_goes_with_it() {
         ("PGDATABASE", "template1"),
     ]);
     let table = [
-        (format!("host=127.0.0.1 port={port} user=postgres"), &nobody),
-        (format!("postgresql://postgres@127.0.0.1:{port}"), &nobody),
+        (format!("host=127.0.0.1 port={port} user=postgres"), &empty),
+        (format!("postgresql://postgres@127.0.0.1:{port}"), &empty),
         (
             format!("postgres://postgres@127.0.0.1:{port}/template1"),
-            &nobody,
+            &empty,
         ),
         (
             format!("postgresql://postgres@127.0.0.1:{port}/o%27ther"),
-            &nobody,
+            &empty,
         ),
         (
             format!(r"host = '127.0.0.1' port={port} user=postgres dbname='o\'ther'"),
-            &nobody,
+            &empty,
         ),
         (
             format!("postgresql://we%20ird%40@127.0.0.1:{port}/postgres"),
-            &nobody,
+            &empty,
         ),
         (
             format!("postgresql://127.0.0.1:{port}/postgres?user=postgres&application_name=a%20b"),
-            &nobody,
+            &empty,
         ),
         (
             format!(
                 "hostaddr=127.0.0.1 port={port} user=postgres application_name=x application_name=y"
             ),
-            &nobody,
+            &empty,
         ),
         (
             format!(
                 "host=nowhere.invalid hostaddr=127.0.0.1 port={port} user=postgres sslmode=disable"
             ),
-            &nobody,
+            &empty,
         ),
         (
             format!(
                 "host=127.0.0.1,127.0.0.1 port={},{port} user=postgres",
                 free_port()
             ),
-            &nobody,
+            &empty,
         ),
         (
             format!(
                 "host=127.0.0.1 port={port} user=postgres options='-c work_mem=7MB' connect_timeout=5"
             ),
-            &nobody,
+            &empty,
         ),
         (
             format!(
                 "host=127.0.0.1 port={port} user=postgres keepalives_idle=7 keepalives_interval=2 \
                  keepalives_count=4 tcp_user_timeout=9000 fallback_application_name=f"
             ),
-            &nobody,
+            &empty,
         ),
-        (format!("host=localhost port={port} user=postgres"), &nobody),
+        (format!("host=localhost port={port} user=postgres"), &empty),
         (
             format!("host=127.0.0.1 port={port} user=postgres target_session_attrs=read-write"),
-            &nobody,
+            &empty,
         ),
         ("dbname=postgres".to_owned(), &from_variables),
         (
@@ -193,7 +193,7 @@ async fn a_string_leads_where_psql_goes_with_it() {
         let mine = ours(conninfo, environment).await;
         let theirs = psqls(conninfo, environment);
         assert!(theirs.is_some(), "psql refuses {conninfo}");
-        // Where nobody names it, psql calls itself psql.
+        // Without an application name, psql calls itself psql.
         let theirs = theirs.unwrap().replace("|psql|", "||");
         let mine = mine.unwrap_or_else(|error| panic!("{conninfo}: {error}"));
         let mine = mine.replace("|f|", "||");
@@ -221,9 +221,9 @@ async fn what_psql_refuses_is_refused() {
         "channel_binding=require",
     ] {
         let conninfo = format!("{base} {wrong}");
-        let nobody = environment(&[("PGSERVICEFILE", "/dev/null")]);
-        assert_eq!(psqls(&conninfo, &nobody), None, "{wrong}");
-        let parsed = ConnInfo::parse(&conninfo, |name| nobody.get(name).cloned());
+        let empty = environment(&[("PGSERVICEFILE", "/dev/null")]);
+        assert_eq!(psqls(&conninfo, &empty), None, "{wrong}");
+        let parsed = ConnInfo::parse(&conninfo, |name| empty.get(name).cloned());
         let Ok(parsed) = parsed else { continue };
         let Ok(database) = Database::new(parsed, database::Settings::default()) else {
             continue;
@@ -285,7 +285,7 @@ async fn the_password_file_is_read_at_every_connect_as_psql_reads_it() {
 }
 
 #[actix::test]
-async fn a_password_file_that_is_not_used_is_told_once_and_not_at_every_attempt() {
+async fn a_password_file_that_is_not_used_is_reported_once_and_not_at_every_attempt() {
     let log = Log::capture();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("passwords");
@@ -337,7 +337,7 @@ async fn an_abstract_socket_is_found_under_the_name_that_libpq_has_for_it() {
 }
 
 #[actix::test]
-async fn a_password_that_lies_in_a_file_of_its_own_can_be_changed_meanwhile() {
+async fn a_password_in_a_file_of_its_own_can_change_between_connects() {
     let directory = tempfile::tempdir().unwrap();
     let server = server_with_a_password(directory.path()).await;
     let file = directory.path().join("password");
@@ -364,7 +364,7 @@ async fn a_password_that_lies_in_a_file_of_its_own_can_be_changed_meanwhile() {
 }
 
 #[actix::test]
-async fn a_wrong_password_is_the_workers_failure_and_is_never_shown() {
+async fn a_wrong_password_fails_the_worker_and_is_never_shown() {
     let directory = tempfile::tempdir().unwrap();
     let server = server_with_a_password(directory.path()).await;
     let conninfo = format!(
@@ -380,7 +380,7 @@ async fn a_wrong_password_is_the_workers_failure_and_is_never_shown() {
 }
 
 #[actix::test]
-async fn a_password_that_is_missing_is_no_outage_and_the_error_says_where_to_give_one() {
+async fn a_missing_password_is_not_an_outage_and_the_error_says_where_to_give_one() {
     let directory = tempfile::tempdir().unwrap();
     let server = server_with_a_password(directory.path()).await;
     let conninfo = format!("postgresql://app@127.0.0.1:{}/postgres", server.port);
@@ -397,9 +397,9 @@ async fn a_password_that_is_missing_is_no_outage_and_the_error_says_where_to_giv
 }
 
 #[actix::test]
-async fn a_keepalive_of_0_is_the_systems_own() {
+async fn a_keepalive_of_0_means_the_systems_default() {
     let server = TestServer::start();
-    // So say libpq's documents; psql itself fails to set it.
+    // libpq's documentation says so; psql itself fails to set it.
     let keepalives =
         "keepalives_idle=0 keepalives_interval=-1 keepalives_count=0 tcp_user_timeout=0";
     let conninfo = format!("{} {keepalives}", server.conninfo());
@@ -435,7 +435,7 @@ fn a_service_that_cannot_be_found_or_read_says_which_and_where() {
 }
 
 #[test]
-fn what_would_have_no_effect_is_refused_wherever_it_is_set() {
+fn settings_without_effect_are_refused_wherever_they_are_set() {
     let error = ConnInfo::parse("host=h requirepeer=postgres", |_| None).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -447,12 +447,12 @@ fn what_would_have_no_effect_is_refused_wherever_it_is_set() {
 }
 
 #[actix::test]
-async fn of_several_hosts_the_primary_is_found_whatever_their_order() {
+async fn the_primary_is_found_among_several_hosts_in_any_order() {
     let primary = TestServer::start();
     let standby = primary.standby().await;
     let ports = format!("{},{},{}", free_port(), standby.port, primary.port);
     let base = format!("host=127.0.0.1,127.0.0.1,127.0.0.1 port={ports} user=postgres");
-    let nobody = environment(&[]);
+    let empty = environment(&[]);
     for (attributes, expected) in [
         ("any", standby.port),
         ("read-write", primary.port),
@@ -462,8 +462,8 @@ async fn of_several_hosts_the_primary_is_found_whatever_their_order() {
         ("prefer-standby", standby.port),
     ] {
         let conninfo = format!("{base} dbname=postgres target_session_attrs={attributes}");
-        let mine = ours(&conninfo, &nobody).await.unwrap();
-        let theirs = psqls(&conninfo, &nobody).unwrap();
+        let mine = ours(&conninfo, &empty).await.unwrap();
+        let theirs = psqls(&conninfo, &empty).unwrap();
         assert!(
             theirs.ends_with(&format!("|{expected}")),
             "psql: {attributes}: {theirs}"
@@ -473,7 +473,7 @@ async fn of_several_hosts_the_primary_is_found_whatever_their_order() {
             "{attributes}: {mine}"
         );
     }
-    // Whoever has looked at them all goes to the one that has come furthest.
+    // After a look at all hosts, connections go to the one whose server has come furthest.
     let conninfo = ConnInfo::parse(&base, |_| None).unwrap();
     let database = Database::new(conninfo, database::Settings::default()).unwrap();
     let (state, error) = database.server_state().await;

@@ -1,4 +1,4 @@
-//! The specification, as one test binary: every test is named after what it proves.
+//! The specification, as one test binary: the name of each test says what it proves.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,6 +11,7 @@
 mod configuration;
 mod connection;
 mod conninfo;
+mod documentation;
 mod dynamic;
 mod early_blocks;
 mod embedded;

@@ -1,4 +1,4 @@
-//! Names: of schemas, tables and workers, whatever they hold, and where the server shows them.
+//! Names of schemas, tables and workers, with any characters, and where the server shows them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::database::{TestDatabase, brisk, cycles, table};
 use crate::support::eventually;
 
 #[actix::test]
-async fn the_server_shows_who_is_who_and_who_naps_is_idle() {
+async fn the_server_shows_the_name_of_each_worker_and_napping_ones_are_idle() {
     let db = TestDatabase::new().await;
     let postmaster = db.postmaster();
     for (name, connection) in [
@@ -35,7 +35,7 @@ async fn the_server_shows_who_is_who_and_who_naps_is_idle() {
     .await;
 }
 
-/// The table after one fold, for names that would break careless SQL.
+/// Folds once, with names that would break careless SQL.
 async fn fold_with_names(schema: &str, name: &str, worker: &str) {
     let db = TestDatabase::new().await;
     let postmaster = db.postmaster();

@@ -16,15 +16,15 @@ use crate::support::browser::Browser;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What the first row says, column by column.
+/// The text of the first row, column by column.
 const ROW: &str = "Array.from(document.querySelectorAll('#workers tbody tr:first-child td'), (td) => td.textContent)";
-/// Its state, without the time until the next start.
+/// The state in the first row, without the time until the next start.
 const STATE: &str =
     "(document.querySelector('#workers tbody .state')?.textContent ?? '').split(',')[0]";
 const HEALTH: &str = "document.querySelector('#health').textContent";
 const CLASS: &str = "document.querySelector('#workers tbody tr')?.className";
 
-/// The page of one worker whose name and errors are as hostile as can be, on a server that a test rules.
+/// Shows one worker, with markup and scripts in its name and errors, while the test sets the state of the server.
 #[actix::test]
 async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
     let name = "<b>w</b>";
@@ -67,7 +67,7 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
         let browser = Browser::open(&url, 1200, 800);
         browser.wait_for(HEALTH, &json!("no workers"));
         browser.wait_for("document.querySelector('#none').hidden", &json!(false));
-        look("nobody");
+        look("no workers");
         browser.wait_for(STATE, &json!("registered"));
         assert_eq!(browser.value(&format!("{ROW}[0]")), json!(name));
         look("registered");
@@ -98,7 +98,7 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
         browser.wait_for(trouble, &json!("could not connect to <b>it</b>"));
         look("parked");
         browser.wait_for(STATE, &json!("napping"));
-        // What happened is told as it happens, the newest first.
+        // Events are listed as they happen, the newest first.
         let told = "Array.from(document.querySelectorAll('li'), (li) => li.lastChild.textContent.split(';')[0])";
         let told = browser.value(told);
         let told: Vec<_> = told
@@ -116,7 +116,7 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
             "{told:?}"
         );
         assert_eq!(browser.value("document.title"), json!("bgworker"));
-        // Nothing is wider than a phone.
+        // The page fits the width of a phone.
         drop(browser);
         let phone = Browser::open(&url, 390, 800);
         phone.wait_for(STATE, &json!("napping"));
@@ -127,10 +127,10 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
         phone.wait_for(HEALTH, &json!("not answering"));
         phone.wait_for("document.querySelector('#notice').hidden", &json!(false));
     });
-    // What follows after each look, until the page has been looked at all over.
+    // Each look makes the next thing happen, until the page has been seen in every state.
     while let Some(seen) = looks.recv().await {
         match seen {
-            "nobody" => {
+            "no workers" => {
                 let registered = postmaster.register(worker.clone(), main.clone()).await;
                 drop(registered.unwrap());
             }

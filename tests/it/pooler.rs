@@ -1,4 +1,4 @@
-//! Behind a pooler that hands out another session for each transaction.
+//! Behind a pooler that may assign another session to each transaction.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -18,7 +18,7 @@ use crate::support::within;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// PgBouncer in transaction mode, with two sessions for everybody. Killed when it is dropped.
+/// PgBouncer in transaction mode, with two sessions for all clients. It is killed on drop.
 struct Pooler {
     port: u16,
     child: Child,
@@ -30,7 +30,7 @@ impl Pooler {
         Self::with(server, "")
     }
 
-    /// One with further settings.
+    /// Starts a pooler with further settings.
     fn with(server: &TestServer, settings: &str) -> Self {
         let directory = reachable_directory();
         give_to_the_server(directory.path());
@@ -51,7 +51,7 @@ impl Pooler {
         .unwrap();
         let mut command = Command::new("pgbouncer");
         command.arg(&ini).stderr(Stdio::null());
-        // It refuses to run as root.
+        // PgBouncer refuses to run as root.
         let user = nix::unistd::User::from_name("postgres").unwrap();
         if let (true, Some(user)) = (nix::unistd::Uid::effective().is_root(), user) {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
@@ -164,7 +164,7 @@ async fn with_preparing_a_pooler_refuses_the_session_and_the_error_says_what() {
 }
 
 #[actix::test]
-async fn a_pooler_without_room_is_not_the_server_being_away() {
+async fn a_full_pooler_does_not_count_as_server_away() {
     let server = TestServer::start();
     let pooler = Pooler::with(&server, "max_client_conn = 3");
     let plain = through(&pooler, false);
@@ -216,7 +216,7 @@ async fn a_pooler_without_room_is_not_the_server_being_away() {
 }
 
 #[actix::test]
-async fn what_a_pooler_says_of_a_database_that_it_does_not_know_is_a_refusal() {
+async fn a_poolers_error_for_an_unknown_database_is_a_refusal() {
     let server = TestServer::start();
     let pooler = Pooler::before(&server);
     let plain = through(&pooler, false);

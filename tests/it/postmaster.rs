@@ -1,7 +1,7 @@
-//! The actors: that what the machine decides really happens, to real tasks, at the right time.
+//! The actors: what the state machine decides happens to real tasks, at the right time.
 //!
-//! No test here needs a server. Where time matters the clock is tokio's, stopped: it jumps to the
-//! next timer when everybody waits.
+//! No test here needs a server. Where time matters, the clock is tokio's paused clock: it jumps to the
+//! next timer when all tasks wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,7 +63,8 @@ async fn with_max_workers_2_the_third_is_refused_and_two_run() {
     all_running(&postmaster, 2).await;
 }
 
-/// Registers so many workers, and asks for status every millisecond until all run.
+/// Registers `count` workers, and asks for status every millisecond until all run. Returns how long that took, and the
+/// slowest answer.
 async fn start_many(count: usize) -> (Duration, Duration) {
     let limits = Limits::default().max_workers(count);
     let postmaster = Postmaster::launch(limits, None).unwrap();
@@ -103,7 +104,7 @@ async fn ten_thousand_workers_all_run_within_two_seconds() {
     assert!(slowest < Duration::from_millis(50), "{slowest:?}");
 }
 
-/// Registers so many workers before the first of them can start.
+/// Registers `count` workers before the first of them can start.
 async fn register_at_once<M: Main>(
     postmaster: &PostmasterHandle,
     count: usize,
@@ -122,7 +123,7 @@ async fn register_at_once<M: Main>(
 }
 
 #[actix::test]
-async fn every_other_task_has_its_turn_between_two_starts() {
+async fn all_other_tasks_have_a_turn_between_two_starts() {
     let turns = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&turns);
     let foreign = actix_rt::spawn(async move {
@@ -157,7 +158,7 @@ async fn every_other_task_has_its_turn_between_two_starts() {
 }
 
 #[actix::test]
-async fn a_sigterm_after_ten_of_fifty_starts_is_the_end_of_starting() {
+async fn a_sigterm_after_ten_of_fifty_starts_ends_the_starting() {
     let postmaster = postmaster();
     let (started, mut starts) = unbounded_channel();
     register_at_once(&postmaster, 50, || {
@@ -184,7 +185,7 @@ async fn a_sigterm_after_ten_of_fifty_starts_is_the_end_of_starting() {
 }
 
 #[actix::test]
-async fn a_hundred_times_the_order_is_that_of_registration() {
+async fn workers_start_in_registration_order_a_hundred_times() {
     for _ in 0..100 {
         let postmaster = postmaster();
         let mut probe = Probe::new();
@@ -204,7 +205,7 @@ async fn a_hundred_times_the_order_is_that_of_registration() {
     }
 }
 
-/// Registers one worker with a script, and returns the Postmaster, its handle and its probe.
+/// Registers one worker with a script, and returns the Postmaster, the worker's id and its probe.
 async fn one(
     script: Script,
     restart_time: RestartTime,
@@ -277,7 +278,7 @@ async fn a_backoff_doubles_and_a_limit_ends_it_with_one_loud_line() {
 }
 
 #[actix::test]
-async fn a_worker_that_never_restarts_says_why_and_others_run_on() {
+async fn a_worker_that_never_restarts_says_why_and_others_keep_running() {
     let _clock = PausedClock::pause();
     let (postmaster, id, mut probe) = one(Script::FailAfter(SECOND), RestartTime::Never).await;
     let other = BackgroundWorker::new("other");
@@ -290,7 +291,7 @@ async fn a_worker_that_never_restarts_says_why_and_others_run_on() {
     assert_eq!(
         probe.rest().len(),
         2,
-        "each started once, and nobody was told anything"
+        "each started once, and no worker was signalled"
     );
     assert!(postmaster.worker(id).await.unwrap().is_none());
     let bgworker::Workers {
@@ -402,7 +403,7 @@ async fn a_panic_of_a_worker_that_was_asked_to_stop_is_still_logged() {
     assert_eq!(exited.len(), 1);
 }
 
-/// An error that panics when it is asked what it is.
+/// An error that panics when it is displayed.
 #[derive(Debug)]
 struct Mute;
 
@@ -451,7 +452,7 @@ async fn a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
     postmaster
         .on_reset(move || {
             hook.send(begin.elapsed()).unwrap();
-            panic!("a hook of somebody's");
+            panic!("a user's hook");
         })
         .await
         .unwrap();
@@ -464,7 +465,7 @@ async fn a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
     let mut told = Vec::new();
     for _ in 0..2 {
         let Said::Woke { name, wake } = probe.said().await else {
-            panic!("nobody starts before all have stopped");
+            panic!("no worker starts before all have stopped");
         };
         assert_eq!(wake, Wake::Sigterm);
         told.push(name.to_string());
@@ -488,7 +489,7 @@ async fn a_crash_resets_the_sharers_and_the_hook_runs_between_stop_and_start() {
 }
 
 #[actix::test]
-async fn a_lost_database_brings_even_a_worker_back_that_never_restarts() {
+async fn a_lost_database_brings_back_even_a_worker_that_never_restarts() {
     let _clock = PausedClock::pause();
     let script = Script::LoseDatabaseAfter(SECOND);
     let (_postmaster, _, mut probe) = one(script, RestartTime::Never).await;
@@ -501,7 +502,7 @@ async fn a_lost_database_brings_even_a_worker_back_that_never_restarts() {
 }
 
 #[actix::test]
-async fn a_sighup_is_handled_once_by_each_that_runs_and_restarts_nobody() {
+async fn a_sighup_is_handled_once_by_each_running_worker_and_restarts_none() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let mut probe = Probe::new();
@@ -567,7 +568,7 @@ async fn a_sighup_during_a_cycle_is_handled_once_after_it() {
 }
 
 #[actix::test]
-async fn the_same_failure_again_and_again_is_told_at_each_doubling() {
+async fn a_repeated_failure_is_logged_at_each_doubling() {
     let _clock = PausedClock::pause();
     let log = Log::capture();
     let (_postmaster, _, mut probe) = one(Script::FailAfter(SECOND), after(SECOND)).await;
@@ -592,7 +593,7 @@ async fn a_thousand_sighups_wake_a_worker_a_bounded_number_of_times() {
     for _ in 0..1000 {
         postmaster.sighup();
     }
-    // Answered after all of them, and after what they led to.
+    // These are answered after all the SIGHUPs and their effects.
     postmaster.status().await.unwrap();
     all_running(&postmaster, 1).await;
     let woke = probe.rest().len();
@@ -600,7 +601,7 @@ async fn a_thousand_sighups_wake_a_worker_a_bounded_number_of_times() {
 }
 
 #[actix::test]
-async fn idle_workers_end_at_once_on_sigterm_and_are_told_once() {
+async fn idle_workers_end_at_once_on_sigterm_and_are_woken_once() {
     let _clock = PausedClock::pause();
     let postmaster = postmaster();
     let mut probe = Probe::new();
@@ -674,7 +675,7 @@ async fn two_postmasters_in_one_system_are_independent() {
 }
 
 #[actix::test]
-async fn a_patience_beyond_all_time_is_one_that_does_not_end() {
+async fn a_shutdown_timeout_beyond_all_time_never_expires() {
     let _clock = PausedClock::pause();
     let limits = Limits::default().shutdown_timeout(Duration::MAX);
     let postmaster = Postmaster::launch(limits, None).unwrap();
@@ -730,7 +731,7 @@ async fn a_nap_that_nothing_wakes_lasts_its_time() {
     assert!(took >= 7 * SECOND && took < 8 * SECOND, "{took:?}");
 }
 
-/// Kills the Postmaster that forgets it: the only way to kill one from outside.
+/// Panics inside the Postmaster that drops it: the only way to kill a Postmaster from outside.
 struct Bomb;
 
 impl Drop for Bomb {

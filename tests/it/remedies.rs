@@ -1,4 +1,4 @@
-//! Statements that errors suggest: each works as it stands, loses nothing, and the worker folds afterwards.
+//! Statements that errors suggest: each works unchanged and loses nothing, and the worker folds afterwards.
 
 use bgworker::database::{ConnInfo, Database, Settings as DatabaseSettings};
 use bgworker::supervision::Limits;
@@ -8,7 +8,7 @@ use bgworker::{ExitStatus, Postmaster, PostmasterHandle};
 use crate::support::database::{TestDatabase, brisk, register, table};
 use crate::support::eventually;
 
-/// A table that needs mending, and a role of its own that the worker has.
+/// A table that needs mending, and a role for the worker.
 struct Broken {
     db: TestDatabase,
     role: String,
@@ -38,7 +38,7 @@ impl Broken {
         Postmaster::launch(Limits::default(), Some(database)).unwrap()
     }
 
-    /// Why a worker cannot work on the table.
+    /// The reason why a worker refuses the table.
     async fn refusal(&self, postmaster: &PostmasterHandle) -> String {
         let worker = register(postmaster, "w", brisk(&self.table)).await;
         eventually("the worker ends", || async {
@@ -51,7 +51,7 @@ impl Broken {
         ended.reason.as_deref().unwrap().to_owned()
     }
 
-    /// The sum of all values as a text, so that no fraction goes unseen.
+    /// The sum of all values as text, so that no fraction is lost.
     async fn sum(&self) -> String {
         let columns = "SELECT count(*) = 1 FROM pg_attribute WHERE attrelid = 's.t'::regclass \
                        AND attname = 'value' AND NOT attisdropped";
@@ -62,7 +62,7 @@ impl Broken {
         self.db.value(sql).await
     }
 
-    /// Runs every remedy until none is needed, and checks that each keeps the sum, and that a delta is folded then.
+    /// Runs remedies until none is needed, and checks that each keeps the sum, and that a delta is folded then.
     async fn is_mended_by_its_remedies(&self, as_role: bool) {
         let before = self.sum().await;
         for _ in 0..4 {
@@ -192,12 +192,12 @@ async fn no_statement_is_suggested_that_could_fail_or_lose_something() {
         (
             "CREATE TABLE s.t (type text, value int, note text NOT NULL); \
              INSERT INTO s.t VALUES ('total', 1, 'a'), ('total', 2, 'b')",
-            "keep the one that counts, and make such an index",
+            "keep the right one, and create such an index",
         ),
         (
             "CREATE TABLE s.t (type text, value int); \
              INSERT INTO s.t VALUES ('total', 2147483647), ('total', 1)",
-            "keep the one that counts, and make such an index",
+            "keep the right one, and create such an index",
         ),
         (
             "CREATE TABLE s.t (type text, cents bigint, value bigint GENERATED ALWAYS AS (cents) STORED)",
@@ -218,7 +218,7 @@ async fn no_statement_is_suggested_that_could_fail_or_lose_something() {
 }
 
 #[actix::test]
-async fn rows_that_row_security_hides_are_never_taken_for_none() {
+async fn rows_hidden_by_row_security_are_never_taken_for_none() {
     let needs = "CREATE TABLE s.t (type text, value bigint); \
                  CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'; GRANT USAGE ON SCHEMA s TO ROLE; \
                  GRANT ALL ON s.t TO ROLE; INSERT INTO s.t VALUES ('total', 0)";
@@ -232,7 +232,7 @@ async fn rows_that_row_security_hides_are_never_taken_for_none() {
              ALTER TABLE s.t ENABLE ROW LEVEL SECURITY; INSERT INTO s.t VALUES ('delta', 5)",
         )
         .await;
-        eventually("it is told, with the statement that mends it", || async {
+        eventually("it is reported, with its remedy", || async {
             let workers = postmaster.workers().await.unwrap().registered;
             let error = workers[0].report.last_error.as_deref().unwrap_or_default();
             error.contains("BYPASSRLS")

@@ -1,10 +1,10 @@
-//! Totals by key: what is folded is exact, for each type of key, and the view is exact at every moment.
+//! Totals by key: folds are exact for each type of key, and the view is exact at every moment.
 
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
 use crate::support::rollup::{Rollup, SALES, SALES_TABLES, read};
 
-/// Waits until a query that returns one text does so.
+/// Waits until a query returns this one text.
 async fn becomes(db: &TestDatabase, sql: &str, expected: &str) {
     eventually(&format!("{sql}: {expected}"), || async {
         let found: Option<String> = db.value(sql).await;
@@ -13,7 +13,7 @@ async fn becomes(db: &TestDatabase, sql: &str, expected: &str) {
     .await;
 }
 
-/// The totals of sales, one line each.
+/// Query that returns the totals of sales as one text.
 const TOTALS: &str = "SELECT string_agg(concat_ws(' ', shop, day, coalesce(amount::text, 'NULL'), n), ', ' ORDER BY shop, day) FROM s.sale_total";
 
 #[actix::test]
@@ -40,7 +40,7 @@ async fn deltas_of_keys_new_and_old_fold_to_exact_totals_and_null_counts_as_noth
 }
 
 #[actix::test]
-async fn a_queue_with_a_column_that_counts_is_summed_up_by_it() {
+async fn a_queue_with_a_count_column_has_its_counts_summed_up() {
     let db = TestDatabase::new().await;
     db.execute(SALES_TABLES).await;
     db.execute(
@@ -58,7 +58,7 @@ async fn a_queue_with_a_column_that_counts_is_summed_up_by_it() {
     assert_eq!(now, 0, "a key of which nothing is left is not shown");
 }
 
-/// Types of keys, with an expression of some of their values.
+/// Types of keys, each with an expression that generates some of its values.
 const KEYS: [(&str, &str); 13] = [
     ("numeric", "(g % 7) / 4.0"),
     ("bigint", "(g % 7) - 4000000000"),
@@ -110,7 +110,7 @@ async fn each_type_of_key_folds_into_the_totals_that_bgworker_itself_suggests() 
 }
 
 #[actix::test]
-async fn a_key_has_up_to_eight_columns_and_names_are_what_they_are() {
+async fn a_key_has_up_to_eight_columns_and_names_are_taken_literally() {
     let db = TestDatabase::new().await;
     let mut columns: Vec<_> = (1..8).map(|n| format!("k{n}")).collect();
     columns.push("weird \"key\"; --".to_owned());
@@ -196,7 +196,7 @@ async fn the_view_is_exact_at_a_thousand_moments_under_load() {
     assert!(rollup.status().await.unwrap().report.count("rows_folded") > 100);
 }
 
-/// Clients that insert a sale and its delta together, without a pause.
+/// Starts clients that insert a sale together with its delta, without a pause.
 async fn writers(db: &TestDatabase) -> Vec<actix_rt::task::JoinHandle<()>> {
     let mut writers = Vec::new();
     for n in 0..4 {
@@ -216,7 +216,7 @@ async fn writers(db: &TestDatabase) -> Vec<actix_rt::task::JoinHandle<()>> {
 }
 
 #[actix::test]
-async fn a_mistake_in_the_configuration_is_told_with_its_line() {
+async fn a_mistake_in_the_configuration_is_reported_with_its_line() {
     let db = TestDatabase::new().await;
     for (keys, expected) in [
         (
@@ -250,7 +250,7 @@ async fn a_mistake_in_the_configuration_is_told_with_its_line() {
 }
 
 #[actix::test]
-async fn two_workers_that_would_take_each_others_rows_are_told() {
+async fn two_workers_that_would_take_each_others_rows_are_reported() {
     let db = TestDatabase::new().await;
     let one = "queue = 's.q'\ntotals = 's.t'\nkeys = ['k']\ncount = 'n'";
     for (second, expected) in [

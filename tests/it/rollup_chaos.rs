@@ -1,4 +1,4 @@
-//! Roll-ups against each other, and against all that clients may do: what was inserted is what is there.
+//! Roll-ups compete with each other and with anything that clients may do: what was inserted is still there.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,13 +8,13 @@ use crate::support::database::TestDatabase;
 use crate::support::eventually;
 use crate::support::rollup::Rollup;
 
-/// Two queues feed the same totals.
+/// Two queues that feed the same totals.
 const QUEUES: [&str; 2] = ["s.q", "s.p"];
 
 const KEYS: &str = "queue = '{queue}'\ntotals = 's.t'\nkeys = ['k']\nsum = ['v']\ncount = 'n'\nnaptime = '1ms'\nbatch = 500";
 
-/// What clients do beside the folders: `insert` is counted by what it inserts, the others move or take away what they write
-/// down.
+/// Statements of clients beside the folders. A trigger logs what is inserted into a queue; statements that change the
+/// sums in another way record that in `s.gone`.
 const CLIENTS: [&str; 9] = [
     "INSERT INTO s.p SELECT 20 - g, g FROM generate_series(1, 19) AS g",
     "INSERT INTO s.q SELECT (random() * 20)::int, g FROM generate_series(1, 3) AS g",
@@ -56,7 +56,7 @@ async fn chaos(isolation: &str) {
         clients.push(actix_rt::spawn(async move {
             let mut done = 0;
             while !stop.load(Ordering::Relaxed) {
-                // One that met another is undone as a whole.
+                // A statement that conflicts with another is rolled back as a whole.
                 let sql = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {sql}; COMMIT");
                 match client.batch_execute(&sql).await {
                     Ok(()) => done += 1,
@@ -66,7 +66,7 @@ async fn chaos(isolation: &str) {
             done
         }));
     }
-    // Sessions that fold are terminated.
+    // Terminates sessions that fold, at random.
     for _ in 0..40 {
         tokio::time::sleep(Duration::from_millis(50)).await;
         db.execute(

@@ -1,4 +1,4 @@
-//! What a roll-up refuses to work on: each refusal names the statement that mends it, and that statement does.
+//! The tables that a roll-up refuses: each refusal names the statement that mends it, and that statement works.
 
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
@@ -9,7 +9,8 @@ const TOTALS: &str = "CREATE TABLE s.t (k int PRIMARY KEY, v bigint, n bigint); 
 const KEYS: &str =
     "queue = 's.q'\ntotals = 's.t'\nkeys = ['k']\nsum = ['v']\ncount = 'n'\nnaptime = '10ms'";
 
-/// What is wrong, what is said of it, and whether a statement mends it. `both` stands for both tables as they should be.
+/// Statements that make unusable tables, each with a part of the refusal. `{q}`, `{t}` and `{both}` stand for the
+/// statements that make the queue, the totals, and both, as they should be.
 const REFUSALS: [(&str, &str); 22] = [
     (
         "{q}",
@@ -21,7 +22,7 @@ const REFUSALS: [(&str, &str); 22] = [
     ),
     (
         "{both}CREATE RULE r AS ON DELETE TO s.q DO INSTEAD NOTHING",
-        "s.q has the rule \"r\", which folding cannot do with",
+        "s.q has the rule \"r\", which folding does not support",
     ),
     (
         "{both}CREATE RULE r AS ON INSERT TO s.t DO ALSO NOTIFY x",
@@ -45,11 +46,11 @@ const REFUSALS: [(&str, &str); 22] = [
     ),
     (
         "CREATE SCHEMA s; CREATE TABLE s.q (k json NOT NULL, v int); CREATE TABLE s.t (k json, v bigint, n bigint)",
-        "the key \"k\" is json, which has no order of PostgreSQL's own",
+        "the key \"k\" is json, which has no built-in sort order",
     ),
     (
         "CREATE SCHEMA s; CREATE COLLATION s.ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE TABLE s.q (k text COLLATE s.ci NOT NULL, v int); CREATE TABLE s.t (k text COLLATE s.ci PRIMARY KEY, v bigint, n bigint)",
-        "of the collation s.ci, which takes different texts for the same",
+        "of the collation s.ci, which treats different texts as equal",
     ),
     (
         "CREATE SCHEMA s; CREATE TABLE s.q (k text COLLATE \"C\" NOT NULL, v int); CREATE TABLE s.t (k text COLLATE \"POSIX\" PRIMARY KEY, v bigint, n bigint)",
@@ -107,11 +108,11 @@ fn mend(refusal: &str) -> &str {
         .rsplit_once("; this ")
         .unwrap_or_else(|| panic!("no statement: {refusal}"));
     let (_, mend) = mend.split_once(": ").unwrap();
-    // Where the columns follow.
+    // Some refusals list the columns after the statement.
     mend.split("; its columns are").next().unwrap()
 }
 
-/// Starts a roll-up and does what its refusals say, until there is none; returns what they said.
+/// Starts a roll-up and runs the statement of each refusal until there is none. Returns the roll-up and the refusals.
 async fn mended(db: &TestDatabase, of: &TestDatabase, keys: &str) -> (Rollup, Vec<String>) {
     let mut said = Vec::new();
     loop {
@@ -131,7 +132,7 @@ async fn mended(db: &TestDatabase, of: &TestDatabase, keys: &str) -> (Rollup, Ve
     }
 }
 
-/// Whether it folds.
+/// Asserts that the roll-up folds, and stops it.
 async fn folds(db: &TestDatabase, rollup: Rollup) {
     db.execute("INSERT INTO s.q (k, v) VALUES ('1', 1)").await;
     eventually("it is folded, or fails", || async {
@@ -145,14 +146,14 @@ async fn folds(db: &TestDatabase, rollup: Rollup) {
 }
 
 #[actix::test]
-async fn each_refusal_names_the_statement_that_mends_it_and_it_does() {
+async fn each_refusal_names_the_statement_that_mends_it_and_that_works() {
     for (tables, expected) in REFUSALS {
         let needs_icu = tables.contains("icu");
         let db = TestDatabase::new().await;
         let tables = tables.replace("{both}", &format!("{QUEUE}{TOTALS}"));
         let tables = tables.replace("{q}", QUEUE).replace("{t}", TOTALS);
         if let Err(error) = db.client.batch_execute("make tables", &tables).await {
-            // Not every build has ICU.
+            // Not every build of PostgreSQL has ICU.
             assert!(
                 needs_icu && error.to_string().contains("ICU"),
                 "{tables}: {error}"
@@ -171,7 +172,7 @@ async fn each_refusal_names_the_statement_that_mends_it_and_it_does() {
 }
 
 #[actix::test]
-async fn what_is_no_table_or_has_no_such_column_is_refused_and_what_there_is_is_named() {
+async fn a_relation_of_another_kind_or_without_the_column_is_refused_naming_what_exists() {
     for (tables, expected) in [
         (
             "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL, v int) PARTITION BY LIST (k); {t}",
@@ -200,7 +201,7 @@ async fn what_is_no_table_or_has_no_such_column_is_refused_and_what_there_is_is_
 }
 
 #[actix::test]
-async fn a_role_that_lacks_rights_is_told_the_statements_and_needs_no_more() {
+async fn a_role_that_lacks_rights_gets_the_statements_and_needs_nothing_else() {
     let db = TestDatabase::new().await;
     db.execute(&format!("{QUEUE}{TOTALS}")).await;
     let name: String = db.value("SELECT current_database()::text").await;
@@ -222,7 +223,7 @@ async fn a_role_that_lacks_rights_is_told_the_statements_and_needs_no_more() {
 }
 
 #[actix::test]
-async fn rows_that_row_security_hides_are_never_left_behind_in_silence() {
+async fn rows_hidden_by_row_security_are_never_left_behind_silently() {
     let db = TestDatabase::new().await;
     db.execute(&format!("{QUEUE}{TOTALS}")).await;
     let name: String = db.value("SELECT current_database()::text").await;

@@ -1,5 +1,5 @@
-//! Deltas that cannot be added, and totals that other clients hold: all others are folded, nothing is lost, and it goes on
-//! by itself once that is mended.
+//! Deltas that cannot be added, and totals that other clients lock: all others are folded, nothing is lost, and folding
+//! resumes by itself once that is mended.
 
 use tracing::Level;
 
@@ -13,7 +13,8 @@ const TABLES: &str = "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL, v numer
 const KEYS: &str =
     "queue = 's.q'\ntotals = 's.t'\nkeys = ['k']\nsum = ['v']\ncount = 'n'\nnaptime = '10ms'";
 
-/// Kinds of poison for the key 7: what makes it, a delta that is it, what mends it, and the sum with another delta of 5 then.
+/// Kinds of poison for the key 7: what prepares the tables, the poisonous delta, what mends it, and the sum afterwards,
+/// together with another delta of 5.
 const POISON: [(&str, &str, &str, &str); 6] = [
     (
         "",
@@ -50,7 +51,7 @@ const POISON: [(&str, &str, &str, &str); 6] = [
     ),
 ];
 
-/// 99 good keys of ten deltas each, and a bad one of two, one of which may be good by itself.
+/// Inserts 99 good keys with ten deltas each, and a bad key with two deltas, one of which may be good by itself.
 fn deltas(bad: &str) -> String {
     format!(
         "INSERT INTO s.q SELECT g % 100, 1 FROM generate_series(1, 1000) AS g WHERE g % 100 <> 7; \
@@ -64,7 +65,7 @@ async fn totals(db: &TestDatabase) -> String {
 }
 
 #[actix::test]
-async fn poison_stops_its_key_alone_and_it_goes_on_once_mended() {
+async fn poison_stops_only_its_key_which_goes_on_once_mended() {
     for (make, bad, mend, sum) in POISON {
         let log = Log::capture();
         let db = TestDatabase::new().await;
@@ -77,7 +78,7 @@ async fn poison_stops_its_key_alone_and_it_goes_on_once_mended() {
         .await;
         let waiting: i64 = db.value("SELECT count(*) FROM s.q").await;
         assert_eq!(waiting, 2, "{bad}");
-        let wait = "the deltas of s.q with the key (7) cannot be added, and wait: ";
+        let wait = "the deltas of s.q with the key (7) cannot be added and are waiting: ";
         eventually("it says so", || async {
             rollup
                 .last_error()
@@ -85,7 +86,7 @@ async fn poison_stops_its_key_alone_and_it_goes_on_once_mended() {
                 .is_some_and(|error| error.starts_with(wait))
         })
         .await;
-        // Others go on, and it is not told again.
+        // Other keys go on, and the poison is not reported again.
         db.execute("INSERT INTO s.q VALUES (1, 1)").await;
         eventually("others go on", || async {
             totals(&db).await == "99 991 991"
@@ -102,7 +103,7 @@ async fn poison_stops_its_key_alone_and_it_goes_on_once_mended() {
             },
         )
         .await;
-        eventually("it is well again", || async {
+        eventually("it is healthy again", || async {
             rollup.status().await.unwrap().report.consecutive_failures == 0
         })
         .await;
@@ -111,7 +112,7 @@ async fn poison_stops_its_key_alone_and_it_goes_on_once_mended() {
 }
 
 #[actix::test]
-async fn poison_that_is_set_aside_lies_in_a_table_and_the_rest_of_its_key_is_folded() {
+async fn poison_is_set_aside_in_a_table_and_the_rest_of_its_key_is_folded() {
     for (make, bad, ..) in POISON {
         let db = TestDatabase::new().await;
         db.execute(&format!("{TABLES}{make}")).await;
@@ -122,7 +123,7 @@ async fn poison_that_is_set_aside_lies_in_a_table_and_the_rest_of_its_key_is_fol
                 && totals(&db).await == "99 990 990"
         })
         .await;
-        // A trigger refuses each row of the key, a value only itself.
+        // A trigger refuses every row of the key; a bad value affects only its own row.
         let (rejected, folded) = if make.contains("TRIGGER") {
             (2, 0)
         } else {
@@ -169,7 +170,7 @@ async fn a_trigger_that_alters_every_total_loses_nothing() {
 }
 
 #[actix::test]
-async fn one_of_a_thousand_totals_that_a_client_holds_holds_up_no_other() {
+async fn a_total_locked_by_a_client_holds_up_none_of_a_thousand_others() {
     let log = Log::capture();
     let db = TestDatabase::new().await;
     db.execute(&format!(
@@ -189,7 +190,7 @@ async fn one_of_a_thousand_totals_that_a_client_holds_holds_up_no_other() {
         db.value::<i64>(folded).await == 19_980
     })
     .await;
-    // New keys, and more of the same, go on as well.
+    // New keys, and further deltas of old ones, are folded as well.
     db.execute("INSERT INTO s.q VALUES (2000, 1), (1, 1), (500, 1)")
         .await;
     eventually("they go on", || async {
@@ -217,7 +218,7 @@ async fn one_of_a_thousand_totals_that_a_client_holds_holds_up_no_other() {
 }
 
 #[actix::test]
-async fn a_trigger_that_keeps_deltas_in_the_queue_is_told_for_what_it_is() {
+async fn a_trigger_that_keeps_deltas_in_the_queue_is_reported_as_such() {
     let db = TestDatabase::new().await;
     db.execute(&format!(
         "{TABLES}CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
@@ -240,7 +241,7 @@ async fn a_trigger_that_keeps_deltas_in_the_queue_is_told_for_what_it_is() {
 }
 
 #[actix::test]
-async fn a_second_folder_of_a_queue_gives_way_and_is_well() {
+async fn a_second_folder_of_a_queue_gives_way_and_is_healthy() {
     let db = TestDatabase::new().await;
     db.execute(TABLES).await;
     let rollup = Rollup::start(&db, KEYS).await;
@@ -291,7 +292,7 @@ async fn a_key_that_is_left_out_costs_no_failed_statement_until_it_is_tried_agai
 }
 
 #[actix::test]
-async fn a_fold_locks_totals_in_the_order_of_their_keys_as_clients_can_do() {
+async fn a_fold_locks_totals_in_the_order_of_their_keys_as_clients_can_too() {
     let db = TestDatabase::new().await;
     db.execute(&format!(
         "{TABLES}INSERT INTO s.t SELECT g * 4 % 11, 0, 0 FROM generate_series(1, 10) AS g"
@@ -341,12 +342,12 @@ async fn folds_of_several_queues_into_the_same_totals_take_turns() {
 async fn a_key_whose_deltas_were_taken_away_is_forgotten_while_others_go_on() {
     let db = TestDatabase::new().await;
     db.execute(TABLES).await;
-    // Several pieces, and the poison in the last of them.
+    // The queue has several pieces, and the last of them has the poison.
     let rollup = Rollup::start(&db, &format!("{KEYS}\nbatch = 167")).await;
     db.execute("INSERT INTO s.q SELECT 1, 1 FROM generate_series(1, 2000); INSERT INTO s.q VALUES (7, -1000)")
         .await;
     eventually("it waits", || async { rollup.last_error().await.is_some() }).await;
-    // From now on each cycle finds something.
+    // From now on, each cycle finds deltas.
     let client = db.connect().await;
     let writer = actix_rt::spawn(async move {
         loop {
@@ -355,7 +356,7 @@ async fn a_key_whose_deltas_were_taken_away_is_forgotten_while_others_go_on() {
         }
     });
     db.execute("DELETE FROM s.q WHERE k = 7").await;
-    eventually("it is well again", || async {
+    eventually("it is healthy again", || async {
         rollup.status().await.unwrap().report.consecutive_failures == 0
     })
     .await;

@@ -1,4 +1,4 @@
-//! A server without room for another connection: it is not away, and workers that have a connection keep it.
+//! A server without room for another connection is not away, and workers that have a connection keep it.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::server::TestServer;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A Postmaster whose role may have this many connections.
+/// Launches a Postmaster whose role may have this many connections.
 async fn limited_to(
     db: &TestDatabase,
     server: &TestServer,
@@ -31,7 +31,7 @@ async fn limited_to(
     Postmaster::launch(Limits::default(), Some(database)).unwrap()
 }
 
-/// How many workers run, and how often all of them were started.
+/// Number of running workers, and of all starts together.
 async fn running(postmaster: &PostmasterHandle) -> (usize, u64) {
     let workers = postmaster.workers().await.unwrap().registered;
     let run = |state| matches!(state, WorkerState::Running);
@@ -65,7 +65,7 @@ async fn workers_that_have_a_connection_keep_it_and_the_rest_wait_their_turn() {
     let waits = log.with(Level::WARN, "waits for room for its connection");
     assert!(waits.len() == 4 && told.len() <= 6, "{told:#?}");
 
-    // One that goes makes room for one that waits, and all of them for the rest.
+    // A worker that ends makes room for one that waits; without the limit, all others run.
     let running_now = postmaster.workers().await.unwrap().registered;
     let first = running_now
         .iter()
@@ -102,7 +102,7 @@ async fn a_worker_that_waits_for_room_ends_when_it_is_asked_to() {
 }
 
 #[actix::test]
-async fn neighbours_at_home_notice_nothing_of_a_server_that_is_full() {
+async fn workers_at_home_do_not_notice_a_full_server() {
     let log = Log::capture();
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;

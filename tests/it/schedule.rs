@@ -1,12 +1,12 @@
-//! Schedules: ticks as Debian's cron has them, around every change of the clocks.
+//! Schedules: the ticks are those of Debian's cron, also around clock changes.
 
 use std::time::Duration;
 
 use bgworker::schedule::{InvalidSchedule, Schedule, Timestamp};
 use proptest::prelude::*;
 
-/// Windows around changes of the clocks in four zones, with every tick of Debian's cron in them. They were made with
-/// cron 3.0pl1 on a fake clock, with a simulation of its loop, and with rules on the transitions of a zone, which agree.
+/// Windows around clock changes in four zones, with every tick of Debian's cron in them. Three sources agree on
+/// them: cron 3.0pl1 on a fake clock, a simulation of its loop, and rules on the transitions of a zone.
 const GOLDEN: &str = include_str!("ticks.json");
 
 fn time(text: &str) -> Timestamp {
@@ -57,7 +57,7 @@ fn intervals_are_aligned_to_the_epoch() {
 }
 
 #[test]
-fn what_is_no_schedule_is_refused_with_field_place_and_bounds() {
+fn an_invalid_schedule_is_refused_with_field_place_and_bounds() {
     for (expression, expected) in [
         (
             "15 24 * * *",
@@ -69,13 +69,13 @@ fn what_is_no_schedule_is_refused_with_field_place_and_bounds() {
         ),
         (
             "15 2 * foo *",
-            "month: this cannot stand here (character 8)",
+            "month: this is not allowed here (character 8)",
         ),
         ("5-1 * * * *", "minute: 5 is after 1 (characters 1 to 3)"),
-        ("*/0 * * * *", "minute: a step of 0 goes nowhere"),
+        ("*/0 * * * *", "minute: the step must not be 0"),
         ("", "it is empty"),
         ("@nightly", "the nicknames are @hourly, @daily,"),
-        ("@reboot", "\"@reboot\" is no time that comes again"),
+        ("@reboot", "\"@reboot\" is not a recurring time"),
         ("0 0 30 2 *", "it never comes"),
         ("0 0 31 4,6 *", "it never comes"),
         ("MON * * * *", "minute: "),
@@ -89,8 +89,8 @@ fn what_is_no_schedule_is_refused_with_field_place_and_bounds() {
 }
 
 #[test]
-fn a_rare_day_is_found_though_it_is_decades_away() {
-    // A Monday, 29 February: every 28 years, and 40 over 2100.
+fn a_rare_day_is_found_even_years_away() {
+    // 29 February: every four years, but eight years across 2100.
     let schedule = Schedule::cron("0 0 29 2 *", "UTC").unwrap();
     assert_eq!(
         schedule.next(time("2096-03-01T00:00:00Z")),

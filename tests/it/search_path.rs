@@ -1,4 +1,4 @@
-//! Names in statements of ours: nothing that another role plants in the search path is ever run.
+//! Names in bgworker's statements: nothing that another role plants in the search path is ever run.
 
 use std::collections::BTreeSet;
 
@@ -13,17 +13,17 @@ use crate::support::eventually;
 use crate::support::rollup::Rollup;
 use crate::support::server::TestServer;
 
-/// The kinds of values that a planted name is made for.
+/// The types for which a name is planted.
 const TYPES: [&str; 12] = [
     "text", "varchar", "int8", "int4", "int2", "numeric", "oid", "regclass", "name", "bool",
     "\"char\"", "tid",
 ];
 
-/// A roll-up that meets poison.
+/// Keys of a roll-up that meets poison.
 const ROLLUP: &str = "queue = 'roll.q'\ntotals = 'roll.t'\nkeys = ['k', 'day']\nsum = ['v', 'w']\ncount = 'n'\n\
     view = 'roll.now'\non_poison = 'set_aside'\nnaptime = '10ms'";
 
-/// A Postmaster that connects as the role whose search path leads astray.
+/// Launches a Postmaster that connects as the role whose search path is planted.
 fn postmaster(server: &TestServer, dbname: &str, prepare: bool) -> PostmasterHandle {
     let conninfo = server.conninfo().replace(
         "user=postgres dbname=postgres",
@@ -35,7 +35,7 @@ fn postmaster(server: &TestServer, dbname: &str, prepare: bool) -> PostmasterHan
     Postmaster::launch(Limits::default(), Some(database)).unwrap()
 }
 
-/// Has workers do whatever they can do, so that each of their statements runs.
+/// Makes workers do everything they can do, so that each of their statements runs.
 async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
     for (schema, kinds) in [("s1", "varchar, value int"), ("s2", "text, value smallint")] {
         db.execute(&format!(
@@ -104,7 +104,7 @@ async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
              INSERT INTO roll.q VALUES ('1', '2026-01-01', 1000, 1), ('2', '2026-01-01', 1, 'NaN')",
         )
         .await;
-        eventually("what can be is rolled up", || async {
+        eventually("the queue is empty", || async {
             db.value::<i64>("SELECT count(*) FROM roll.q").await == 0
         })
         .await;
@@ -121,7 +121,7 @@ async fn do_everything(server: &TestServer, db: &TestDatabase, dbname: &str) {
     }
 }
 
-/// The words, and the runs of operator characters, of all statements that the server has logged for the role.
+/// The words, and the sequences of operator characters, in all statements that the server has logged for the role.
 fn said(log: &str) -> (BTreeSet<&str>, BTreeSet<&str>) {
     let statements = || log.lines().filter(|line| line.starts_with("victim|"));
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -131,7 +131,7 @@ fn said(log: &str) -> (BTreeSet<&str>, BTreeSet<&str>) {
     (words, operators)
 }
 
-/// Splits every line, and keeps each part once.
+/// Splits lines into parts, and keeps each part once.
 trait Split<'t> {
     fn flatmap_split(self, is_between: impl Fn(char) -> bool + Copy) -> BTreeSet<&'t str>;
 }
@@ -144,7 +144,7 @@ impl<'t, L: Iterator<Item = &'t str>> Split<'t> for L {
 }
 
 /// Plants a function, an operator or a type for each of these names, for every combination of types, before
-/// everything else in the role's search path. Each of them leaves a trace when it runs.
+/// everything else in the role's search path. Each leaves a trace when it runs.
 async fn plant(db: &TestDatabase, words: &BTreeSet<&str>, operators: &BTreeSet<&str>) -> i64 {
     let array = |names: &BTreeSet<&str>| {
         let names: Vec<_> = names.iter().map(|name| format!("'{name}'")).collect();
@@ -228,7 +228,7 @@ async fn what_another_role_plants_in_the_search_path_is_never_run() {
         operators.contains("<=") && operators.contains("+"),
         "{operators:?}"
     );
-    // IN, BETWEEN, CASE and IS DISTINCT FROM look for these without a word.
+    // IN, BETWEEN, CASE and IS DISTINCT FROM use these operators without naming them.
     let mut operators = operators;
     operators.extend(["=", "<>", "<", ">", "<=", ">="]);
 
@@ -249,7 +249,7 @@ async fn what_another_role_plants_in_the_search_path_is_never_run() {
         "a user's trigger keeps its own"
     );
 
-    // It would have been noticed.
+    // The trap works: careless statements leave a trace.
     for careless in [
         "SELECT format_type(23::oid, NULL::int)",
         "SELECT 'a'::varchar = 'b'::varchar",

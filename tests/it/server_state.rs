@@ -1,4 +1,4 @@
-//! Workers wait until the server has come as far as their start time asks.
+//! Workers wait until the server has reached the state that their start time requires.
 
 use std::cell::Cell;
 use std::fs;
@@ -23,7 +23,7 @@ const LEVELS: [StartTime; 3] = [
     StartTime::PostmasterStart,
 ];
 
-/// A Postmaster with one scripted worker of each level, the latest first.
+/// Launches a Postmaster with one scripted worker for each start time, the latest first.
 async fn one_of_each_level(conninfo: &str) -> (PostmasterHandle, Probe) {
     let postmaster = Postmaster::launch(Limits::default(), Some(database(conninfo))).unwrap();
     let probe = Probe::new();
@@ -111,7 +111,7 @@ async fn on_a_standby_consistent_state_runs_and_the_rest_follows_its_promotion()
 }
 
 #[actix::test]
-async fn a_postmaster_that_has_exited_looks_at_no_server_any_more() {
+async fn a_postmaster_that_has_exited_no_longer_looks_at_the_server() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (counted, count) = std::sync::mpsc::channel();
@@ -143,7 +143,7 @@ async fn a_worker_that_meets_a_standby_instead_of_a_primary_comes_back_though_it
     let cluster = Cluster::start(settings).unwrap();
     let db = TestDatabase::at(&cluster.conninfo()).await;
     let postmaster = db.postmaster();
-    // As if the server had become a standby between the look at it and the start.
+    // As if the server had become a standby between the look at it and the start of the worker.
     let (_sender, receiver) = tokio::sync::watch::channel(brisk_on_its_own(&table("s", "t")));
     let worker = BackgroundWorker::new("w")
         .start_time(StartTime::ConsistentState)
@@ -166,12 +166,12 @@ async fn a_worker_that_meets_a_standby_instead_of_a_primary_comes_back_though_it
 }
 
 #[actix::test]
-async fn while_the_server_is_primary_nobody_asks_it() {
+async fn a_server_that_is_primary_is_not_looked_at_again() {
     let db = TestDatabase::new().await;
     let (postmaster, _stage) = one_of_each_level(db.conninfo()).await;
     eventually("all run", || async { running(&postmaster).await == 3 }).await;
     let sessions = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()";
-    // A session is counted some time after it began, ours too: until the counter has settled.
+    // The server counts sessions, the test's own too, some time after they begin: wait until the counter has settled.
     let before = Cell::new(0);
     eventually("the sessions so far are counted", async || {
         tokio::time::sleep(Duration::from_millis(1500)).await;

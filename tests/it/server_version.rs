@@ -1,9 +1,9 @@
-//! The server of the tests is the one that they were told to use.
+//! The tests run on the server version that was requested.
 
 use crate::support::database::TestDatabase;
 
 #[actix::test]
-async fn the_server_is_of_the_version_that_was_asked_for() {
+async fn the_server_has_the_requested_version() {
     let db = TestDatabase::new().await;
     let major: i32 = db
         .value("SELECT current_setting('server_version_num')::int / 10000")

@@ -1,4 +1,4 @@
-//! What is fixed when a session begins, and what a worker goes through without an end of its own.
+//! Settings that are fixed when a session begins, and faults that a worker survives without ending.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::support::log::Log;
 use crate::support::server::TestServer;
 use crate::support::stage::Stage;
 
-/// Waits until a worker's last error has this in it.
+/// Waits until a worker's last error contains this text.
 async fn fails_with(postmaster: &PostmasterHandle, worker: &TestWorker, text: &str) {
     eventually(text, || async {
         let status = postmaster.worker(worker.id).await.unwrap();
@@ -30,7 +30,7 @@ async fn starts(postmaster: &PostmasterHandle, worker: &TestWorker) -> u64 {
 }
 
 #[actix::test]
-async fn a_session_that_began_read_only_is_replaced_once_it_need_not_be() {
+async fn a_read_only_session_is_replaced_once_sessions_can_write_again() {
     for settings in [brisk, brisk_on_its_own] {
         let db = TestDatabase::new().await;
         let name: String = db.value("SELECT current_database()::text").await;
@@ -60,7 +60,7 @@ async fn a_session_that_began_read_only_is_replaced_once_it_need_not_be() {
 }
 
 #[actix::test]
-async fn what_a_person_can_mend_ends_no_worker_and_is_told_once() {
+async fn a_fault_that_an_operator_can_mend_ends_no_worker_and_is_reported_once() {
     for (broken, mended, sqlstate) in [
         (
             "ALTER TABLE s.t ADD CONSTRAINT c CHECK (value < 100)",
@@ -100,7 +100,7 @@ async fn what_a_person_can_mend_ends_no_worker_and_is_told_once() {
             eventually(broken, || async { !log.with(Level::ERROR, "").is_empty() }).await;
             tokio::time::sleep(Duration::from_millis(300)).await; // several attempts
             let told = log.with(Level::ERROR, "");
-            // Where the table is another one, what the server says, and then what is wrong with the table.
+            // If the table changed, the server's error comes first, then what is wrong with the table.
             let most = if sqlstate.is_empty() { 2 } else { 1 };
             assert!(told.len() <= most, "{broken}: {told:#?}");
             assert!(told[0].contains(sqlstate), "{broken}: {told:#?}");
@@ -130,7 +130,7 @@ async fn a_publication_of_all_tables_has_a_table_that_a_worker_made() {
     db.wait_for_rows(&table("s", "t"), &["total|3"]).await;
 }
 
-/// The rows of a table, once the worker has a total again.
+/// Inserts a delta of 2, and waits until the table has only this total.
 async fn has_total_again(db: &TestDatabase, counted: &Table, total: &str) {
     db.execute("INSERT INTO s.t VALUES ('delta', 2)").await;
     db.wait_for_rows(counted, &[total]).await;
@@ -159,7 +159,7 @@ async fn an_initial_total_that_is_gone_is_inserted_again() {
 }
 
 #[actix::test]
-async fn a_total_that_a_client_replaces_is_not_forestalled_by_the_initial_one() {
+async fn the_initial_total_does_not_preempt_a_total_that_a_client_replaces() {
     let stage = Stage::with(|table| {
         brisk(table)
             .initial_total(0)
@@ -224,7 +224,7 @@ async fn an_own_connection_that_is_cut_while_its_worker_naps_is_opened_again_in_
     settings.naptime = Duration::from_secs(600);
     let worker = db.worker(&postmaster, "napper", settings).await;
     db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
-    // Its connection is idle between two statements of its first cycle, too.
+    // Between two statements of its first cycle, its connection is idle, too.
     eventually("it naps", || async {
         let status = postmaster.worker(worker.id).await.unwrap().unwrap();
         status.report.cycles == 1

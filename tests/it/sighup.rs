@@ -1,4 +1,4 @@
-//! SIGHUP: a worker that naps is woken, looks at its settings, and no more often than it must.
+//! SIGHUP wakes a napping worker, which reads its settings again, no more often than necessary.
 
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,7 @@ async fn a_thousand_sighups_in_100_ms_are_merged_and_the_postmaster_answers_mean
     })
     .await;
     let after = stage.status().await.report;
-    // Ten at once are one, or two where the first was told in between.
+    // Ten at once count as one, or as two if the worker received the first before the others.
     let extra = after.cycles - before.cycles;
     assert!((1..=200).contains(&extra), "{extra}");
 }

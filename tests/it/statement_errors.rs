@@ -1,4 +1,4 @@
-//! What the server may say about a statement: the deltas are kept, and the worker goes on.
+//! Errors that the server may report for a statement: the deltas are kept, and the worker goes on.
 
 use std::time::Duration;
 
@@ -107,7 +107,7 @@ async fn an_update_that_a_trigger_suppresses_undoes_the_whole_fold() {
 }
 
 #[actix::test]
-async fn a_fold_that_takes_too_long_is_reported_for_what_it_is_and_backs_off() {
+async fn a_fold_that_takes_too_long_is_reported_as_such_and_backs_off() {
     let log = Log::capture();
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
@@ -134,7 +134,7 @@ async fn a_fold_that_takes_too_long_is_reported_for_what_it_is_and_backs_off() {
 }
 
 #[actix::test]
-async fn a_terminated_backend_is_replaced_at_once_also_with_never() {
+async fn a_terminated_backend_is_replaced_at_once_even_with_never() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let postmaster = db.postmaster();
@@ -157,12 +157,12 @@ async fn a_terminated_backend_is_replaced_at_once_also_with_never() {
         .await;
     }
     let status = postmaster.worker(worker.id).await.unwrap().unwrap();
-    // Once for each that was terminated in a cycle, and not in a nap.
+    // One restart for each backend that was terminated in a cycle; none for one terminated in a nap.
     assert!(status.starts <= 4, "{}", status.starts);
 }
 
 #[actix::test]
-async fn what_the_server_may_say_about_a_fold_keeps_the_deltas_and_never_ends_the_worker() {
+async fn an_error_of_the_server_in_a_fold_keeps_the_deltas_and_never_ends_the_worker() {
     for connection in [ConnectionKind::Home, ConnectionKind::Own] {
         let stage = Stage::with(|table| brisk(table).connection(connection)).await;
         stage

@@ -1,4 +1,4 @@
-//! The end of a worker in the middle of its work: what has begun commits whole, or is cancelled on the server.
+//! A worker stopped in the middle of its work: what has begun commits as a whole, or is cancelled on the server.
 
 use std::time::Duration;
 
@@ -47,7 +47,8 @@ async fn cancelled_on(connection: ConnectionKind) {
     assert_eq!(stage.rows().await, ["delta|1", "total|0"]);
 }
 
-/// A worker with a connection of its own and no lock timeout waits for a delta that a client holds.
+/// Stops a worker with its own connection and no lock timeout that waits for a delta which a client holds. Returns how
+/// long that took.
 async fn blocked_without_lock_timeout(mode: Shutdown) -> Duration {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
@@ -100,7 +101,7 @@ async fn ten_idle_workers_end_within_a_second_and_leave_no_connection() {
     let begin = tokio::time::Instant::now();
     shut_down(&postmaster).await;
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
-    // A backend is gone a moment after its socket.
+    // A backend ends a moment after its socket closes.
     within(SECOND, "no connection is left", || async {
         db.value::<i64>(
             "SELECT count(*) FROM pg_stat_activity \

@@ -12,7 +12,7 @@ use bgworker::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A machine, its time, and what it asks for.
+/// A state machine and its time.
 struct Machine {
     machine: StateMachine,
     now: Instant,
@@ -38,13 +38,13 @@ impl Machine {
         std::iter::from_fn(|| self.machine.poll_action()).collect()
     }
 
-    /// One tick: what it started.
+    /// Handles one tick, and returns what it started.
     fn tick(&mut self) -> Vec<Incarnation> {
         self.machine.handle_timeout(self.now);
         started(&self.actions())
     }
 
-    /// Ticks until nothing is due now: what they started.
+    /// Handles ticks until nothing is due now, and returns what they started.
     fn ticks(&mut self) -> Vec<Incarnation> {
         let mut started = Vec::new();
         for _ in 0..1000 {
@@ -189,7 +189,7 @@ const LEVELS: [StartTime; 3] = [
     StartTime::RecoveryFinished,
 ];
 
-/// Registers a worker of each level, the latest first.
+/// Registers a worker for each start time, the latest first.
 fn one_of_each_level(machine: &mut Machine) {
     for level in LEVELS.into_iter().rev() {
         let worker = BackgroundWorker::new(level.to_string()).start_time(level);
@@ -349,7 +349,7 @@ fn a_worker_that_returns_is_finished_and_its_slot_and_name_are_free() {
     assert_eq!(
         machine.machine.state(id),
         None,
-        "the old handle means nobody"
+        "the old handle names no worker"
     );
 }
 
@@ -503,7 +503,7 @@ fn a_terminated_worker_that_does_not_end_is_aborted_at_the_deadline() {
 }
 
 #[test]
-fn a_sighup_reaches_each_running_worker_once_and_nobody_else() {
+fn a_sighup_reaches_each_running_worker_once_and_no_other() {
     let mut machine = Machine::new(Limits::default());
     for n in 0..10 {
         machine.register(&format!("w{n}"));
@@ -525,7 +525,7 @@ fn a_sighup_reaches_each_running_worker_once_and_nobody_else() {
     assert_eq!(
         machine.machine.counts().backing_off,
         1,
-        "nobody is restarted by it"
+        "it restarts no worker"
     );
 }
 
@@ -547,7 +547,7 @@ fn sighups_that_overlap_are_merged_and_none_is_lost() {
 }
 
 #[test]
-fn a_worker_that_starts_during_a_sighup_is_not_told_of_it() {
+fn a_worker_that_starts_during_a_sighup_does_not_receive_it() {
     let mut machine = Machine::new(Limits::default());
     machine.register("a");
     let first = machine.ticks();
@@ -593,7 +593,7 @@ fn smart_asks_fast_cancels_immediate_aborts() {
 }
 
 #[test]
-fn a_shutdown_starts_nobody_waits_for_nobody_who_does_not_run_and_then_exits_once() {
+fn a_shutdown_starts_no_worker_waits_only_for_running_ones_and_exits_once() {
     let mut machine = Machine::new(Limits::default());
     machine.register("runs");
     machine.register("failed");
@@ -646,7 +646,7 @@ fn a_shutdown_escalates_at_its_deadlines_and_by_repetition_and_never_back() {
 
 // Parking.
 
-/// What these actions signal, and to whom.
+/// The signals among these actions, each with its incarnation.
 fn signalled(actions: &[Action]) -> Vec<(Incarnation, Signal)> {
     let signal = |action: &Action| match action {
         Action::Signal {
@@ -658,7 +658,7 @@ fn signalled(actions: &[Action]) -> Vec<(Incarnation, Signal)> {
     actions.iter().filter_map(signal).collect()
 }
 
-/// Three workers of the last level and one of the first, all running; those of the last level.
+/// A machine with three workers of the last level and one of the first, all running; and the three of the last level.
 fn fleet() -> (Machine, Vec<Incarnation>) {
     let mut machine = Machine::new(Limits::default());
     let early = BackgroundWorker::new("early").start_time(StartTime::PostmasterStart);
@@ -701,7 +701,7 @@ fn a_level_that_falls_parks_those_above_it_and_they_come_back_in_order() {
 }
 
 #[test]
-fn a_fall_and_a_rise_within_one_turn_restart_nobody() {
+fn a_fall_and_a_rise_within_one_turn_restart_no_worker() {
     let (mut machine, _) = fleet();
     machine
         .machine
@@ -760,7 +760,7 @@ fn a_worker_that_is_terminated_while_it_is_being_parked_does_not_come_back() {
 // Reset.
 
 #[test]
-fn a_crash_stops_every_other_sharer_once_then_makes_anew_then_starts_them_again() {
+fn a_crash_stops_every_other_sharer_once_then_resets_then_starts_them_again() {
     let (mut machine, late) = fleet();
     let crash = ExitStatus::Crashed;
     let actions = machine.exit(late[1], crash);
@@ -782,14 +782,18 @@ fn a_crash_stops_every_other_sharer_once_then_makes_anew_then_starts_them_again(
         1,
         "no second reset"
     );
-    assert_eq!(machine.ticks(), [], "nobody starts before all have stopped");
+    assert_eq!(
+        machine.ticks(),
+        [],
+        "no worker starts before all have stopped"
+    );
     let actions = machine.exit(late[2], ExitStatus::Finished);
     assert_eq!(actions.last(), Some(&Action::ResetShared));
     let started = machine.ticks();
     assert_eq!(
         machine.names(&started),
         ["a", "c"],
-        "never is no hindrance to a bystander"
+        "a bystander comes back even with `never`"
     );
 }
 
@@ -814,7 +818,7 @@ fn a_crash_of_a_worker_that_was_asked_to_stop_resets_too_but_not_during_a_shutdo
 }
 
 #[test]
-fn a_crash_without_access_resets_nobody() {
+fn a_crash_without_access_resets_no_worker() {
     let (mut machine, _) = fleet();
     machine.register("alone");
     let alone = machine.ticks()[0];
@@ -824,7 +828,7 @@ fn a_crash_without_access_resets_nobody() {
 }
 
 #[test]
-fn during_a_reset_others_start_and_sharers_wait_and_the_deaf_are_aborted_after_5_seconds() {
+fn during_a_reset_others_start_sharers_wait_and_unresponsive_ones_are_aborted_after_5_s() {
     let (mut machine, late) = fleet();
     machine.exit(late[0], ExitStatus::Crashed);
     machine.register("without access");

@@ -1,8 +1,8 @@
-//! The rules of supervision a second time, as simply as they can be written down, and the property
+//! The rules of supervision a second time, as plainly as they can be written, and the property
 //! that the state machine does exactly the same.
 //!
-//! One list in registration order, looked through from its head for every question, as PostgreSQL
-//! does it; and a past that is kept whole and counted anew each time.
+//! The model has one list in registration order, searched from its head for every question, as in
+//! PostgreSQL. It keeps the whole past, and counts it again each time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::support::histories::{Op, histories, nth};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// The rules.
+/// The rules of supervision, written as plainly as possible.
 struct Model {
     now: Instant,
     limits: Limits,
@@ -28,7 +28,7 @@ struct Model {
     decided: VecDeque<Action>,
     starts: u64,
     starts_left: usize,
-    /// Whom the Sighup under way has still to reach.
+    /// Incarnations that the Sighup under way has yet to reach.
     sighup: Option<Vec<u64>>,
     sighup_again: bool,
     resetting: bool,
@@ -43,13 +43,13 @@ struct Registered {
     pid: Option<u64>,
     ready: bool,
     asked: Option<Asked>,
-    /// It may not start before.
+    /// Earliest time of its next start.
     not_before: Option<Instant>,
     started: Option<Instant>,
     past: Vec<End>,
 }
 
-/// A worker was asked to end.
+/// A request to a worker to end.
 #[derive(Clone, Copy)]
 struct Asked {
     abort_at: Option<Instant>,
@@ -61,9 +61,9 @@ struct End {
     at: Instant,
     exit: ExitStatus,
     was_ready: bool,
-    /// Under a backoff: whether it had run for the healthy time.
+    /// Under a backoff, `true` if it had run for the healthy time.
     backoff: Option<bool>,
-    /// A restart that its limit counts followed.
+    /// `true` if a restart followed that counts towards its limit.
     counted: bool,
 }
 
@@ -71,7 +71,7 @@ struct ShuttingDown {
     mode: Shutdown,
     since: Instant,
     deadline: Option<Instant>,
-    /// Whom it has still to tell.
+    /// Incarnations that it has yet to signal.
     tell: Option<Vec<u64>>,
     exited: bool,
 }
@@ -374,10 +374,10 @@ impl Model {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let anybody_waits = self.list.iter().any(|rw| rw.pid.is_none());
+        let any_unstarted = self.list.iter().any(|rw| rw.pid.is_none());
         let at_once = match &self.shutdown {
             Some(current) => {
-                current.tell.is_some() || anybody_waits || (self.list.is_empty() && !current.exited)
+                current.tell.is_some() || any_unstarted || (self.list.is_empty() && !current.exited)
             }
             None => {
                 self.to_park().is_some()
@@ -535,7 +535,8 @@ impl Registered {
         }
     }
 
-    /// At once the first time; again the first time once it was ready, or failed of itself.
+    /// The wait after the database went away: none the first time, then growing. It starts over after the worker was
+    /// ready, or failed by itself.
     fn away_wait(&self, jitter: f64) -> Duration {
         let mut in_a_row = 0;
         for end in self.past.iter().rev() {
@@ -577,18 +578,18 @@ fn doubled(wait: Duration, times: i32, max: Duration) -> Duration {
     (0..times).fold(wait, |wait, _| (wait * 2).min(max))
 }
 
-/// Less up to a quarter, in whole milliseconds.
+/// The wait, shortened by up to a quarter in whole milliseconds.
 fn jittered(wait: Duration, jitter: f64) -> Duration {
     let less = wait.mul_f64(jitter) / 4;
     wait - MS * u32::try_from(less.as_millis()).expect("short waits")
 }
 
-/// The machine and the model, side by side.
+/// The state machine and the model, side by side.
 struct Both {
     machine: StateMachine,
     model: Model,
     now: Instant,
-    /// Everybody who ever was registered, and every incarnation there ever was.
+    /// Every worker that was ever registered, and every incarnation that ever was.
     ids: Vec<WorkerId>,
     incarnations: Vec<Incarnation>,
 }
@@ -697,7 +698,7 @@ impl Both {
         self.agree();
     }
 
-    /// One of those that run.
+    /// The running incarnation that an index means.
     fn running(&self, n: usize) -> Option<Incarnation> {
         let pids = self.model.pids();
         let pid = *nth(pids.iter(), n)?;
@@ -727,7 +728,7 @@ impl Both {
         }
     }
 
-    /// Drains and ticks, from deadline to deadline, for a while.
+    /// Drains actions and ticks from deadline to deadline, at most 50 times.
     fn run(&mut self) {
         for _ in 0..50 {
             self.drain(usize::MAX);

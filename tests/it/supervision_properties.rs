@@ -1,7 +1,7 @@
 //! Properties of the pure machine, under random histories of inputs.
 //!
-//! The simulation carries out actions as a Postmaster would, jumps from deadline to deadline, and
-//! fails when the machine asks to be called at once for ever.
+//! The simulation performs actions as a Postmaster would, jumps from deadline to deadline, and
+//! fails if the machine asks to be called at once without end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use proptest::prelude::*;
 
 use crate::support::histories::{Op, histories, nth};
 
-/// The machine, and what an outside observer knows.
+/// The state machine, and what an outside observer knows.
 struct Sim {
     machine: StateMachine,
     now: Instant,
@@ -25,20 +25,20 @@ struct Sim {
     registered: BTreeMap<WorkerId, BackgroundWorker>,
     running: BTreeMap<WorkerId, Incarnation>,
     ended: Vec<Incarnation>,
-    /// Before this, a worker must not start.
+    /// Earliest time at which a worker may start.
     not_before: BTreeMap<WorkerId, Instant>,
-    /// When it ended, and what its worker was then.
+    /// When an incarnation ended, and the registration of its worker at that time.
     exits_seen: BTreeMap<Incarnation, (Instant, BackgroundWorker)>,
     told_to_stop: BTreeSet<Incarnation>,
-    /// Those of them that were terminated, or ended during a shutdown.
+    /// Incarnations that were terminated, or ended during a shutdown.
     for_good: BTreeSet<Incarnation>,
-    /// Between a crash and the end of the reset that follows it.
+    /// `true` between a crash and the end of the reset that follows it.
     resetting: bool,
     last_number: u64,
     starts_allowed: usize,
     shutdown: Option<Shutdown>,
     exits: usize,
-    /// Sighups that an incarnation may still be told, and that it was told.
+    /// How many Sighups came while an incarnation ran, and how many it received.
     sighups: BTreeMap<Incarnation, (usize, usize)>,
 }
 
@@ -218,7 +218,7 @@ impl Sim {
                 if signal == Signal::Sighup {
                     let (asked, told) = self.sighups.entry(incarnation).or_default();
                     *told += 1;
-                    assert!(told <= asked, "told of more Sighups than there were");
+                    assert!(told <= asked, "received more Sighups than were sent");
                 } else {
                     let is_new = self.told_to_stop.insert(incarnation);
                     let again = self.shutdown.is_some() || self.for_good.contains(&incarnation);
@@ -244,14 +244,14 @@ impl Sim {
                 assert_eq!(
                     self.machine.state(worker),
                     None,
-                    "an old handle means somebody"
+                    "an old handle names a worker"
                 );
                 self.not_before.remove(&worker);
             }
             Action::Parked { workers } | Action::Unparked { workers } => assert!(workers > 0),
             Action::Reset => {
                 assert!(!self.resetting, "two resets at once");
-                // A shutdown that came since is the end of it.
+                // A shutdown that came since has ended the reset.
                 self.resetting = self.shutdown.is_none();
             }
             Action::ResetShared => {
@@ -299,7 +299,7 @@ impl Sim {
             .starts_allowed
             .checked_sub(1)
             .expect("a start outside a tick");
-        // Order: nobody who could start now was registered before.
+        // Order: no worker that could start now was registered earlier.
         for (other, worker) in &self.registered {
             let state = self.machine.state(*other);
             let waits = matches!(state, Some(WorkerState::Registered | WorkerState::Parked));
@@ -311,7 +311,7 @@ impl Sim {
         }
     }
 
-    /// Property 4, and what follows an exit.
+    /// Property 4, and what may follow an exit.
     fn check_exit(&mut self, incarnation: Incarnation, exit: ExitStatus, then: Afterwards) {
         let id = incarnation.worker;
         let (at, worker) = &self.exits_seen[&incarnation];
@@ -359,7 +359,7 @@ impl Sim {
         }
     }
 
-    /// Drains and ticks until nothing is due; fails when that takes for ever (property 8).
+    /// Drains and ticks until nothing is due; panics if 1,000 ticks are not enough (property 8).
     fn settle(&mut self) {
         for _ in 0..1000 {
             self.drain(usize::MAX);
@@ -371,7 +371,7 @@ impl Sim {
         panic!("livelock: {:?}", self.machine);
     }
 
-    /// Jumps to the next deadline, if there is one.
+    /// Jumps to the next deadline; `false` if there is none.
     fn step(&mut self) -> bool {
         self.settle();
         let Some(at) = self.machine.poll_timeout() else {
@@ -399,7 +399,7 @@ proptest! {
     }
 
     #[test]
-    fn everybody_whose_level_is_reached_runs_in_the_end(ops in histories()) {
+    fn every_worker_whose_level_is_reached_runs_in_the_end(ops in histories()) {
         let mut sim = Sim::new();
         for op in ops {
             if !matches!(op, Op::ShutDown(_)) {
@@ -409,7 +409,7 @@ proptest! {
         sim.apply(Op::Reached(StartTime::RecoveryFinished));
         for _ in 0..1000 {
             let is_due_later = sim.step();
-            // Whoever was asked to stop does.
+            // Workers that were asked to stop do so.
             let mut stopping: Vec<_> = sim.running.values().copied().collect();
             stopping.retain(|incarnation| sim.told_to_stop.contains(incarnation));
             if stopping.is_empty() && !is_due_later {
@@ -426,7 +426,7 @@ proptest! {
     }
 
     #[test]
-    fn from_any_state_a_shutdown_comes_to_its_exit(ops in histories(), aborts in any::<bool>()) {
+    fn from_any_state_a_shutdown_reaches_its_exit(ops in histories(), aborts in any::<bool>()) {
         let mut sim = Sim::new();
         for op in ops {
             sim.apply(op);
@@ -437,7 +437,7 @@ proptest! {
             if sim.exits == 1 {
                 break;
             }
-            // All end when asked; or else nobody does until it is aborted.
+            // Either all end when asked, or none ends until it is aborted.
             let last = sim.machine.shutdown() == Some(Shutdown::Immediate);
             if last || !aborts {
                 for incarnation in sim.running.clone().into_values() {

@@ -1,4 +1,4 @@
-//! Workers of three functions in one configuration, one of them an embedding program's: run, reloaded and shown alike.
+//! Workers of three functions in one configuration, one from an embedding program: all run, reload and are shown alike.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::database::TestDatabase;
 use crate::support::log::Log;
 use crate::support::{configuration, eventually};
 
-/// Reports a level, again and again.
+/// A function that reports a level again and again.
 struct Gauge;
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -81,7 +81,7 @@ async fn three_functions_run_and_a_reload_changes_each_as_it_says_with_a_line_ea
     })
     .await;
 
-    // What a function lets be changed in place.
+    // Changes that each function applies in place.
     let spi = spi.replace("10ms", "20ms");
     let job = "sql = \"SELECT 1\"\nmissed = \"skip\"";
     let changed = read(&db, [&spi, job, "level = 2"]);
@@ -95,7 +95,7 @@ async fn three_functions_run_and_a_reload_changes_each_as_it_says_with_a_line_ea
         assert_eq!(log.with(Level::INFO, &line).len(), 1, "{}", log.text());
     }
 
-    // And what replaces the worker.
+    // Changes that replace the worker.
     let spi = spi.replace("\"t\"", "\"u\"");
     let job = job.replace("SELECT 1", "SELECT 2");
     let gauge = "level = 2\nunit = \"m\"";

@@ -72,6 +72,45 @@ const NEVER: [(&str, &[&str]); 6] = [
     ("database", &["actix"]),
 ];
 
+/// Words that the prose does without, each with what to write in its place. PostgreSQL's own sentences stand in strings, which
+/// are not looked at.
+const WORDS: [(&str, &str); 34] = [
+    ("somebody", "name the subject"),
+    ("someone", "name the subject"),
+    ("anybody", "name the subject"),
+    ("anyone", "name the subject"),
+    ("everybody", "name the subject"),
+    ("nobody", "no worker, no client, nothing"),
+    ("whoever", "name the subject"),
+    ("whom", "name the subject"),
+    ("those who", "clients that, callers that"),
+    ("so many", "N, this many"),
+    ("so much", "how much"),
+    ("so often", "N times"),
+    ("so long", "this long"),
+    ("no more than that", "at most"),
+    ("any more", "no longer"),
+    ("for ever", "forever, without limit"),
+    ("anew", "again, new"),
+    ("will do", "works, fits"),
+    ("as ever", "as before"),
+    ("be it", "whether"),
+    ("of no use", "useless"),
+    ("of use to", "useful to"),
+    ("borne with", "tolerated"),
+    ("come to nothing", "fail"),
+    ("comes to nothing", "fails"),
+    ("lest", "so that … not"),
+    ("the like", "or similar"),
+    ("their like", "or similar"),
+    ("hears of", "is notified of"),
+    ("is told of", "is notified of"),
+    ("thereof", "of it"),
+    ("whereupon", "then"),
+    ("utilize", "use"),
+    ("simply", "leave it out"),
+];
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -434,4 +473,55 @@ fn each_room_has_a_heading_in_architecture_md() {
     for room in arrows().keys() {
         assert!(named.contains(room.as_str()), "{room} has no heading");
     }
+}
+
+/// The prose of a file: all of a text, and of code its comments and the names of its functions.
+fn prose(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    if file.extension().is_none_or(|kind| kind != "rs") {
+        return text;
+    }
+    let lines = text.lines().map(|line| {
+        let comment = line.trim_start().strip_prefix("//").map(str::to_owned);
+        let name = line
+            .split_once("fn ")
+            .and_then(|(_, rest)| rest.split('(').next());
+        comment.or_else(|| name.map(|name| name.replace('_', " ")))
+    });
+    lines.map(|line| line.unwrap_or_default() + "\n").collect()
+}
+
+#[test]
+fn words_that_leave_their_subject_open_do_not_come_back() {
+    let mut files = Vec::new();
+    for directory in ["src", "cli", "tests", "benches", "examples", "docs", "conf"] {
+        files_below(&root().join(directory), &mut files);
+    }
+    files.extend(["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|file| root().join(file)));
+    let kinds = ["rs", "md", "toml", "html", "yml", "service"];
+    files.retain(|file| {
+        let kind = file.extension().and_then(|kind| kind.to_str());
+        kind.is_some_and(|kind| kinds.contains(&kind)) && !file.ends_with("it/tidy.rs")
+    });
+    assert!(files.len() > 150, "{}", files.len());
+    let mut found = Vec::new();
+    for file in files {
+        for (index, line) in prose(&file).lines().enumerate() {
+            let letters = |c: char| {
+                if c.is_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    ' '
+                }
+            };
+            let words: String = format!(" {line} ").chars().map(letters).collect();
+            for (word, better) in WORDS {
+                if words.contains(&format!(" {word} ")) {
+                    let place = format!("{}:{}", file.display(), index + 1);
+                    found.push(format!("{place}: \"{word}\": {better}"));
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }

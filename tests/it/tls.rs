@@ -15,13 +15,13 @@ use crate::support::eventually;
 use crate::support::files::give_to_the_server;
 use crate::support::server::TestServer;
 
-/// An authority, and the directory where files of its making lie.
+/// A certificate authority, and the directory of the files it makes.
 struct Authority {
     directory: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
-/// Where a certificate and its key lie.
+/// The paths of a certificate and its key.
 struct Files {
     certificate: PathBuf,
     key: PathBuf,
@@ -45,7 +45,7 @@ impl Authority {
         self.directory.path().join("root.crt")
     }
 
-    /// A certificate of this authority, or a self-signed one.
+    /// Makes a certificate of this authority, or a self-signed one.
     fn certify(&self, name: &str, expired: bool, self_signed: bool) -> Files {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -75,8 +75,8 @@ impl Authority {
     }
 }
 
-/// A server with a certificate. Only with TLS may `certified` come in, who shows one too; `plain` only
-/// without.
+/// A server with a certificate. The role `certified` may connect only with TLS and a certificate of its own, `plain`
+/// only without TLS.
 fn server(authority: &Authority, files: &Files) -> TestServer {
     let hba = authority.directory.path().join("pg_hba.conf");
     fs::write(
@@ -109,7 +109,7 @@ async fn connect(conninfo: &str) -> Result<Connection, String> {
     })
 }
 
-/// Whether a session that is made so is encrypted, or why there is none.
+/// `true` if a session with this connection string is encrypted; the error if there is none.
 async fn is_encrypted(conninfo: &str) -> Result<bool, String> {
     let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     let rows = connect(conninfo).await?.query("ask", sql, &[]).await;
@@ -117,7 +117,7 @@ async fn is_encrypted(conninfo: &str) -> Result<bool, String> {
 }
 
 #[actix::test]
-async fn each_mode_encrypts_and_verifies_what_libpq_has_it_encrypt_and_verify() {
+async fn each_mode_encrypts_and_verifies_as_in_libpq() {
     let authority = Authority::new();
     let stranger = Authority::new();
     let good = authority.certify("localhost", false, false);
@@ -192,7 +192,7 @@ async fn each_mode_encrypts_and_verifies_what_libpq_has_it_encrypt_and_verify() 
 }
 
 #[actix::test]
-async fn allow_and_prefer_come_in_where_the_server_insists_on_one_or_the_other() {
+async fn allow_and_prefer_connect_where_the_server_insists_on_one_or_the_other() {
     let authority = Authority::new();
     let good = authority.certify("localhost", false, false);
     let server = server(&authority, &good);
@@ -229,7 +229,7 @@ async fn allow_and_prefer_come_in_where_the_server_insists_on_one_or_the_other()
 }
 
 #[actix::test]
-async fn a_server_that_is_expired_or_vouches_for_itself_is_refused_by_those_who_look() {
+async fn an_expired_or_self_signed_certificate_is_refused_by_the_modes_that_verify() {
     let authority = Authority::new();
     for (expired, self_signed, why) in [(true, false, "expired"), (false, true, "self")] {
         let files = authority.certify("localhost", expired, self_signed);
@@ -249,7 +249,7 @@ async fn a_server_that_is_expired_or_vouches_for_itself_is_refused_by_those_who_
     }
 }
 
-/// A self-signed certificate whose signature is RSA-PSS with this hash.
+/// Makes a self-signed certificate whose signature is RSA-PSS with this hash.
 fn signed_with_pss(authority: &Authority, hash: &str) -> Files {
     let file = |kind: &str| {
         authority
@@ -317,7 +317,7 @@ async fn channel_binding_works_with_certificates_of_every_signature_that_psql_ta
 }
 
 #[actix::test]
-async fn a_server_that_cannot_bind_the_channel_is_there_and_is_not_away() {
+async fn a_server_without_channel_binding_is_not_away() {
     let server = TestServer::start();
     let plain = format!(
         "{} password=secret channel_binding=require",
@@ -335,7 +335,7 @@ async fn a_server_that_cannot_bind_the_channel_is_there_and_is_not_away() {
 }
 
 #[actix::test]
-async fn a_key_that_will_not_do_is_refused_with_what_to_do_about_it() {
+async fn an_unusable_key_is_refused_with_what_to_do_about_it() {
     let authority = Authority::new();
     let ours = authority.certify("certified", false, false);
     let (certificate, key) = (ours.certificate.display(), ours.key.display());

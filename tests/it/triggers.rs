@@ -1,4 +1,4 @@
-//! Triggers and rules on the table: what was deleted, summed up and added must agree, or nothing has happened.
+//! Triggers and rules on the table: what is deleted, summed up and added must agree, or the fold is undone.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::eventually;
 use crate::support::log::Log;
 use crate::support::stage::Stage;
 
-/// A worker on `s.t`, where a trigger with this body is put on the table afterwards.
+/// A worker on `s.t`, on which a trigger is created afterwards.
 struct Triggered {
     log: Log,
     stage: Stage,
@@ -33,7 +33,7 @@ impl Triggered {
         self.stage.execute(&sql).await;
     }
 
-    /// Waits until an error with this text is told.
+    /// Waits until an error that contains this text is logged.
     async fn told(&self, text: &str) {
         eventually(text, || async {
             !self.log.with(Level::ERROR, text).is_empty()
@@ -49,7 +49,7 @@ impl Triggered {
 }
 
 #[actix::test]
-async fn a_trigger_that_keeps_the_deltas_is_told_for_what_it_is_and_writes_nothing() {
+async fn a_trigger_that_keeps_the_deltas_is_reported_as_such_and_writes_nothing() {
     let keep = "INSERT INTO s.bin VALUES (old.type, old.value); RETURN NULL";
     let triggered = Triggered::new("BEFORE DELETE", keep).await;
     triggered
@@ -59,7 +59,7 @@ async fn a_trigger_that_keeps_the_deltas_is_told_for_what_it_is_and_writes_nothi
     triggered
         .told("a trigger or a rule on DELETE keeps deltas in the table")
         .await;
-    // Several attempts later: ever less often, told once, and each undone.
+    // After several attempts, less and less frequent: the error was logged once, and each attempt undone.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let told = triggered.log.with(Level::WARN, "");
     assert_eq!(told.len(), 1, "{told:#?}");
@@ -137,7 +137,7 @@ async fn an_audit_trigger_that_keeps_out_of_the_way_is_no_hindrance() {
 }
 
 #[actix::test]
-async fn a_rule_that_comes_later_is_told_once_and_is_no_hot_loop() {
+async fn a_rule_that_comes_later_is_reported_once_and_causes_no_hot_loop() {
     let triggered = Triggered::new("BEFORE INSERT", "RETURN new").await;
     let rule = "CREATE RULE r AS ON DELETE TO s.t DO INSTEAD NOTHING";
     triggered.stage.execute(rule).await;

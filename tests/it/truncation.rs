@@ -1,4 +1,4 @@
-//! `fold = "truncate"` against a real server: all at once where that is safe, and deletion where it is not.
+//! `fold = "truncate"` on a real server: truncation where that is safe, deletion where it is not.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::database::{TestDatabase, TestWorker, brisk, table};
 use crate::support::eventually;
 use crate::support::log::Log;
 
-/// Naps for so long that nothing happens by itself.
+/// A naptime of a day, so that nothing happens by itself.
 const HOURS: Duration = Duration::from_secs(86_400);
 
 fn truncating() -> Settings {
@@ -23,7 +23,7 @@ fn truncating() -> Settings {
     settings
 }
 
-/// A truncating worker that has had its first cycle and naps, on a table with this total.
+/// Registers a truncating worker, and waits until it naps.
 async fn napping(db: &TestDatabase, postmaster: &PostmasterHandle) -> TestWorker {
     let worker = db.worker(postmaster, "w", truncating()).await;
     eventually("it naps", || async {
@@ -41,7 +41,7 @@ async fn insert(db: &TestDatabase, deltas: u32) {
     .await;
 }
 
-/// What identifies the file of the table: another one after a truncation.
+/// Identifies the file of the table, which changes with a truncation.
 async fn file(db: &TestDatabase) -> u32 {
     db.value("SELECT pg_relation_filenode('s.t')").await
 }
@@ -65,7 +65,7 @@ async fn a_backlog_beyond_a_batch_is_truncated_and_the_total_put_back() {
         lines.len() == 1
     })
     .await;
-    // The table is in order afterwards: what is prepared still runs, and the total is the only one.
+    // The table is in order afterwards: prepared statements still run, and there is only one total.
     db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
     postmaster.sighup();
     db.wait_for_rows(&table("s", "t"), &["total|20101"]).await;
@@ -86,7 +86,7 @@ async fn a_backlog_within_a_batch_is_deleted() {
 }
 
 #[actix::test]
-async fn where_somebody_is_at_the_table_the_deltas_are_deleted_and_his_are_kept() {
+async fn while_a_client_uses_the_table_deltas_are_deleted_and_the_clients_are_kept() {
     let log = Log::capture();
     let db = TestDatabase::new().await;
     let postmaster = db.postmaster();
@@ -106,7 +106,7 @@ async fn where_somebody_is_at_the_table_the_deltas_are_deleted_and_his_are_kept(
     assert_eq!(log.with(Level::WARN, ""), [""; 0]);
 }
 
-/// The worker folds by deleting, says once why, and goes on so.
+/// Asserts that the worker folds by deleting, logs the reason once, and keeps deleting.
 async fn is_deleted_where(hindrance: &str, rows: &[&str]) {
     let log = Log::capture();
     let db = TestDatabase::new().await;
@@ -145,7 +145,7 @@ async fn a_table_that_may_hold_anything_else_is_never_truncated() {
 }
 
 #[actix::test]
-async fn a_table_that_something_hangs_on_is_never_truncated() {
+async fn a_table_with_triggers_rules_or_children_is_never_truncated() {
     for hindrance in [
         "CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
          CREATE TRIGGER f AFTER DELETE ON s.t FOR EACH STATEMENT EXECUTE FUNCTION s.f()",
@@ -157,7 +157,7 @@ async fn a_table_that_something_hangs_on_is_never_truncated() {
 }
 
 #[actix::test]
-async fn rows_that_row_security_hides_are_never_truncated() {
+async fn rows_hidden_by_row_security_are_never_truncated() {
     let log = Log::capture();
     let db = TestDatabase::new().await;
     let role = format!("r{}", fastrand::u32(..));
@@ -181,7 +181,7 @@ async fn rows_that_row_security_hides_are_never_truncated() {
     db.execute("INSERT INTO s.t VALUES ('delta', 3)").await;
     insert(&db, 5_000).await;
     postmaster.sighup();
-    eventually("it is told", || async {
+    eventually("it is reported", || async {
         !log.with(Level::ERROR, "row-level security").is_empty()
     })
     .await;
@@ -207,7 +207,7 @@ async fn a_truncation_that_is_cut_short_changes_nothing() {
     let made = file(&db).await;
     let enemy = db.connect().await;
     postmaster.sighup();
-    // While it sums up a table that is locked for it.
+    // The backend is terminated while it sums up the table, which it has locked.
     eventually("its backend is terminated", || async {
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'active' \
                    AND query LIKE '/* bgworker: w */ SELECT (SELECT relkind%' \
@@ -215,7 +215,7 @@ async fn a_truncation_that_is_cut_short_changes_nothing() {
         !enemy.query("terminate", sql, &[]).await.unwrap().is_empty()
     })
     .await;
-    // Nobody looks at the table meanwhile: that would be in the way.
+    // The test does not look at the table meanwhile: that would prevent a truncation.
     eventually("the deltas are folded after all", || async {
         let status = postmaster.worker(worker.id).await.unwrap().unwrap();
         status.report.count(ROWS_FOLDED) == u64::from(DELTAS)
@@ -223,7 +223,7 @@ async fn a_truncation_that_is_cut_short_changes_nothing() {
     .await;
     let total = format!("total|{DELTAS}");
     assert_eq!(db.rows(&table("s", "t")).await, [total]);
-    // The next attempt had it for itself.
+    // The next attempt had the table for itself.
     assert_ne!(file(&db).await, made);
 }
 

@@ -1,4 +1,4 @@
-//! Vacuums: the room of folded deltas is given back.
+//! Vacuums give the room of folded deltas back.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::stage::Stage;
 #[actix::test]
 async fn a_big_fold_is_followed_by_a_vacuum_that_gives_the_room_back() {
     let log = Log::capture();
-    // Up to PostgreSQL 14, a session of any database that has not yet begun holds a vacuum back: here is no other one.
+    // Up to PostgreSQL 14, a starting session of any database holds back a vacuum; this server has no other sessions.
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
     let stage = Stage::on(db, |table| {
@@ -22,7 +22,7 @@ async fn a_big_fold_is_followed_by_a_vacuum_that_gives_the_room_back() {
     })
     .await;
     stage.execute("INSERT INTO s.t VALUES ('total', 0)").await;
-    // A session that reads the table at the wrong moment holds a vacuum back: then the next one gives the room back.
+    // A session that reads the table at the wrong moment holds back a vacuum; then the next one gives the room back.
     for round in 1..=10 {
         stage
             .execute("INSERT INTO s.t SELECT 'delta', 1 FROM generate_series(1, 20000)")
@@ -45,7 +45,7 @@ async fn a_big_fold_is_followed_by_a_vacuum_that_gives_the_room_back() {
             return;
         }
     }
-    // What the server says of it, and whose snapshot may hold it back.
+    // The server's own account, and the snapshots that may hold the vacuum back.
     stage.execute("VACUUM (VERBOSE) s.t").await;
     let snapshots = "SELECT coalesce(string_agg(row(a.*)::text, chr(10)), '') FROM pg_stat_activity AS a \
          WHERE backend_xmin IS NOT NULL OR backend_xid IS NOT NULL";

@@ -1,7 +1,7 @@
-//! The seed's own statement, as its worker runs it: prepared, on a connection and a table of its own,
-//! back to back.
+//! What bgworker is compared with: the seed's own statement, or another, as the seed's worker runs it: prepared, on
+//! a connection of its own, back to back.
 //!
-//! The statement is PostgreSQL's, from `worker_spi.c`.
+//! The seed's statement is PostgreSQL's, from `worker_spi.c`.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::ground::Ground;
 use super::usage::{Usage, Used};
 
-/// Clients that run the seed's statement.
+/// Clients that run the seed's statement, or another.
 pub(super) struct Baseline {
     clients: Vec<(Connection, Statement)>,
 }
@@ -23,13 +23,13 @@ pub(super) struct Baseline {
 // === impl Baseline ===
 
 impl Baseline {
-    /// One client for each table.
+    /// Connects a client for each table, to run the seed's statement on it.
     pub(super) async fn on(ground: &Ground, tables: &[Table]) -> Result<Self, Box<dyn Error>> {
         let statements = tables.iter().map(|table| seed(&table.sql()));
         Self::of(ground, statements.collect()).await
     }
 
-    /// One client for each of other statements.
+    /// Connects a client for each of these statements.
     pub(super) async fn of(
         ground: &Ground,
         statements: Vec<String>,
@@ -45,7 +45,7 @@ impl Baseline {
         Ok(Self { clients })
     }
 
-    /// Runs it once on the first connection, and returns how long that took.
+    /// Runs the first client's statement once, and returns how long that took.
     pub(super) async fn once(&self) -> Result<Duration, Box<dyn Error>> {
         let (connection, statement) = self.clients.first().ok_or("no client")?;
         let begin = Instant::now();
@@ -55,7 +55,7 @@ impl Baseline {
         Ok(begin.elapsed())
     }
 
-    /// Runs it back to back on each, for so long; how many there were in a second, and what they used.
+    /// Runs each client's statement back to back for `time`. Returns how many ran per second, and what they used.
     pub(super) async fn back_to_back(
         self,
         ground: &Ground,
@@ -85,7 +85,7 @@ impl Baseline {
         tokio::time::sleep(time).await;
         let cycles = done.load(Ordering::Relaxed);
         let took = begin.elapsed();
-        // While the backends are still there to be looked at.
+        // Before the backends end: the usage of one that has ended would not count.
         let used = Usage::now(ground).await?.since(&then);
         stop.store(true, Ordering::Relaxed);
         for task in tasks {
@@ -95,7 +95,7 @@ impl Baseline {
     }
 }
 
-/// `worker_spi`'s statement on a table.
+/// Returns `worker_spi`'s statement for a table.
 fn seed(table: &str) -> String {
     format!(
         "WITH deleted AS (DELETE FROM {table} WHERE type = 'delta' RETURNING value), \

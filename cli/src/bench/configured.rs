@@ -1,4 +1,4 @@
-//! Workers that a bench measures, as a configuration file has them.
+//! Workers that a bench measures, written as in a configuration file.
 
 use std::error::Error;
 
@@ -11,7 +11,7 @@ use bgworker::supervision::{Limits, Shutdown};
 
 use super::ground::Ground;
 
-/// Workers at work.
+/// Running workers.
 pub(super) struct Configured {
     pub(super) postmaster: PostmasterHandle,
     _in_force: InForce,
@@ -20,7 +20,7 @@ pub(super) struct Configured {
 // === impl Configured ===
 
 impl Configured {
-    /// Starts the workers of a text, with this way to the server.
+    /// Starts the workers that a piece of configuration describes, with these database settings.
     pub(super) async fn start(
         ground: &Ground,
         workers: &str,

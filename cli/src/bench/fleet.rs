@@ -1,4 +1,4 @@
-//! The workers that a bench measures.
+//! A fleet of `worker_spi` workers that a bench measures.
 
 use std::error::Error;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use super::ground::Ground;
 use super::usage::{self, Usage};
 
-/// Longer than any worker needs to come so far.
+/// How long a bench waits for workers: longer than they ever need.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Workers at work, one for each table.
+/// Running workers, one for each table.
 pub(super) struct Fleet {
     pub(super) postmaster: PostmasterHandle,
     settings: watch::Sender<Duration>,
@@ -40,7 +40,7 @@ impl Fleet {
         Self::of(ground, settings.collect(), connections).await
     }
 
-    /// Starts a worker of each of these, and waits until each has had a cycle.
+    /// Starts a worker with each of these settings, and waits until each has had a cycle.
     pub(super) async fn of(
         ground: &Ground,
         workers: Vec<Settings>,
@@ -72,7 +72,7 @@ impl Fleet {
         let deadline = Instant::now() + PATIENCE;
         while fleet.cycles().await?.contains(&0) {
             if Instant::now() > deadline {
-                return Err("the workers did not come to work".into());
+                return Err("the workers did not start working in time".into());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -84,7 +84,7 @@ impl Fleet {
         Ok(workers.iter().map(|worker| worker.report.cycles).collect())
     }
 
-    /// How many cycles there were in a second, and what one of them cost.
+    /// Watches the fleet for `time`. Returns its cycles per second, how many cycles it had, and what they used.
     pub(super) async fn measure(
         &self,
         ground: &Ground,
@@ -100,7 +100,7 @@ impl Fleet {
         Ok((cycles / took.as_secs_f64(), cycles, now.since(&then)))
     }
 
-    /// Another naptime, from now on.
+    /// Gives every worker another naptime from now on.
     pub(super) fn nap(&self, naptime: Duration) {
         self.settings.send_replace(naptime);
         self.postmaster.sighup();

@@ -1,18 +1,18 @@
-//! Where a bench takes place: a schema that it made, and nothing else.
+//! Where a bench takes place: in schemas that it made, its own and that of the jobs, and nowhere else.
 
 use std::error::Error;
 
 use bgworker::database::{self, ConnInfo, Connection, Database};
 use bgworker::worker_spi::Table;
 
-/// The schema, and the comment by which it is known to be ours.
+/// The schema, and the comment that shows that a bench made it.
 pub(super) const SCHEMA: &str = "bgworker_bench";
 const MARK: &str = "made by bgworker bench";
 
-/// How many tables one statement makes or drops: each takes locks.
+/// How many tables one statement makes or drops: each table takes locks.
 const TABLES_PER_STATEMENT: usize = 50;
 
-/// A server, and our schema on it.
+/// A server, and the bench's schema on it.
 pub(super) struct Ground {
     pub(super) conninfo: ConnInfo,
     pub(super) client: Connection,
@@ -21,7 +21,8 @@ pub(super) struct Ground {
 // === impl Ground ===
 
 impl Ground {
-    /// Makes the schema. One of that name which is not ours is left alone.
+    /// Makes the schema, in place of one that an earlier bench left. Fails, and changes nothing, if there is one of
+    /// that name that no bench made.
     pub(super) async fn prepare(conninfo: ConnInfo) -> Result<Self, Box<dyn Error>> {
         let database = Database::new(conninfo.clone(), database::Settings::default())?;
         let client = database.connect("bgworker bench", None).await?;
@@ -80,7 +81,7 @@ impl Ground {
         Ok(tables)
     }
 
-    /// Fails unless total and deltas of a table are this much together.
+    /// Fails unless the total and the deltas of a table add up to `expected`.
     pub(super) async fn check(&self, table: &Table, expected: i64) -> Result<(), Box<dyn Error>> {
         let sql = format!(
             "SELECT coalesce(pg_catalog.sum(value), 0)::pg_catalog.int8 FROM {}",
@@ -93,23 +94,23 @@ impl Ground {
         Err(format!("{table}: {found} is there of {expected}: deltas were lost").into())
     }
 
-    /// The only value of the only row of a query.
+    /// Returns the only value of the only row of a query.
     pub(super) async fn value<T: for<'a> tokio_postgres::types::FromSql<'a>>(
         &self,
         sql: &str,
     ) -> Result<T, Box<dyn Error>> {
         let rows = self.client.query("measure", sql, &[]).await?;
-        let row = rows.first().ok_or("a query without a row")?;
+        let row = rows.first().ok_or("the query returned no row")?;
         Ok(row.try_get(0)?)
     }
 
-    /// Writes out what is dirty, so that it is not written while something is measured.
+    /// Writes out dirty pages, so that they are not written while something is measured.
     pub(super) async fn checkpoint(&self) -> Result<(), Box<dyn Error>> {
         let checkpointed = self.client.batch_execute("checkpoint", "CHECKPOINT").await;
         Ok(checkpointed?)
     }
 
-    /// Fails where jobs may be at work: their tables are always those of the schema `bgworker`.
+    /// Fails if jobs may be at work: their tables are always in the schema `bgworker`.
     pub(super) async fn has_no_jobs(&self) -> Result<(), Box<dyn Error>> {
         let sql = "SELECT pg_catalog.to_regnamespace('bgworker') IS NOT NULL";
         if self.value::<bool>(sql).await? {
@@ -126,8 +127,8 @@ impl Ground {
         Ok(self.client.batch_execute("drop the jobs", sql).await?)
     }
 
-    /// How long after its tick each run was marked, in seconds, but for the first run of each job. Fails if a tick was done
-    /// twice, or none of several.
+    /// How long after its tick each run was marked, in seconds, except for the first run of each job. Fails if
+    /// a tick was done twice or not at all.
     pub(super) async fn lateness(&self) -> Result<Vec<f64>, Box<dyn Error>> {
         let wrong = "SELECT pg_catalog.count(*) FROM (SELECT tick OPERATOR(pg_catalog.-) \
              pg_catalog.lag(tick) OVER (PARTITION BY name ORDER BY tick) AS gap FROM bgworker.job_run) AS gaps \
@@ -141,7 +142,7 @@ impl Ground {
         self.value(late).await
     }
 
-    /// How long after a tick the last of this many jobs was marked, in seconds: of the last tick that all of them did.
+    /// How long after a tick the last of this many jobs was marked, in seconds, for the last tick that all of them did.
     pub(super) async fn lateness_of_whole_tick(&self, jobs: usize) -> Result<f64, Box<dyn Error>> {
         let sql = format!(
             "SELECT extract(epoch FROM pg_catalog.max(finished_at) OPERATOR(pg_catalog.-) tick)::pg_catalog.float8 \
@@ -156,7 +157,7 @@ impl Ground {
     }
 
     async fn drop_all(&self, tables: &[String]) -> Result<(), Box<dyn Error>> {
-        // A vacuum may be under way.
+        // A vacuum may hold a lock: wait for it without limit.
         let sql = format!(
             "SET LOCAL lock_timeout = 0; DROP TABLE {}",
             tables.join(", ")
@@ -164,7 +165,7 @@ impl Ground {
         Ok(self.client.batch_execute("drop tables", &sql).await?)
     }
 
-    /// Drops the schema, some tables at a time.
+    /// Drops the schema, its tables a few at a time.
     pub(super) async fn clear(&self) -> Result<(), Box<dyn Error>> {
         let list = format!(
             "SELECT coalesce(pg_catalog.array_agg(pg_catalog.format('%I.%I', schemaname, tablename)), '{{}}') \

@@ -1,4 +1,4 @@
-//! The figures of a run as a page that needs nothing from elsewhere.
+//! The figures of a run as an HTML page that loads nothing from elsewhere.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 200.0;
 const MARGIN: f64 = 48.0;
 
-/// The page.
+/// Renders the page.
 pub(super) fn render(report: &Report) -> String {
     let mut rows = String::new();
     let mut scenario = "";
@@ -26,7 +26,7 @@ pub(super) fn render(report: &Report) -> String {
             .map(|baseline| format!("{} {}", number(baseline), figure.unit));
         let ratio = figure.ratio();
         let bar = ratio.map_or(String::new(), |ratio| {
-            // A bar of the baseline's length for each time that it is better.
+            // 16 pixels for each time that bgworker is better, up to a limit.
             let width = (ratio * 16.0).clamp(1.0, 200.0);
             let ratio = number(ratio);
             format!("<b>{ratio} ×</b><span class=bar style=\"width:{width:.0}px\"></span>")
@@ -67,7 +67,7 @@ letter-spacing:.08em}.ratio{white-space:nowrap;font-variant-numeric:tabular-nums
 @media(max-width:40rem){.bar{display:none}body{font-size:14px}}svg{width:100%;height:auto;margin-top:.5rem}\
 h2{font-size:1.1rem;margin-top:2rem}text{fill:var(--faint);font-size:12px}";
 
-/// A line over time.
+/// Draws values over time as a line.
 fn plot(plot: &Plot) -> String {
     let largest = |of: fn(&(f64, f64)) -> f64| plot.points.iter().map(of).fold(0.0, f64::max);
     let (last, highest) = (largest(|point| point.0).max(1.0), largest(|point| point.1));

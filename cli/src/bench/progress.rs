@@ -1,4 +1,4 @@
-//! How far a bench has come: a bar on standard error, where somebody looks on.
+//! How far a bench has come: a bar on standard error, if that is a terminal.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(super) struct Progress(ProgressBar);
 // === impl Progress ===
 
 impl Progress {
-    /// A bar of so many steps. It draws nothing unless standard error is a terminal.
+    /// Makes a bar of this many steps. It draws nothing unless standard error is a terminal.
     pub(super) fn new(steps: u64) -> Self {
         let bar = ProgressBar::new(steps);
         let template = "[{elapsed_precise}] {wide_bar} {pos}/{len} {msg}";
@@ -23,7 +23,7 @@ impl Progress {
         Self(bar)
     }
 
-    /// The step before is over, and this one begins.
+    /// Ends the previous step, if there is one, and begins this one.
     pub(super) fn step(&self, doing: impl Into<String>) {
         if !self.0.message().is_empty() {
             self.0.inc(1);
@@ -31,7 +31,7 @@ impl Progress {
         self.say(doing);
     }
 
-    /// Something else of the same step.
+    /// Shows what else the current step does.
     pub(super) fn say(&self, doing: impl Into<String>) {
         self.0.set_message(doing.into());
     }

@@ -7,7 +7,7 @@ use indicatif::HumanCount;
 
 use super::ground::Ground;
 
-/// All that was measured.
+/// Everything that was measured.
 pub(super) struct Report {
     /// What it was measured on: server and processors.
     pub(super) where_: String,
@@ -75,7 +75,7 @@ impl Report {
         });
     }
 
-    /// For people.
+    /// Returns the figures as a table, for people.
     pub(super) fn table(&self) -> String {
         let mut text = format!("{}\n\n", self.where_);
         let width = self.figures.iter().map(|figure| figure.what.len()).max();
@@ -116,7 +116,7 @@ impl Report {
         text
     }
 
-    /// For programs.
+    /// Returns everything as JSON, for programs.
     pub(super) fn json(&self) -> String {
         let figures = self.figures.iter().map(|figure| {
             serde_json::json!({
@@ -143,7 +143,7 @@ impl Report {
 // === impl Figure ===
 
 impl Figure {
-    /// How many times better than the baseline.
+    /// How many times better than the baseline the figure is; `None` unless there is a baseline and both are positive.
     pub(super) fn ratio(&self) -> Option<f64> {
         let baseline = self.baseline?;
         let (more, less) = match self.better {
@@ -164,7 +164,7 @@ pub(super) fn baseline_of(scenario: &str) -> &'static str {
     }
 }
 
-/// Three digits that mean something.
+/// Formats a value with three significant digits, or as a whole number if that has more; at most two decimals.
 pub(super) fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 => HumanCount(value.round() as u64).to_string(),

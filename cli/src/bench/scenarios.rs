@@ -29,7 +29,7 @@ const BYTES: (&str, Better) = ("B", Better::Lower);
 const MEGABYTES: (&str, Better) = ("MB", Better::Lower);
 const ROWS: (&str, Better) = ("rows", Better::Lower);
 
-/// The value that so many of a hundred do not exceed.
+/// The value that `percent` percent of the values do not exceed; 0 if there are none. Sorts the values.
 fn percentile(values: &mut [f64], percent: usize) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let index = (values.len() * percent).div_ceil(100).saturating_sub(1);

@@ -1,5 +1,5 @@
-//! What a stretch of time cost: processor, write-ahead log, memory, long transactions. Of the server as far as its
-//! processes can be looked at from here.
+//! What a stretch of time costs: processor, write-ahead log, memory, long transactions. Processor and memory are known
+//! only if the server's processes are visible on this machine.
 
 use std::error::Error;
 use std::fs;
@@ -15,7 +15,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// What had been used at one moment.
 pub(super) struct Usage {
     client: f64,
-    /// By process. `None` where the server is elsewhere.
+    /// Seconds of processor by process; `None` if the server is elsewhere.
     server: Option<Vec<(i32, f64)>>,
     wal: f64,
 }
@@ -23,7 +23,7 @@ pub(super) struct Usage {
 /// What was used between two moments.
 #[derive(Clone, Copy)]
 pub(super) struct Used {
-    /// Seconds of processor, of both sides; `None` where the server is elsewhere.
+    /// Seconds of processor, both sides; `None` if the server is elsewhere.
     pub(super) cpu: Option<f64>,
     /// Bytes of write-ahead log.
     pub(super) wal: f64,
@@ -46,7 +46,7 @@ impl Usage {
         })
     }
 
-    /// What was used since then, but by processes that have ended.
+    /// What was used since `then`, except by processes of the server that have ended.
     pub(super) fn since(&self, then: &Self) -> Used {
         let server = self.server.as_ref().zip(then.server.as_ref());
         let server = server.map(|(now, then)| {
@@ -63,7 +63,8 @@ impl Usage {
     }
 }
 
-/// The memory of this process, and of the backends of the workers; shared pages count in part. Bytes.
+/// The memory of this process and of the workers' backends, in bytes; shared pages count in part. `None` if the server
+/// is elsewhere.
 pub(super) async fn memory(ground: &Ground) -> Result<Option<f64>, Box<dyn Error>> {
     let pids = backends(ground, "application_name OPERATOR(pg_catalog.=) 'bgworker'").await?;
     let server: Option<f64> = pids.iter().map(|pid| pss(&pid.to_string())).sum();
@@ -82,7 +83,7 @@ async fn backends(ground: &Ground, which: &str) -> Result<Vec<i32>, Box<dyn Erro
 /// Seconds of processor that a process has used.
 fn cpu(pid: &str) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything.
+    // The name in parentheses may hold anything, even a parenthesis.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut ticks = fields.split_whitespace().skip(11).take(2);
     let user: f64 = ticks.next()?.parse().ok()?;
@@ -97,7 +98,7 @@ fn pss(pid: &str) -> Option<f64> {
     Some(kilobytes * 1024.0)
 }
 
-/// How long the longest transaction of the workers is seen to last.
+/// Watches how long the longest transaction of the workers lasts.
 pub(super) struct LongestTransaction {
     task: tokio::task::JoinHandle<Result<f64, database::DatabaseError>>,
     stop: tokio::sync::oneshot::Sender<()>,
@@ -114,7 +115,7 @@ impl LongestTransaction {
         Ok(Self { task, stop })
     }
 
-    /// Milliseconds.
+    /// Stops watching, and returns how long the longest transaction lasted, in milliseconds.
     pub(super) async fn stop(self) -> Result<f64, Box<dyn Error>> {
         let _ = self.stop.send(());
         Ok(self.task.await??)

@@ -1,4 +1,4 @@
-//! `bgworker bench`: that it measures what it says, loses nothing, and leaves nothing behind.
+//! `bgworker bench` measures what it says, loses nothing, and leaves nothing behind.
 
 use crate::program::{bgworker, run};
 use crate::support::database::TestDatabase;
@@ -19,7 +19,7 @@ fn small() -> std::process::Command {
 }
 
 #[actix::test]
-async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing() {
+async fn every_scenario_reports_figures_and_baselines_and_leaves_nothing_behind() {
     let db = TestDatabase::new().await;
     let directory = tempfile::tempdir().unwrap();
     let page = directory.path().join("bench.html");
@@ -70,7 +70,7 @@ async fn every_scenario_gives_its_figures_beside_the_samples_and_leaves_nothing(
 }
 
 #[actix::test]
-async fn a_schema_that_it_did_not_make_is_left_alone() {
+async fn a_schema_that_no_bench_made_is_left_alone() {
     let db = TestDatabase::new().await;
     db.execute("CREATE SCHEMA bgworker_bench; CREATE TABLE bgworker_bench.precious ()")
         .await;
@@ -83,7 +83,7 @@ async fn a_schema_that_it_did_not_make_is_left_alone() {
 }
 
 #[actix::test]
-async fn the_tables_of_jobs_that_are_there_are_left_alone() {
+async fn existing_tables_of_jobs_are_left_alone() {
     let db = TestDatabase::new().await;
     db.execute("CREATE SCHEMA bgworker; CREATE TABLE bgworker.job ()")
         .await;

@@ -23,7 +23,7 @@ impl Config {
         config
     }
 
-    /// One on a server that runs, with workers of this naptime.
+    /// A configuration for the server of the test, with a worker of this naptime for each schema.
     pub(crate) fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> Self {
         Self::new(&given(db, naptime, schemas))
     }
@@ -41,7 +41,7 @@ impl Config {
     }
 }
 
-/// `[database]` and workers.
+/// The text of such a configuration: `[database]` and the workers.
 pub(crate) fn given(db: &TestDatabase, naptime: &str, schemas: &[&str]) -> String {
     let url = db.conninfo().replace('"', "\\\"");
     let mut text = format!("[database]\nurl = \"{url}\"\n");

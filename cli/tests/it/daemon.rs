@@ -19,12 +19,12 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The same, with a connection for each worker.
+/// The same configuration, with an own connection for each worker.
 fn on_their_own(text: &str) -> String {
     text.replace("naptime =", "connection = \"own\"\nnaptime =")
 }
 
-/// The seed's configuration, on a private server in a directory of the test's.
+/// The seed's configuration and its text, with a private server in the test's own directory.
 pub(crate) fn seed() -> (Config, String) {
     let config = Config::new("");
     let data_dir = format!("embedded = true\ndata_dir = {:?}", config.data_dir());
@@ -33,7 +33,7 @@ pub(crate) fn seed() -> (Config, String) {
     (config, text)
 }
 
-/// The connection string in the line that the program prints.
+/// The connection string for the server that the program's line with a `psql` command names.
 fn conninfo(psql: &str) -> String {
     let mut words = psql
         .split_whitespace()
@@ -81,7 +81,7 @@ async fn the_seed_runs_on_a_private_server_and_a_ctrl_c_leaves_nothing_behind() 
 }
 
 #[actix::test]
-async fn killed_it_leaves_no_server_behind_and_the_next_one_goes_on_with_the_same_data() {
+async fn a_killed_instance_leaves_no_server_behind_and_the_next_one_keeps_its_data() {
     let (config, _) = seed();
     let mut daemon = start(&config.path);
     let psql = daemon.wait_for("join in with: ");
@@ -92,7 +92,7 @@ async fn killed_it_leaves_no_server_behind_and_the_next_one_goes_on_with_the_sam
     drop(db);
     daemon.signal(Signal::SIGKILL);
     daemon.wait();
-    // At once: it has to wait for the watchdog of the one before.
+    // At once: the instance must wait for the watchdog of the previous one.
     let mut daemon = start(&config.path);
     let psql = daemon.wait_for("join in with: ");
     let db = TestDatabase::at(&conninfo(&psql)).await;
@@ -110,7 +110,7 @@ async fn killed_it_leaves_no_server_behind_and_the_next_one_goes_on_with_the_sam
 }
 
 #[test]
-fn a_second_instance_on_the_same_directory_is_told_who_has_it() {
+fn a_second_instance_on_the_same_directory_reports_that_it_is_in_use() {
     let (config, _) = seed();
     let mut daemon = start(&config.path);
     daemon.wait_for("SPI worker 1 initialized");
@@ -122,7 +122,7 @@ fn a_second_instance_on_the_same_directory_is_told_who_has_it() {
 }
 
 #[test]
-fn a_private_server_that_dies_is_the_end_with_its_reason() {
+fn a_private_server_that_dies_ends_the_program_with_its_reason() {
     let (config, _) = seed();
     let mut daemon = start(&config.path);
     wait_for_all(
@@ -137,7 +137,7 @@ fn a_private_server_that_dies_is_the_end_with_its_reason() {
 }
 
 #[actix::test]
-async fn a_log_that_nobody_reads_any_more_ends_nothing() {
+async fn a_log_without_a_reader_ends_nothing() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "20ms", &["s"]);
     let mut child = bgworker()
@@ -201,7 +201,7 @@ fn the_demo_shows_the_totals_moving_and_leaves_nothing_behind() {
 }
 
 #[actix::test]
-async fn killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice() {
+async fn fifty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() {
     let db = TestDatabase::new().await;
     let counted = table("s", "t");
     let config = Config::given(&db, "1ms", &["s"]);
@@ -211,7 +211,7 @@ async fn killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice()
     drop(first);
     let (stop, stopped) = std::sync::mpsc::channel();
     let conninfo = db.conninfo().to_owned();
-    // On a thread of its own: this one waits for the program, and for nothing else meanwhile.
+    // On its own thread: this one blocks while it waits for the program.
     let inserter = std::thread::spawn(move || {
         actix::System::new().block_on(insert_until(&conninfo, &stopped))
     });
@@ -222,7 +222,7 @@ async fn killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice()
         std::thread::sleep(Duration::from_millis(fastrand::u64(0..40)));
         daemon.signal(Signal::SIGKILL);
         daemon.wait();
-        // The inserter's is the only other one.
+        // The inserter's is the only other backend.
         within(SECOND, "its backends are gone", || async {
             let ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'bgworker' \
                         AND datname = current_database()";
@@ -249,7 +249,7 @@ async fn killed_fifty_times_at_random_moments_nothing_is_lost_or_counted_twice()
     assert_eq!(last.wait().0, Some(0));
 }
 
-/// Inserts deltas until it is told to stop, and returns their sum.
+/// Inserts deltas until `stopped` receives a message, and returns their sum.
 async fn insert_until(conninfo: &str, stopped: &std::sync::mpsc::Receiver<()>) -> i64 {
     let db = TestDatabase::at(conninfo).await;
     let mut inserted = 0;
@@ -287,7 +287,7 @@ async fn a_sighup_rereads_naptimes_and_a_broken_file_changes_nothing() {
     .await;
 }
 
-/// Reloads a configuration that cannot be what was meant, and checks that the worker works on.
+/// Reloads a configuration that cannot be what was meant, and checks that the worker goes on folding.
 async fn changes_nothing(daemon: &mut Daemon, db: &TestDatabase, why: &str) {
     daemon.signal(Signal::SIGHUP);
     let line = daemon.wait_for("nothing was changed");
@@ -302,7 +302,7 @@ async fn changes_nothing(daemon: &mut Daemon, db: &TestDatabase, why: &str) {
 }
 
 #[actix::test]
-async fn a_reload_that_cannot_read_what_the_start_read_changes_nothing_and_warns() {
+async fn a_reload_of_an_empty_missing_or_unreadable_file_changes_nothing_and_warns() {
     let db = TestDatabase::new().await;
     let text = given(&db, "20ms", &["s"]);
     let config = Config::new(&text);
@@ -315,11 +315,11 @@ async fn a_reload_that_cannot_read_what_the_start_read_changes_nothing_and_warns
     changes_nothing(&mut daemon, &db, "is empty").await;
     fs::remove_file(&config.path).unwrap();
     changes_nothing(&mut daemon, &db, "No such file").await;
-    // A pipe without a writer, which would wait for one for ever.
+    // A pipe without a writer: opening it would block forever.
     nix::unistd::mkfifo(&config.path, nix::sys::stat::Mode::S_IRWXU).unwrap();
     changes_nothing(&mut daemon, &db, "can be read only once").await;
     fs::remove_file(&config.path).unwrap();
-    // A file that says so may leave no worker.
+    // A file that has no workers, but is not empty, removes them all.
     let (database, _) = text.split_once("[[worker]]").unwrap();
     config.write(database);
     daemon.signal(Signal::SIGHUP);
@@ -343,7 +343,7 @@ async fn a_configuration_from_a_pipe_survives_a_reload() {
 }
 
 #[actix::test]
-async fn a_process_without_descriptors_is_full_and_its_server_is_not_away() {
+async fn a_process_that_runs_out_of_descriptors_does_not_take_its_server_for_away() {
     let db = TestDatabase::new().await;
     let schemas: Vec<_> = (0..20).map(|n| format!("s{n}")).collect();
     let schemas: Vec<_> = schemas.iter().map(String::as_str).collect();
@@ -370,7 +370,7 @@ async fn a_process_without_descriptors_is_full_and_its_server_is_not_away() {
 }
 
 #[actix::test]
-async fn signals_that_mean_nothing_here_are_named_and_end_nothing() {
+async fn signals_that_mean_nothing_are_logged_and_end_nothing() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "1s", &["s"]);
     let mut daemon = start(&config.path);
@@ -387,7 +387,7 @@ async fn signals_that_mean_nothing_here_are_named_and_end_nothing() {
     ] {
         daemon.signal(signal);
         if signal != Signal::SIGPIPE {
-            daemon.wait_for(&format!("received {signal}, which means nothing here"));
+            daemon.wait_for(&format!("received {signal}, which has no effect"));
         }
     }
     daemon.signal(Signal::SIGTERM);
@@ -395,7 +395,7 @@ async fn signals_that_mean_nothing_here_are_named_and_end_nothing() {
 }
 
 #[actix::test]
-async fn what_a_server_says_can_neither_forge_a_line_of_the_log_nor_steer_a_terminal() {
+async fn a_server_message_can_neither_forge_a_log_line_nor_steer_a_terminal() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "20ms", &["s"]);
     let mut daemon = start(&config.path);
@@ -421,7 +421,7 @@ async fn what_a_server_says_can_neither_forge_a_line_of_the_log_nor_steer_a_term
 }
 
 #[actix::test]
-async fn each_change_of_the_file_takes_its_effect_in_one_line() {
+async fn each_change_of_the_file_takes_effect_and_logs_one_line() {
     let db = TestDatabase::new().await;
     let config = Config::new(&on_their_own(&given(
         &db,
@@ -467,7 +467,7 @@ async fn each_change_of_the_file_takes_its_effect_in_one_line() {
 }
 
 #[actix::test]
-async fn a_signal_is_heard_while_a_reload_waits_for_a_worker_to_end() {
+async fn a_signal_is_handled_while_a_reload_waits_for_a_worker_to_end() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "20ms", &["s"]);
     let mut daemon = start(&config.path);
@@ -485,7 +485,7 @@ async fn a_signal_is_heard_while_a_reload_waits_for_a_worker_to_end() {
 
 #[actix::test]
 async fn a_sigterm_before_the_worker_is_ready_is_a_clean_stop() {
-    // A server that accepts and says nothing.
+    // A server that accepts connections and sends nothing.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let config = Config::new(&format!(
@@ -500,7 +500,7 @@ async fn a_sigterm_before_the_worker_is_ready_is_a_clean_stop() {
 }
 
 #[actix::test]
-async fn each_signal_says_what_it_asks_for() {
+async fn each_signal_logs_the_shutdown_that_it_requests() {
     let db = TestDatabase::new().await;
     for (signal, said, code) in [
         (Signal::SIGTERM, "received smart shutdown request", 0),
@@ -530,7 +530,7 @@ fn check_reports_every_mistake_and_exits_with_78_and_nothing_on_standard_output(
 }
 
 #[test]
-fn check_of_the_examples_is_silent_and_print_shows_what_is_in_force() {
+fn check_of_the_examples_says_what_is_right_and_print_shows_what_is_in_force() {
     for file in [
         "conf/bgworker.toml",
         "conf/jobs.toml",
@@ -539,7 +539,9 @@ fn check_of_the_examples_is_silent_and_print_shows_what_is_in_force() {
     ] {
         let file = Path::new(ROOT).join(file);
         let (code, out, err) = run(bgworker().args(["check", "--config"]).arg(file));
-        assert_eq!((code, &*out, &*err), (0, "", ""));
+        assert_eq!((code, &*err), (0, ""));
+        assert!(out.contains(": no mistakes\n  workers  "), "{out}");
+        assert!(out.contains("\nNot checked: the server"), "{out}");
     }
     let mut print = bgworker();
     print.current_dir(ROOT);
@@ -558,7 +560,7 @@ fn run_on_a_broken_configuration_starts_nothing_and_exits_with_78() {
 }
 
 #[test]
-fn without_a_configuration_file_every_place_is_named() {
+fn without_a_configuration_file_the_error_names_every_place() {
     let directory = reachable_directory();
     let mut command = bgworker();
     command
@@ -577,7 +579,7 @@ fn without_a_configuration_file_every_place_is_named() {
 }
 
 #[test]
-fn the_configuration_file_is_found_where_it_is_looked_for() {
+fn the_first_configuration_file_that_exists_is_used_unless_one_is_named() {
     let directory = reachable_directory();
     let good = "[database]\nembedded = true\n";
     fs::create_dir_all(directory.path().join("conf")).unwrap();
@@ -612,7 +614,7 @@ fn wrong_usage_exits_with_2_and_help_and_version_with_0() {
 }
 
 #[actix::test]
-async fn the_log_is_json_where_nobody_looks_on() {
+async fn the_log_is_json_unless_standard_error_is_a_terminal() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "1s", &["s"]);
     let mut daemon = Daemon::start(bgworker().arg("--config").arg(&config.path));

@@ -1,4 +1,4 @@
-//! The jobs of `conf/jobs.toml`: each does what it says, on tables such as it names.
+//! The jobs of `conf/jobs.toml`: each does what it says, on tables like those it names.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::configuration::Config;
 use crate::program::{bgworker, run};
 use crate::support::database::TestDatabase;
 
-/// The file, with the databases of a test in place of its own.
+/// The file, with the test's databases in place of its own.
 fn jobs(db: &TestDatabase, reports: &str) -> Config {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/jobs.toml");
     let text = std::fs::read_to_string(path).unwrap();
@@ -67,7 +67,8 @@ async fn each_job_of_the_examples_does_what_it_says() {
     assert_eq!(db.value::<i64>(left).await, 0);
     assert!(db.value::<i64>("SELECT count(*) FROM session").await > 0);
 
-    // Its row is made by the first run; the hour before the one that is told is what came in since the last tick.
+    // The first run makes the job's row. With its last tick set to the start of the previous hour, the second run
+    // counts what came in since then.
     once(&config, "count orders");
     reports
         .execute("UPDATE bgworker.job SET last_done = date_trunc('hour', now()) - '1 h'::interval; TRUNCATE orders_by_hour")

@@ -12,7 +12,7 @@ use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A job that has an effect for each tick.
+/// A job that inserts a row into `effect` for each tick.
 fn job(db: &TestDatabase, interval: &str, sql: &str) -> Config {
     Config::new(&format!(
         "[database]\nurl = \"{}\"\n[[worker]]\nname = \"j\"\nfunction = \"sql\"\nmissed = \"each\"\n\
@@ -30,7 +30,7 @@ async fn stage() -> TestDatabase {
 }
 
 #[actix::test]
-async fn of_three_instances_that_are_killed_at_random_one_runs_each_tick() {
+async fn each_tick_runs_once_on_three_instances_that_are_killed_at_random() {
     let db = stage().await;
     let config = job(&db, "1s", "SELECT pg_sleep(0.3)");
     let mut instances: Vec<_> = (0..3).map(|_| start(&config.path)).collect();
@@ -52,7 +52,7 @@ async fn of_three_instances_that_are_killed_at_random_one_runs_each_tick() {
     })
     .await;
     for mut instance in instances {
-        // One that has only just begun does not yet know what a signal means.
+        // An instance that has only just started has not installed its signal handlers.
         instance.wait_for("starting background worker");
         instance.signal(Signal::SIGTERM);
         assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
@@ -68,7 +68,7 @@ async fn of_three_instances_that_are_killed_at_random_one_runs_each_tick() {
 }
 
 #[actix::test]
-async fn a_frozen_instance_lets_go_of_its_tick_and_fails_when_it_goes_on() {
+async fn a_frozen_instance_loses_its_tick_to_another_and_each_tick_runs_once() {
     let db = stage().await;
     let config = job(&db, "1s", "SELECT pg_sleep(0.5); SELECT 1");
     let mut frozen = start(&config.path);
@@ -133,7 +133,7 @@ async fn once_runs_a_job_beside_its_schedule_and_a_dry_run_changes_nothing() {
 }
 
 #[actix::test]
-async fn once_says_what_failed_and_undoes_it_and_of_a_job_that_runs_it_says_so() {
+async fn once_reports_and_undoes_a_failure_and_refuses_a_running_or_unknown_job() {
     let db = stage().await;
     let fails = job(&db, "1000d", "SELECT 1 / 0");
     let (code, out, err) = once(&fails, &[]);
@@ -166,7 +166,7 @@ async fn once_says_what_failed_and_undoes_it_and_of_a_job_that_runs_it_says_so()
 }
 
 #[actix::test]
-async fn once_that_is_interrupted_is_cancelled_on_the_server() {
+async fn an_interrupted_once_is_cancelled_on_the_server() {
     let db = stage().await;
     let config = job(&db, "1000d", "SELECT pg_sleep(60)");
     let mut command = bgworker();
@@ -189,7 +189,7 @@ async fn once_that_is_interrupted_is_cancelled_on_the_server() {
 }
 
 #[actix::test]
-async fn what_ddl_prints_lets_a_role_that_may_create_nothing_run_everything() {
+async fn ddl_output_lets_a_role_without_create_rights_run_everything() {
     let db = stage().await;
     let role = db
         .value::<String>("SELECT 'plain_' || current_database()")
@@ -226,7 +226,7 @@ async fn what_ddl_prints_lets_a_role_that_may_create_nothing_run_everything() {
 }
 
 #[actix::test]
-async fn status_shows_the_next_tick_of_a_job_as_a_time_and_what_was_given_up() {
+async fn status_shows_the_next_tick_of_a_job_as_a_time_and_the_ticks_given_up() {
     let db = stage().await;
     let port = crate::support::proxy::free_port();
     let mut text = std::fs::read_to_string(&job(&db, "1s", "SELECT 1 / 0").path).unwrap();
@@ -290,7 +290,7 @@ fn next_shows_the_ticks_of_each_job_in_its_zone_and_asks_no_server() {
 }
 
 #[test]
-fn next_shows_each_change_of_the_clocks_in_four_zones_as_debians_cron_has_it() {
+fn next_agrees_with_debians_cron_at_each_clock_change_in_four_zones() {
     let windows = include_str!("../../../tests/it/ticks.json");
     let windows: Vec<serde_json::Value> = serde_json::from_str(windows).unwrap();
     let mut skipped = 0;
@@ -307,7 +307,7 @@ fn next_shows_each_change_of_the_clocks_in_four_zones_as_debians_cron_has_it() {
         command.args(["next", "--after", text("after"), "-n", &count, "--config"]);
         let (code, out, err) = run(command.arg(&config.path));
         assert_eq!((code, &*err), (0, ""));
-        // Each line is the tick as clocks of the zone show it, with their offset.
+        // Each line is the tick in the zone's local time, with its offset.
         let shown = out.lines().skip(1).map(|line| {
             let (civil, offset) = line.trim().split_at(19);
             skipped += usize::from(line.ends_with("(the clocks skip its time)"));
@@ -322,7 +322,7 @@ fn next_shows_each_change_of_the_clocks_in_four_zones_as_debians_cron_has_it() {
     assert!(skipped > 10, "{skipped}");
 }
 
-/// A library that shifts the clock of a program by the seconds in a file.
+/// A library that shifts the clock of a program by the number of seconds in a file.
 const CLOCK: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -368,7 +368,7 @@ async fn an_instance_whose_clock_jumps_by_an_hour_runs_each_tick_once() {
     let mut instance = crate::support::daemon::Daemon::start(&mut command);
     for hours in [0, 1, -1, 0] {
         std::fs::write(&shift, (hours * 3_600).to_string()).unwrap();
-        // Its log shows that its clock has jumped.
+        // The instance's log shows that its clock has jumped.
         instance.wait_for("j: done");
         let line = instance.wait_for("j: done");
         let (time, _) = line.trim().split_once(' ').unwrap();

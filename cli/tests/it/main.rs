@@ -1,4 +1,4 @@
-//! The program, as one test binary: every test is named after what it proves.
+//! Tests of the program, in one binary: every test is named after what it proves.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,13 +7,16 @@
     reason = "a test that is surprised fails, and some measure real time and say what they find"
 )]
 
+mod beginning;
 mod bench;
 mod configuration;
 mod daemon;
+mod documentation;
 mod job_examples;
 mod jobs;
 mod program;
 mod rollups;
+mod schema;
 mod service_manager;
 mod serving;
 #[expect(

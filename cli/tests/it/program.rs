@@ -30,7 +30,7 @@ pub(crate) fn run(command: &mut Command) -> (i32, String, String) {
     )
 }
 
-/// `run` with this configuration file and its log as text.
+/// Starts `run` with this configuration file, and with its log as text.
 pub(crate) fn start(config: &Path) -> Daemon {
     Daemon::start(
         bgworker()
@@ -39,7 +39,7 @@ pub(crate) fn start(config: &Path) -> Daemon {
     )
 }
 
-/// Waits for lines with these in them, in any order.
+/// Waits until each of these texts has stood in a line, in any order.
 #[track_caller]
 pub(crate) fn wait_for_all(daemon: &mut Daemon, texts: &[&str]) {
     let mut open = texts.to_vec();

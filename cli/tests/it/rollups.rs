@@ -1,4 +1,4 @@
-//! Roll-ups by the program: the examples of `conf/rollups.toml`, and what `ddl` prints of them.
+//! Roll-ups by the program: the examples of `conf/rollups.toml`, and what `ddl` prints for them.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::program::{bgworker, run, start};
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
 
-/// The examples, with the database of a test in place of their own.
+/// The text of the examples, with the test's database in place of theirs.
 fn text(conninfo: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/rollups.toml");
     let text = std::fs::read_to_string(path).unwrap();
@@ -19,7 +19,7 @@ fn text(conninfo: &str) -> String {
     )
 }
 
-/// The statements in the comments of the examples that begin with this.
+/// The statements in the examples' comments that begin with this text.
 fn statements(text: &str, begin: &str) -> Vec<String> {
     let sql = text.lines().filter_map(|line| line.strip_prefix("#   "));
     let sql: String = sql.flat_map(|line| [line, " "]).collect();
@@ -28,10 +28,10 @@ fn statements(text: &str, begin: &str) -> Vec<String> {
     statements.map(str::to_owned).collect()
 }
 
-/// The last column of what the query of each example finds after its insert.
+/// What each example's query returns in its last column after the insert.
 const FOUND: [&str; 4] = ["1", "97", "0.0417", "13"];
 
-/// Whether each query finds that, and nothing waits in a queue.
+/// `true` if each query returns that, and nothing waits in a queue.
 async fn is_folded(db: &TestDatabase, queries: &[String]) -> bool {
     let views = "SELECT count(*) FROM pg_views WHERE schemaname = 'public'";
     if db.value::<i64>(views).await < 3 {
@@ -50,7 +50,7 @@ async fn is_folded(db: &TestDatabase, queries: &[String]) -> bool {
 }
 
 #[actix::test]
-async fn each_example_does_what_it_says_with_the_tables_the_insert_and_the_query_beside_it() {
+async fn each_example_works_with_the_tables_insert_and_query_in_its_comments() {
     let db = TestDatabase::new().await;
     let text = text(db.conninfo());
     let tables = statements(&text, "CREATE TABLE");
@@ -66,7 +66,7 @@ async fn each_example_does_what_it_says_with_the_tables_the_insert_and_the_query
     eventually("all is folded", || is_folded(&db, &queries)).await;
     let rejected: i64 = db.value("SELECT count(*) FROM usage_delta_rejected").await;
     assert_eq!(rejected, 1);
-    // A view shows what waits as well.
+    // A view also shows what still waits.
     instance.signal(Signal::SIGTERM);
     assert_eq!(instance.wait().0, Some(0), "{:?}", instance.said);
     db.execute("INSERT INTO stock_delta VALUES (1, 4711, -7)")
@@ -76,7 +76,7 @@ async fn each_example_does_what_it_says_with_the_tables_the_insert_and_the_query
 }
 
 #[actix::test]
-async fn what_ddl_prints_lets_a_role_that_may_create_nothing_roll_up() {
+async fn ddl_output_lets_a_role_without_create_rights_roll_up() {
     let db = TestDatabase::new().await;
     let role = db
         .value::<String>("SELECT 'plain_' || current_database()")

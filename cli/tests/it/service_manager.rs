@@ -1,4 +1,4 @@
-//! What systemd hears of the program: ready, reloading, stopping, alive. A socket of the test's own stands in.
+//! What the program reports to systemd: ready, reloading, stopping, alive. The test's own socket stands in for systemd.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
@@ -16,20 +16,20 @@ use crate::support::LONG;
 use crate::support::daemon::Daemon;
 use crate::support::database::TestDatabase;
 
-/// The service manager's end.
+/// The service manager's end of the socket.
 struct ServiceManager {
     socket: UnixDatagram,
-    /// What it has heard, a line each.
+    /// The lines that it has received.
     heard: Vec<String>,
 }
 
 impl ServiceManager {
-    /// One whose socket lies beside a configuration, open to everybody.
+    /// Listens on a socket beside a configuration that every user may write to.
     fn listen(config: &Config) -> Self {
         let path = Self::path(config);
         let socket = UnixDatagram::bind(&path).unwrap();
-        let everybody = std::fs::Permissions::from_mode(0o777);
-        std::fs::set_permissions(path, everybody).unwrap();
+        let everyone = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(path, everyone).unwrap();
         socket.set_read_timeout(Some(LONG)).unwrap();
         let heard = Vec::new();
         Self { socket, heard }
@@ -49,7 +49,7 @@ impl ServiceManager {
         command
     }
 
-    /// Waits for the next lines but for those of its status and watchdog.
+    /// Waits for the next message other than those with the status and the watchdog, and returns its lines.
     fn next(&mut self) -> Vec<String> {
         loop {
             let lines = self.next_of_any_kind();
@@ -68,7 +68,7 @@ impl ServiceManager {
         lines
     }
 
-    /// What it hears until nobody can tell it anything any more.
+    /// Receives what has been sent so far; for use after the program has ended.
     fn rest(&mut self) {
         self.socket.set_nonblocking(true).unwrap();
         let mut message = [0; 4096];
@@ -80,14 +80,14 @@ impl ServiceManager {
 }
 
 #[actix::test]
-async fn it_is_told_of_the_start_each_reload_and_the_stop() {
+async fn systemd_is_notified_of_the_start_each_reload_and_the_stop() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "100ms", &["s", "s2"]);
     let mut manager = ServiceManager::listen(&config);
     let mut daemon = Daemon::start(&mut ServiceManager::command(&config));
     assert_eq!(manager.next(), ["READY=1"]);
     wait_for_all(&mut daemon, &["s initialized", "s2 initialized"]);
-    // Its status line, too, when it is next looked at.
+    // The status line as well, when it is next sent.
     while !manager
         .heard
         .iter()
@@ -122,7 +122,7 @@ async fn it_is_told_of_the_start_each_reload_and_the_stop() {
 }
 
 #[actix::test]
-async fn it_is_ready_while_it_waits_for_its_server() {
+async fn the_program_is_ready_while_it_waits_for_its_server() {
     let config = Config::new(
         "[database]\nurl = \"host=/no/such/directory\"\n[[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\n",
     );
@@ -140,7 +140,7 @@ async fn it_is_ready_while_it_waits_for_its_server() {
 }
 
 #[actix::test]
-async fn its_watchdog_is_fed_twice_as_often_as_it_must_be() {
+async fn the_watchdog_is_fed_twice_as_often_as_required() {
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "1s", &["s"]);
     let mut manager = ServiceManager::listen(&config);
@@ -180,7 +180,7 @@ async fn a_watchdog_of_another_process_is_not_fed() {
 }
 
 #[actix::test]
-async fn a_socket_without_a_file_is_spoken_to_as_well() {
+async fn a_socket_without_a_file_is_notified_as_well() {
     use std::os::linux::net::SocketAddrExt as _;
     let db = TestDatabase::new().await;
     let config = Config::given(&db, "1s", &["s"]);
@@ -201,7 +201,7 @@ async fn a_socket_without_a_file_is_spoken_to_as_well() {
     daemon.wait();
 }
 
-/// PostgreSQL, too, tells a service manager that it is ready: not the one that started us, please.
+/// PostgreSQL, too, notifies a service manager that it is ready; it must not notify the one that started bgworker.
 #[test]
 fn a_private_server_does_not_speak_for_the_program() {
     let (config, _) = seed();

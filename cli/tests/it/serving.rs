@@ -1,6 +1,7 @@
-//! The program to those who ask it: `[http] listen`, and `bgworker status`.
+//! What the program answers over HTTP: `[http] listen`, and `bgworker status`.
 
 use std::net::TcpListener;
+use std::process::Command;
 use std::time::Duration;
 
 use bgworker::http::Snapshot;
@@ -12,10 +13,10 @@ use crate::support::daemon::Daemon;
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
 
-/// What a test appends to a configuration: any port will do.
+/// What a test appends to a configuration to listen on any free port.
 const LISTEN: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
 
-/// Where the program says that it listens.
+/// The URL where the program logs that it listens.
 fn url(daemon: &mut Daemon) -> String {
     let line = daemon.wait_for("listening on http://");
     let url = line.split("listening on ").nth(1).unwrap();
@@ -28,7 +29,7 @@ fn status(url: &str, flags: &[&str]) -> (i32, String, String) {
 }
 
 #[actix::test]
-async fn status_shows_each_worker_and_exits_with_0_when_all_are_well() {
+async fn status_shows_each_worker_and_exits_with_0_when_all_are_healthy() {
     let db = TestDatabase::new().await;
     let config = Config::new(&(given(&db, "100ms", &["one", "number two"]) + LISTEN));
     let mut daemon = start(&config.path);
@@ -68,7 +69,7 @@ async fn status_shows_each_worker_and_exits_with_0_when_all_are_well() {
     );
     assert_eq!(lines.len(), 5, "{out}");
 
-    // For programs, and from the page's own address.
+    // The same as JSON, with a URL that lacks the last slash; then the page.
     let (code, out, _) = status(url.trim_end_matches('/'), &["--json"]);
     assert_eq!(code, 0);
     let snapshot: Snapshot = serde_json::from_str(&out).unwrap();
@@ -88,7 +89,7 @@ async fn status_shows_each_worker_and_exits_with_0_when_all_are_well() {
             .contains("<title>bgworker")
     );
 
-    // Somebody who listens does not hold up its end.
+    // A client that listens to events does not delay the program's end.
     let mut listener = ureq::get(format!("{url}events")).call().unwrap();
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().0, Some(0));
@@ -122,6 +123,50 @@ async fn status_names_the_trouble_of_a_worker_and_exits_with_1() {
 }
 
 #[actix::test]
+async fn status_watch_shows_the_table_again_with_the_worker_that_needs_attention_first() {
+    let db = TestDatabase::new().await;
+    let sql = "CREATE SCHEMA ill; CREATE TABLE ill.t (type text, value bigint)";
+    db.execute(sql).await;
+    let config = Config::new(&(given(&db, "1s", &["well", "ill"]) + LISTEN));
+    let mut daemon = start(&config.path);
+    let url = url(&mut daemon);
+    wait_for_all(&mut daemon, &["has no unique index", "well initialized"]);
+    let mut watching = Daemon::start(bgworker().args(["status", "--watch", "--url", &url]));
+    for _ in 0..2 {
+        let first = watching.wait_for("ill ");
+        assert!(first.starts_with("ill  "), "{first}");
+        watching.wait_for("well  ");
+    }
+    // It goes on when the instance is gone, and says so.
+    drop(daemon);
+    watching.wait_for("could not ask");
+}
+
+#[actix::test]
+async fn status_has_colours_on_a_terminal_alone_and_not_with_no_color() {
+    let db = TestDatabase::new().await;
+    let config = Config::new(&(given(&db, "1s", &["one"]) + LISTEN));
+    let mut daemon = start(&config.path);
+    let url = url(&mut daemon);
+    daemon.wait_for("one initialized");
+    let command = format!("{} status --url {url}", env!("CARGO_BIN_EXE_bgworker"));
+    // util-linux's script gives a command a terminal.
+    let on_a_terminal = |variables: &[(&str, &str)]| {
+        let mut script = Command::new("script");
+        script
+            .args(["-qec", &command, "/dev/null"])
+            .env("TERM", "xterm");
+        script
+            .env_remove("NO_COLOR")
+            .envs(variables.iter().copied());
+        run(&mut script).1
+    };
+    assert!(on_a_terminal(&[]).contains("\x1b[3"));
+    assert!(!on_a_terminal(&[("NO_COLOR", "1")]).contains('\x1b'));
+    assert!(!status(&url, &[]).1.contains('\x1b'));
+}
+
+#[actix::test]
 async fn status_finds_the_instance_of_a_configuration() {
     let db = TestDatabase::new().await;
     // A port that was free a moment ago.
@@ -144,7 +189,7 @@ async fn status_finds_the_instance_of_a_configuration() {
     daemon.wait_for("s initialized");
     eventually("it is well", async || ask().0 == 0).await;
 
-    // Where it listens needs a restart, and the log says so each time.
+    // A change of `listen` needs a restart, and each reload logs that.
     config.write(&given(&db, "1s", &["s"]));
     for _ in 0..2 {
         daemon.signal(Signal::SIGHUP);
@@ -154,7 +199,7 @@ async fn status_finds_the_instance_of_a_configuration() {
     assert_eq!((code, &*out), (1, ""));
     assert!(err.contains("set \"listen\" in [http]"), "{err}");
 
-    // A second one on that port says so, and has not touched anything.
+    // A second instance on that port reports it, and has not touched anything.
     let second = Config::new(&(given(&db, "1s", &["never made"]) + &listen));
     let (code, _, err) = run(bgworker()
         .args(["--log-format", "text", "--config"])
@@ -170,7 +215,7 @@ async fn status_finds_the_instance_of_a_configuration() {
 }
 
 #[actix::test]
-async fn status_asks_no_proxy_for_an_instance_of_ours() {
+async fn status_uses_no_proxy() {
     let db = TestDatabase::new().await;
     let config = Config::new(&(given(&db, "100ms", &["s"]) + LISTEN));
     let mut daemon = start(&config.path);
@@ -187,7 +232,7 @@ async fn status_asks_no_proxy_for_an_instance_of_ours() {
 }
 
 #[test]
-fn a_server_that_was_never_reached_is_never_well_and_everything_says_why() {
+fn a_server_that_was_never_reached_is_never_healthy_and_every_answer_says_why() {
     let text = "[database]\nurl = \"postgresql://app:hunter2@127.0.0.1:1/x\"\n\
                 [[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\n";
     let config = Config::new(&(text.to_owned() + LISTEN));
@@ -244,7 +289,7 @@ fn a_server_that_was_never_reached_is_never_well_and_everything_says_why() {
 }
 
 #[test]
-fn a_mistake_on_our_side_is_not_the_server_being_away() {
+fn a_local_mistake_does_not_count_as_the_server_being_away() {
     for (key, why) in [
         (
             "password_file = \"/no/such/file\"",
@@ -263,7 +308,7 @@ fn a_mistake_on_our_side_is_not_the_server_being_away() {
         );
         let config = Config::new(&text);
         if key.is_empty() {
-            // Nothing else could ever work.
+            // No connection could ever work, so the program does not start.
             let (code, _, err) = run(bgworker()
                 .args(["--log-format", "text", "--config"])
                 .arg(&config.path));
@@ -284,12 +329,12 @@ fn a_mistake_on_our_side_is_not_the_server_being_away() {
 }
 
 #[test]
-fn status_of_somebody_else_or_of_nobody_is_an_error_that_says_so() {
+fn status_without_an_instance_that_answers_fails_and_says_why() {
     let (code, _, err) = run(bgworker().args(["status", "--config", "/no/such/file"]));
     assert_eq!(code, 78, "{err}");
     let (code, _, err) = status("not a url", &[]);
     assert_eq!(code, 1, "{err}");
-    // Somebody who accepts and never answers is given up.
+    // `status` gives up on a server that accepts and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let begin = std::time::Instant::now();

@@ -1,4 +1,4 @@
-//! The workers of a configuration. A mistake in one key hides none in another.
+//! The check of a configuration's workers. A mistake in one key hides none in another.
 
 use std::collections::HashMap;
 
@@ -33,7 +33,7 @@ impl Check<'_> {
             let path = format!("{WORKER}[{index}]");
             let mut worker = worker?;
             if self.found.concerns(&format!("{path}.name")) {
-                // It is checked under the name of its place.
+                // A worker without a usable name is checked under its path.
                 worker.name = path.as_str().into();
             } else if let Some(first) = names.insert(worker.name.clone(), index) {
                 let name = &worker.name;
@@ -61,7 +61,7 @@ impl Check<'_> {
         checked.collect()
     }
 
-    /// Checks what the Postmaster is told, and what the function says of its settings.
+    /// Checks a worker's registration and its function's settings, and shows both.
     fn worker(
         &mut self,
         path: &str,

@@ -1,9 +1,9 @@
-//! libpq's keywords, and the variables that stand in for them. Nothing is read here.
+//! libpq's keywords, and the environment variables that stand in for them. Nothing is read here.
 
-/// A keyword of libpq's.
+/// A libpq keyword.
 pub(super) struct Keyword {
     pub(super) name: &'static str,
-    /// What stands in for it.
+    /// The environment variable that stands in for it.
     pub(super) variable: Option<&'static str>,
     pub(super) support: Support,
 }
@@ -12,11 +12,11 @@ pub(super) struct Keyword {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Support {
     Yes,
-    /// It has none: whoever sets it would be deceived.
+    /// It has none, and is refused: ignoring it would mislead the user.
     No,
 }
 
-/// Every keyword of libpq up to version 17.
+/// Every keyword of libpq up to version 17, and some of version 18.
 pub(super) const KEYWORDS: [Keyword; 50] = {
     const fn yes(name: &'static str, variable: &'static str) -> Keyword {
         Keyword {

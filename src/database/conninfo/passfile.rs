@@ -1,4 +1,4 @@
-//! The password file: who has which password where. Mirrors libpq's `passwordFromFile`.
+//! The password file: passwords by host, port, database and user. Mirrors libpq's `passwordFromFile`.
 //!
 //! It is read at every connect, so that a password can be changed without a restart.
 
@@ -8,17 +8,17 @@ use std::path::Path;
 
 use super::{Host, Password};
 
-/// What a socket in the default directory counts as.
+/// The host name that a socket in the default directory counts as.
 const LOCALHOST: &str = "localhost";
 
 /// The default directory of sockets.
 const DEFAULT_SOCKET_DIRECTORY: &str = "/var/run/postgresql";
 
-/// The password of a user for a database of a host, of the first line that fits.
+/// The password of a user for a database at a host, from the first line that matches.
 ///
 /// # Errors
 ///
-/// If there is such a file, and it is not used: a warning that says why. The first two sentences are libpq's.
+/// If the file is there but not used: a warning that says why. The sentences about plain files and access are libpq's.
 pub(super) fn find(
     file: &Path,
     host: &Host,
@@ -63,12 +63,12 @@ fn can_others_read(_: &Metadata) -> bool {
     false
 }
 
-/// The password of a line, if its first four fields fit.
+/// The password of a line, if its first four fields match.
 fn password(line: &str, wanted: [&str; 4]) -> Option<String> {
     let mut rest = line;
     for wanted in wanted {
         let (field, after) = take_field(rest)?;
-        // A lone star fits everything; an escaped one is a star.
+        // A lone star matches everything; an escaped one is a star.
         if field != wanted && !rest.starts_with("*:") {
             return None;
         }
@@ -77,7 +77,7 @@ fn password(line: &str, wanted: [&str; 4]) -> Option<String> {
     Some(unescaped(rest)).filter(|password| !password.is_empty())
 }
 
-/// The field up to the next colon that is not escaped, and what follows that.
+/// The field up to the next unescaped colon, and what follows that.
 fn take_field(text: &str) -> Option<(String, &str)> {
     let mut escaped = false;
     let end = text.find(|c| {

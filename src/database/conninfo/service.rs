@@ -1,4 +1,4 @@
-//! The service file: connection settings under a name. Mirrors libpq's `parseServiceInfo`.
+//! The service file: named sets of connection settings. Mirrors libpq's `parseServiceInfo`.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -8,17 +8,17 @@ use thiserror::Error;
 use super::{ConnInfoError, check_keyword};
 use crate::spelling;
 
-/// Why a service has no settings. The sentences are libpq's.
+/// Why a service has no settings. The sentences are libpq's where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ServiceError {
-    /// No file has it.
+    /// No service file defines it.
     #[error("definition of service{} not found", spelling::quoted_word(.service))]
     NotFound {
         /// Its name. It may hold anything, and is shown only if it looks like a word.
         service: String,
     },
-    /// The file that `PGSERVICEFILE` names is not there.
+    /// The file that `PGSERVICEFILE` names does not exist.
     #[error("service file \"{}\" not found", .file.display())]
     NoFile {
         /// The service file.
@@ -32,19 +32,19 @@ pub enum ServiceError {
         /// What the system says.
         cause: String,
     },
-    /// A line is not what it should be.
+    /// A line is invalid.
     #[error("syntax error in service file \"{}\", line {line}: {cause}", .file.display())]
     Syntax {
         /// The service file.
         file: PathBuf,
-        /// Its number, from 1.
+        /// The number of the line, from 1.
         line: usize,
         /// What is wrong.
         cause: String,
     },
 }
 
-/// The settings of a service: of the user's file, or else of the system's.
+/// The settings of a service: from the user's file, or else from the system's.
 pub(super) fn find(
     service: &str,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -67,7 +67,7 @@ pub(super) fn find(
     })
 }
 
-/// The settings of a service in a file, if it has it.
+/// The settings of a service in a file, if the file defines it.
 fn read(service: &str, file: &Path) -> Result<Option<Vec<(String, String)>>, ServiceError> {
     let text = match fs::read_to_string(file) {
         Ok(text) => text,

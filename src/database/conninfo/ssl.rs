@@ -1,6 +1,6 @@
-//! libpq's `ssl*` settings: whether a connection is encrypted, whom it trusts, and what it shows of itself.
+//! libpq's `ssl*` settings: whether a connection is encrypted, which authorities it trusts, and what it presents.
 //!
-//! Values alone: no file is read here, and nothing is connected.
+//! Only values: nothing here reads a file or connects.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,18 +8,18 @@ use std::path::PathBuf;
 use super::ConnInfoError;
 use super::values::Values;
 
-/// What connections are encrypted with, and how far the server is trusted.
+/// How connections are encrypted, and how far the server is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TlsSettings {
     pub(crate) mode: SslMode,
     pub(crate) roots: Roots,
     pub(crate) certificate: Option<Credential>,
     pub(crate) key: Option<Credential>,
-    /// The handshake begins at once, without asking the server whether it has TLS.
+    /// `true` if the handshake begins at once, without asking the server whether it has TLS.
     pub(crate) direct: bool,
 }
 
-/// Whether a connection is encrypted, and what of the server is verified.
+/// Whether a connection is encrypted, and what is verified about the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SslMode {
     /// Never.
@@ -47,11 +47,11 @@ pub(crate) enum Roots {
     None,
 }
 
-/// A file that proves who we are.
+/// A file that proves the client's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Credential {
     pub(crate) file: PathBuf,
-    /// It was named: it must be there.
+    /// `true` if the settings name it: then it must be there.
     pub(crate) named: bool,
 }
 
@@ -105,8 +105,8 @@ impl TlsSettings {
         })
     }
 
-    /// The ways to connect, each tried if the one before failed for a reason that it may mend. A Unix
-    /// socket is never encrypted.
+    /// The ways to connect, in order. Each is tried if the one before failed for a reason that this one may avoid. A
+    /// Unix socket is never encrypted.
     pub(crate) fn attempts(&self, is_socket: bool) -> &'static [Attempt] {
         match self.mode {
             _ if is_socket => &[Attempt::Plain],
@@ -117,7 +117,7 @@ impl TlsSettings {
         }
     }
 
-    /// Whether there is no other way to connect.
+    /// Returns `true` if an encrypted connection is the only way.
     pub(crate) fn is_required(&self, is_socket: bool) -> bool {
         *self.attempts(is_socket) == [Attempt::Encrypted]
     }

@@ -1,6 +1,6 @@
-//! The two spellings of connection settings, read into keywords and values.
+//! Parses the two forms of connection settings into keywords and values.
 //!
-//! Only the form is checked here; what the keywords mean is not known.
+//! Only the form is checked: apart from JDBC's `ssl=true`, nothing here knows what a keyword means.
 
 use percent_encoding::percent_decode_str;
 
@@ -8,15 +8,15 @@ use super::ConnInfoError;
 
 const SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
 
-/// Reads a URL or a `key=value` string. A later value of a keyword overrides an earlier one.
+/// Reads a URL or a `key=value` string. The order is kept: a later value of a keyword overrides an earlier one.
 pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, ConnInfoError> {
     if text.contains('\0') {
         return Err(ConnInfoError::Syntax("it must not contain NUL"));
     }
     match SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)) {
         Some(rest) => parse_url(rest),
-        // Whatever looks like a URL of another kind may hold a password where a keyword is
-        // expected, and keywords are shown.
+        // Text that looks like another kind of URL may hold a password where a keyword is expected, and keywords are
+        // shown.
         None if text.contains("://") => Err(ConnInfoError::Syntax(
             "a URL must begin with \"postgresql://\"",
         )),
@@ -27,13 +27,13 @@ pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, ConnInfoError> 
 /// `[user[:password]@][host[:port],…][/dbname][?keyword=value&…]`
 fn parse_url(rest: &str) -> Result<Vec<(String, String)>, ConnInfoError> {
     let mut settings = Vec::new();
-    // Credentials end at the first "@", unless the path begins before it: they may hold a "?".
+    // Credentials end at the first "@", unless a "/" comes before it. They may hold a "?".
     let (credentials, rest) = match rest.find(['@', '/']) {
         Some(end) if rest[end..].starts_with('@') => (Some(&rest[..end]), &rest[end + 1..]),
         Some(_) | None => (None, rest),
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    // Else a part of a password would be taken for a host or a database, and shown.
+    // Otherwise part of a password would be taken for a host or a database, and shown.
     if rest.contains('@') || (credentials.is_none() && query.contains('@')) {
         return Err(ConnInfoError::Syntax(
             "in a user or a password, \"@\", \"/\" and \":\" must be written as %40, %2F and %3A",
@@ -77,7 +77,7 @@ fn parse_url(rest: &str) -> Result<Vec<(String, String)>, ConnInfoError> {
             .ok_or(ConnInfoError::Syntax("an option of a URL lacks its \"=\""))?;
         let (keyword, value) = (decode(keyword)?, decode(value)?);
         settings.push(match (keyword.as_str(), value.as_str()) {
-            // As JDBC has it; libpq takes it too.
+            // JDBC's form, which libpq accepts too.
             ("ssl", "true") => ("sslmode".to_owned(), "require".to_owned()),
             _ => (keyword, value),
         });
@@ -110,7 +110,7 @@ fn decode(text: &str) -> Result<String, ConnInfoError> {
     Ok(decoded.into_owned())
 }
 
-/// `keyword = value …`, where a value may stand in single quotes, and `\` escapes.
+/// Reads `keyword = value …`. A value may be in single quotes, and `\` escapes.
 fn parse_key_value(text: &str) -> Result<Vec<(String, String)>, ConnInfoError> {
     let mut settings = Vec::new();
     let mut rest = text.trim_start();

@@ -1,4 +1,4 @@
-//! The values of keywords, from wherever they come, and the forms that they take.
+//! The values of keywords, from every source, and the types that they are read as.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,9 @@ use super::{ConnInfoError, Host, service};
 
 /// What each keyword is set to.
 pub(super) struct Values<'e> {
-    /// What was given in the text; a later one overrides an earlier one.
+    /// Values from the text; a later one overrides an earlier one.
     given: Vec<(String, String)>,
-    /// What the service has.
+    /// Values from the service.
     service: Vec<(String, String)>,
     environment: &'e dyn Fn(&str) -> Option<String>,
 }
@@ -24,8 +24,7 @@ const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 // === impl Values ===
 
 impl<'e> Values<'e> {
-    /// Completes what was given: from the service that is named there or in the environment, and then
-    /// from the environment.
+    /// Completes the given values: first from the service that they or the environment name, then from the environment.
     pub(super) fn new(
         given: Vec<(String, String)>,
         environment: &'e dyn Fn(&str) -> Option<String>,
@@ -38,7 +37,7 @@ impl<'e> Values<'e> {
         if let Some(name) = values.get("service") {
             values.service = service::find(&name, environment)?;
         }
-        // Those of the environment are as binding as those of the text.
+        // Values from the environment are as binding as those from the text.
         for keyword in KEYWORDS.iter().filter(|known| known.support == Support::No) {
             if values.get(keyword.name).is_some() {
                 return Err(ConnInfoError::Unsupported {
@@ -61,14 +60,14 @@ impl<'e> Values<'e> {
             .filter(|value| !value.is_empty())
     }
 
-    /// A file: the one that is named, or else the one of this name in the home directory.
+    /// A file: the one that `keyword` names, or else `in_home` in the home directory.
     pub(super) fn file(&self, keyword: &str, in_home: &str) -> Option<PathBuf> {
         let home = || (self.environment)("HOME").filter(|home| !home.is_empty());
         let named = self.get(keyword).map(PathBuf::from);
         named.or_else(|| Some(Path::new(&home()?).join(in_home)))
     }
 
-    /// A number that is not negative. libpq takes a negative one for none.
+    /// A number that is not negative. As in libpq, a negative one counts as none.
     pub(super) fn number(&self, keyword: &'static str) -> Result<Option<u64>, ConnInfoError> {
         let Some(value) = self.get(keyword) else {
             return Ok(None);
@@ -82,7 +81,7 @@ impl<'e> Values<'e> {
         }
     }
 
-    /// One of several words.
+    /// The meaning of a value that must be one of several words.
     pub(super) fn one_of<T: Copy>(
         &self,
         keyword: &'static str,
@@ -114,7 +113,7 @@ impl<'e> Values<'e> {
             .unwrap_or(ChannelBinding::Prefer))
     }
 
-    /// The servers that may be meant, in the order in which they are given.
+    /// The servers to try, in the order in which they are given.
     pub(super) fn hosts(&self) -> Result<Vec<Host>, ConnInfoError> {
         let list = |keyword| {
             let value = self.get(keyword).unwrap_or_default();
@@ -138,7 +137,7 @@ impl<'e> Values<'e> {
             name.starts_with('/') || !name.contains([';', '=', '@'])
         };
         if !names.iter().all(is_name) {
-            // What stands there may be a password that went astray, and hosts are shown.
+            // The text may be a misplaced password, and hosts are shown.
             return Err(ConnInfoError::InvalidValue {
                 keyword: "host",
                 expected:
@@ -190,7 +189,7 @@ fn default_host(port: u16) -> String {
         .to_owned()
 }
 
-/// Reads each item of a list. An empty one stands for the default.
+/// Reads each item of a list. An empty item stands for the default.
 fn parse_each<T: std::str::FromStr>(
     items: &[String],
     keyword: &'static str,

@@ -1,28 +1,28 @@
-//! Probes that are asked together: whose come at the same moment travel as one statement.
+//! Groups of probes: those that arrive at the same moment are sent as one statement.
 //!
-//! To look whether there is anything to do costs a server little; to be woken for it, to begin and to end a
-//! transaction costs much more. Decides which probes make a statement, and keeps that as it is for as long as they
-//! come together, since it is prepared. Pure: sends nothing, and knows nobody who waits.
+//! Looking for work costs a server little; being woken for it, and beginning and ending a transaction, costs much more.
+//! This module decides which probes make a statement, and keeps the statement as it is as long as they come together,
+//! since it is prepared. It is pure: it sends nothing, and knows no waiter.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::probe::{Asked, Probe, probe_all};
 
-/// How many probes one statement has at most: so that it takes tenths of a millisecond where tables are small, and
+/// Largest number of probes in one statement, so that it takes tenths of a millisecond where tables are small, and
 /// locks no more tables than it must.
 pub(super) const PROBES_MAX: usize = 32;
 
-/// So many times in a row most of a group may be missing; the next time it is a group no more.
+/// How often in a row fewer than half of a group may show up. The next time, the group is dissolved.
 const MISSES_MAX: u8 = 8;
 
-/// What is to be sent as one statement: one row of one array of `tid`.
+/// Probes to be sent as one statement, which returns one row with one array of `tid`.
 pub(super) struct Batch<W> {
     pub(super) sql: Arc<str>,
     group: u64,
-    /// It holds one probe, so no other probe can make it fail.
+    /// `true` if it holds one probe, so that no other probe can make it fail.
     pub(super) is_of_one: bool,
-    /// Each with the place of its first scalar in the array.
+    /// Each probe that was asked, with the place of its first scalar in the array.
     pub(super) asked: Vec<(usize, Asked<W>)>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Groups {
     group_of: HashMap<u64, u64>,
     /// Probes of groups that have failed. Each is asked alone until it has been answered.
     suspects: HashSet<u64>,
-    /// The statements of groups that are no more.
+    /// The statements of dissolved groups.
     dissolved: Vec<Arc<str>>,
     next: u64,
 }
@@ -47,7 +47,7 @@ struct Group {
 // === impl Groups ===
 
 impl Groups {
-    /// Of so many probes at most.
+    /// Creates groups of `max` probes at most.
     pub(super) fn new(max: usize) -> Self {
         Self {
             max,
@@ -59,7 +59,7 @@ impl Groups {
         }
     }
 
-    /// Makes statements of probes that were asked at one moment.
+    /// Makes statements of probes that were asked at the same moment.
     pub(super) fn gather<W>(&mut self, asked: Vec<Asked<W>>) -> Vec<Batch<W>> {
         self.regroup(&asked);
         let mut batches: Vec<Batch<W>> = Vec::new();
@@ -82,7 +82,7 @@ impl Groups {
         batches
     }
 
-    /// Sees to it that each of these has a group, and that groups which come together become fewer if they can.
+    /// Gives each of these a group, and merges groups that come together if that makes them fewer.
     fn regroup<W>(&mut self, asked: &[Asked<W>]) {
         let present: HashMap<_, _> = asked
             .iter()
@@ -119,8 +119,8 @@ impl Groups {
         }
     }
 
-    /// Whether a group, some of which are present, may be put together with others: if all of it is. One whose
-    /// probes no longer come together is dissolved.
+    /// Returns `true` if a group with probes present may be merged with others: if all of it is present, it is not
+    /// full, and none of its probes is a suspect. Dissolves a group whose probes no longer come together.
     fn may_grow(&mut self, number: u64, present: &HashMap<u64, &Arc<Probe>>) -> bool {
         let Some(group) = self.groups.get_mut(&number) else {
             return false;
@@ -143,12 +143,12 @@ impl Groups {
         is_whole && here < self.max && !probes.iter().any(is_suspect)
     }
 
-    /// Whether a batch may be sent again as it is.
+    /// Returns `true` if the group of a batch still exists, so that the batch may be sent again as it is.
     pub(super) fn has<W>(&self, batch: &Batch<W>) -> bool {
         self.groups.contains_key(&batch.group)
     }
 
-    /// A batch was answered with values: its probes are as good as any.
+    /// Records that a batch was answered with values: its probes are no longer suspects.
     pub(super) fn succeeded<W>(&mut self, batch: &Batch<W>) {
         if !self.suspects.is_empty() {
             for (_, asked) in &batch.asked {
@@ -157,8 +157,8 @@ impl Groups {
         }
     }
 
-    /// A batch of several has failed, and whose probe it was is to be found out: until it has been answered,
-    /// each of them is asked alone.
+    /// Records that a batch of several probes failed. To find the probe at fault, each is asked alone until it has been
+    /// answered. Returns the probes that must be asked again.
     pub(super) fn failed<W>(&mut self, batch: Batch<W>) -> Vec<Asked<W>> {
         if let Some(group) = self.groups.get(&batch.group) {
             let numbers = group.probes.iter().map(|probe| probe.number);
@@ -166,7 +166,7 @@ impl Groups {
         }
         self.dissolve(batch.group);
         let asked: Vec<_> = batch.asked.into_iter().map(|(_, asked)| asked).collect();
-        // It may have been a group no more when it failed, and they are in others by now.
+        // The group may have been dissolved before the batch failed: then its probes are in other groups by now.
         for asked in &asked {
             let number = asked.probe.number;
             self.suspects.insert(number);
@@ -177,12 +177,12 @@ impl Groups {
         asked
     }
 
-    /// A batch took too long: from now on groups are half as large.
+    /// Records that a batch took too long: from now on, new groups are half as large.
     pub(super) fn shrink(&mut self) {
         self.max = (self.max / 2).max(1);
     }
 
-    /// Nobody asks this any more.
+    /// Forgets a probe that is no longer asked.
     pub(super) fn forget(&mut self, probe: u64) {
         self.suspects.remove(&probe);
         if let Some(group) = self.group_of.get(&probe) {
@@ -190,7 +190,7 @@ impl Groups {
         }
     }
 
-    /// The statements that nobody will send any more.
+    /// Takes the statements that will not be sent again.
     pub(super) fn take_dissolved(&mut self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.dissolved)
     }

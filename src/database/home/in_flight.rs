@@ -1,4 +1,4 @@
-//! The statements of a home connection that were sent and not answered, and how each of them ends.
+//! The statements of a home connection that were sent and not answered, and how each ends.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -19,33 +19,33 @@ use super::request::{Message, Request, Waiter, Work};
 use crate::database::connection::{Connection, GRACE};
 use crate::database::{DatabaseError, ErrorClass};
 
-/// How long after a loss another one is no news.
+/// How long after a warning about a loss no other one is given.
 const QUIET_AFTER_LOSS: Duration = Duration::from_secs(60);
 
 /// What was prepared on one connection.
 pub(super) type Prepared = HashMap<Arc<str>, Statement>;
 
-/// Answered in the order in which they were sent.
+/// Statements in flight, answered in the order in which they were sent.
 pub(super) type InFlight<'c> = FuturesOrdered<Pin<Box<dyn Future<Output = Answered> + Send + 'c>>>;
 
 type Rows = Result<Vec<Row>, tokio_postgres::Error>;
 
-/// A statement that was sent, as it is when it has been answered.
+/// A statement that was sent, and has been answered.
 pub(super) struct Answered {
     message: Message,
     rows: Rows,
-    /// What was prepared for it.
+    /// What was newly prepared for it.
     prepared: Option<(Arc<str>, Statement)>,
 }
 
 /// What was lost with a connection.
 pub(super) struct Loss {
-    /// How many statements were sent and not answered.
+    /// Number of statements that were sent and not answered.
     pub(super) in_flight: usize,
     pub(super) cause: String,
 }
 
-/// Sends a statement; whether it is prepared first.
+/// Sends a statement. Returns `true` if it is prepared first.
 pub(super) fn send<'c>(
     connection: &'c Connection,
     prepare: bool,
@@ -115,7 +115,7 @@ pub(super) async fn answer(
         Message::Request(_) => !message.is_withdrawn(),
         Message::Probes(batch) => groups.has(batch),
     };
-    // Otherwise nobody is there any more who would let it be forgotten.
+    // Otherwise nothing is left that would let it be forgotten.
     if is_wanted {
         prepared.extend(new);
     }
@@ -137,17 +137,17 @@ pub(super) async fn answer(
     Vec::new()
 }
 
-/// Whether the server has cancelled a statement: it took too long, or another session asked for it.
+/// Returns `true` if the server cancelled a statement: it took too long, or another session asked for it.
 fn is_cancelled(error: &tokio_postgres::Error) -> bool {
     let code = error.code().map(SqlState::code);
     code.is_some_and(|code| ErrorClass::of_statement(code, "", None) == ErrorClass::Cancelled)
 }
 
-/// Tells whoever waits for a statement what became of it.
+/// Tells the callers that wait for a statement how it ended.
 async fn tell(connection: &Connection, message: Message, rows: Rows) {
     match rows {
         Ok(rows) => message.answer(rows),
-        // Whose probe it was is not known, and there is no time to find it out.
+        // Which probe is at fault is not known, and there is no time to find out.
         Err(error) if message.is_of_several() && error.as_db_error().is_some() => {
             message.refuse(given_up_on);
         }
@@ -161,14 +161,14 @@ async fn tell(connection: &Connection, message: Message, rows: Rows) {
 // === impl Answered ===
 
 impl Answered {
-    /// Whether what came is no answer of a server: then nothing that follows can be trusted.
+    /// Returns `true` if what came is not an answer of a server: then nothing that follows can be trusted.
     pub(super) fn is_out_of_step(&self) -> bool {
         let error = self.rows.as_ref().err();
         error.is_some_and(|error| error.as_db_error().is_none() && !DatabaseError::is_ours(error))
     }
 }
 
-/// The connection is gone, or cannot be used: every worker with a statement in flight is told so.
+/// Handles a connection that is gone or cannot be used: each worker with a statement in flight is notified.
 pub(super) async fn lose(
     connection: &Connection,
     first: Option<Answered>,
@@ -191,7 +191,7 @@ pub(super) async fn lose(
     }
 }
 
-/// The first in line got no answer in time: it is cancelled, and the connection is given up.
+/// Handles a first statement in line that got no answer in time: cancels it, and gives the connection up.
 pub(super) async fn give_up(
     connection: &Connection,
     mut in_flight: InFlight<'_>,
@@ -199,7 +199,7 @@ pub(super) async fn give_up(
 ) -> Loss {
     let many = in_flight.len();
     connection.cancel_token().cancel().await;
-    // Whatever comes now, it is too late; but it may still end cleanly.
+    // An answer that comes now is too late, but the statement may still end cleanly.
     let first = tokio::time::timeout(GRACE, in_flight.next()).await;
     connection.abort();
     let first = match first {
@@ -218,7 +218,7 @@ pub(super) async fn give_up(
     }
 }
 
-/// Cancels one statement after the other. To those who did not ask for it, the connection was lost.
+/// Cancels one statement after the other. To workers that did not ask for this, the connection was lost.
 pub(super) async fn cancel_all(connection: &Connection, mut in_flight: InFlight<'_>) {
     while !in_flight.is_empty() {
         connection.cancel_token().cancel().await;
@@ -234,7 +234,7 @@ pub(super) async fn cancel_all(connection: &Connection, mut in_flight: InFlight<
     }
 }
 
-/// What a statement comes to whose connection is given up for the sake of another.
+/// The error of a statement whose connection is given up for the sake of another one.
 pub(super) fn given_up_on(doing: &'static str) -> DatabaseError {
     DatabaseError::Lost {
         doing,
@@ -246,7 +246,7 @@ pub(super) fn given_up_on(doing: &'static str) -> DatabaseError {
 // === impl Loss ===
 
 impl Loss {
-    /// Nothing that its workers did not ask for.
+    /// The loss of a connection that a worker gave up: nothing to report.
     pub(super) fn none() -> Self {
         Self {
             in_flight: 0,
@@ -254,8 +254,8 @@ impl Loss {
         }
     }
 
-    /// Says what was lost, unless that was said a moment ago. A connection that was idle is no loss: if the server is
-    /// away, that is said elsewhere.
+    /// Warns about what was lost, unless it did so a moment ago. A connection that was idle is no loss: if the server
+    /// is away, that is reported elsewhere.
     pub(super) fn log(&self, told: &mut Option<Instant>) {
         let Self { in_flight, cause } = self;
         let is_news = told.is_none_or(|told| told.elapsed() >= QUIET_AFTER_LOSS);

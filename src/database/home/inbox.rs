@@ -1,4 +1,4 @@
-//! What waits to be sent on a home connection, and can still be withdrawn.
+//! Requests that wait to be sent on a home connection, and can still be withdrawn.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use super::probe::{Asked, Scalars};
 use super::request::{Ask, Message, Waiter};
 use crate::database::DatabaseError;
 
-/// What waits to be sent, whatever becomes of the connection.
+/// Requests that wait to be sent, whatever becomes of the connection.
 pub(super) struct Inbox {
     messages: VecDeque<Message>,
-    /// Probes, until it is known who else has some.
+    /// Probes, until it is known which other workers have some.
     probes: Vec<Asked<Waiter<Scalars>>>,
     groups: Groups,
-    /// What nobody will send any more.
+    /// Statements that will not be sent again.
     forgotten: Vec<Arc<str>>,
-    /// A worker asks for a session that begins anew.
+    /// `true` if a worker asked for a new session.
     renewal: bool,
 }
 
@@ -36,9 +36,9 @@ impl Inbox {
         }
     }
 
-    /// Waits until somebody asks something, if nothing waits yet; `false` if nobody can any more.
+    /// Waits for a request, if none waits yet. Returns `false` if no worker can send one any longer.
     ///
-    /// Loses nothing when it is dropped.
+    /// Loses nothing when the future is dropped.
     pub(super) async fn wait(&mut self, asked: &mut UnboundedReceiver<Ask>) -> bool {
         if self.messages.is_empty() && self.probes.is_empty() {
             match asked.recv().await {
@@ -46,7 +46,7 @@ impl Inbox {
                 None => return false,
             }
         }
-        // Who was woken with whoever has asked is about to ask as well.
+        // Workers that woke together with the one that asked are about to ask as well.
         let mut many = 0;
         while many < self.probes.len() {
             many = self.probes.len();
@@ -80,13 +80,13 @@ impl Inbox {
             .extend(batches.into_iter().map(Message::Probes));
     }
 
-    /// What is to be sent next.
+    /// Takes what is to be sent next.
     pub(super) fn next(&mut self) -> Option<Message> {
         self.drop_withdrawn();
         self.messages.pop_front()
     }
 
-    /// Whether there is nothing that anybody waits for.
+    /// Returns `true` if no caller waits for anything.
     pub(super) fn is_idle(&mut self) -> bool {
         self.drop_withdrawn();
         self.messages.is_empty()
@@ -98,30 +98,30 @@ impl Inbox {
         }
     }
 
-    /// Which probes go together.
+    /// The groups of probes that are asked together.
     pub(super) fn groups(&mut self) -> &mut Groups {
         &mut self.groups
     }
 
-    /// Takes probes back that have failed together.
+    /// Takes back probes that failed together, to ask them again.
     pub(super) fn ask_again(&mut self, probes: Vec<Asked<Waiter<Scalars>>>) {
         for batch in self.groups.gather(still_asked(probes)).into_iter().rev() {
             self.messages.push_front(Message::Probes(batch));
         }
     }
 
-    /// The statements that nobody will send any more.
+    /// Takes the statements that will not be sent again.
     pub(super) fn take_forgotten(&mut self) -> Vec<Arc<str>> {
         self.forgotten.extend(self.groups.take_dissolved());
         std::mem::take(&mut self.forgotten)
     }
 
-    /// Whether a worker has asked for a session that begins anew since this was last taken.
+    /// Returns `true` if a worker asked for a new session since the last call.
     pub(super) fn take_renewal(&mut self) -> bool {
         std::mem::take(&mut self.renewal)
     }
 
-    /// Tells everybody who waits what went wrong.
+    /// Reports an error to every caller that waits.
     pub(super) fn refuse(&mut self, asked: &mut UnboundedReceiver<Ask>, error: DatabaseError) {
         self.take_all(asked);
         self.gather();
@@ -132,7 +132,8 @@ impl Inbox {
     }
 }
 
-/// Those that somebody still waits for. The others may have been forgotten before, and would never be again.
+/// Returns the probes that a caller still waits for. The others may have been forgotten before; grouped again, they
+/// would never be forgotten.
 fn still_asked(mut probes: Vec<Asked<Waiter<Scalars>>>) -> Vec<Asked<Waiter<Scalars>>> {
     probes.retain(|asked| !asked.waiter.is_gone());
     probes

@@ -1,8 +1,8 @@
-//! One home connection: opened on first use, opened again when it was lost, driven by one task.
+//! One home connection: opened on first use, reopened when it was lost, driven by one task.
 //!
-//! Statements of many workers are pipelined: sent without waiting for each other, answered in order.
-//! So only the first in line has a running deadline; when that passes, the connection is given up, for
-//! whatever comes later would belong to somebody else.
+//! Statements of many workers are pipelined: sent without waiting for each other, answered in order. So the deadline
+//! runs only for the first in line. When it passes, the connection is given up, since whatever comes later would belong
+//! to another worker.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,29 +23,29 @@ use crate::database::Server;
 use crate::database::connect::{Sharing, reconnect_wait};
 use crate::database::connection::Connection;
 
-/// How many statements are sent and not answered. The rest waits here, and can be withdrawn.
+/// Largest number of statements in flight. The rest wait in the inbox, and can be withdrawn.
 const IN_FLIGHT_MAX: usize = 16;
 
-/// A session that ends sooner than this has not been of any use.
+/// A session that ends sooner than this was not useful.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
-/// The youngest session that is worth replacing by another one.
+/// The age at which a session is worth replacing.
 const RENEW_AFTER: Duration = Duration::from_secs(5);
 
 /// What `pg_stat_activity` calls a home connection. Its statements name their workers.
 const APPLICATION_NAME: &str = "bgworker";
 
-/// Why a connection is not used any more.
+/// Why a connection is no longer used.
 enum End {
-    /// Nobody can ask any more.
+    /// No worker can send a request any longer.
     Unneeded,
     /// The connection was lost or given up, and with it these statements.
     Lost(Loss),
-    /// Its session is to be replaced by one that begins anew.
+    /// Its session is to be replaced by a new one.
     Outdated,
 }
 
-/// Serves a line until nobody can ask any more.
+/// Serves a line until no worker can send it a request any longer.
 pub(super) async fn serve(
     server: Arc<Server>,
     dbname: Option<String>,
@@ -53,7 +53,7 @@ pub(super) async fn serve(
     given_up: Arc<Notify>,
 ) {
     let mut attempts = 0;
-    // Sessions in a row that ended as soon as they had begun.
+    // Number of sessions in a row that ended almost as soon as they had begun.
     let mut short_lived = 0;
     let mut told = None;
     let mut inbox = Inbox::new(server.settings.prepare);
@@ -82,7 +82,7 @@ pub(super) async fn serve(
                         if begin.elapsed() >= SHORT_LIFE {
                             short_lived = 0;
                         } else {
-                            // The first of them is replaced at once.
+                            // The first short-lived session is replaced at once.
                             if short_lived > 0 {
                                 tokio::time::sleep(reconnect_wait(short_lived)).await;
                             }
@@ -100,7 +100,7 @@ pub(super) async fn serve(
                     warn!(%error, "home connection could not be opened");
                 }
                 inbox.refuse(&mut asked, error);
-                // The rest of the fleet waits for the next attempt, instead of making one each.
+                // Requests that come meanwhile wait for the next attempt, instead of making one each.
                 tokio::time::sleep(reconnect_wait(attempts)).await;
                 attempts += 1;
             }
@@ -108,7 +108,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Runs statements on one connection until there is an end of it.
+/// Runs statements on one connection until it is no longer used.
 async fn work(
     server: &Server,
     connection: &Connection,
@@ -116,7 +116,7 @@ async fn work(
     asked: &mut UnboundedReceiver<Ask>,
     given_up: &Notify,
 ) -> End {
-    // What was asked of a connection before this one was meant for that one.
+    // A request to give up that came before this connection was meant for an earlier one.
     let _ = given_up.notified().now_or_never();
     let mut flight = Flight::begin(server, connection, inbox);
     let deadline = connection.statement_deadline();
@@ -162,11 +162,12 @@ struct Flight<'c> {
     prepared: Prepared,
     in_flight: InFlight<'c>,
     begin: Instant,
-    /// Workers can still ask.
+    /// `true` while workers can still send requests.
     is_needed: bool,
-    /// A statement that is being prepared is sent twice. What is sent in between would run under its deadline.
+    /// `true` while a statement is being prepared: it is sent twice, and what is sent in between would run under its
+    /// deadline.
     is_preparing: bool,
-    /// Its session is to be replaced, once what is in flight was answered.
+    /// `true` if the session is to be replaced, once what is in flight has been answered.
     is_outdated: bool,
 }
 
@@ -188,7 +189,7 @@ impl<'c> Flight<'c> {
         }
     }
 
-    /// Sends what waits, as far as it may. Whether the first in line is another one now.
+    /// Sends what waits, as far as it may. Returns `true` if another statement is now first in line.
     fn fill(&mut self) -> bool {
         for sql in self.inbox.take_forgotten() {
             self.prepared.remove(&sql);
@@ -213,7 +214,7 @@ impl<'c> Flight<'c> {
         !self.is_outdated && !self.is_preparing && self.in_flight.len() < IN_FLIGHT_MAX
     }
 
-    /// Why the connection is not used any more, where nothing is in flight.
+    /// Why the connection is no longer used, if nothing is in flight.
     fn end(&self) -> Option<End> {
         match (self.in_flight.is_empty(), self.is_outdated, self.is_needed) {
             (true, true, _) => Some(End::Outdated),
@@ -226,7 +227,7 @@ impl<'c> Flight<'c> {
     ///
     /// # Errors
     ///
-    /// If it is none, or the last: then the connection is lost.
+    /// Returns what came if it is not an answer, or if the connection has closed: then the connection is lost.
     async fn settle(&mut self, answered: Answered) -> Result<(), Answered> {
         if self.connection.is_closed() || answered.is_out_of_step() {
             return Err(answered);

@@ -1,4 +1,4 @@
-//! What a home connection is asked, and who waits for the answer.
+//! Requests to a home connection, and the waiters for their answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,19 +11,19 @@ use super::groups::Batch;
 use super::probe::{Asked, Scalars};
 use crate::database::DatabaseError;
 
-/// What a line is asked.
+/// A request to a line.
 pub(super) enum Ask {
     Run(Request),
     Probe(Asked<Waiter<Scalars>>),
-    /// Let the server forget what was prepared of this.
+    /// Lets the server forget what was prepared for this text.
     Forget(Arc<str>),
-    /// Nobody wants to know this any more.
+    /// The probe with this number is no longer asked.
     ForgetProbe(u64),
-    /// Go on in a session that begins anew, since what is fixed when a session begins may be what is wrong.
+    /// Continues in a new session, since what is fixed when a session begins may be what is wrong.
     Renew,
 }
 
-/// A statement, and who waits for its rows.
+/// A statement, and the waiter for its rows.
 pub(super) struct Request {
     pub(super) work: Work,
     pub(super) waiter: Waiter<Vec<Row>>,
@@ -36,15 +36,15 @@ pub(super) enum Work {
         sql: String,
         parameters: Parameters,
     },
-    /// Several statements, one transaction.
+    /// Several statements as one transaction.
     Batch(String),
 }
 
-/// Whoever waits for an answer.
+/// A caller that waits for an answer.
 pub(super) struct Waiter<T> {
-    /// What it is about, in an error.
+    /// The purpose of the statement, for an error.
     pub(super) doing: &'static str,
-    /// Set when it is sent.
+    /// Set when the statement is sent.
     sent: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<T, DatabaseError>>,
 }
@@ -71,7 +71,7 @@ impl<T> Waiter<T> {
         (waiter, answered)
     }
 
-    /// Whether nobody waits any more.
+    /// Returns `true` if the caller no longer waits.
     pub(super) fn is_gone(&self) -> bool {
         self.answer.is_closed()
     }
@@ -80,7 +80,7 @@ impl<T> Waiter<T> {
         self.sent.store(true, Ordering::Release);
     }
 
-    /// Whoever does not wait any more needs no answer.
+    /// Sends the answer; a caller that no longer waits needs none.
     pub(super) fn answer(self, answer: Result<T, DatabaseError>) {
         let _ = self.answer.send(answer);
     }
@@ -94,7 +94,7 @@ impl<T> Waiter<T> {
 // === impl Message ===
 
 impl Message {
-    /// Whether nobody waits for it any more.
+    /// Returns `true` if no caller waits for it any longer.
     pub(super) fn is_withdrawn(&self) -> bool {
         match self {
             Self::Request(request) => request.waiter.is_gone(),
@@ -102,7 +102,7 @@ impl Message {
         }
     }
 
-    /// Whether it is of several workers.
+    /// Returns `true` if its statement holds several probes.
     pub(super) fn is_of_several(&self) -> bool {
         match self {
             Self::Request(_) => false,
@@ -110,7 +110,7 @@ impl Message {
         }
     }
 
-    /// The text that is prepared for it, if any is.
+    /// The text to prepare for it, if any.
     pub(super) fn to_prepare(&self) -> Option<&Arc<str>> {
         match self {
             Self::Request(Request {
@@ -132,7 +132,7 @@ impl Message {
         }
     }
 
-    /// What it is about, in an error.
+    /// The purpose of the statement, for an error.
     pub(super) fn doing(&self) -> &'static str {
         match self {
             Self::Request(request) => request.waiter.doing,
@@ -143,14 +143,14 @@ impl Message {
         }
     }
 
-    /// Gives everybody who waits for it the answer.
+    /// Gives the answer to every caller that waits for it.
     pub(super) fn answer(self, rows: Vec<Row>) {
         let batch = match self {
             Self::Request(Request { waiter, .. }) => return waiter.answer(Ok(rows)),
             Self::Probes(batch) => batch,
         };
         let values = rows.first().map(|row| row.try_get::<_, Scalars>(0));
-        // Without the array that was asked for they are not answered, and take the connection for lost.
+        // Without the array that was asked for, the callers get no answer, and take the connection for lost.
         if let Some(Ok(values)) = values {
             for (place, Asked { probe, waiter }) in batch.asked {
                 let scalars = values.iter().skip(place).take(probe.scalars.len());
@@ -159,7 +159,7 @@ impl Message {
         }
     }
 
-    /// Tells everybody who waits for it what went wrong.
+    /// Reports an error to every caller that waits for it.
     pub(super) fn refuse(self, error: impl Fn(&'static str) -> DatabaseError) {
         match self {
             Self::Request(Request { waiter, .. }) => waiter.refuse(&error),
@@ -170,7 +170,7 @@ impl Message {
         }
     }
 
-    /// As [`refuse`](Self::refuse), where there is but one error.
+    /// Like [`refuse`](Self::refuse), where there is only one error for all.
     pub(super) fn fail(self, error: DatabaseError) {
         let mut waiters: Vec<_> = match self {
             Self::Request(Request { waiter, .. }) => return waiter.answer(Err(error)),

@@ -1,7 +1,7 @@
-//! An encrypted stream of native-tls's, bound to the server's certificate whatever that is signed with.
+//! An encrypted native-tls stream, bound to the server's certificate however that is signed.
 //!
-//! postgres-native-tls's own stream knows no channel binding for certificates that are signed with RSA-PSS, with which
-//! psql gets in.
+//! The stream of postgres-native-tls has no channel binding for certificates signed with RSA-PSS, with which psql can
+//! connect.
 
 use std::future::Future;
 use std::io;
@@ -16,7 +16,7 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 #[derive(Clone)]
 pub(crate) struct Connector(native_tls::TlsConnector);
 
-/// The way to one host.
+/// The TLS side of one host's connections.
 pub(crate) struct ToHost {
     connector: tokio_native_tls::TlsConnector,
     host: String,
@@ -25,14 +25,14 @@ pub(crate) struct ToHost {
 /// An encrypted stream.
 pub(crate) struct Stream<S>(tokio_native_tls::TlsStream<BufReader<S>>);
 
-/// `rsassaPss`, as DER has it.
+/// `rsassaPss` in DER.
 const RSA_PSS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a];
 
 /// `id-sha384` and `id-sha512`.
 const SHA_384: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x02];
 const SHA_512: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03];
 
-/// The tags of DER that stand on the way to the hash of a signature.
+/// The DER tags on the way to the hash of a signature.
 const OBJECT_IDENTIFIER: u8 = 0x06;
 const SEQUENCE: u8 = 0x30;
 const HASH_ALGORITHM: u8 = 0xa0;
@@ -119,8 +119,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 }
 
-/// The end point of a certificate that is signed with RSA-PSS (`tls-server-end-point`, RFC 5929): its hash, by the
-/// hash of its signature, but at least SHA-256.
+/// The end point of a certificate that is signed with RSA-PSS (`tls-server-end-point`, RFC 5929): the certificate's
+/// hash, by the hash function of its signature, but at least SHA-256.
 fn pss_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     let (whole, _) = take(certificate, SEQUENCE)?;
     let (_, rest) = take(whole, SEQUENCE)?;
@@ -135,7 +135,7 @@ fn pss_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
         let (hash, _) = take(hash, SEQUENCE)?;
         Some(take(hash, OBJECT_IDENTIFIER)?.0)
     };
-    // Unless it is said, it is SHA-1, which is too weak.
+    // If none is named, it is SHA-1, which is too weak.
     Some(match hash() {
         Some(SHA_384) => Sha384::digest(certificate).to_vec(),
         Some(SHA_512) => Sha512::digest(certificate).to_vec(),

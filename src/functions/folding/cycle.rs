@@ -1,6 +1,6 @@
-//! One cycle of a worker that folds: one look at its queue, and where there are deltas, the folds.
+//! One cycle of a worker that folds: one look at its queue, and the folds if there are deltas.
 //!
-//! Says what it found. What follows from that, and from an error, is for the runner to say.
+//! Returns what it found. The runner decides what follows from that, and from an error.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,17 +14,17 @@ use crate::database::Tid;
 use crate::functions::runner::CycleError;
 use crate::functions::session::{Probe, Session, looks_in_order};
 
-/// What earlier incarnations found out about the tables, as long as it has not been disproved: so that a
-/// fleet that comes back all at once need not look again. Clones are the same.
+/// What earlier incarnations found out about the tables, unless it has been disproved. With it, a fleet that comes
+/// back all at once need not look again. Clones share one value.
 #[derive(Debug)]
 pub(in crate::functions) struct Known<S>(Arc<Mutex<Option<S>>>);
 
 /// What one cycle leaves for the next.
 pub(super) struct Cycle<F: Folder> {
     known: Known<F::Shape>,
-    /// The probe, once the tables can be worked on; gone when it is out of date.
+    /// The probe, once the tables can be worked on; `None` when it is out of date.
     probe: Option<Look<F::Shape>>,
-    /// It said that it is initialized.
+    /// The worker has logged that it is initialized.
     is_initialized: bool,
     /// Rows with NULL were reported, and are still there.
     nulls_reported: bool,
@@ -57,13 +57,13 @@ impl<S> Clone for Known<S> {
 }
 
 impl<S> Known<S> {
-    /// What is known, if the last look succeeded. Forgotten by being told, so that the next incarnation looks again if
-    /// it fails.
+    /// Takes what is known, if the last look succeeded. Nothing stays behind, so that the next incarnation looks
+    /// again if this look fails.
     fn take(&self) -> Option<S> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// A look has succeeded.
+    /// Records that a look has succeeded.
     fn set(&self, shape: S) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(shape);
     }
@@ -83,29 +83,30 @@ impl<F: Folder> Cycle<F> {
         }
     }
 
-    /// Whether the tables could be worked on, once.
+    /// `true` once the tables could be worked on.
     pub(super) fn is_initialized(&self) -> bool {
         self.is_initialized
     }
 
-    /// Prepares the probe anew the next time: its session has ended, or it no longer fits.
+    /// Forgets the probe, because its session has ended or it no longer fits: the next cycle prepares it again.
     pub(super) fn forget_probe(&mut self) {
         self.probe = None;
     }
 
-    /// Looks at the tables anew the next time, whichever incarnation comes: something is not as it was.
+    /// Forgets everything that was found out, because something has changed: the next cycle, of this or another
+    /// incarnation, looks at the tables again.
     pub(super) fn forget(&mut self) {
         self.probe = None;
         self.known.take();
         self.large = LargeTable::default();
     }
 
-    /// Whether there is more to look at than this cycle did: the next one is not to wait.
+    /// `true` if there is more to look at than this cycle did: the next one must not wait.
     pub(super) fn is_sweeping(&self) -> bool {
         self.large.is_sweeping()
     }
 
-    /// One look, after the preparations that it needs, and if there is something to fold, the folds.
+    /// Looks once, after the preparations that this needs, and folds if there is something to fold.
     pub(super) async fn run(
         &mut self,
         folder: &mut F,
@@ -115,7 +116,7 @@ impl<F: Folder> Cycle<F> {
     ) -> Result<Found<F::Folded>, CycleError> {
         let look = match self.probe.take() {
             Some(look) => look,
-            // Once, and not to be paid for by every worker.
+            // Once, so boxed: cycles should not pay for its size.
             None => Box::pin(self.prepare(folder, session, settings, context)).await?,
         };
         let at = At {
@@ -126,7 +127,7 @@ impl<F: Folder> Cycle<F> {
         let look = self.probe.insert(look);
         if self.large.is_large() {
             let (large, pieces) = (&mut self.large, &mut self.pieces);
-            // Of large tables alone, and not to be paid for by every worker.
+            // Only for large tables, so boxed: other workers should not pay for its size.
             let looking = Box::pin(large.look(folder, pieces, at, &look.shape));
             if let Some(found) = looking.await? {
                 return Ok(found);
@@ -188,7 +189,7 @@ impl<F: Folder> Cycle<F> {
         Ok(found)
     }
 
-    /// Sees to the tables, gets the probe ready, and says so the first time.
+    /// Initializes the tables unless they are known, prepares the probe, and the first time reports the worker ready.
     async fn prepare(
         &mut self,
         folder: &F,
@@ -202,7 +203,7 @@ impl<F: Folder> Cycle<F> {
             context,
         };
         let shape = match self.known.take() {
-            // Nothing more is asked: a fleet that comes back all at once would take three times as long.
+            // Nothing more is asked: otherwise a fleet that comes back all at once would take three times as long.
             Some(shape) => shape,
             None => folder.initialize(at).await?,
         };

@@ -1,4 +1,4 @@
-//! Looks at a table that is too large to be looked at whole: at its end, and at a part of what lies before.
+//! Looks at a table that is too large to be looked at whole: at its end, and at a part of what lies before it.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const SWEPT_AT_ONCE: u32 = 16;
 pub(super) struct LargeTable {
     /// `None` while it is small.
     windows: Option<Windows>,
-    /// When it is to be asked how large the table is, unless a fold has told.
+    /// When to ask next how large the table is; folds to its end tell that too.
     asks_size_at: Option<Instant>,
 }
 
@@ -31,7 +31,7 @@ struct Looked {
     blocks: u32,
 }
 
-/// Looks at the blocks from this one on that come before the other.
+/// Looks at the blocks from `from` up to, but not including, `end`.
 async fn look<F: Folder>(
     folder: &F,
     at: At<'_, F::Settings>,
@@ -66,12 +66,12 @@ impl LargeTable {
         self.windows.is_some()
     }
 
-    /// Whether there is more to look at than one look does.
+    /// `true` if there is more to look at than one look does.
     pub(super) fn is_sweeping(&self) -> bool {
         self.windows.as_ref().is_some_and(Windows::is_sweeping)
     }
 
-    /// The table has this many blocks, all of which were looked at.
+    /// Records that the table has this many blocks.
     pub(super) fn has(&mut self, blocks: u32) {
         self.windows = Windows::of(blocks);
     }
@@ -82,7 +82,7 @@ impl LargeTable {
         at: At<'_, F::Settings>,
     ) -> Result<(), CycleError> {
         let now = Instant::now();
-        // At the first time thousands would ask at once.
+        // The first time is random: otherwise thousands of workers would ask at once.
         let due = *self
             .asks_size_at
             .get_or_insert_with(|| now + SIZE_EVERY.mul_f64(fastrand::f64()));
@@ -95,7 +95,8 @@ impl LargeTable {
         Ok(())
     }
 
-    /// Looks at the end of a large table, then sweeps a part of what lies before. `None` if the table is small by now.
+    /// Looks at the end of a large table, then sweeps a part of what lies before it. `None` if the table is small by
+    /// now.
     pub(super) async fn look<F: Folder>(
         &mut self,
         folder: &mut F,
@@ -143,7 +144,7 @@ impl LargeTable {
                 break;
             };
             let delta = look(folder, at, (from, end)).await?.delta;
-            // The fold is no part of the look.
+            // The time of the fold does not count as looking.
             let looked = begin.elapsed();
             if delta.is_some() {
                 let folding = pieces.fold(folder, at, shape, from, Some(end));

@@ -1,4 +1,4 @@
-//! The folds of a backlog: some blocks in each transaction, as many as take about as long as they should.
+//! The folds of a backlog: some blocks in each transaction, as many as make it take about as long as it should.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::database::DatabaseError;
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 
-/// About how many deltas a block holds, in a table of our own.
+/// About how many deltas a block holds in a table that bgworker made.
 const ROWS_PER_BLOCK: usize = 167;
 
 /// How long one transaction should take on the server.
@@ -22,26 +22,26 @@ pub(in crate::functions) enum Found<D> {
     Folded(D),
     /// There was nothing to fold.
     Idle,
-    /// Other clients were in the way, as this says.
+    /// Other clients were in the way, for this reason.
     Busy(&'static str),
 }
 
-/// What one fold came to.
+/// The result of one fold.
 pub(in crate::functions) struct Fold<D> {
     pub(in crate::functions) found: Found<D>,
     /// How many blocks the table has.
     pub(in crate::functions) blocks: u32,
-    /// How long it took on the server, but for its commit.
+    /// How long it took on the server, without its commit.
     pub(in crate::functions) took: Duration,
 }
 
-/// What folds of one piece after the other came to, and how many blocks the table has, if it was folded to its end.
+/// The result of folding piece by piece, and how many blocks the table has if the folds reached their end.
 pub(super) struct Folds<D> {
     pub(super) found: Found<D>,
     pub(super) end: Option<u32>,
 }
 
-/// How large pieces are.
+/// The size of pieces.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pieces {
     /// How many blocks took about as long as they should; `None` before the first fold.
@@ -51,7 +51,7 @@ pub(super) struct Pieces {
 // === impl Found ===
 
 impl<D: Folded> Found<D> {
-    /// This, and what came after it.
+    /// This and what was found later, as one.
     pub(in crate::functions) fn and(self, later: Self) -> Self {
         match (self, later) {
             (Self::Folded(folded), Self::Folded(more)) => Self::Folded(folded.and(more)),
@@ -64,7 +64,7 @@ impl<D: Folded> Found<D> {
 // === impl Pieces ===
 
 impl Pieces {
-    /// How many blocks the next fold is to take.
+    /// How many blocks the next fold must take.
     fn next(self, batch: usize, careful: u32) -> u32 {
         let most = blocks_of(batch);
         self.blocks
@@ -72,10 +72,10 @@ impl Pieces {
             .clamp(1, most)
     }
 
-    /// A fold of this many blocks took this long.
+    /// Records that a fold of this many blocks took this long.
     fn took(&mut self, blocks: u32, took: Duration) {
         let factor = GOAL.as_secs_f64() / took.as_secs_f64().max(1e-6);
-        // Half of it at least, and twice as much at most: one measurement is no rule.
+        // At least half as many, and at most twice as many: one measurement proves little.
         let next = f64::from(blocks) * factor.clamp(0.5, 2.0);
         #[expect(
             clippy::cast_possible_truncation,
@@ -86,8 +86,8 @@ impl Pieces {
         self.blocks = Some(next.max(1));
     }
 
-    /// Folds piece by piece, each a transaction of its own, from this block to the end of the table, or to another block.
-    /// Between two of them neighbours on the connection have their turn.
+    /// Folds piece by piece, each in a transaction of its own, from this block to the end of the table or to the
+    /// block `until`. Between two pieces, neighbours on the connection get their turn.
     pub(super) async fn fold<F: Folder>(
         &mut self,
         folder: &mut F,
@@ -103,7 +103,7 @@ impl Pieces {
             let blocks = self.next(batch, F::CAREFUL).min(left);
             let fold = folder.fold(at, shape, Piece { from, blocks }).await?;
             match fold.found {
-                // What was folded before is told; the rest comes with the next cycle.
+                // What was folded before is reported; the next cycle folds the rest.
                 Found::Busy(_) if matches!(found, Found::Folded(_)) => break None,
                 Found::Busy(why) => {
                     return Ok(Folds {
@@ -129,7 +129,7 @@ impl Pieces {
     }
 }
 
-/// How many blocks hold about this number of deltas.
+/// How many blocks hold about this many deltas, at least 1.
 pub(in crate::functions) fn blocks_of(deltas: usize) -> u32 {
     let blocks = u32::try_from(deltas / ROWS_PER_BLOCK);
     blocks.unwrap_or(u32::MAX).max(1)
@@ -140,7 +140,7 @@ pub(in crate::functions) fn blocks_in(row: &Row, column: usize) -> u32 {
     u32::try_from(row.get::<_, i64>(column)).unwrap_or(u32::MAX)
 }
 
-/// How many blocks the table has.
+/// Asks how many blocks the table has.
 pub(in crate::functions) async fn count_blocks(
     session: &Session,
     queue: &Queue,
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_come_to_take_what_they_should_and_never_more_than_a_batch() {
+    fn pieces_converge_on_the_goal_and_never_exceed_a_batch() {
         for (block_takes, batch, expected) in [
             (Duration::from_micros(500), 50_000, 100),
             (Duration::from_micros(100), 50_000, 299),

@@ -6,14 +6,14 @@ use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 use crate::functions::session::ProbeSql;
 
-/// What may stand in a comment as it is.
+/// Characters that are percent-encoded in a comment.
 const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b' ')
     .remove(b'-')
     .remove(b'_')
     .remove(b'.');
 
-/// How many seconds a statement has taken on the server, as an expression.
+/// An expression for how many seconds a statement has taken on the server.
 pub(in crate::functions) const TOOK: &str = "pg_catalog.date_part('epoch', \
     pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
 
@@ -21,11 +21,11 @@ pub(in crate::functions) const TOOK: &str = "pg_catalog.date_part('epoch', \
 #[derive(Clone, Debug)]
 pub(in crate::functions) struct Queue {
     pub(in crate::functions) relation: Relation,
-    /// What is true of each row that can be folded.
+    /// The condition for a row that can be folded.
     pub(in crate::functions) delta: &'static str,
 }
 
-/// Some blocks of a table, one after the other.
+/// Consecutive blocks of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::functions) struct Piece {
     pub(in crate::functions) from: u32,
@@ -35,11 +35,11 @@ pub(in crate::functions) struct Piece {
 // === impl Queue ===
 
 impl Queue {
-    /// Looks for something to fold, for a row with NULL where that is asked for, and for policies that hide rows where the
-    /// session cannot be told to refuse that.
+    /// Looks for something to fold, for a row with NULL if that is asked for, and for policies that hide rows if the
+    /// session cannot be set to refuse that.
     ///
-    /// Writes nothing, and is all that an idle cycle does. It is small on purpose: what a backend keeps
-    /// of a prepared statement is the memory of a fleet.
+    /// Writes nothing, and is all that an idle cycle does. It is small on purpose: a fleet costs the memory that
+    /// backends keep for its prepared statements.
     pub(super) fn probe(
         &self,
         worker: &str,
@@ -64,8 +64,8 @@ impl Queue {
         }
     }
 
-    /// Looks for something to fold in some blocks of a large table: one row of where the first delta is, of how many
-    /// blocks the table has, and of whether policies hide rows.
+    /// Looks for something to fold in some blocks of a large table. Returns one row: where the first delta is, how
+    /// many blocks the table has, and whether policies hide rows.
     pub(super) fn look(&self, worker: &str, piece: Piece) -> String {
         format!(
             "{} SELECT (SELECT ctid FROM {} WHERE {} LIMIT 1), {}, pg_catalog.row_security_active({})",
@@ -77,7 +77,7 @@ impl Queue {
         )
     }
 
-    /// A row is a delta of these blocks.
+    /// The condition for a delta in these blocks.
     pub(in crate::functions) fn deltas(&self, Piece { from, blocks }: Piece) -> String {
         let end = from.saturating_add(blocks);
         format!(
@@ -98,17 +98,17 @@ impl Queue {
     }
 }
 
-/// Lets a role see all rows of a table whatever its policies are.
+/// Lets a role see all rows of every table, whatever the policies are.
 pub(in crate::functions) fn bypass_row_security(role: &str) -> String {
     format!("ALTER ROLE {} BYPASSRLS", identifier(role))
 }
 
-/// Says whose statement it is.
+/// A comment that names the worker whose statement it is.
 pub(in crate::functions) fn comment(worker: &str) -> String {
     format!("/* bgworker: {} */", in_comment(worker))
 }
 
-/// A name that cannot end the comment it is in.
+/// The name, encoded so that it cannot end the comment it is in.
 fn in_comment(worker: &str) -> String {
     utf8_percent_encode(worker, COMMENT).to_string()
 }

@@ -1,7 +1,7 @@
-//! Gives the room of folded deltas back: a probe reads past all that are dead until somebody does.
+//! Gives the room of folded deltas back: until a vacuum, a probe reads past all dead ones.
 //!
-//! On a connection of its own that is closed afterwards, one table at a time for each server, so that
-//! nobody waits for it but the server's disks.
+//! Runs on a connection of its own that is closed afterwards, one table at a time for each server, so that no worker
+//! waits for it: it costs only the server's disks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::Queue;
 use crate::database::{Database, DatabaseError};
 
-/// A table that has more blocks than this after a vacuum, 32 MB, is told.
+/// A table that has more blocks than this after a vacuum (32 MB in blocks of 8 kB) is reported.
 const LARGE: i64 = 4_096;
 
 /// What a worker has folded since its table was last vacuumed, and the vacuum that may be under way.
@@ -20,7 +20,7 @@ const LARGE: i64 = 4_096;
 pub(super) struct Vacuum {
     folded: u64,
     under_way: Option<AbortHandle>,
-    /// It was told that the last one left a large table.
+    /// The last vacuum left a large table, and that was reported.
     told: Arc<AtomicBool>,
 }
 
@@ -32,13 +32,13 @@ impl Vacuum {
         self.folded = self.folded.saturating_add(folded);
     }
 
-    /// Whether this many deltas were folded since the last one, and none is under way.
+    /// `true` if this many deltas were folded since the last vacuum, and none is under way.
     pub(super) fn is_due(&self, after: Option<u64>) -> bool {
         let is_idle = self.under_way.as_ref().is_none_or(AbortHandle::is_finished);
         is_idle && after.is_some_and(|after| self.folded >= after)
     }
 
-    /// Begins one. Its failure is nobody's: the next one may do better.
+    /// Begins a vacuum. If it fails, the worker does not: the next one may succeed.
     pub(super) fn begin(
         &mut self,
         database: Database,
@@ -58,9 +58,9 @@ impl Vacuum {
                         let megabytes = blocks / 128;
                         warn!(
                             worker,
-                            "{worker}: {table} takes {megabytes} MB, though its deltas are folded: as long as a client holds \
+                            "{worker}: {table} takes {megabytes} MB, though its deltas are folded: while a client holds \
                              an old snapshot (backend_xmin in pg_stat_activity), no room is given back; \
-                             afterwards VACUUM FULL {table} gives all of it back"
+                             afterwards VACUUM FULL {table} reclaims all of it"
                         );
                     }
                     told.store(is_large, Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl Drop for Vacuum {
     }
 }
 
-/// Vacuums the table, and returns how many blocks of 8 kB it has then.
+/// Vacuums the table, and returns how many blocks it has then.
 async fn vacuum(
     database: &Database,
     worker: &str,

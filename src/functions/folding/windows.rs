@@ -1,38 +1,41 @@
 //! Which blocks of a large table to look at next, so that a look takes milliseconds however large the table is. Pure.
 //!
-//! Where a snapshot is held, the rows that were folded stay, and a look through all of them takes longer and longer. New
-//! rows lie at the end of such a table. So a look begins at the *tail*, shortly before the end that the table had when it
-//! was last looked through. What lies before the tail, such as a row whose transaction committed late, is found by a
-//! *sweep*, window by window, after which the worker rests from sweeping for nineteen times as long. Where a sweep finds
-//! something in many windows, room of folded rows is used again, and the next sweep follows sooner. A look that took longer than
-//! [`LOOK_MAX`], on a busy server say, makes no rest longer: so how long a row may wait follows from the table's size.
+//! While a client holds an old snapshot, folded rows stay, and a look through all of them takes longer and longer.
+//! New rows lie at the end of such a table. So a look begins at the *tail*, shortly before the end that the table had
+//! when it was last looked through. What lies before the tail, such as a row whose transaction committed late, is
+//! found by a *sweep*, window by window, after which the worker rests from sweeping for nineteen times as long. If a
+//! sweep finds something in many windows, the room of folded rows is used again, and the next sweep follows sooner. A
+//! look that took longer than [`LOOK_MAX`], for example on a busy server, makes no rest longer: how long a row may
+//! wait follows from the table's size.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The number of blocks that one look reads. A table of at most as many is looked at whole.
+/// Number of blocks that one look reads. A table of at most this many is looked at whole.
 pub(super) const WINDOW: u32 = 256;
 
-/// How far before its end the tail of a table begins: sessions that insert at the same time fill blocks of their own.
+/// Number of blocks between the tail's first block and the table's end: sessions that insert at the same time fill
+/// blocks of their own.
 const MARGIN: u32 = 64;
 
-/// How many times as long as a sweep that found nothing the rest after it lasts: looking takes a twentieth of the time.
+/// Length of the rest after a sweep, in multiples of the sweep: looking takes a twentieth of the time.
 const REST: u32 = 19;
 
-/// How long one look takes as far as rests are concerned, at most.
+/// The most of a look's time that counts towards a rest.
 const LOOK_MAX: Duration = Duration::from_millis(3);
 
-/// As [`REST`], after a sweep that found something in many windows, or was one of few: then it is over before the next nap is.
+/// Like [`REST`], after a sweep that found something in many windows, or that had few: then the rest is over before
+/// the next nap is.
 const SHORT_REST: u32 = 1;
 
-/// One window in this many is many: a row that was late is in one alone.
+/// One window in this many counts as many: a late row is in one window only.
 const MANY: u32 = 8;
 
-/// How many windows are few.
+/// Up to this many windows are few.
 const FEW: u32 = 2;
 
-/// The place in a large table.
+/// Where to look next in a large table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Windows {
     tail: u32,
@@ -41,14 +44,14 @@ pub(super) struct Windows {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sweep {
-    /// What lies before this block has been looked at, in this time.
+    /// The blocks before `next` have been looked at, which took `took`.
     UnderWay {
         next: u32,
         took: Duration,
-        /// In how many windows something was found.
+        /// Number of windows in which something was found.
         found: u32,
     },
-    /// The next one begins then.
+    /// The next sweep begins at `until`.
     Rests { until: Instant },
 }
 
@@ -65,7 +68,7 @@ impl Sweep {
 // === impl Windows ===
 
 impl Windows {
-    /// Of a table with this many blocks, which begins with a sweep; `None` if that is to be looked at whole.
+    /// The windows of a table with this many blocks, at the start of a sweep; `None` if the table is looked at whole.
     pub(super) fn of(blocks: u32) -> Option<Self> {
         (blocks > WINDOW).then(|| Self {
             tail: blocks - MARGIN,
@@ -78,12 +81,12 @@ impl Windows {
         self.tail
     }
 
-    /// The table was looked through from the tail to its end, which was here.
+    /// Records that the table, of this many blocks, was looked through from the tail to its end.
     pub(super) fn looked_through(&mut self, blocks: u32) {
         self.tail = self.tail.max(blocks.saturating_sub(MARGIN));
     }
 
-    /// The first block of the window that the sweep is to look at now, and the first one after it.
+    /// The first block of the window to sweep now, and the first block after it; `None` during a rest.
     pub(super) fn next_window(&mut self, now: Instant) -> Option<(u32, u32)> {
         if let Sweep::Rests { until } = self.sweep
             && until <= now
@@ -96,7 +99,7 @@ impl Windows {
         }
     }
 
-    /// The sweep has looked at its window, in this time, and found something or not.
+    /// Records how long the sweep looked at its window, and whether it found something.
     pub(super) fn swept(&mut self, looked: Duration, found: bool, now: Instant) {
         if let Sweep::UnderWay {
             next,
@@ -119,7 +122,7 @@ impl Windows {
         }
     }
 
-    /// Whether there is more to look at than one look does.
+    /// `true` if there is more to look at than one look does.
     pub(super) fn is_sweeping(&self) -> bool {
         matches!(self.sweep, Sweep::UnderWay { .. })
     }
@@ -131,7 +134,7 @@ mod tests {
 
     const LOOK: Duration = Duration::from_millis(2);
 
-    /// Sweeps to the end, and returns the windows and the time when it was there.
+    /// Sweeps to the end, and returns the windows and the time when the sweep ended.
     fn sweep(windows: &mut Windows, mut now: Instant) -> (Vec<(u32, u32)>, Instant) {
         let mut seen = Vec::new();
         while let Some(window) = windows.next_window(now) {
@@ -188,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_was_late_brings_no_sweep_nearer() {
+    fn a_late_row_brings_no_sweep_nearer() {
         let (mut now, mut windows) = (Instant::now(), Windows::of(80_000).unwrap());
         let mut took = Duration::ZERO;
         while let Some((from, _)) = windows.next_window(now) {

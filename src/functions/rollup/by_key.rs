@@ -1,5 +1,4 @@
-//! The folds of a roll-up: all deltas of a piece into the totals of their keys, and a way around those that cannot be
-//! folded.
+//! The folds of a roll-up: all deltas of a piece into the totals of their keys, and around those that cannot be folded.
 
 use std::time::Duration;
 
@@ -17,10 +16,10 @@ use crate::database::{DatabaseError, is_locked, is_made_already, is_of_a_row};
 use crate::functions::folding::{At, Fold, Folded, Folder, Found, Piece, Queue, Terms, blocks_in};
 use crate::functions::runner::CycleError;
 
-/// How often to look again at once after another session made something first.
+/// How often to look at the tables again at once when another session created something first.
 const ATTEMPTS_MAX: usize = 5;
 
-/// How often a fold that undid itself is run again at once: a key that is newer than its snapshot is seen by the next one.
+/// How often a fold that undid itself is run again at once: the new snapshot sees a key that the old one did not.
 const UNDONE_MAX: usize = 2;
 
 /// How long a fold waits for a total that another client holds before it folds around it.
@@ -30,13 +29,13 @@ const AROUND_AFTER: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct ByKey {
     pub(super) poison: Poison,
-    /// Since when other clients hold totals.
+    /// When a fold first met totals that other clients hold; `None` if they hold none.
     locked_since: Option<Instant>,
-    /// Deltas were left where they are, because others hold their totals.
+    /// Deltas were left in the queue, because other clients hold their totals.
     left: bool,
     /// A fold was tried in this cycle.
     tried: bool,
-    /// How many rows were said to wait.
+    /// The last reported number of rows that wait.
     pending: Option<i64>,
 }
 
@@ -47,7 +46,7 @@ pub(super) struct Keys {
     keys: u64,
 }
 
-/// Why a statement that folds did not.
+/// Why a folding statement failed.
 pub(super) enum Failure {
     /// Some of the deltas cannot be added.
     Poison(DatabaseError),
@@ -72,7 +71,7 @@ impl Folded for Keys {
 // === impl ByKey ===
 
 impl ByKey {
-    /// Runs one statement that folds.
+    /// Runs one folding statement.
     pub(super) async fn run(
         &mut self,
         at: At<'_, Settings>,
@@ -116,11 +115,11 @@ impl ByKey {
         Ok(self.folded(at, row))
     }
 
-    /// What a statement that folded has come to.
+    /// Reads and counts the result of a folding statement.
     fn folded(&self, at: At<'_, Settings>, row: &Row) -> Fold<Keys> {
         let number = |column: usize| row.get::<_, i64>(column).unsigned_abs();
         let (rows, keys) = (number(1), number(2));
-        // Where another session folds this queue, it sees to the deltas: that session ends with its statement.
+        // If another session folds this queue, it takes care of the deltas: its hold ends with its statement.
         let found = if rows == 0 {
             Found::Idle
         } else {
@@ -206,7 +205,7 @@ impl Folder for ByKey {
         let queue = check::hides_nothing(&at.settings.queue, &found.queue, &found.role);
         match queue {
             Err(error) => unusable(error),
-            // They are gone again.
+            // The policies are gone again.
             Ok(()) => CycleError::Unusable("row security has just changed".into()),
         }
     }
@@ -228,7 +227,7 @@ impl Folder for ByKey {
         let folding = self.run(at, &statements, piece, Which::AllBut(&left_out));
         let mut fold = match folding.await {
             Ok(fold) => fold,
-            // Rare, and not to be paid for by every worker.
+            // Boxed because it is rare: not every worker should pay for its size.
             Err(Failure::Poison(_)) => Box::pin(self.halve(at, &statements, piece)).await?,
             Err(Failure::Other(error)) => return Err(error.into()),
         };
@@ -285,12 +284,12 @@ fn unusable(error: UnusableRollup) -> CycleError {
     CycleError::Unusable(Box::new(error))
 }
 
-/// Whether a fold that undid itself may succeed at once.
+/// `true` if a fold that undid itself may succeed when it is run again at once.
 fn is_passing(undone: &str) -> bool {
     !undone.starts_with("a sum")
 }
 
-/// Whether some of the deltas are at fault, and not the statement, the session or the server.
+/// `true` if some of the deltas are at fault, and not the statement, the session or the server.
 fn is_poison(error: &DatabaseError) -> bool {
     error.undone().is_some() || error.sqlstate().is_some_and(is_of_a_row)
 }

@@ -1,4 +1,4 @@
-//! Decides whether what there is can be worked on: what was found in, a shape or a refusal out. Pure.
+//! Decides whether a roll-up can work on the tables found: a shape, something to create first, or a refusal. Pure.
 
 use super::columns::{check_key, check_other_columns, has_column, sums};
 use super::objects;
@@ -13,13 +13,13 @@ use crate::functions::relation::Relation;
 /// What to do first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing: it can be worked on.
+    /// Nothing: the tables can be worked on.
     Usable(Shape),
-    /// Make what is missing, as one transaction.
+    /// Create what is missing, in one transaction.
     Make { what: &'static str, sql: String },
 }
 
-/// Judges what there is.
+/// Decides what a worker does with the tables found.
 pub(super) fn check(settings: &Settings, tables: &Tables) -> Result<Verdict, UnusableRollup> {
     let Tables {
         queue,
@@ -57,14 +57,14 @@ pub(super) fn check(settings: &Settings, tables: &Tables) -> Result<Verdict, Unu
     }))
 }
 
-/// What may cost more than it should, or fail sometimes.
+/// Warns of what may cost more than it should, or fail sometimes.
 pub(super) fn warnings(settings: &Settings, tables: &Tables) -> Vec<String> {
     let totals = &settings.totals;
     let indexed = settings
         .total_columns()
         .find(|total| tables.indexed.iter().any(|column| column == total));
     let indexed = indexed.map(|total| {
-        format!("{totals}: column \"{total}\" is in an index, which each fold writes to as well: better without")
+        format!("{totals}: column \"{total}\" is indexed, so each fold writes to the index as well: consider dropping the index")
     });
     let second = tables.unique.iter().find(|keys| !is_key(settings, keys));
     let second = second.map(|keys| {
@@ -140,7 +140,7 @@ fn has_no_rule(relation: &Relation, table: &Table) -> Result<(), UnusableRollup>
     }
 }
 
-/// Refuses a table of which the role would not see all rows.
+/// Refuses a table whose row security could hide rows from the role.
 pub(super) fn hides_nothing(
     relation: &Relation,
     table: &Table,
@@ -233,7 +233,7 @@ fn has_index(settings: &Settings, tables: &Tables) -> Result<(), UnusableRollup>
     })
 }
 
-/// What is missing and can be made: the table for poison, then the view.
+/// What is missing and can be created: the table for poison, then the view. Refuses a view that does not fit.
 fn missing(settings: &Settings, tables: &Tables) -> Result<Option<Verdict>, UnusableRollup> {
     let make = |relation: &Relation, table: &Table, what, sql: String| {
         if table.may_create {

@@ -1,4 +1,4 @@
-//! Decides whether columns can be folded: keys that are told apart alike in both tables, and sums that are exact. Pure.
+//! Decides whether columns can be folded: both tables must tell keys apart alike, and sums must be exact. Pure.
 
 use super::objects;
 use super::settings::Settings;
@@ -7,7 +7,7 @@ use super::tables::{Columns, Table, TableColumn, Tables};
 use super::unusable::UnusableRollup;
 use crate::functions::relation::Relation;
 
-/// The column, which must be there. `mend` makes it.
+/// Finds a column that must exist; `mend` creates it.
 pub(super) fn has_column<'t>(
     relation: &Relation,
     table: &'t Table,
@@ -44,7 +44,7 @@ pub(super) fn check_key(
             return Err(UnusableRollup::Key {
                 column: key.to_owned(),
                 found: column.shown.clone(),
-                why: "has no order of PostgreSQL's own",
+                why: "has no built-in sort order",
                 mend: both("text"),
             });
         }
@@ -56,7 +56,7 @@ pub(super) fn check_key(
                     "of the collation {}",
                     column.collation.as_deref().unwrap_or("of its type")
                 ),
-                why: "takes different texts for the same",
+                why: "treats different texts as equal",
                 mend: both(&kind),
             });
         }
@@ -89,7 +89,8 @@ pub(super) fn check_key(
     is_written(&settings.totals, of_totals)
 }
 
-/// Makes the narrower of two types the wider one, where every value of the one is a value of the other.
+/// The statement that changes the narrower of two types to the wider one, if every value of the one is a value of the
+/// other.
 fn widen_key(settings: &Settings, queue: &TableColumn, totals: &TableColumn) -> Option<String> {
     let rank = |column: &TableColumn| match (column.kind.as_deref()?, column.number()) {
         (_, Some(Number::SmallInt)) => Some((0, 0)),
@@ -111,7 +112,7 @@ fn widen_key(settings: &Settings, queue: &TableColumn, totals: &TableColumn) -> 
     })
 }
 
-/// The columns that are added up, if that can be exact.
+/// The columns that are added up, if their sums can be exact.
 pub(super) fn sums(settings: &Settings, tables: &Tables) -> Result<Vec<Sum>, UnusableRollup> {
     let mut sums = Vec::new();
     for column in &settings.sum.0 {
@@ -125,7 +126,7 @@ pub(super) fn sums(settings: &Settings, tables: &Tables) -> Result<Vec<Sum>, Unu
     Ok(sums)
 }
 
-/// A column that is added up; the number of rows if the queue has none for it.
+/// A column that is added up; without a `delta`, it counts rows.
 fn sum(
     settings: &Settings,
     tables: &Tables,
@@ -137,7 +138,7 @@ fn sum(
         why,
         mend,
     };
-    // A number of another kind becomes one by its text, of which every digit counts.
+    // A floating-point column becomes numeric by way of its text, which keeps every digit.
     let alter = |relation: &Relation, column: &TableColumn| {
         let is_float = matches!(column.kind.as_deref(), Some("float4" | "float8"));
         is_float.then(|| objects::alter_column(relation, &column.name, "numeric", true))
@@ -190,7 +191,7 @@ fn sum(
     })
 }
 
-/// Refuses a column whose values are the server's alone.
+/// Refuses a column that only the server may write.
 fn is_written(totals: &Relation, column: &TableColumn) -> Result<(), UnusableRollup> {
     if !column.is_generated && !column.is_identity {
         return Ok(());
@@ -202,7 +203,7 @@ fn is_written(totals: &Relation, column: &TableColumn) -> Result<(), UnusableRol
     })
 }
 
-/// Refuses columns that a new total would have to have.
+/// Refuses other columns of the totals that need a value in each new row.
 pub(super) fn check_other_columns(
     settings: &Settings,
     totals: &Columns,

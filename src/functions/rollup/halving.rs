@@ -1,5 +1,5 @@
-//! Finds what cannot be added: a piece of the queue is folded in halves until one key is left, and that key's deltas, if they
-//! are to be set aside, until one of them is.
+//! Finds what cannot be added: halves a piece of the queue until one key is left, and, if deltas are to be set aside,
+//! the deltas of that key until one is left.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use crate::functions::runner::CycleError;
 // === impl ByKey ===
 
 impl ByKey {
-    /// Folds a piece in halves, and these again, until what cannot be added is one key, which is left out from now on.
+    /// Folds a piece in halves, and each half that fails in halves again, until it fails for a single key. The deltas
+    /// of that key then wait, or those at fault are set aside.
     pub(super) async fn halve(
         &mut self,
         at: At<'_, Settings>,
@@ -61,7 +62,7 @@ impl ByKey {
         })
     }
 
-    /// A key cannot be folded: its deltas wait, or those at fault are moved away and the rest is folded.
+    /// Handles a key that cannot be folded: its deltas wait, or those at fault are moved away and the rest is folded.
     async fn is_poisoned(
         &mut self,
         at: At<'_, Settings>,
@@ -77,13 +78,13 @@ impl ByKey {
         if self.poison.is_full() {
             return Err(why.into());
         }
-        // The end of the cycle tells of it.
+        // It is reported at the end of the cycle.
         self.poison
             .add(key, reason(&why), at.settings.naptime, Instant::now());
         Ok(Found::Idle)
     }
 
-    /// Folds the deltas of one key in halves, and moves each that cannot be added.
+    /// Folds the deltas of one key in halves, and moves each delta that cannot be added to `rejected`.
     async fn set_aside(
         &mut self,
         at: At<'_, Settings>,
@@ -133,7 +134,7 @@ impl ByKey {
         Ok(found)
     }
 
-    /// Tries the keys again that are due.
+    /// Tries the keys again whose retry time has come.
     pub(super) async fn try_again(
         &mut self,
         at: At<'_, Settings>,
@@ -162,7 +163,7 @@ impl ByKey {
     }
 }
 
-/// Why deltas cannot be added, for people.
+/// Says why deltas cannot be added, for the log.
 fn reason(error: &DatabaseError) -> String {
     match error.undone() {
         Some(undone) => undone.to_owned(),

@@ -1,4 +1,4 @@
-//! The statements that make what a roll-up works on, and mend what is wrong with it. Pure text.
+//! The statements that create a roll-up's tables and view, and repair what is wrong with them. Pure text.
 
 use super::settings::Settings;
 use super::shape::Number;
@@ -6,10 +6,11 @@ use super::tables::{Columns, Deferrable, TableColumn};
 use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
-/// The view of totals and queue together: exact at every moment, since a fold is one transaction. It reads the whole queue.
+/// The view of totals and queue together: exact at every moment, since a fold is one transaction. It reads the whole
+/// queue.
 ///
-/// Readers need SELECT on both tables, from PostgreSQL 15 on: the view does not lend them its owner's rights. Whether the
-/// queue has a column that counts is for the server to find out: where it has none, the name means the 1 beside it.
+/// From PostgreSQL 15 on, readers need SELECT on both tables: the view does not lend them its owner's rights. The
+/// server finds out whether the queue has a column that counts: if it has none, the name resolves to the 1 beside it.
 pub(super) fn create_view(settings: &Settings, view: &Relation) -> Vec<String> {
     let keys = key_list(&settings.keys);
     let mut outer = vec![keys.clone()];
@@ -51,7 +52,7 @@ pub(super) fn create_view(settings: &Settings, view: &Relation) -> Vec<String> {
             of_queue.join(", "),
             settings.queue.sql(),
         ),
-        // Older servers do not know it.
+        // Older servers do not know `security_invoker`.
         format!(
             "DO {}",
             literal(&format!(
@@ -63,7 +64,7 @@ pub(super) fn create_view(settings: &Settings, view: &Relation) -> Vec<String> {
     ]
 }
 
-/// The table that poison is moved to.
+/// Creates the table that poison is moved to.
 pub(super) fn create_rejected(settings: &Settings, rejected: &Relation) -> String {
     format!(
         "CREATE TABLE IF NOT EXISTS {} (LIKE {})",
@@ -72,7 +73,7 @@ pub(super) fn create_rejected(settings: &Settings, rejected: &Relation) -> Strin
     )
 }
 
-/// Lets a role do what a worker does.
+/// Grants a role what a worker needs.
 pub(super) fn grant(settings: &Settings, role: &str) -> Vec<String> {
     let role = identifier(role);
     let mut schemas = vec![&settings.queue.schema];
@@ -92,22 +93,22 @@ pub(super) fn grant(settings: &Settings, role: &str) -> Vec<String> {
     schemas.chain(tables).chain(rejected).collect()
 }
 
-/// What a worker needs of its queue; the role is quoted.
+/// Grants what a worker needs on its queue; the role is already quoted.
 pub(super) fn grant_queue(queue: &Relation, role: &str) -> String {
     format!("GRANT SELECT, DELETE ON {} TO {role}", queue.sql())
 }
 
-/// What a worker needs of its totals; the role is quoted.
+/// Grants what a worker needs on its totals; the role is already quoted.
 pub(super) fn grant_totals(totals: &Relation, role: &str) -> String {
     format!("GRANT SELECT, INSERT, UPDATE ON {} TO {role}", totals.sql())
 }
 
-/// What a worker needs of the table for poison; the role is quoted.
+/// Grants what a worker needs on the table for poison; the role is already quoted.
 pub(super) fn grant_rejected(rejected: &Relation, role: &str) -> String {
     format!("GRANT INSERT ON {} TO {role}", rejected.sql())
 }
 
-/// Makes the totals of a queue.
+/// Creates the totals that fit a queue. `None` if the queue's columns do not determine them.
 pub(super) fn create_totals(settings: &Settings, queue: &Columns) -> Option<String> {
     let keys = settings
         .keys
@@ -132,7 +133,7 @@ pub(super) fn create_totals(settings: &Settings, queue: &Columns) -> Option<Stri
     ))
 }
 
-/// Makes the queue of totals.
+/// Creates the queue that fits totals. `None` if the totals lack a column.
 pub(super) fn create_queue(settings: &Settings, totals: &Columns) -> Option<String> {
     let keys = settings
         .keys
@@ -154,7 +155,7 @@ pub(super) fn create_queue(settings: &Settings, totals: &Columns) -> Option<Stri
     ))
 }
 
-/// The type of totals that loses nothing of these deltas.
+/// The type of totals that loses nothing of these deltas. `None` if they are neither integers nor numeric.
 pub(super) fn total_type(delta: &TableColumn) -> Option<&'static str> {
     Some(match delta.number()? {
         Number::Numeric => "numeric",
@@ -162,7 +163,7 @@ pub(super) fn total_type(delta: &TableColumn) -> Option<&'static str> {
     })
 }
 
-/// Adds a column for totals.
+/// Adds a column to the totals.
 pub(super) fn add_total(totals: &Relation, column: &str, kind: &str) -> String {
     format!(
         "ALTER TABLE {} ADD COLUMN {} {kind} NOT NULL DEFAULT 0",
@@ -171,7 +172,7 @@ pub(super) fn add_total(totals: &Relation, column: &str, kind: &str) -> String {
     )
 }
 
-/// Changes the type of a column, by way of its text where that is needed.
+/// Changes the type of a column, by way of its text if `by_text`.
 pub(super) fn alter_column(table: &Relation, column: &str, kind: &str, by_text: bool) -> String {
     let column = identifier(column);
     let using = if by_text {
@@ -201,7 +202,7 @@ pub(super) fn drop_not_null(table: &Relation, column: &str) -> String {
     )
 }
 
-/// Lets a column be written that the server computes, or hands out.
+/// Makes a generated column or an identity column writable.
 pub(super) fn let_be_written(table: &Relation, column: &str, is_generated: bool) -> String {
     let how = if is_generated {
         "DROP EXPRESSION"
@@ -223,7 +224,7 @@ pub(super) fn create_index(totals: &Relation, keys: &[String]) -> String {
     )
 }
 
-/// Makes a deferrable constraint one that is checked at once.
+/// Replaces a deferrable constraint by one that is checked at once.
 pub(super) fn check_at_once(totals: &Relation, found: &Deferrable) -> String {
     let Deferrable {
         constraint,
@@ -242,7 +243,7 @@ pub(super) fn drop_rule(table: &Relation, rule: &str) -> String {
     format!("DROP RULE {} ON {}", identifier(rule), table.sql())
 }
 
-/// Makes a view anew.
+/// Drops a view and creates it again.
 pub(super) fn replace_view(settings: &Settings, view: &Relation) -> String {
     format!(
         "DROP VIEW {}; {}",
@@ -251,14 +252,14 @@ pub(super) fn replace_view(settings: &Settings, view: &Relation) -> String {
     )
 }
 
-/// A column with its type and its collation, as `CREATE TABLE` has it.
+/// A column with its type and its collation, as in `CREATE TABLE`.
 fn declared(column: &TableColumn) -> String {
     let collation = column.collation.as_ref();
     let collation = collation.map_or_else(String::new, |name| format!(" COLLATE {name}"));
     format!("{} {}{collation}", identifier(&column.name), column.shown)
 }
 
-/// The columns of a key, between commas.
+/// The columns of a key, separated by commas.
 pub(super) fn key_list(keys: &[String]) -> String {
     let keys: Vec<_> = keys.iter().map(|key| identifier(key)).collect();
     keys.join(", ")

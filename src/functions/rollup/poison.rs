@@ -1,4 +1,4 @@
-//! Keys whose deltas cannot be added: which they are, and when they are tried again. Pure.
+//! Keys whose deltas cannot be added: which keys they are, and when each is tried again. Pure.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use crate::backoff::doubled;
 use crate::functions::relation::Relation;
 
-/// How many keys are left out; with more of them it is not they that are at fault.
+/// Largest number of keys that are left out; with more, it is not the keys that are at fault.
 pub(super) const POISON_MAX: usize = 100;
 
-/// The longest wait until a key is tried again.
+/// The longest wait until a key is tried again, unless the naptime is longer.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// The keys that are left out.
@@ -24,7 +24,7 @@ struct Poisoned {
     why: String,
     attempts: u32,
     again_at: Instant,
-    /// Where this cycle has looked, it has no deltas any more.
+    /// It no longer has deltas where this cycle has looked.
     is_gone: bool,
 }
 
@@ -36,12 +36,12 @@ impl Poison {
         self.0.iter().map(|one| one.key.clone()).collect()
     }
 
-    /// Whether there is room for no other.
+    /// `true` if there is no room for another key.
     pub(super) fn is_full(&self) -> bool {
         self.0.len() >= POISON_MAX
     }
 
-    /// A key failed, for this reason. The first one is kept: what is told once is not to change with each attempt.
+    /// Records that a key failed. Keeps the first reason, so that the report does not change with each attempt.
     pub(super) fn add(&mut self, key: String, why: String, naptime: Duration, now: Instant) {
         match self.0.iter_mut().find(|one| one.key == key) {
             Some(one) => {
@@ -59,34 +59,34 @@ impl Poison {
         }
     }
 
-    /// Those that are to be tried again now.
+    /// The keys that are to be tried again now.
     pub(super) fn due(&self, now: Instant) -> Vec<String> {
         let due = self.0.iter().filter(|one| one.again_at <= now);
         due.map(|one| one.key.clone()).collect()
     }
 
-    /// A key could be folded.
+    /// Forgets a key, once it could be folded.
     pub(super) fn forget(&mut self, key: &str) {
         self.0.retain(|one| one.key != key);
     }
 
-    /// A key that was tried again has no deltas in some blocks. It may have some in others.
+    /// Records that a key that was tried again has no deltas in some blocks. It may have some in others.
     pub(super) fn found_none(&mut self, key: &str) {
         let known = self.0.iter_mut().filter(|one| one.key == key);
         known.for_each(|one| one.is_gone = true);
     }
 
-    /// The cycle is over, and nothing more was found of the keys of which nothing was found.
+    /// Forgets, at the end of a cycle, the keys that were found to have no deltas and have not failed since.
     pub(super) fn forget_gone(&mut self) {
         self.0.retain(|one| !one.is_gone);
     }
 
-    /// Nothing was found to fold: those that are due have no deltas any more.
+    /// Forgets the keys that are due, when nothing was found to fold: they no longer have deltas.
     pub(super) fn forget_due(&mut self, now: Instant) {
         self.0.retain(|one| one.again_at > now);
     }
 
-    /// What there is to tell: the first key, why, and how many others there are.
+    /// The report: the first key, why its deltas wait, and the number of other keys.
     pub(super) fn tell(&self, queue: &Relation) -> Option<String> {
         let (first, others) = self.0.split_first()?;
         let Poisoned { key, why, .. } = first;
@@ -96,7 +96,7 @@ impl Poison {
             n => format!("; so do those of {n} other keys"),
         };
         Some(format!(
-            "the deltas of {queue} with the key {key} cannot be added, and wait: {why}{others}"
+            "the deltas of {queue} with the key {key} cannot be added and are waiting: {why}{others}"
         ))
     }
 }
@@ -114,7 +114,7 @@ mod tests {
         let queue: Relation = "s.q".parse().unwrap();
         for attempt in 0..9 {
             poison.add("(1)".to_owned(), format!("no {attempt}"), NAPTIME, now);
-            let told = "the deltas of s.q with the key (1) cannot be added, and wait: no 0";
+            let told = "the deltas of s.q with the key (1) cannot be added and are waiting: no 0";
             assert_eq!(poison.tell(&queue).as_deref(), Some(told));
             let begin = now;
             while poison.due(now).is_empty() {
@@ -134,7 +134,7 @@ mod tests {
             poison.add(key.to_owned(), "no".to_owned(), NAPTIME, now);
             poison.found_none(key);
         }
-        // It was found further on.
+        // It was found in later blocks.
         poison.add("(2)".to_owned(), "no".to_owned(), NAPTIME, now);
         poison.forget_gone();
         assert_eq!(poison.keys(), ["(2)"]);

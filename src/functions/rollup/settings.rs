@@ -1,4 +1,4 @@
-//! The keys of a roll-up.
+//! The configuration keys of a roll-up.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,49 +13,58 @@ use crate::functions::function::Mistake;
 use crate::functions::relation::{NAME_MAX, Relation, check_name};
 use crate::functions::session::{ConnectionKind, Place};
 
-/// What follows the queue's name in the name of the table that poison is moved to.
+/// Suffix that turns the queue's name into the name of the table that poison is moved to.
 const REJECTED: &str = "_rejected";
 
-/// The most columns of a key: those of an index.
+/// The largest number of columns in a key, which is PostgreSQL's limit for an index.
 const KEYS_MAX: usize = 32;
 
 /// What a roll-up adds up, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Settings {
     /// The table whose rows are consumed.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub(super) queue: Relation,
     /// The table that holds the totals of each key.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub(super) totals: Relation,
     /// The columns of both tables that make the key.
     #[serde(deserialize_with = "names")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = KEYS_MAX)))]
     pub(super) keys: Vec<String>,
     /// What is added up.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "SumSchema"))]
     pub(super) sum: Columns,
     /// The column of the totals that counts.
     #[serde(deserialize_with = "name", default)]
     pub(super) count: Option<String>,
-    /// The view of what totals and queue are together.
+    /// The view of totals and queue together.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub(super) view: Option<Relation>,
     /// What becomes of deltas that cannot be added.
     #[serde(default)]
     pub on_poison: OnPoison,
     /// How long it naps between the end of one cycle and the next.
     #[serde(with = "crate::keys::duration", default = "Settings::unset_naptime")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub naptime: Duration,
-    /// About how many deltas it folds in one transaction, at most.
+    /// The approximate largest number of deltas that it folds in one transaction.
     #[serde(
         deserialize_with = "crate::keys::number::positive",
         default = "Settings::unset_batch"
     )]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub batch: usize,
-    /// After folding this many deltas it has its queue vacuumed; never if it is `None`.
+    /// After folding this many deltas it has its queue vacuumed; `None` is never.
     #[serde(
         with = "crate::keys::number::zero_is_never",
         default = "Settings::unset_vacuum_after"
     )]
+    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
     pub vacuum_after: Option<u64>,
     /// The database it connects to, if not the one of the connection settings.
     #[serde(deserialize_with = "crate::database::dbname::deserialize", default)]
@@ -67,13 +76,26 @@ pub struct Settings {
 
 /// What becomes of deltas that cannot be added: a sum that is out of range, a constraint, a trigger that raises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnPoison {
     /// The deltas of their key wait, and are tried again; all others are folded.
     #[default]
     Stop,
-    /// They are moved to a table of the queue's name and `_rejected`, and the rest of their key is folded.
+    /// They are moved to a table named like the queue with `_rejected` appended, and the rest of their key is folded.
     SetAside,
+}
+
+/// The spellings of the columns that are added up.
+#[cfg(feature = "schema")]
+#[derive(schemars::JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum SumSchema {
+    /// Columns of both tables.
+    Same(Vec<String>),
+    /// Columns of the totals, each with its column of the queue.
+    Apart(std::collections::BTreeMap<String, String>),
 }
 
 /// Columns that are added up.
@@ -113,7 +135,7 @@ impl Settings {
         }
     }
 
-    /// Where poison is moved to, if it is.
+    /// The table that poison is moved to, if it is to be set aside.
     pub(super) fn rejected(&self) -> Option<Relation> {
         let Relation { schema, name } = &self.queue;
         (self.on_poison == OnPoison::SetAside).then(|| Relation {
@@ -128,7 +150,7 @@ impl Settings {
         sums.chain(self.count.as_deref())
     }
 
-    /// What is wrong with it.
+    /// Finds the mistakes in these settings.
     pub(super) fn check(&self, worker: &BackgroundWorker) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         if worker.start_time == StartTime::ConsistentState {
@@ -171,7 +193,7 @@ impl Settings {
         mistakes
     }
 
-    /// A column that is named twice, of all that are columns of the totals.
+    /// Finds a column of the totals that is named twice.
     fn check_twice(&self) -> Option<Mistake> {
         let keys = self.keys.iter().map(|name| ("keys", &**name));
         let sums = self.sum.0.iter().map(|column| ("sum", &*column.total));
@@ -205,7 +227,7 @@ impl<'de> Deserialize<'de> for Columns {
     }
 }
 
-/// Takes names, or names with those of the queue.
+/// Accepts a list of names, or a table from names in the totals to names in the queue.
 struct ColumnsVisitor;
 
 impl<'de> Visitor<'de> for ColumnsVisitor {

@@ -1,11 +1,11 @@
-//! What was found out about the tables of a roll-up, as its statements need it.
+//! The shape of a roll-up's tables, as its statements need it.
 
 /// The columns of a queue and its totals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     /// The columns of the key.
     pub(super) keys: Vec<String>,
-    /// What is added up.
+    /// The columns that are added up.
     pub(super) sums: Vec<Sum>,
 }
 
@@ -13,7 +13,7 @@ pub(super) struct Shape {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sum {
     pub(super) total: String,
-    /// The column of the queue; the number of rows if there is none.
+    /// The column of the queue that is added; `None` counts rows.
     pub(super) delta: Option<String>,
 }
 

@@ -5,16 +5,16 @@ use crate::functions::folding::{Piece, Queue, TOOK, comment};
 use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
-/// The first key of the advisory lock of a queue's folder; the second one is the oid of the queue.
+/// First key of the advisory lock that the session folding a queue holds; the second one is the queue's oid.
 const QUEUE_LOCK: i32 = 1_651_994_418;
 
-/// The same of the totals.
+/// First key of the advisory lock on totals; the second one is their oid.
 const TOTALS_LOCK: i32 = 1_651_994_419;
 
-/// It is this session's turn.
+/// The condition that it is this session's turn.
 const IS_MY_TURN: &str = "(SELECT pg_catalog.count(*) FROM turn) OPERATOR(pg_catalog.>) 0";
 
-/// The statements of a roll-up.
+/// Builds the statements of a roll-up.
 pub(super) struct Statements<'s> {
     pub(super) worker: &'s str,
     pub(super) queue: &'s Relation,
@@ -22,16 +22,16 @@ pub(super) struct Statements<'s> {
     pub(super) shape: &'s Shape,
 }
 
-/// Which deltas of some blocks are meant.
+/// Selects some of the deltas in a range of blocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Which<'w> {
-    /// All but those of these keys.
+    /// All deltas except those of these keys.
     AllBut(&'w [String]),
-    /// Those of a share of all keys, but for these.
+    /// The deltas of a share of all keys, except those of these keys.
     Share(Share, &'w [String]),
-    /// Those of this key.
+    /// The deltas of this key.
     Key(&'w str),
-    /// Those of this key in these places.
+    /// The deltas of this key in these places.
     Rows(&'w str, &'w [String]),
 }
 
@@ -45,9 +45,9 @@ pub(super) struct Share {
 /// What to do about totals that other clients hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Locked {
-    /// Wait for them, as long as `lock_timeout` allows.
+    /// Wait for the locks, as long as `lock_timeout` allows.
     Wait,
-    /// Leave the deltas of their keys where they are.
+    /// Leave the deltas of their keys in the queue.
     Around,
 }
 
@@ -56,7 +56,7 @@ pub(super) enum Locked {
 impl Share {
     pub(super) const WHOLE: Self = Self { bits: 0, value: 0 };
 
-    /// The two halves of it; `None` if the hash has no bit left.
+    /// The two halves of this share; `None` if the hash has no bit left.
     pub(super) fn halves(self) -> Option<[Self; 2]> {
         let bits = self.bits + 1;
         (bits < u64::BITS)
@@ -67,33 +67,37 @@ impl Share {
 // === impl Statements ===
 
 impl Statements<'_> {
-    /// Folds the deltas of some blocks into the totals of their keys: one row of whether it was this session's turn, of the
-    /// numbers of deltas and of keys folded, of keys whose totals others hold, of how many blocks the queue has, of 0 where all
-    /// is right, and of how many seconds it took.
+    /// Folds the deltas of some blocks into the totals of their keys. Returns one row: whether it was this session's
+    /// turn, the number of deltas folded, of keys folded, of keys whose totals other clients hold, and of blocks in the
+    /// queue, 0 if all is right, and the seconds it took.
     ///
-    /// One statement, so one transaction, and exact under READ COMMITTED whatever others do. Each step is forced to wait for
-    /// the one before it:
+    /// One statement, so one transaction, and exact under READ COMMITTED whatever other clients do. Each step is forced
+    /// to wait for the one before it:
     ///
-    /// - One session at a time folds a queue. A second one gives way at once. Folds of several queues into the same totals take
-    ///   turns: one that adds a new total while it holds others would deadlock with one that does the same the other way.
-    /// - The totals that are there are locked in the order of their keys, as clients can do too. Then the upsert adds to them.
-    /// - Each new total must be the old one and the sum of the deltas, and what was found must have been deleted, or the
-    ///   statement undoes itself by taking a sentence for a number: so neither a trigger that alters or suppresses a total nor
-    ///   one that keeps deltas can lose one or count one twice. What was found is counted only where the queue has triggers.
-    /// - Sums are of the type that the server adds up in, and new totals are compared with them: a column that has come to
-    ///   round, since its type was changed, undoes the fold as well.
-    /// - NULL counts as 0, in deltas and in totals. NaN and infinity, after which no total would ever be right again, undo it.
-    /// - It does not wait for its commit to reach the disk (`synchronous_commit`): if the server crashes before, deltas and
-    ///   totals are both as they were, and what others have committed after it is written after it.
+    /// - One session at a time folds a queue. A second one gives way at once. Folds of several queues into the same
+    ///   totals take turns: one that adds a new total while it holds others would deadlock with one that does the same
+    ///   in another order.
+    /// - Existing totals are locked in the order of their keys, an order that clients can follow too. Then the upsert
+    ///   adds to them.
+    /// - Each new total must equal the old one plus the sum of the deltas, and all deltas found must have been deleted,
+    ///   or the statement fails on purpose, by casting a sentence to a number, and is undone: so neither a trigger that
+    ///   alters or suppresses a total nor one that keeps deltas can make the fold lose a delta or count it twice. The
+    ///   deltas found are counted only if the queue has triggers.
+    /// - Sums have the type in which the server adds them up, and new totals are compared with them: a column that
+    ///   rounds, because its type was changed, undoes the fold as well.
+    /// - NULL counts as 0, in deltas and in totals. NaN and infinity, after which no total would ever be right again,
+    ///   undo it.
+    /// - It does not wait for its commit to reach the disk (`synchronous_commit`): if the server crashes before that,
+    ///   deltas and totals are both as they were; and whatever other clients commit after the fold is written after it.
     ///
-    /// The blocks stand in its text, so that it is planned for the table as it is now.
+    /// The block numbers are part of the text, so that the statement is planned for the table as it is now.
     pub(super) fn fold(&self, piece: Piece, which: Which<'_>, locked: Locked) -> String {
         let deltas = format!(
             "{}{}",
             queue(self.queue).deltas(piece),
             self.is_meant(which)
         );
-        // What is folded, and how many keys are not, because others hold their totals.
+        // What is folded, and how many keys are left out because other clients hold their totals.
         let (steps, deltas, left) = match locked {
             Locked::Wait => {
                 let steps = vec![self.gone(&deltas), self.folded(), self.held("folded", "")];
@@ -135,7 +139,7 @@ impl Statements<'_> {
         )
     }
 
-    /// Whether this session is to fold the queue, and its turn at the totals.
+    /// Steps that try to claim the queue for this session, and then wait for its turn at the totals.
     fn mine(&self) -> String {
         let oid = |relation: &Relation| {
             let regclass = relation.regclass();
@@ -152,7 +156,7 @@ impl Statements<'_> {
         )
     }
 
-    /// The keys of the deltas.
+    /// Step that lists the keys of the deltas.
     fn wanted(&self, deltas: &str) -> String {
         format!(
             "wanted AS MATERIALIZED (SELECT DISTINCT {} FROM {} AS q WHERE {deltas} AND {IS_MY_TURN})",
@@ -161,7 +165,7 @@ impl Statements<'_> {
         )
     }
 
-    /// The keys whose totals are locked by now, or are not there.
+    /// Step that lists the keys whose totals this statement has locked, or that have no total yet.
     fn free(&self) -> String {
         format!(
             "free AS MATERIALIZED (SELECT {} FROM wanted \
@@ -174,7 +178,7 @@ impl Statements<'_> {
         )
     }
 
-    /// Takes deltas from the queue.
+    /// Step that deletes deltas from the queue.
     fn gone(&self, deltas: &str) -> String {
         let values = self.each_sum("", |n, sum| match &sum.delta {
             Some(delta) => format!(", q.{} AS d{n}", identifier(delta)),
@@ -187,7 +191,7 @@ impl Statements<'_> {
         )
     }
 
-    /// Adds them up by key.
+    /// Step that adds up the deleted deltas by key.
     fn folded(&self) -> String {
         let keys = self.each_key(", ", |n, _| format!("k{n}"));
         let sums = self.each_sum("", |n, sum| match sum.delta {
@@ -200,7 +204,7 @@ impl Statements<'_> {
         )
     }
 
-    /// Locks the totals of some keys that are there, in the order of the keys.
+    /// Step that locks the existing totals of some keys, in the order of the keys.
     fn held(&self, keys_of: &str, skip: &str) -> String {
         format!(
             "held AS MATERIALIZED (SELECT {} FROM {} AS t JOIN {keys_of} ON {} \
@@ -212,7 +216,7 @@ impl Statements<'_> {
         )
     }
 
-    /// Adds the sums to the totals, once these are locked.
+    /// Step that adds the sums to the totals, once these are locked.
     fn put(&self) -> String {
         let (keys, totals) = (
             self.each_key(", ", |_, key| key.to_owned()),
@@ -233,7 +237,7 @@ impl Statements<'_> {
         )
     }
 
-    /// Counts what was found, what was deleted, and the totals that are what they should be.
+    /// Step that counts the deltas found, the deltas deleted, and the totals that are what they should be.
     fn counted(&self, deltas: &str) -> String {
         format!(
             "counted AS MATERIALIZED (SELECT \
@@ -253,7 +257,7 @@ impl Statements<'_> {
         )
     }
 
-    /// A sum is NaN or infinite.
+    /// The condition that a sum is NaN or infinite.
     fn is_no_number(&self) -> String {
         let each = self.each_sum("", |n, sum| match sum.delta {
             Some(_) => format!(
@@ -274,21 +278,21 @@ impl Statements<'_> {
         format!("{keys}{sums}")
     }
 
-    /// Rows of two steps have the same key.
+    /// The condition that rows of two steps have the same key.
     fn is_same_key(&self, one: &str, other: &str) -> String {
         self.each_key(" AND ", |n, _| {
             format!("{one}.k{n} OPERATOR(pg_catalog.=) {other}.k{n}")
         })
     }
 
-    /// A row of a table has the key of a row of a step.
+    /// The condition that a row of a table has the key of a row of a step.
     fn is_key_of(&self, table: &str, step: &str) -> String {
         self.each_key(" AND ", |n, key| {
             format!("{table}.{key} OPERATOR(pg_catalog.=) {step}.k{n}")
         })
     }
 
-    /// Two keys of the deltas that are meant, if there are as many.
+    /// Selects up to two of the keys that the selected deltas have.
     pub(super) fn two_keys(&self, piece: Piece, which: Which<'_>) -> String {
         format!(
             "{} SELECT DISTINCT {} FROM {} AS q WHERE {}{} LIMIT 2",
@@ -300,7 +304,7 @@ impl Statements<'_> {
         )
     }
 
-    /// The places of the deltas of a key.
+    /// Selects the places of the deltas of a key.
     pub(super) fn places(&self, piece: Piece, key: &str) -> String {
         format!(
             "{} SELECT ctid::pg_catalog.text FROM {} AS q WHERE {}{}",
@@ -330,7 +334,7 @@ impl Statements<'_> {
         format!("ROW({keys})::pg_catalog.text")
     }
 
-    /// The condition that some deltas are meant.
+    /// The condition that selects these deltas.
     fn is_meant(&self, which: Which<'_>) -> String {
         let list = |texts: &[String]| {
             let texts: Vec<_> = texts.iter().map(|text| literal(text)).collect();
@@ -364,14 +368,14 @@ impl Statements<'_> {
         }
     }
 
-    /// Something for each column of the key, joined.
+    /// Text for each column of the key, joined.
     fn each_key(&self, between: &str, each: impl Fn(usize, &str) -> String) -> String {
         let keys = self.shape.keys.iter().enumerate();
         let each: Vec<_> = keys.map(|(n, key)| each(n, &identifier(key))).collect();
         each.join(between)
     }
 
-    /// Something for each column that is added up, joined.
+    /// Text for each column that is added up, joined.
     fn each_sum(&self, between: &str, each: impl Fn(usize, &Sum) -> String) -> String {
         let sums = self.shape.sums.iter().enumerate();
         let each: Vec<_> = sums.map(|(n, sum)| each(n, sum)).collect();
@@ -379,7 +383,7 @@ impl Statements<'_> {
     }
 }
 
-/// A queue of which each row is to be folded.
+/// A queue whose rows are all deltas.
 pub(super) fn queue(relation: &Relation) -> Queue {
     Queue {
         relation: relation.clone(),

@@ -1,4 +1,4 @@
-//! What there is in the database of what a roll-up works on: one look at each kind of thing.
+//! Looks up the tables and the view of a roll-up in the database, with one query for each kind of object.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -9,10 +9,10 @@ use crate::database::{DatabaseError, Parameters};
 use crate::functions::relation::Relation;
 use crate::functions::session::Session;
 
-/// What was found of the tables of a roll-up.
+/// What a look at a roll-up's tables has found.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
-    /// The role that works on them.
+    /// The role that the worker runs as.
     pub(super) role: String,
     pub(super) queue: Table,
     pub(super) totals: Table,
@@ -20,15 +20,15 @@ pub(super) struct Tables {
     pub(super) view: Table,
     /// The table for poison, if there is to be one.
     pub(super) rejected: Table,
-    /// Of each usable unique index of the totals, its columns.
+    /// The columns of each usable unique index of the totals.
     pub(super) unique: Vec<Vec<String>>,
-    /// Of each deferrable one, how to declare it instead, and its columns.
+    /// The deferrable unique constraints of the totals.
     pub(super) deferrable: Vec<Deferrable>,
-    /// The columns of the totals in any index.
+    /// The columns of the totals that are part of any index.
     pub(super) indexed: Vec<String>,
 }
 
-/// A unique constraint that is checked late, which keeps an upsert from relying on any index on its columns.
+/// A deferrable unique constraint, which keeps an upsert from relying on any index on its columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Deferrable {
     pub(super) constraint: String,
@@ -37,10 +37,10 @@ pub(super) struct Deferrable {
     pub(super) keys: Vec<String>,
 }
 
-/// What was found of a table or a view.
+/// What a look at a table or a view has found.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
-    /// `relkind`; `None` if it is not there.
+    /// `relkind`; `None` if the relation does not exist.
     pub(super) kind: Option<String>,
     pub(super) has_children: bool,
     pub(super) row_security: bool,
@@ -52,7 +52,7 @@ pub(super) struct Table {
     pub(super) may_insert: bool,
     pub(super) may_update: bool,
     pub(super) may_delete: bool,
-    /// The relations that a view reads: the schema and the name of each, one after the other.
+    /// The relations that a view reads: schema and name of each in turn.
     pub(super) reads: Vec<String>,
     pub(super) columns: Columns,
 }
@@ -67,11 +67,11 @@ pub(super) struct TableColumn {
     pub(super) name: String,
     /// Its type, as the server shows it.
     pub(super) shown: String,
-    /// The name of its type, if that lies in `pg_catalog`.
+    /// The name of its type, if the type is in `pg_catalog`.
     pub(super) kind: Option<String>,
-    /// The digits after the point of a numeric that limits them.
+    /// The scale of a numeric that declares one.
     pub(super) scale: Option<i32>,
-    /// Its collation, quoted, if that is not the one of its type.
+    /// Its collation, quoted, if it is not the default of its type.
     pub(super) collation: Option<String>,
     pub(super) is_deterministic: bool,
     pub(super) not_null: bool,
@@ -82,7 +82,7 @@ pub(super) struct TableColumn {
     pub(super) can_be_key: bool,
 }
 
-/// What is wanted: names, each with its place.
+/// The wanted relations: names, each with its place.
 const WANTED: &str = "(VALUES (0, $1::pg_catalog.text, $2::pg_catalog.text), (1, $3, $4), (2, $5, $6), (3, $7, $8)) \
     AS wanted (place, schema, name) \
     LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) wanted.schema \
@@ -111,8 +111,8 @@ const RELATIONS: &str = "\
 
 /// One row for each column of these relations.
 ///
-/// The values of a key are told apart by a default operator class for btree of its type, or of one that it is taken for as
-/// it is, such as text for varchar.
+/// The values of a key are told apart by the default btree operator class of its type, or of a type to which it is
+/// binary-coercible, such as text for varchar.
 const COLUMNS: &str = "\
     SELECT place, a.attname::pg_catalog.text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS shown, \
     CASE WHEN tn.nspname OPERATOR(pg_catalog.=) 'pg_catalog' THEN y.typname::pg_catalog.text END AS kind, \
@@ -133,7 +133,7 @@ const COLUMNS: &str = "\
     AND t.casttarget OPERATOR(pg_catalog.=) o.opcintype AND t.castmethod OPERATOR(pg_catalog.=) 'b' \
     AND t.castcontext OPERATOR(pg_catalog.=) 'i'))) AS can_be_key FROM ";
 
-/// The rest of it.
+/// The rest of that query, after the wanted relations.
 const COLUMNS_OF: &str = " \
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid OPERATOR(pg_catalog.=) c.oid \
     AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped \
@@ -146,7 +146,7 @@ const COLUMNS_OF: &str = " \
     LEFT JOIN pg_catalog.pg_namespace AS ln ON ln.oid OPERATOR(pg_catalog.=) l.collnamespace \
     ORDER BY place, a.attnum";
 
-/// One row for each index of a table: whether it keeps its columns unique at every moment, and which they are.
+/// One row for each index of a table: its columns, and whether it keeps them unique at every moment.
 const INDEXES: &str = "\
     SELECT i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AS is_usable, \
     CASE WHEN NOT i.indimmediate THEN (SELECT conname::pg_catalog.text FROM pg_catalog.pg_constraint AS o \
@@ -162,7 +162,7 @@ const INDEXES: &str = "\
     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
     WHERE n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.text AND c.relname OPERATOR(pg_catalog.=) $2::pg_catalog.text";
 
-/// Looks at all that there is.
+/// Looks at the relations, their columns, and the indexes of the totals.
 pub(super) async fn look(session: &Session, settings: &Settings) -> Result<Tables, DatabaseError> {
     let (view, rejected) = (settings.view.clone(), settings.rejected());
     let wanted = [
@@ -276,8 +276,8 @@ impl From<&Row> for TableColumn {
 // === impl Table ===
 
 impl Table {
-    /// Whether it is a view that reads this relation. Names are compared, and not as they are quoted: the server quotes
-    /// words that SQL reserves.
+    /// `true` if it is a view that reads this relation. The names are compared unquoted, since the server quotes words
+    /// that SQL reserves.
     pub(super) fn does_read(&self, relation: &Relation) -> bool {
         let names = [&relation.schema, &relation.name];
         self.reads.chunks(2).any(|read| read.iter().eq(names))
@@ -291,7 +291,7 @@ impl Columns {
         self.0.iter().find(|column| column.name == name)
     }
 
-    /// Their names, between commas.
+    /// The names of the columns, quoted and separated by commas.
     pub(super) fn names(&self) -> String {
         let names: Vec<_> = self
             .0
@@ -303,7 +303,7 @@ impl Columns {
 }
 
 impl TableColumn {
-    /// What kind of number it is.
+    /// The kind of number that it holds; `None` if its sums would not be exact.
     pub(super) fn number(&self) -> Option<Number> {
         Number::of(self.kind.as_deref()?)
     }

@@ -1,6 +1,6 @@
-//! Tables that a roll-up cannot work on: what is wrong, and the statement that mends it.
+//! Tables that a roll-up cannot work on: what is wrong, and the statement that repairs it.
 //!
-//! A statement is named only where it works as it stands and loses nothing. Nothing here talks to a server.
+//! A statement is given only if it works as it stands and loses nothing. Nothing here talks to a server.
 
 use thiserror::Error;
 
@@ -8,27 +8,27 @@ use thiserror::Error;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum UnusableRollup {
-    /// A table is not there.
+    /// A table does not exist.
     #[error("{relation} does not exist{}", this_makes_it(.mend.as_deref()))]
     Missing {
         /// The table.
         relation: String,
-        /// The statement, where the types of its columns follow from the other table.
+        /// The statement that creates it, if the types of its columns follow from the other table.
         mend: Option<String>,
     },
     /// The name belongs to something else.
     #[error("{relation} is {found}: it must be {expected}")]
     Kind {
-        /// What has the name.
+        /// The relation that has the name.
         relation: String,
         /// What it is.
         found: String,
         /// What it must be.
         expected: &'static str,
     },
-    /// A rule would do something else than what the worker asks for.
+    /// A rule would make the server do something other than what the worker asks for.
     #[error(
-        "{relation} has the rule \"{rule}\", which folding cannot do with; this takes it away: {mend}"
+        "{relation} has the rule \"{rule}\", which folding does not allow; this drops it: {mend}"
     )]
     Rule {
         /// The table.
@@ -50,28 +50,28 @@ pub enum UnusableRollup {
         mend: String,
     },
     /// The worker's role lacks a privilege.
-    #[error("the role may not {lacking} {relation}; this lets it, run by the owner: {mend}")]
+    #[error("the role may not {lacking} {relation}; to grant that, the owner runs: {mend}")]
     Privileges {
         /// The table.
         relation: String,
-        /// What it may not do, in SQL's words.
+        /// What the role may not do, in SQL's words.
         lacking: String,
         /// The statements.
         mend: String,
     },
-    /// A column is not there.
+    /// A column does not exist.
     #[error("{relation} has no column \"{column}\"{}; its columns are {has}", this_makes_it(.mend.as_deref()))]
     Column {
         /// The table.
         relation: String,
         /// The column.
         column: String,
-        /// The columns that it has.
+        /// The columns that the table has.
         has: String,
-        /// The statement, where the type follows from the other table.
+        /// The statement that adds it, if its type follows from the other table.
         mend: Option<String>,
     },
-    /// A column of the key has two types, of which the one may hold what the other cannot.
+    /// A column of the key has different types in the two tables: one may hold what the other cannot.
     #[error(
         "the key \"{column}\" is {queue} in the queue and {totals} in the totals: they must be the same{}",
         this_mends_it(.mend.as_deref())
@@ -86,8 +86,8 @@ pub enum UnusableRollup {
         /// The statement, where there is one that keeps every value.
         mend: Option<String>,
     },
-    /// Values of a column of the key cannot be told apart as an index does.
-    #[error("the key \"{column}\" is {found}, which {why}; this mends it: {mend}")]
+    /// The values of a column of the key cannot be told apart in the way an index does.
+    #[error("the key \"{column}\" is {found}, which {why}; this corrects it: {mend}")]
     Key {
         /// The column.
         column: String,
@@ -98,7 +98,7 @@ pub enum UnusableRollup {
         /// The statements.
         mend: String,
     },
-    /// The key may be NULL, which a unique index does not keep unique.
+    /// A column of the key may be NULL, and a unique index does not keep NULL unique.
     #[error("the key \"{column}\" of {relation} may be NULL; this refuses it: {mend}")]
     NullableKey {
         /// The queue.
@@ -108,17 +108,17 @@ pub enum UnusableRollup {
         /// The statement.
         mend: String,
     },
-    /// Sums would not be exact.
+    /// The sums of a column would not be exact.
     #[error("the sum \"{column}\" cannot be exact: {why}{}", this_mends_it(.mend.as_deref()))]
     Inexact {
         /// The column.
         column: String,
-        /// Why.
+        /// Why they would not be exact.
         why: String,
         /// The statement, where there is one that keeps every value.
         mend: Option<String>,
     },
-    /// The server computes or hands out the values of a column that is to be written.
+    /// The server itself generates the values of a column that the worker must write.
     #[error(
         "the server alone writes the column \"{column}\" of {relation}; this lets others: {mend}"
     )]
@@ -130,7 +130,7 @@ pub enum UnusableRollup {
         /// The statement.
         mend: String,
     },
-    /// A column that is not written must have a value.
+    /// A column that the worker does not write must have a value.
     #[error(
         "the column \"{column}\" of {relation} must not be NULL, has no default, and is neither key nor sum; \
          this lets it be NULL: {mend}"
@@ -143,7 +143,7 @@ pub enum UnusableRollup {
         /// The statement.
         mend: String,
     },
-    /// Nothing keeps the total of a key the only one.
+    /// No index ensures that a key has only one total.
     #[error(
         "{relation} has no unique index on exactly ({keys}), without a condition; this \
          makes one: {mend}"
@@ -156,9 +156,9 @@ pub enum UnusableRollup {
         /// The statement.
         mend: String,
     },
-    /// A constraint on the key is checked late, which no upsert can rely on.
+    /// A constraint on the key is deferrable, so an upsert cannot rely on it.
     #[error(
-        "the constraint \"{constraint}\" of {relation} is deferrable, which no upsert can rely on; this mends it: {mend}"
+        "the constraint \"{constraint}\" of {relation} is deferrable, which no upsert can rely on; this corrects it: {mend}"
     )]
     Deferrable {
         /// The totals.
@@ -169,7 +169,7 @@ pub enum UnusableRollup {
         mend: String,
     },
     /// The view shows something else.
-    #[error("the view {view} {why}; this makes it anew: {mend}")]
+    #[error("the view {view} {why}; this recreates it: {mend}")]
     View {
         /// The view.
         view: String,
@@ -178,7 +178,7 @@ pub enum UnusableRollup {
         /// The statements.
         mend: String,
     },
-    /// What is missing cannot be made.
+    /// Something is missing, and the role may not create it.
     #[error("the role may not create {relation}; this makes it, run by a role that may: {mend}")]
     NotMade {
         /// What is missing.
@@ -189,7 +189,7 @@ pub enum UnusableRollup {
 }
 
 fn this_mends_it(mend: Option<&str>) -> String {
-    mend.map_or_else(String::new, |mend| format!("; this mends it: {mend}"))
+    mend.map_or_else(String::new, |mend| format!("; this corrects it: {mend}"))
 }
 
 fn this_makes_it(mend: Option<&str>) -> String {

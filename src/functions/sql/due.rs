@@ -1,4 +1,4 @@
-//! Which tick is due: from a job's row, the server's clock and the job's policy. Pure.
+//! Decides which tick is due, from a job's row, the server's clock and the job's policy. Pure.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use crate::schedule::Schedule;
 /// A tick that no instance could begin for this long was missed.
 const MISSED_AFTER: Duration = Duration::from_secs(60);
 
-/// How many missed ticks are run one after the other; older ones are dropped.
+/// Largest number of missed ticks that are run one after the other; older ones are dropped.
 const EACH_MAX: usize = 1_000;
 
 /// The longest sleep: clocks and rows may change meanwhile.
 pub(super) const SLEEP_MAX: Duration = Duration::from_secs(60);
 
-/// What a look has found.
+/// What is due after a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// This tick is to be run now.
+    /// This tick must be run now.
     Now(Timestamp),
-    /// Nothing is to be done for this long.
+    /// Nothing is due for this long.
     In(Duration),
     /// The last tick lies in the future of the server's clock.
     Ahead,
@@ -38,7 +38,7 @@ pub(super) fn due(row: &JobRow, now: Timestamp, schedule: &Schedule, missed: Mis
         return Due::In(until(next, now));
     };
     match row.retry_at {
-        // It failed, and is not to be tried again before.
+        // It failed, and must not be tried again before that time.
         Some(retry_at) if attempts(row, tick, missed) > 0 && retry_at > now => {
             Due::In(until(Some(retry_at), now))
         }
@@ -46,7 +46,7 @@ pub(super) fn due(row: &JobRow, now: Timestamp, schedule: &Schedule, missed: Mis
     }
 }
 
-/// How often a tick has failed: the failures of older ones count, unless these were dropped.
+/// How often a tick has failed: the failures of older ticks count too, unless those ticks were dropped.
 pub(super) fn attempts(row: &JobRow, tick: Timestamp, missed: Missed) -> u32 {
     match missed {
         Missed::Skip if row.attempt_tick != Some(tick) => 0,
@@ -76,7 +76,7 @@ fn tick(last: Timestamp, now: Timestamp, schedule: &Schedule, missed: Missed) ->
     }
 }
 
-/// The tick up to which all is done with, once a tick was run and ended at this time.
+/// The newest tick that is done with, once the run of a tick ended at this time.
 pub(super) fn done_with(
     tick: Timestamp,
     ended: Timestamp,
@@ -84,7 +84,7 @@ pub(super) fn done_with(
     missed: Missed,
 ) -> Timestamp {
     match missed {
-        // What came due meanwhile was missed.
+        // Ticks that came due meanwhile were missed.
         Missed::Skip => schedule
             .newest(ended)
             .map_or(tick, |newest| newest.max(tick)),
@@ -92,7 +92,7 @@ pub(super) fn done_with(
     }
 }
 
-/// Whether the server's clock was ahead when the last tick was run, by more than a period and a minute.
+/// `true` if the last tick is more than a minute after the next one: the server's clock was ahead when it was run.
 fn is_ahead(last: Timestamp, now: Timestamp, schedule: &Schedule) -> bool {
     let next = schedule.next(now);
     let limit = next.and_then(|next| next.checked_add(MISSED_AFTER).ok());
@@ -104,7 +104,7 @@ fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
     wait.min(SLEEP_MAX)
 }
 
-/// When the tick after this look comes, in seconds since the epoch.
+/// The first tick after this look, in seconds since the epoch.
 pub(super) fn next_tick(look: &Look, schedule: &Schedule) -> Option<i64> {
     schedule.next(look.now).map(Timestamp::as_second)
 }

@@ -1,8 +1,8 @@
-//! The rows of jobs in the database: how they are looked at, declared and claimed, and what they say.
+//! The rows of jobs in the database: what they hold, and how they are looked at, declared and claimed.
 //!
-//! Why a tick is run once: the row of its job is locked by the transaction that does the work, and the tick is marked
-//! in that transaction. So the work and the mark are there together or not at all, whichever instance did them, and
-//! whatever became of it. No clock but the server's decides anything.
+//! Each tick is run once because the transaction that does the work locks the row of the job and marks the tick. So the
+//! work and the mark are committed together or not at all, whichever instance did them, and whatever became of it. No
+//! clock but the server's decides anything.
 
 use std::time::SystemTime;
 
@@ -14,34 +14,35 @@ use tokio_postgres::types::{ToSql, Type};
 use crate::database::{Connection, DatabaseError};
 use crate::functions::session::Session;
 
-/// What a job's row says, and when it was read.
+/// The contents of a job's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct JobRow {
     /// The newest tick that is done with.
     pub(super) last_tick: Timestamp,
     /// The newest tick whose work was done.
     pub(super) last_done: Timestamp,
-    /// How often a tick has failed that is still due, or the newer ones that took its place.
+    /// Failures so far of the tick that is still due, counting those of older ticks whose place it took.
     pub(super) attempt: u32,
-    /// The newest tick that has failed so.
+    /// The newest tick with such a failure.
     pub(super) attempt_tick: Option<Timestamp>,
-    /// Not before this time it is to be tried again.
+    /// The earliest time of the next attempt.
     pub(super) retry_at: Option<Timestamp>,
-    /// Since when it runs outside of a transaction, or has been interrupted.
+    /// When a run outside of a transaction began that still runs or was interrupted.
     pub(super) running_since: Option<Timestamp>,
-    /// What it was declared to do, and by which instance.
+    /// A digest of what it was declared to do.
     pub(super) declared: String,
+    /// The instance that declared it.
     pub(super) declared_by: String,
 }
 
 /// A look at a job.
 #[derive(Clone, Debug)]
 pub(super) struct Look {
-    /// `None` for a job that was not declared yet.
+    /// `None` for a job that is not declared yet.
     pub(super) row: Option<JobRow>,
     /// The server's clock.
     pub(super) now: Timestamp,
-    /// When that was, by ours, which measures what has passed since.
+    /// When the server was asked, by this process's clock, which measures the time since then.
     pub(super) asked: Instant,
 }
 
@@ -50,16 +51,16 @@ pub(super) struct Look {
 pub(super) struct Claimed {
     pub(super) row: JobRow,
     pub(super) now: Timestamp,
-    /// When that was, by our clock.
+    /// The time of the claim by this process's clock.
     pub(super) at: Instant,
-    /// The transaction that has it.
+    /// The transaction that holds the claim.
     pub(super) transaction: String,
 }
 
 // === impl JobRow ===
 
 impl JobRow {
-    /// One that has done this tick.
+    /// The row of a job that has done this tick.
     pub(super) fn new(last_tick: Timestamp) -> Self {
         Self {
             last_tick,
@@ -77,7 +78,7 @@ impl JobRow {
 // === impl Claimed ===
 
 impl Claimed {
-    /// A job that runs outside of a transaction, or is only tried.
+    /// A claim for a job that runs outside of a transaction, or for a dry run.
     pub(super) fn outside(row: JobRow, now: Timestamp) -> Self {
         Self {
             row,
@@ -88,7 +89,7 @@ impl Claimed {
     }
 }
 
-/// Looks at all jobs of the database; without any, it is one row of NULL and the server's clock.
+/// Looks at all jobs of the database; without any, the result is one row of NULL and the server's clock.
 const LOOK: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, clock.now, j.running_since, \
     j.attempt_tick, j.name FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
@@ -99,8 +100,8 @@ const LOOK_AT_ONE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
     j.running_since, j.attempt_tick FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
 
-/// Declares a job. What was declared otherwise begins with the tick that follows the new schedule's newest one, if that
-/// is another schedule: `declared` begins with its digest.
+/// Declares a job. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
+/// tick that follows the newest one of the new schedule.
 const DECLARE: &str = "\
     INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) VALUES ($1, $2, $3, $4, $4) \
     ON CONFLICT (name) DO UPDATE SET declared = excluded.declared, declared_by = excluded.declared_by, \
@@ -109,17 +110,17 @@ const DECLARE: &str = "\
     OR j.last_tick OPERATOR(pg_catalog.>) excluded.last_tick THEN j.last_tick ELSE excluded.last_tick END \
     WHERE j.declared OPERATOR(pg_catalog.<>) excluded.declared";
 
-/// Locks a row that no other session has, in the transaction under way.
+/// Locks a row in the transaction under way, unless another session has it.
 const TAKE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
     j.running_since, j.attempt_tick, pg_catalog.pg_current_xact_id()::pg_catalog.text FROM bgworker.job AS j \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
 
-/// That a tick is due, and the job is what this instance takes it for.
+/// The condition that a tick is due, and that the job is declared as this instance knows it.
 const IS_DUE: &str =
     "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3";
 
-/// Looks at a job, on the connection that runs it. `None` if it is not declared.
+/// Looks at one job, on the connection that runs it. `None` if it is not declared.
 pub(super) async fn look_at_one(
     connection: &Connection,
     name: &str,
@@ -131,7 +132,7 @@ pub(super) async fn look_at_one(
     Ok(row.and_then(|row| Some((job_row(row)?, timestamp(row, 6)))))
 }
 
-/// Looks at a job, together with all jobs of its database, at this time or later.
+/// Looks at a job, together with all jobs of its database. The look is made at `not_before` or later.
 pub(super) async fn look(
     session: &Session,
     name: &str,
@@ -150,7 +151,7 @@ pub(super) async fn look(
     })
 }
 
-/// Declares what a job does, unless it is declared so.
+/// Declares what a job does, unless it is already declared that way.
 pub(super) async fn declare(
     session: &Session,
     name: &str,
@@ -166,8 +167,8 @@ pub(super) async fn declare(
     Ok(())
 }
 
-/// Locks the row of a job whose tick is due, in the transaction under way. `None` if the tick is done, or another
-/// session has it.
+/// Locks the row of a job whose tick is due, in the transaction under way. `None` if the tick is done, another session
+/// has the row, or the job is declared otherwise.
 pub(super) async fn claim(
     connection: &Connection,
     name: &str,
@@ -183,7 +184,8 @@ pub(super) async fn claim(
     lock_row(connection, IS_DUE, &parameters).await
 }
 
-/// Locks the row of a job, whether or not a tick is due, in the transaction under way. `None` if another session has it.
+/// Locks the row of a job, whether or not a tick is due, in the transaction under way. `None` if another session has
+/// it.
 pub(super) async fn take(
     connection: &Connection,
     name: &str,
@@ -223,7 +225,7 @@ fn text(value: &str) -> Parameter {
     (Box::new(value.to_owned()), Type::TEXT)
 }
 
-/// The row of a job, as [`LOOK`] and [`CLAIM`] return it.
+/// Reads the row of a job, as [`LOOK`], [`LOOK_AT_ONE`] and [`TAKE`] return it.
 fn job_row(row: &Row) -> Option<JobRow> {
     Some(JobRow {
         last_tick: row.get::<_, Option<SystemTime>>(0).and_then(to_timestamp)?,
@@ -241,7 +243,7 @@ fn timestamp(row: &Row, column: usize) -> Timestamp {
     to_timestamp(row.get(column)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// Within what a system's clock can show, which every tick is.
+/// Converts a time. Every tick is within the range of the system's clock.
 pub(super) fn system_time(time: Timestamp) -> SystemTime {
     SystemTime::try_from(time).unwrap_or(SystemTime::UNIX_EPOCH)
 }

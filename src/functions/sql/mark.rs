@@ -1,4 +1,4 @@
-//! The mark of a run: what it makes of the row of its job, and the line in the ring of runs.
+//! The mark of a run: its changes to the row of its job, and its entry in the ring of runs.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use tokio_postgres::types::Type;
 use super::job::{Borrowed, JobRow, Look, system_time};
 use crate::database::{Connection, DatabaseError};
 
-/// The outcome of a run beside the schedule.
+/// The outcome recorded for a run beside the schedule.
 pub(super) const ONCE: &str = "once";
 
 /// What became of a run.
 #[derive(Clone, Debug)]
 pub(super) struct Mark {
-    /// The newest tick that is done with from now on; as before, where the tick is to be tried again.
+    /// The newest tick that is done with from now on; unchanged if the tick is to be tried again.
     pub(super) last_tick: Timestamp,
     pub(super) last_done: Timestamp,
     pub(super) attempt: u32,
@@ -53,13 +53,13 @@ impl Mark {
     }
 }
 
-/// What becomes of a job when a run of its schedule is over. A run beside that changes nothing of it.
+/// The changes to the row of a job when a run on its schedule is over. A run beside the schedule makes none of them.
 const CHANGES: &str = "last_tick = $2, last_done = $3, attempt = $4, \
     attempt_tick = CASE WHEN $4 OPERATOR(pg_catalog.>) 0 THEN $7 END, running_since = NULL, \
     retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (RETRY_IN)::pg_catalog.interval, ";
 
-/// Marks a tick, and writes the run into its ring. Where this is no longer the transaction that claimed the tick, it is
-/// an error and ends the transaction: the text that is taken for a number depends on rows, or the planner would see it.
+/// Marks a tick, and writes the run into its ring. If this is no longer the transaction that claimed the tick, a cast
+/// from text to a number fails and ends the transaction: the text depends on rows, or the planner would evaluate it.
 const MARK: &str = "\
     WITH job AS (UPDATE bgworker.job AS j SET CHANGES\
     runs = j.runs OPERATOR(pg_catalog.+) 1 WHERE j.name OPERATOR(pg_catalog.=) $1 \
@@ -73,8 +73,8 @@ const MARK: &str = "\
     SELECT CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format(\
     'bgworker: %s rows are this transaction''s', (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END";
 
-/// Marks what became of a run. If this is no longer the transaction that claimed the tick, that is an error, and
-/// [`is_unclaimed`] tells it from others.
+/// Marks what became of a run. Fails if this is no longer the transaction that claimed the tick; [`is_unclaimed`] tells
+/// that error from others.
 pub(super) async fn mark(
     connection: &Connection,
     name: &str,
@@ -112,12 +112,12 @@ pub(super) async fn mark(
     marking.await.map(drop)
 }
 
-/// Whether it is the error of [`mark`] in a transaction that did not claim the tick.
+/// `true` for the error of [`mark`] in a transaction that did not claim the tick.
 pub(super) fn is_unclaimed(error: &DatabaseError) -> bool {
     error.undone().is_some()
 }
 
-/// A length of time, for a statement.
+/// A duration as SQL.
 fn interval(time: Duration) -> String {
     format!("'{} seconds'::pg_catalog.interval", time.as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! A job without ticks, for workers that may be on standbys: each instance runs it for itself, and writes nothing down.
+//! A job without ticks, for workers that may run on standbys: each instance runs it for itself, and records nothing.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -13,30 +13,30 @@ use crate::database::DatabaseError;
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::Place;
 
-/// What an incarnation of such a job does.
+/// The routine of a job without ticks.
 #[derive(Default)]
 pub(super) struct Napping {
     was_ready: bool,
 }
 
-/// What became of a run that is not written down.
+/// The result of a run that is not recorded.
 pub(super) enum Untracked {
     Done {
         rows: u64,
         took: Duration,
     },
-    /// Its statements failed, as this says, and are undone.
+    /// Its statements failed, for this reason, and were undone.
     Failed(String),
     /// All connections for jobs are in use.
     Crowded,
-    /// The worker is to stop.
+    /// The worker must stop.
     Interrupted,
 }
 
 // === impl Run ===
 
 impl Run<'_> {
-    /// Runs the statements in one transaction, and writes nothing down.
+    /// Runs the statements in one transaction, and records nothing.
     pub(super) async fn run_untracked(&self) -> Result<Untracked, DatabaseError> {
         let Some(job_connection) = self.job_connection().await? else {
             return Ok(Untracked::Crowded);
@@ -44,7 +44,7 @@ impl Run<'_> {
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
         let begun = Instant::now();
-        // What it may do is for the server to say.
+        // The server decides what the transaction may do.
         let begin = self.begin("");
         connection.batch_execute("begin", &begin).await?;
         let worked = self.work(connection, None).await;

@@ -1,4 +1,5 @@
-//! One run of a job beside its schedule, now: to try it, or to do again what went wrong. Which ticks are done stays as it is.
+//! One run of a job now, beside its schedule: to try it, or to redo what went wrong. Does not change which ticks are
+//! done.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,19 +19,20 @@ use crate::functions::beside::Beside;
 use crate::functions::session::Session;
 use crate::latch::{Latch, Wake};
 
-/// How long a cancelled run may take to say so.
+/// How long a cancelled run may take to end.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a job is to be run beside its schedule.
+/// How to run a job beside its schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Once {
-    /// The tick that its statements are told; the time of the server unless set.
+    /// The tick that its statements see; the server's time unless set.
     pub tick: Option<Timestamp>,
-    /// Undo it, and say what it would have written. Sequences, and what leaves the database, are not undone.
+    /// Whether to undo the run, and report what it would have written. Sequences and effects outside the database are
+    /// not undone.
     pub dry_run: bool,
 }
 
-/// What a run has done, or would have.
+/// What a run has done, or a dry run would have done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OnceReport {
@@ -38,7 +40,7 @@ pub struct OnceReport {
     pub rows: u64,
     /// How long it took.
     pub took: Duration,
-    /// What it would have written, by table; of a dry run alone.
+    /// What it would have written, by table; empty unless it was a dry run.
     pub changes: Vec<TableChange>,
 }
 
@@ -56,37 +58,38 @@ pub struct TableChange {
     pub deleted: u64,
 }
 
-/// Why a job was not run, or did not run through.
+/// Why a job was not run, or did not complete.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OnceError {
-    /// Its settings are none of a job.
+    /// Its settings do not make a job.
     #[error(transparent)]
     Job(Box<dyn std::error::Error + Send + Sync>),
     /// Another session runs it.
     #[error("the job runs now: another session has its row")]
     Running,
-    /// It does not run in a transaction that could be undone.
+    /// A dry run was asked for, but the job does not run in a transaction that could be undone.
     #[error("a job with \"transaction = false\" cannot be tried: what it does is not undone")]
     NotUndone,
-    /// A statement has failed, as this says.
+    /// A statement failed, for this reason.
     #[error("{0}")]
     Failed(String),
-    /// It was interrupted, and undone as far as it is one transaction.
+    /// It was interrupted, and undone if it is one transaction.
     #[error("interrupted")]
     Interrupted,
-    /// The database could not be asked.
+    /// The database could not be reached, or reported an error.
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
 
-/// Runs a job once, beside its schedule, and records the run as `once`. Its tables and its row are made if they are missing.
+/// Runs a job once, beside its schedule, and records the run as `once`. Creates the tables of jobs and the job's row if
+/// they are missing. A dry run, and a job that naps, record and create nothing.
 ///
-/// `interrupted` cancels it when it completes.
+/// When `interrupted` completes, the run is cancelled.
 ///
 /// # Errors
 ///
-/// If it was not run, or did not run through.
+/// If the job was not run, or did not complete.
 pub async fn once(
     database: &Database,
     name: &str,
@@ -136,7 +139,7 @@ pub async fn once(
             latch.raise(Wake::Sigint);
             beside.cancel().await;
             match tokio::time::timeout(CANCEL_TIMEOUT, running).await {
-                // It had committed by then.
+                // It had committed before it was cancelled.
                 Ok(Ok(report)) => Ok(report),
                 _ => Err(OnceError::Interrupted),
             }
@@ -168,7 +171,7 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
     }
 }
 
-/// Makes the tables, and declares the job, where they are missing: it begins with its next tick.
+/// Creates the tables if they are missing, and declares the job if it has no row: it begins with its next tick.
 async fn see_to_row(
     connection: &Rc<Connection>,
     name: &str,
@@ -214,7 +217,7 @@ async fn outside(
         .await
 }
 
-/// Runs the statements in a transaction that is undone. Reads and makes no table of ours.
+/// Runs the statements in a transaction that is undone. Neither reads nor creates bgworker's tables.
 async fn dry_run(
     run: &Run<'_>,
     connection: &Connection,
@@ -242,7 +245,7 @@ async fn dry_run(
     })
 }
 
-/// What the transaction under way has written.
+/// Counts what the transaction under way has written, by table.
 async fn changes(connection: &Connection) -> Result<Vec<TableChange>, DatabaseError> {
     let sql = "SELECT pg_catalog.format('%I.%I', schemaname, relname), n_tup_ins, n_tup_upd, n_tup_del \
                FROM pg_catalog.pg_stat_xact_user_tables \

@@ -2,8 +2,9 @@
 //! CONCURRENTLY, procedures that commit.
 //!
 //! The session that runs it holds an advisory lock on the name of the job, so that no two run at a time on one server.
-//! The row says since when it runs. A session that has the lock and finds the job running knows that a run was
-//! interrupted, which counts as an attempt: with one attempt a tick is run at most once, with more at least once.
+//! The row holds the time at which the run began. A session that gets the lock and finds the job running knows that a
+//! run was interrupted, and counts it as an attempt: with one attempt, a tick is run at most once; with more, at least
+//! once.
 
 use std::ops::ControlFlow;
 
@@ -15,7 +16,7 @@ use super::job::{self, Claimed};
 use super::run::{Failure, Ran, Run};
 use crate::database::{Connection, DatabaseError};
 
-/// The key of a job's advisory lock: a class of ours, and a digest of the name.
+/// The key of a job's advisory lock: bgworker's class, and a hash of the name.
 const LOCK: &str = "1651994417, pg_catalog.hashtext($1)";
 
 /// Locks a job for this session, unless another session has it.
@@ -27,7 +28,7 @@ pub(super) async fn lock(connection: &Connection, name: &str) -> Result<bool, Da
     Ok(rows.first().is_some_and(|row| row.get(0)))
 }
 
-/// Whether this session has the job's lock still.
+/// `true` if this session still has the job's lock.
 async fn is_locked(connection: &Connection, name: &str) -> Result<bool, DatabaseError> {
     let sql = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks AS l \
                WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
@@ -41,7 +42,7 @@ async fn is_locked(connection: &Connection, name: &str) -> Result<bool, Database
     Ok(rows.first().is_some_and(|row| row.get::<_, i64>(0) > 0))
 }
 
-/// Writes down that a job runs outside of a transaction.
+/// Records that a job runs outside of a transaction.
 async fn begin_outside(connection: &Connection, name: &str) -> Result<(), DatabaseError> {
     let sql = "UPDATE bgworker.job AS j SET running_since = pg_catalog.clock_timestamp() \
                WHERE j.name OPERATOR(pg_catalog.=) $1";
@@ -51,7 +52,7 @@ async fn begin_outside(connection: &Connection, name: &str) -> Result<(), Databa
     Ok(())
 }
 
-/// The names of indexes that are not valid, such as one whose `CREATE INDEX CONCURRENTLY` has failed.
+/// The names of all invalid indexes of the database, such as one whose `CREATE INDEX CONCURRENTLY` failed.
 async fn invalid_indexes(connection: &Connection) -> Result<Option<String>, DatabaseError> {
     let sql = "SELECT pg_catalog.string_agg(i.indexrelid::pg_catalog.regclass::pg_catalog.text, ', ') \
                FROM pg_catalog.pg_index AS i WHERE NOT i.indisvalid";
@@ -59,7 +60,7 @@ async fn invalid_indexes(connection: &Connection) -> Result<Option<String>, Data
     Ok(rows.await?.first().and_then(|row| row.get(0)))
 }
 
-/// The number of the transaction under way.
+/// The ID of the transaction under way.
 async fn transaction(connection: &Connection) -> Result<String, DatabaseError> {
     let sql = "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text";
     let rows = connection.query("mark the tick", sql, &[]).await?;
@@ -109,7 +110,7 @@ impl Run<'_> {
         );
         connection.batch_execute("begin the run", &settings).await?;
         let worked = self.work(connection, None).await;
-        // One that is cut short was interrupted, and the row says so.
+        // A run that is cut short was interrupted, and its row shows that.
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,
             ControlFlow::Break(end) => return end,

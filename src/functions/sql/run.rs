@@ -1,10 +1,10 @@
-//! One run of one tick, on a connection of its own: claim, work, mark, commit.
+//! One run of one tick, on a connection that it does not share: claim, work, mark, commit.
 //!
-//! The claim locks the row of the job, and the mark is made by the transaction that holds it. So a run leaves its
-//! effects and its mark, or neither. A failure is undone to a savepoint and marked in the same transaction, so that
-//! no other instance can have the tick between the failure and its mark. What a statement would have to do to break
-//! this is to end the transaction: such statements are refused before they run, and the mark finds out what got
-//! through, by the number of the transaction.
+//! The claim locks the row of the job, and the transaction that holds the lock makes the mark. So a run leaves its
+//! effects and its mark, or neither. A failure is undone to a savepoint and marked in the same transaction, so that no
+//! other instance can take the tick between the failure and its mark. Only a statement that ends the transaction could
+//! break this: such statements are refused before they run, and the mark detects any that got through by comparing
+//! transaction IDs.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -26,10 +26,10 @@ use crate::functions::quote::literal;
 use crate::functions::session::ConnectionKind;
 use crate::latch::Latch;
 
-/// How often statements that met another transaction are run again at once.
+/// How often statements that conflicted with another transaction are run again at once.
 const CONFLICTS_MAX: u32 = 3;
 
-/// How much later than the server our side gives up on a statement.
+/// How much later than the server bgworker gives up on a statement.
 const SLACK: Duration = Duration::from_secs(1);
 
 /// Undoes what a statement may have left in a session that a pooler hands to other clients after the commit.
@@ -39,13 +39,13 @@ pub(super) const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET A
 /// One run.
 pub(super) struct Run<'r> {
     pub(super) name: &'r str,
-    /// What asks for its end.
+    /// The latch that requests the end of the run.
     pub(super) latch: &'r Latch,
     pub(super) database: &'r Database,
     pub(super) settings: &'r Settings,
     pub(super) job: &'r Job,
     pub(super) beside: &'r Beside,
-    /// It is beside the schedule: which ticks are done stays as it is.
+    /// `true` for a run beside the schedule, which does not change which ticks are done.
     pub(super) is_once: bool,
 }
 
@@ -58,31 +58,31 @@ pub(super) enum Ran {
         took: Duration,
         after: Look,
     },
-    /// Its statements failed, and that is marked. There may be another attempt.
+    /// Its statements failed, and the failure is marked. There may be another attempt.
     Failed {
         why: String,
         is_given_up: bool,
         after: Look,
     },
-    /// Its effects could not be marked, as this says, and may be there: it is not to be run again at once.
+    /// Its effects could not be marked, for this reason, and may be committed: it must not be run again at once.
     Unmarked(&'static str),
-    /// Another session has the tick, or had it. Nothing was done.
+    /// Another session has or had the tick, or it is no longer due. Nothing was done.
     Elsewhere,
     /// All connections for jobs are in use. Nothing was done.
     Crowded,
-    /// The worker is to stop, and the tick is still due.
+    /// The worker must stop, and the tick is still due.
     Interrupted,
 }
 
-/// Why the statements did not run through.
+/// Why the statements did not complete.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) why: String,
-    /// What the server said, if it was that.
+    /// The error behind it, if there is one.
     pub(super) error: Option<DatabaseError>,
 }
 
-/// Ends what the statements did, or undoes it, and resets the session.
+/// SQL that keeps or undoes what the statements did, and resets the session.
 pub(super) fn end(worked: &Result<u64, Failure>) -> String {
     let settled = match worked {
         Ok(_) => "RELEASE SAVEPOINT run",
@@ -94,7 +94,7 @@ pub(super) fn end(worked: &Result<u64, Failure>) -> String {
 // === impl Run ===
 
 impl<'r> Run<'r> {
-    /// A run of a worker's job. `None` without a database.
+    /// A run of a worker's job. `None` if the worker has no database.
     pub(super) fn of(
         context: &'r WorkerContext,
         settings: &'r Settings,
@@ -126,7 +126,7 @@ impl<'r> Run<'r> {
         };
         drop(at_work);
         match ran {
-            // No transaction is under way, and the session was reset.
+            // No transaction is in progress, and the session was reset.
             Ok(Ran::Done { .. } | Ran::Elsewhere) if self.settings.transaction => {
                 job_connection.keep().await;
             }
@@ -135,7 +135,7 @@ impl<'r> Run<'r> {
         ran
     }
 
-    /// A connection to run on, in its turn. `None` if that does not come.
+    /// Waits for the job's turn, and returns a connection to run on. `None` if the turn does not come.
     pub(super) async fn job_connection(&self) -> Result<Option<JobConnection<'_>>, DatabaseError> {
         let dbname = self.settings.database.as_deref();
         let counts = self.settings.connection == ConnectionKind::Home;
@@ -144,7 +144,7 @@ impl<'r> Run<'r> {
             .await
     }
 
-    /// Begins a transaction for a run. One whose instance is frozen ends by itself.
+    /// SQL that begins the transaction of a run. The server ends the transaction if the instance freezes.
     pub(super) fn begin(&self, access: &str) -> String {
         format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED {access}; SET LOCAL application_name = {}; \
@@ -192,7 +192,7 @@ impl<'r> Run<'r> {
             ControlFlow::Break(end) => return end,
         };
         let end = end(&worked);
-        // Sent at once with the mark, and that with COMMIT.
+        // Sent together with the mark and COMMIT.
         let (ended, ran) = tokio::join!(
             connection.batch_execute("end the run", &end),
             self.settle(connection, claimed, tick, worked)
@@ -203,8 +203,8 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// What the statements came to, unless the worker was told to cancel them, or the connection is gone: then there is
-    /// nothing to mark.
+    /// Passes on the result of the statements, unless a stop was requested and cancelled them, or the connection is
+    /// gone: then there is nothing to mark.
     pub(super) fn unless_cut_short(
         &self,
         worked: Result<u64, Failure>,
@@ -227,7 +227,7 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Marks what became of a run, and commits: both are sent at once. Where the mark is refused, COMMIT undoes all.
+    /// Marks what became of a run, and commits: both are sent at once. If the mark fails, COMMIT rolls back.
     pub(super) async fn settle(
         &self,
         connection: &Connection,
@@ -259,7 +259,7 @@ impl<'r> Run<'r> {
         })
     }
 
-    /// What is written down of a run.
+    /// The mark of a run.
     fn mark(
         &self,
         claimed: &Claimed,
@@ -294,14 +294,15 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Runs the statements, again where they met another transaction, and what they have deferred.
+    /// Runs the statements, and then the constraints that they deferred; again if they conflicted with another
+    /// transaction.
     pub(super) async fn work_through_conflicts(
         &self,
         connection: &Connection,
         claimed: &Claimed,
         tick: Timestamp,
     ) -> Result<u64, Failure> {
-        // What the tick is stands before the savepoint, so that going back to it leaves that.
+        // The tick is set before the savepoint, so that going back to the savepoint keeps it.
         let mut before = format!(
             "SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
              pg_catalog.set_config('bgworker.previous_tick', '{}', true); SAVEPOINT run",
@@ -309,7 +310,7 @@ impl<'r> Run<'r> {
         );
         let mut conflicts = 0;
         loop {
-            // Sent at once with the first statement.
+            // Sent together with the first statement.
             let (begun, worked) = tokio::join!(
                 connection.batch_execute("begin the run", &before),
                 self.work(connection, Some("SET CONSTRAINTS ALL IMMEDIATE"))
@@ -324,8 +325,8 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Runs the statements one by one, and returns how many rows were written. What is to follow the last of them is sent at
-    /// once with it.
+    /// Runs the statements one by one, and returns the number of rows written. `then` is sent together with the last
+    /// one.
     pub(super) async fn work(
         &self,
         connection: &Connection,
@@ -335,7 +336,7 @@ impl<'r> Run<'r> {
         let mut written = 0_u64;
         let last = self.job.statements.len().saturating_sub(1);
         for (index, statement) in self.job.statements.iter().enumerate() {
-            // The first one has all of it.
+            // The first statement has the whole timeout, which is already set.
             let left = self.settings.timeout.saturating_sub(begin.elapsed());
             let shorten = async {
                 match index {

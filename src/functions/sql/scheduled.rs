@@ -1,4 +1,4 @@
-//! A job with ticks: looks at its row, sleeps until the next tick, and has what is due run.
+//! A job with ticks: looks at its row, sleeps until the next tick, and runs what is due.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,35 +19,35 @@ use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
 
-/// How soon a job is looked at again whose tick another session has.
+/// How soon a job is looked at again if another session has its tick.
 const ELSEWHERE: Duration = Duration::from_secs(1);
 
-/// How long after its timeout a run has let go of its row, though its instance be frozen.
+/// The time after its timeout within which a run releases its row, even if its instance is frozen.
 const LET_GO_WITHIN: Duration = Duration::from_secs(15);
 
-/// The base of waits after errors.
+/// The base of the waits after errors.
 const NAPTIME: Duration = Duration::from_secs(10);
 
-/// What an incarnation of a job does.
+/// The routine of a job with ticks.
 pub(super) struct Scheduled {
-    /// The settings, and what they come to.
+    /// The settings, and the job that they describe.
     job: Option<(Settings, Arc<Job>)>,
-    /// The job was declared by this registration: a restart does not declare it again.
+    /// `true` once this registration has declared the job: a restart does not declare it again.
     is_declared: Arc<AtomicBool>,
     has_tables: bool,
     was_ready: bool,
     seen: Seen,
-    /// Since when another session has the row, and what its last tick was then.
+    /// The job's last tick when another session was found to have the row, and since when that session has it.
     elsewhere: Option<(Timestamp, Instant)>,
 }
 
-/// What a job was last seen to be, and which look is new enough for the next cycle.
+/// What the last cycle saw of the job, and so which look is new enough for the next one.
 enum Seen {
-    /// One that begins now: a tick may be due.
+    /// A tick may be due: the look must begin now or later.
     Nothing,
-    /// Nothing was due: a look that any worker of the database began after this one is new enough.
+    /// Nothing was due: a look that any worker of the database began after this one is enough.
     Idle(Instant),
-    /// None is needed: this is how its own run left it.
+    /// No look is needed: this is how the job's own run left the row.
     AfterRun(Look),
 }
 
@@ -65,7 +65,7 @@ impl Scheduled {
         }
     }
 
-    /// What the settings come to; worked out when they change.
+    /// The job that the settings describe; computed when they change.
     fn job(&mut self, settings: &Settings) -> Result<Arc<Job>, CycleError> {
         match &self.job {
             Some((known, job)) if known == settings => Ok(Arc::clone(job)),
@@ -77,7 +77,7 @@ impl Scheduled {
         }
     }
 
-    /// Looks at the job, which is declared first where that is still to be done.
+    /// Looks at the job, and declares it first if that is still to be done.
     async fn look(
         &mut self,
         session: &Session,
@@ -96,13 +96,13 @@ impl Scheduled {
             self.is_declared.store(true, Ordering::Relaxed);
             look = job::look(session, name, Instant::now()).await?;
         }
-        // Another worker may have asked some time ago.
+        // The look may be one that another worker made some time ago.
         let age = look.asked.elapsed();
         look.now = look.now.checked_add(age).unwrap_or(look.now);
         Ok(look)
     }
 
-    /// Whether another session has the row of the job for longer than any run takes.
+    /// Reports that another session has had the row of the job for longer than a run may take.
     fn waits_for_another(
         &mut self,
         ran: &Ran,
@@ -125,7 +125,7 @@ impl Scheduled {
         })
     }
 
-    /// What follows from a run, and what the next cycle need not look at.
+    /// Turns a run into the outcome of the cycle, and keeps what spares the next cycle its look.
     fn ran(&mut self, context: &WorkerContext, ran: Ran) -> Outcome {
         let (worker, progress) = (context.name(), context.progress());
         match ran {
@@ -163,7 +163,7 @@ impl Routine for Scheduled {
     }
 
     fn success_within(settings: &Settings, _: Duration) -> Duration {
-        // It looks at its row at least so often, but while it runs.
+        // It looks at its row at least this often, except while it runs.
         settings.timeout.saturating_add(2 * SLEEP_MAX)
     }
 
@@ -204,7 +204,7 @@ impl Routine for Scheduled {
         if row.declared != job.declared {
             self.seen = Seen::Idle(look.asked);
             return Ok(Outcome::Waits(format!(
-                "the job is declared otherwise by {}: this instance stands by",
+                "the job is declared differently by {}: this instance stands by",
                 row.declared_by
             )));
         }
@@ -230,7 +230,7 @@ impl Routine for Scheduled {
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned()));
                 }
-                // Not to be paid for by every look.
+                // Boxed so that cycles that only look do not pay for its size.
                 let ran = Box::pin(run.run(tick)).await?;
                 if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {
                     return Ok(waits);

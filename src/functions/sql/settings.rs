@@ -1,4 +1,4 @@
-//! The keys of a job.
+//! The configuration keys of a job.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,23 +16,32 @@ use crate::schedule::{InvalidSchedule, Schedule, Timestamp};
 
 /// What a job does, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Settings {
     /// Its statements.
     #[serde(default)]
     pub sql: Option<String>,
-    /// The file that holds its statements, read when the configuration is.
+    /// The file that holds its statements, read with the configuration.
     #[serde(default)]
     pub sql_file: Option<PathBuf>,
     /// The interval of its ticks, aligned to the epoch.
     #[serde(with = "optional", default)]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::keys::schema::Time>")
+    )]
     pub every: Option<Duration>,
     /// The schedule of its ticks: cron's five fields, or a nickname such as `@daily`.
     #[serde(default)]
     pub cron: Option<String>,
-    /// In place of a schedule, for a worker that starts at a consistent state, where there may be nothing but standbys: how
-    /// long it naps between two runs, which are this instance's alone.
+    /// How long it naps between two runs. Takes the place of a schedule for a worker that starts at a consistent state,
+    /// where there may be only standbys; each instance then runs the job for itself.
     #[serde(with = "optional", default)]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::keys::schema::Time>")
+    )]
     pub naptime: Option<Duration>,
     /// The time zone of its schedule; `UTC` unless set.
     #[serde(default)]
@@ -40,10 +49,11 @@ pub struct Settings {
     /// What becomes of ticks that came due while the job ran, or that no instance could begin within a minute.
     #[serde(default)]
     pub missed: Missed,
-    /// How often a tick is tried before the job goes on with the next one: at least 1.
+    /// Number of attempts at a tick before the job goes on with the next one: at least 1.
     #[serde(deserialize_with = "attempts", default = "Settings::unset_attempts")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub attempts: u32,
-    /// Whether its statements are one transaction, committed together with the tick.
+    /// Whether its statements run in one transaction, committed together with the tick.
     #[serde(default = "Settings::unset_transaction")]
     pub transaction: bool,
     /// How long a run may take, all of its statements together.
@@ -52,23 +62,25 @@ pub struct Settings {
         deserialize_with = "crate::keys::duration::at_most::<{ i32::MAX as u64 }, _>",
         default = "Settings::unset_timeout"
     )]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
     pub timeout: Duration,
     /// How many runs are kept in `bgworker.job_run`.
     #[serde(default = "Settings::unset_history")]
     pub history: u32,
-    /// Which connection a run is on: one of those that jobs share, or one that does not count among them.
+    /// The connection of a run: one of those that jobs share, or one that does not count among them.
     #[serde(default)]
     pub connection: ConnectionKind,
     /// The database it connects to, if not the one of the connection settings.
     #[serde(deserialize_with = "crate::database::dbname::deserialize", default)]
     pub database: Option<String>,
-    /// When a failed tick is tried again: what the worker's `restart_time` says.
+    /// When a failed tick is tried again: the worker's `restart_time`.
     #[serde(skip)]
     pub(super) restart_time: RestartTime,
 }
 
 /// What becomes of missed ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Missed {
     /// All of them are one run, with the newest tick.
@@ -80,16 +92,16 @@ pub enum Missed {
     Each,
 }
 
-/// What the settings of a job come to.
+/// The job that settings describe.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
     pub(super) statements: Vec<Statement>,
     pub(super) schedule: Schedule,
-    /// A digest of the schedule, and one of the statements.
+    /// A digest of the schedule, and one of the statements and `transaction`.
     pub(super) declared: String,
 }
 
-/// An optional length of time.
+/// An optional duration.
 mod optional {
     use std::time::Duration;
 
@@ -139,7 +151,7 @@ impl Settings {
         20
     }
 
-    /// Where its looks run; its statements have a connection of their own.
+    /// Where its looks run; its statements run on another connection.
     pub(super) fn place(&self) -> Place<'_> {
         Place {
             dbname: self.database.as_deref(),
@@ -153,7 +165,7 @@ impl Settings {
         self.timezone.as_deref().unwrap_or("UTC")
     }
 
-    /// What is wrong with it.
+    /// Reads the statements from their file, and finds the mistakes in these settings.
     pub(super) fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake> {
         self.restart_time = worker.restart_time;
         let mut mistakes = Vec::new();
@@ -170,12 +182,12 @@ impl Settings {
         mistakes
     }
 
-    /// Reads its statements, if they lie in a file.
+    /// Reads its statements, if they are in a file.
     fn read_file(&mut self) -> Option<Mistake> {
         let file = self.sql_file.as_ref()?;
         if self.sql.is_some() {
             let mistake = Mistake::new("sql_file", "both \"sql\" and \"sql_file\" are set");
-            return Some(mistake.hint("keep the one that is meant"));
+            return Some(mistake.hint("keep only one of them"));
         }
         match std::fs::read_to_string(file) {
             Ok(text) => {
@@ -200,7 +212,7 @@ impl Settings {
             return self
                 .sql_file
                 .is_none()
-                .then(|| mistake.hint("it has to have one of them"));
+                .then(|| mistake.hint("set one of them"));
         };
         let statements = statements::split(sql).and_then(|split| statements::check(&split));
         statements
@@ -208,9 +220,9 @@ impl Settings {
             .map(|error| Mistake::new(key, error.to_string()))
     }
 
-    /// Checks one that may run on standbys.
+    /// Checks a job that may run on standbys.
     fn check_naptime(&self) -> Option<Mistake> {
-        let ticks = "ticks are written down, which a standby does not allow: at \"consistent_state\" a job naps";
+        let ticks = "ticks are recorded in the database, which a standby does not allow: at \"consistent_state\" a job naps";
         let instead = "set \"naptime\" instead";
         let (key, message, hint) = if self.every.is_some() {
             ("every", ticks, instead)
@@ -239,11 +251,11 @@ impl Settings {
         match (&self.every, &self.cron) {
             (Some(_), Some(_)) => {
                 let mistake = Mistake::new("cron", "both \"every\" and \"cron\" are set");
-                Some(mistake.hint("keep the one that is meant"))
+                Some(mistake.hint("keep only one of them"))
             }
             (None, None) => {
                 let mistake = Mistake::new("every", "the worker has no \"every\" and no \"cron\"");
-                Some(mistake.hint("it has to have one of them"))
+                Some(mistake.hint("set one of them"))
             }
             (every, _) => {
                 let error = self.schedule().err()?;
@@ -257,11 +269,11 @@ impl Settings {
         }
     }
 
-    /// When it is due.
+    /// The schedule of its ticks.
     ///
     /// # Errors
     ///
-    /// If its keys name no time that comes again; those of a configuration that was read do.
+    /// If the keys do not name a recurring time. The keys of a configuration that was read do, unless the job naps.
     pub fn schedule(&self) -> Result<Schedule, InvalidSchedule> {
         match (self.every, &self.cron) {
             (Some(every), _) => Schedule::every(every),
@@ -269,7 +281,7 @@ impl Settings {
         }
     }
 
-    /// What it comes to. Errors were told by `check`.
+    /// The job that these settings describe. `check` has reported any errors.
     pub(super) fn job(&self) -> Result<Job, Box<dyn std::error::Error + Send + Sync>> {
         let sql = self.sql.as_deref().unwrap_or_default();
         let statements = statements::split(sql)?;
@@ -278,7 +290,7 @@ impl Settings {
         Ok(Job {
             statements,
             schedule: match self.naptime {
-                // It asks for no tick.
+                // A job that naps asks for no tick.
                 Some(_) => Schedule::every(Schedule::EVERY_MIN)?,
                 None => self.schedule()?,
             },
@@ -290,7 +302,7 @@ impl Settings {
         })
     }
 
-    /// How long after a failed attempt the next one follows; `None` where none does.
+    /// How long after a failed attempt the next one follows; `None` if it was the last.
     pub(super) fn retry_in(&self, attempt: u32) -> Option<Duration> {
         let wait = match self.restart_time {
             RestartTime::After(interval) => interval,
@@ -306,7 +318,7 @@ impl Settings {
 // === impl Job ===
 
 impl Job {
-    /// Declares it, unless it is declared so. A new job begins with its next tick.
+    /// Declares the job, unless it is already declared that way. A new job begins with its next tick.
     pub(super) async fn declare(
         &self,
         session: &Session,
@@ -320,7 +332,7 @@ impl Job {
     }
 }
 
-/// Sixteen digits that tell one text from another.
+/// Sixteen hexadecimal digits that tell one text from another.
 fn digest(text: &str) -> String {
     let bytes = Sha256::digest(text.as_bytes());
     bytes

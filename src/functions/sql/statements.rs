@@ -1,8 +1,8 @@
-//! The statements of a text: where each begins and ends, and which of them a job cannot run.
+//! Splits a text into statements, and finds those that a job cannot run.
 //!
-//! Pure. Knows as much of SQL as psql does to find the semicolons that end a statement: quotes, dollar quotes, nested
-//! comments, parentheses, and the bodies of functions in standard SQL. What it gets wrong, the server refuses, since
-//! each statement is sent alone.
+//! Pure. Knows as much SQL as psql does to find the semicolons that end a statement: quotes, dollar quotes, nested
+//! comments, parentheses, and the bodies of functions in standard SQL. If it splits wrongly, the server refuses the
+//! result, since each statement is sent alone.
 
 use std::ops::Range;
 
@@ -17,11 +17,11 @@ pub(crate) struct Statement {
     pub(crate) line: usize,
 }
 
-/// Why a text cannot be a job.
+/// Why a text cannot be the statements of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidStatements {
-    /// There is no statement in it.
+    /// The text contains no statement.
     #[error("there is no statement in it")]
     Empty,
     /// A quote or a comment has no end. The sentences are PostgreSQL's.
@@ -29,7 +29,7 @@ pub enum InvalidStatements {
     Unterminated {
         /// The line in which it begins, from 1.
         line: usize,
-        /// A quoted string, a comment, or the like.
+        /// A quoted string, a comment or similar.
         what: &'static str,
     },
     /// A statement would begin or end the transaction that claims the tick.
@@ -39,10 +39,10 @@ pub enum InvalidStatements {
     Transaction {
         /// The line in which it begins, from 1.
         line: usize,
-        /// What it begins with.
+        /// The word or words that it begins with.
         word: String,
     },
-    /// It holds what PostgreSQL takes in no text.
+    /// The text contains NUL, which PostgreSQL accepts in no text.
     #[error("it must not contain NUL")]
     Nul,
 }
@@ -66,7 +66,7 @@ const TRANSACTION: [&str; 9] = [
 // === impl Statement ===
 
 impl Statement {
-    /// Where a character of it, from 1, stands in the text: its line, and its place in that.
+    /// The line of a character of the statement in the text, and its place in that line. All count from 1.
     pub(super) fn place(&self, character: usize) -> (usize, usize) {
         let before = self.sql.chars().take(character.saturating_sub(1));
         before.fold((self.line, 1), |(line, place), c| match c {
@@ -92,7 +92,7 @@ pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
     Ok(statements)
 }
 
-/// Refuses statements that would take the transaction out of our hands.
+/// Refuses statements that would take the transaction out of bgworker's hands.
 pub(crate) fn check(statements: &[Statement]) -> Result<(), InvalidStatements> {
     for Statement { sql, line } in statements {
         let mut words = words(sql).map(str::to_ascii_uppercase);
@@ -141,14 +141,14 @@ enum Token {
 #[derive(Default)]
 struct Head {
     words: Vec<String>,
-    /// How deep in such bodies, and in a `CASE` of them.
+    /// Nesting depth in such bodies, and in each `CASE` inside them.
     depth: usize,
 }
 
 // === impl Statement ===
 
 impl Statement {
-    /// Whether its rows are rows that it writes, as far as its first word says so.
+    /// `true` if its first word says that its rows are, or may be, rows that it writes.
     pub(crate) fn writes_rows(&self) -> bool {
         let first = words(&self.sql).next().map(str::to_ascii_uppercase);
         first.is_some_and(|first| WRITES.contains(&&*first))
@@ -284,7 +284,7 @@ fn word_length(rest: &str) -> usize {
     rest.find(|c| !goes_on(c)).unwrap_or(rest.len())
 }
 
-/// The length of a quoted text with its quotes, where a doubled quote is one of its characters.
+/// The length of a quoted text with its quotes; a doubled quote is part of the text.
 fn quoted_length(rest: &str, quote: char, has_escapes: bool) -> Option<usize> {
     let mut characters = rest.char_indices().skip(1).peekable();
     while let Some((at, c)) = characters.next() {
@@ -297,7 +297,7 @@ fn quoted_length(rest: &str, quote: char, has_escapes: bool) -> Option<usize> {
     None
 }
 
-/// The length of a comment, and of those inside of it.
+/// The length of a comment, including the comments nested in it.
 fn comment_length(rest: &str) -> Option<usize> {
     let (mut depth, mut at) = (0_usize, 0);
     loop {
@@ -316,7 +316,7 @@ fn comment_length(rest: &str) -> Option<usize> {
     }
 }
 
-/// The dollar quote at the beginning of a text, such as `$$` or `$body$`. `$1` is none.
+/// The dollar quote at the beginning of a text, such as `$$` or `$body$`. `$1` is not a dollar quote.
 fn dollar_quote(rest: &str) -> Option<&str> {
     let end = rest[1..].find('$')? + 1;
     let tag = &rest[1..end];

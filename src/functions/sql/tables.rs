@@ -1,4 +1,4 @@
-//! The tables of jobs, in each database that has some.
+//! The tables of jobs, in each database that has jobs.
 
 use tokio::time::Instant;
 
@@ -6,10 +6,10 @@ use crate::database::{DatabaseError, is_made_already};
 use crate::functions::quote::identifier;
 use crate::functions::session::Session;
 
-/// Whether the tables are there.
+/// Finds out whether the tables exist.
 const HAS_TABLES: &str = "SELECT pg_catalog.to_regclass('bgworker.job_run') IS NOT NULL";
 
-/// Makes the tables. Columns are only ever added, with defaults, so that instances of two versions can work together.
+/// Creates the tables. Columns are only ever added, with defaults, so that instances of two versions can work together.
 const CREATE: &str = "\
     CREATE SCHEMA IF NOT EXISTS bgworker; \
     CREATE TABLE IF NOT EXISTS bgworker.job (name pg_catalog.text PRIMARY KEY, declared pg_catalog.text NOT NULL, declared_by pg_catalog.text NOT NULL, \
@@ -19,7 +19,7 @@ const CREATE: &str = "\
     started_at pg_catalog.timestamptz NOT NULL, finished_at pg_catalog.timestamptz NOT NULL, outcome pg_catalog.text NOT NULL, attempt int NOT NULL, \
     rows bigint, sqlstate pg_catalog.text, message pg_catalog.text, PRIMARY KEY (name, slot)) WITH (fillfactor = 50)";
 
-/// Makes the tables, unless they are there. Several that do so at once get in each other's way.
+/// Creates the tables, unless they exist. Looks again if another session created them at the same time.
 pub(super) async fn make(session: &Session) -> Result<(), DatabaseError> {
     while !has_tables(session).await? {
         let making = session.batch_execute("make the tables of jobs", CREATE);
@@ -31,7 +31,7 @@ pub(super) async fn make(session: &Session) -> Result<(), DatabaseError> {
     Ok(())
 }
 
-/// The statements that make the tables, and let a role run jobs.
+/// The statements that create the tables, and let a role run jobs.
 pub(super) fn objects(role: &str) -> Vec<String> {
     let role = identifier(role);
     let mut statements: Vec<_> = CREATE.split("; ").map(str::to_owned).collect();
@@ -42,7 +42,7 @@ pub(super) fn objects(role: &str) -> Vec<String> {
     statements
 }
 
-/// Whether the tables are there.
+/// `true` if the tables exist.
 async fn has_tables(session: &Session) -> Result<bool, DatabaseError> {
     let looking = session.query_together("look for the tables of jobs", HAS_TABLES, Instant::now());
     Ok(looking.await?.rows.first().is_some_and(|row| row.get(0)))

@@ -17,7 +17,7 @@ use crate::functions::folding::{
 use crate::functions::runner::CycleError;
 
 /// Why a fold does nothing, though there are deltas.
-const HELD: &str = "others hold its total";
+const HELD: &str = "other sessions hold its total";
 
 /// Folds into one total.
 #[derive(Default)]
@@ -26,11 +26,11 @@ pub(super) struct OneTotal {
     impossible_reported: bool,
     /// This cycle found deltas and no total.
     total_is_missing: bool,
-    /// So did the last one.
+    /// The last cycle did so too.
     total_was_missing: bool,
 }
 
-/// Rows that were added, and the sum that is the total now.
+/// The number of rows that were added, and the total that this made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Total {
     rows: u64,
@@ -75,17 +75,17 @@ impl OneTotal {
                 if !std::mem::replace(&mut self.impossible_reported, true) {
                     warn!(
                         worker,
-                        "{worker}: {table} cannot be truncated, its deltas are deleted: {why}"
+                        "{worker}: {table} cannot be truncated, so its deltas are deleted: {why}"
                     );
                 }
             }
         }
-        // Cancelled, it is not to begin anything else.
+        // After a cancellation, it must not begin anything else.
         let is_to_end = context.latch().is_stop_requested();
         Ok(is_to_end.then_some(Found::Idle))
     }
 
-    /// There are deltas and no total.
+    /// Handles deltas without a total.
     async fn without_total(
         &mut self,
         At {
@@ -108,7 +108,7 @@ impl OneTotal {
 
 impl Folder for OneTotal {
     type Settings = Settings;
-    /// Whether values may be NULL.
+    /// `true` if values may be NULL.
     type Shape = bool;
     type Folded = Total;
 
@@ -216,7 +216,7 @@ impl Folder for OneTotal {
     }
 }
 
-/// Reports this many more rows, and the total that they have made.
+/// Reports this many more folded rows, and the new total.
 fn folded(context: &WorkerContext, rows: u64, total: i64) -> Found<Total> {
     context.progress().count(ROWS_FOLDED, rows);
     context.progress().level(TOTAL, total);

@@ -1,8 +1,7 @@
-//! What the built-in worker needs before its first cycle: made where it is missing, refused where
-//! it is of no use.
+//! What the built-in worker needs before its first cycle: made if it is missing, refused if the worker cannot use it.
 //!
-//! Looks first and makes only what is missing, so that a role without the right to make anything
-//! works where all is there. What exists is never changed.
+//! Looks first and makes only what is missing, so that a role without the right to make anything works if everything
+//! exists. Never changes what exists.
 
 use thiserror::Error;
 use tokio_postgres::Row;
@@ -36,11 +35,12 @@ impl From<InitializeError> for CycleError {
 /// How often to look again at once after another session made something first.
 const ATTEMPTS_MAX: usize = 5;
 
-/// What there is, in one row: of the schema, the table, its two columns, and whether a unique index keeps the
+/// Returns what exists, in one row: the schema, the table, its two columns, and whether a unique index keeps the
 /// total the only one.
 ///
-/// Types are told by their names in `pg_catalog`, and shown as the server shows them, which depends on the search
-/// path. So does how it writes the predicate of an index, which is compared as text: written out, it is the same.
+/// Types are recognized by their names in `pg_catalog`, and shown as the server shows them, which depends on the
+/// search path. How the server shows the predicate of an index depends on it too. The predicate is compared as text,
+/// and its qualified form counts as the same.
 const LOOK: &str = "\
     SELECT n.oid IS NOT NULL AS has_schema, c.relkind::pg_catalog.text AS kind, \
     current_user::pg_catalog.text AS role, \
@@ -91,11 +91,11 @@ const LOOK: &str = "\
     LEFT JOIN pg_catalog.pg_attribute AS v ON v.attrelid OPERATOR(pg_catalog.=) c.oid \
         AND v.attname OPERATOR(pg_catalog.=) 'value' AND NOT v.attisdropped";
 
-/// Sees to it that the table can be worked on, and says whether its values may be NULL.
+/// Makes the table if it is missing, checks that the worker can use it, and returns whether its values may be NULL.
 ///
 /// # Errors
 ///
-/// If it cannot be made, or what is there is of no use.
+/// If the table cannot be made, or the existing one cannot be used.
 pub(super) async fn initialize(
     session: &Session,
     table: &Table,
@@ -117,7 +117,7 @@ pub(super) async fn initialize(
     Ok(may_be_null)
 }
 
-/// Inserts a total where there is none.
+/// Inserts a total if there is none.
 pub(super) async fn insert_initial_total(
     session: &Session,
     table: &Table,
@@ -129,7 +129,7 @@ pub(super) async fn insert_initial_total(
     session.query(doing, &sql, total).await.map(drop)
 }
 
-/// Policies hide rows of a table that were not there when it was looked at.
+/// The error for policies that hide rows of a table, but did not when the worker first looked at it.
 pub(super) async fn hidden_by_row_security(
     session: &Session,
     table: &Table,
@@ -143,7 +143,7 @@ pub(super) async fn hidden_by_row_security(
     })
 }
 
-/// Looks, and makes one thing that is missing. `None` if there was one: look again.
+/// Looks, and makes one thing that is missing. `None` if something was missing: look again.
 async fn look_and_make(
     session: &Session,
     table: &Table,
@@ -167,7 +167,7 @@ async fn look_and_make(
     Ok(None)
 }
 
-/// Refuses a table that exists and cannot be worked on; says whether its values may be NULL.
+/// Refuses an existing table that cannot be worked on; returns whether its values may be NULL.
 async fn check(
     session: &Session,
     table: &Table,
@@ -200,7 +200,7 @@ fn check_type(table: &Table, row: &Row) -> Result<(), UnusableTable> {
     let mend = match (&found, name) {
         (_, Some("text" | "varchar")) => return Ok(()),
         (None, _) => (!is_bound(row)).then(|| table.add_column("type", "text")),
-        // Every type has a text for each of its values.
+        // Every value of every type has a text form.
         (Some(_), _) => can_be_altered.then(|| table.alter_column("type", "text")),
     };
     Err(column(table, "type", "text", found, mend))
@@ -238,7 +238,7 @@ async fn check_value(session: &Session, table: &Table, row: &Row) -> Result<(), 
     Err(column(table, "value", "bigint or integer", found, mend).into())
 }
 
-/// Whether the shape of the table is another one's: a partition, a child, a table of a type.
+/// `true` if something else determines the table's shape: it is a partition, or a table of a type.
 fn is_bound(row: &Row) -> bool {
     row.get::<_, Option<bool>>("is_bound") == Some(true)
 }

@@ -9,7 +9,7 @@ use crate::functions::quote::identifier;
 // === impl Table ===
 
 impl Table {
-    /// Where its deltas wait. Rows with NULL are left alone.
+    /// The queue, where its deltas wait. Rows with NULL are left alone.
     pub(super) fn queue(&self) -> Queue {
         Queue {
             relation: self.relation().clone(),
@@ -17,7 +17,7 @@ impl Table {
         }
     }
 
-    /// Finds a row with NULL, which a table of our own cannot have.
+    /// Finds a row with NULL, which a table that bgworker made cannot have.
     pub(super) fn with_null(&self) -> String {
         format!(
             "(SELECT ctid FROM {} WHERE ({DELTA} OR {TOTAL}) AND value IS NULL LIMIT 1)",
@@ -25,25 +25,25 @@ impl Table {
         )
     }
 
-    /// Folds the deltas of some blocks into the total, and says what came of it: one row of the new
-    /// total, the number of deltas folded, the outcome, how many blocks the table has, and how many seconds it took.
+    /// Folds the deltas of some blocks into the total. Returns one row: the new total, the number of deltas folded,
+    /// the outcome, how many blocks the table has, and how many seconds it took.
     ///
-    /// One statement, so one transaction, and exact under READ COMMITTED whatever others do:
+    /// It is one statement, so one transaction, and exact under READ COMMITTED whatever other clients do:
     ///
     /// - The total is locked first, and only if there is a delta. If it is gone, or another session holds
     ///   it, nothing is deleted: the deletion is gated on the lock.
     /// - Without a delta nothing is written, not even a row lock.
-    /// - The update finds the total by its type, not by the place where it was locked: a total
-    ///   that was updated in between has moved.
-    /// - What was found, deleted and summed up, and what the total has become, must agree, or the statement
-    ///   undoes itself by taking a sentence for a number: so a trigger that keeps deltas, or alters the total,
-    ///   can neither lose a delta nor count one twice. What was found is counted only where the table has
-    ///   triggers at all; without, it is deleted, or another session has it.
+    /// - The update finds the total by its type, not by the place where it was locked: a total that was updated in
+    ///   between has moved.
+    /// - The deltas found, the deltas deleted, their sum and the new total must agree. Otherwise the statement undoes
+    ///   itself by casting a sentence to a number, so that a trigger that keeps deltas or alters the total can
+    ///   neither lose a delta nor count one twice. The deltas found are counted only if the table has triggers;
+    ///   without triggers, each is deleted, or another session has it.
     /// - A sum of zero may leave the total untouched.
-    /// - Rows with NULL, which our own tables cannot have, are left alone.
+    /// - Rows with NULL, which a table that bgworker made cannot have, are left alone.
     ///
-    /// The blocks stand in its text, so that it is planned for the table as it is now: a plan that was
-    /// made for a small table would read the whole of a big one for each piece.
+    /// The block numbers stand in its text, so that it is planned for the table as it is now: a plan made for a small
+    /// table would read the whole of a large one for each piece.
     pub(super) fn fold(&self, worker: &str, piece: Piece) -> String {
         let table = self.sql();
         let regclass = self.relation().regclass();
@@ -84,10 +84,9 @@ impl Table {
         )
     }
 
-    /// Begins a transaction that has the table for itself, if it gets it soon.
+    /// Begins a transaction that locks all other clients out of the table, if it gets the lock soon.
     ///
-    /// What others have committed before is seen by the statements that follow: each has a snapshot of
-    /// its own.
+    /// The statements that follow see what other clients committed before: each has a snapshot of its own.
     pub(super) fn lock(&self, worker: &str) -> String {
         format!(
             "{} BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '100ms'; \
@@ -98,11 +97,11 @@ impl Table {
         )
     }
 
-    /// Sums up a table that is locked: one row of whether it is a plain table of our two columns, the
-    /// number of its rows, of deltas and of totals that are not NULL, and the sum of all values.
+    /// Sums up a table that is locked. Returns one row: whether it is a plain table of two columns, the number of its
+    /// rows, of its deltas and of its totals that are not NULL, and the sum of all values.
     ///
-    /// A table is not plain if something hangs on its deletions or hides rows of it: triggers, foreign
-    /// keys, rules, children, row security.
+    /// A table is not plain if something depends on its deletions or hides rows of it: triggers, foreign keys, rules,
+    /// children, row security. Nor is a partition.
     pub(super) fn sum_up(&self, worker: &str) -> String {
         let table = self.sql();
         format!(
@@ -134,8 +133,8 @@ impl Table {
 
     /// Makes the table and its index: all or nothing, when sent as one message.
     ///
-    /// Its replica identity lets a publication of all tables have it; unless changes are decoded, that costs
-    /// nothing.
+    /// Its replica identity lets a publication of all tables include it; that costs nothing unless changes are
+    /// decoded.
     pub(super) fn create_table(&self) -> String {
         format!(
             "CREATE TABLE {table} (type pg_catalog.text NOT NULL CHECK ({TOTAL} OR {DELTA}), \
@@ -173,7 +172,7 @@ impl Table {
         format!("CREATE UNIQUE INDEX ON {} (type) WHERE {TOTAL}", self.sql())
     }
 
-    /// Makes one total of several, then the index that keeps it the only one.
+    /// Merges several totals into one, then makes the index that keeps it the only one.
     pub(super) fn merge_totals(&self) -> String {
         format!(
             "BEGIN; LOCK TABLE {table}; WITH totals AS (DELETE FROM {table} WHERE {TOTAL} \
@@ -184,8 +183,8 @@ impl Table {
         )
     }
 
-    /// One row of whether there is more than one total, and whether they can be made one without a loss: the sum
-    /// must fit into the column, and no other column may hold anything.
+    /// Returns one row: whether there is more than one total, and whether they can be merged without loss. For that
+    /// the sum must fit into the column, and the table must have no other columns and no triggers.
     pub(super) fn look_at_totals(&self, value_max: i64) -> String {
         format!(
             "SELECT pg_catalog.count(*) OPERATOR(pg_catalog.>) 1, {columns} OPERATOR(pg_catalog.=) 2 \
@@ -202,7 +201,7 @@ impl Table {
         )
     }
 
-    /// Whether each value is a whole number that a bigint holds.
+    /// Returns whether each value is a whole number that a bigint holds.
     pub(super) fn has_whole_values(&self) -> String {
         let max = i64::MAX;
         format!(
@@ -220,7 +219,7 @@ impl Table {
         )
     }
 
-    /// Lets a role do to the table what a worker does.
+    /// Grants a role what a worker needs on the table.
     pub(super) fn grant(&self, role: &str) -> String {
         format!(
             "GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {role}",
@@ -231,17 +230,17 @@ impl Table {
     }
 }
 
-/// A row is a delta. Names are looked up in `pg_catalog` alone, here and everywhere: another role may have planted
-/// something better-fitting in a schema of the search path, which is the user's own.
+/// The condition for a delta. Here and everywhere, names are looked up only in `pg_catalog`: the search path is the
+/// user's own, and another role may have planted a better match in one of its schemas.
 const DELTA: &str = "type OPERATOR(pg_catalog.=) 'delta'";
 
-/// The same, of one that can be folded.
+/// The condition for a delta that can be folded.
 const DELTA_TO_FOLD: &str = "type OPERATOR(pg_catalog.=) 'delta' AND value IS NOT NULL";
 
-/// A row is the total.
+/// The condition for the total.
 const TOTAL: &str = "type OPERATOR(pg_catalog.=) 'total'";
 
-/// How many columns the table `c` has.
+/// An expression for the number of columns of the table `c`.
 const COUNT_COLUMNS: &str = "(SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute \
      WHERE attrelid OPERATOR(pg_catalog.=) c.oid AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped)";
 

@@ -1,4 +1,4 @@
-//! The table of a built-in worker: two names, checked when they come in and quoted when they go out.
+//! The table of a built-in worker: two names, checked on input and quoted on output.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 
-/// A table of deltas and their total: two names that PostgreSQL takes whole.
+/// A table of deltas and their total: two names that PostgreSQL does not truncate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Table(Relation);
 
@@ -29,7 +29,7 @@ pub enum InvalidTable {
         /// The name.
         name: String,
     },
-    /// A name is longer than PostgreSQL would take it: it would cut it, and two names might meet.
+    /// A name is too long: PostgreSQL would truncate it, and two names might become the same.
     #[error("{what} name \"{name}\" is {} bytes long: {max} bytes is the limit{reason}", .name.len())]
     TooLong {
         /// Whose name it is: a schema's or a table's.
@@ -38,21 +38,21 @@ pub enum InvalidTable {
         name: String,
         /// The limit in bytes.
         max: usize,
-        /// Why it is that, if it is not PostgreSQL's own.
+        /// The reason for the limit, if it is not PostgreSQL's own.
         reason: &'static str,
     },
 }
 
-/// What follows the table's name in the name of its index, as in PostgreSQL's sample.
+/// The suffix that makes a table's name the name of its index, as in PostgreSQL's sample.
 const INDEX_SUFFIX: &str = "_unique_total";
 
 // === impl Table ===
 
 impl Table {
-    /// The longest name that PostgreSQL takes whole, in bytes (`NAMEDATALEN - 1`).
+    /// Longest name of a schema, in bytes: PostgreSQL truncates longer ones (`NAMEDATALEN - 1`).
     pub const SCHEMA_MAX: usize = 63;
 
-    /// The longest name of a table, in bytes: that of its index is this much longer.
+    /// Longest name of a table, in bytes: the longer name of its index must fit too.
     pub const NAME_MAX: usize = Self::SCHEMA_MAX - INDEX_SUFFIX.len();
 
     /// Names a table.
@@ -67,7 +67,7 @@ impl Table {
         }))
     }
 
-    /// Of two names that were checked.
+    /// Names a table by two names that were checked.
     pub(super) fn of_names(schema: &str, name: &str) -> Self {
         Self(Relation {
             schema: schema.to_owned(),
@@ -80,13 +80,13 @@ impl Table {
         (self.0.schema, self.0.name)
     }
 
-    /// The schema's name, as it is.
+    /// The schema's name, unquoted.
     #[must_use]
     pub fn schema(&self) -> &str {
         &self.0.schema
     }
 
-    /// The table's name, as it is.
+    /// The table's name, unquoted.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
@@ -116,7 +116,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// Reads the name of a schema, as a key has it.
+/// Reads the name of a schema from its key.
 #[cfg(feature = "config")]
 pub(super) fn schema_name<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
@@ -125,7 +125,7 @@ pub(super) fn schema_name<'de, D: serde::Deserializer<'de>>(
     check_schema(name).map_err(serde::de::Error::custom)
 }
 
-/// Reads the name of a table, as a key has it.
+/// Reads the name of a table from its key.
 #[cfg(feature = "config")]
 pub(super) fn table_name<'de, D: serde::Deserializer<'de>>(
     deserializer: D,

@@ -1,8 +1,8 @@
-//! Takes a whole backlog away at once: locks the table, sums it up, truncates it, and puts the total back.
+//! Removes a whole backlog at once: locks the table, sums it up, truncates it, and puts the total back.
 //!
-//! One transaction on a connection of the worker's own. Truncation takes everything, seen or not, so
-//! that it is done only where everything has been seen to be deltas and their total; where it cannot be
-//! done, the transaction is undone, and the deltas are deleted as ever.
+//! It is one transaction on a connection of the worker's own. Truncation removes every row, seen or not, so it is
+//! done only if every row was seen to be a delta or the total. If it cannot be done, the transaction is rolled
+//! back, and the deltas are deleted as usual.
 
 use std::fmt;
 
@@ -12,21 +12,21 @@ use super::table::Table;
 use crate::database::{DatabaseError, ErrorClass, Parameters};
 use crate::functions::session::Session;
 
-/// What came of it.
+/// The outcome of a truncation.
 #[derive(Debug)]
 pub(super) enum Truncation {
-    /// It is done.
+    /// The deltas are folded.
     Folded { rows: u64, total: i64 },
-    /// Nothing has changed: somebody is at the table.
+    /// Nothing has changed: another client uses the table, or the statement was cancelled.
     Busy,
-    /// Nothing has changed, and it will be like that the next time too.
+    /// Nothing has changed, and the next attempt would end the same way.
     Impossible(Impossible),
 }
 
 /// Why a table cannot be truncated.
 #[derive(Debug)]
 pub(super) enum Impossible {
-    /// More would go than deltas, or something would not hear of it.
+    /// More than deltas would be removed, or something that depends on deletions would miss them.
     Shape,
     /// The server refuses it.
     Refused(DatabaseError),
@@ -36,7 +36,7 @@ pub(super) enum Impossible {
 ///
 /// # Errors
 ///
-/// If the server is away, or was lost: then it is for the server to say what became of it.
+/// If the server is away or was lost: then only the server knows the outcome.
 pub(super) async fn truncate(
     session: &Session,
     table: &Table,
@@ -62,7 +62,7 @@ pub(super) async fn truncate(
     Ok(given_way)
 }
 
-/// `None` if the table holds, or is, something else; the transaction is still open then.
+/// Folds all deltas of the table. `None` if it holds, or is, something else; the transaction is still open then.
 async fn fold(
     session: &Session,
     table: &Table,

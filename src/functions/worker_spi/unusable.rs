@@ -1,6 +1,6 @@
-//! Tables that the built-in worker cannot work on: what is wrong, and the statement that mends it.
+//! Tables that the built-in worker cannot work on: what is wrong, and the statement that fixes it.
 //!
-//! A statement is named only where it works as it stands and loses nothing. Nothing here talks to a server.
+//! A statement is named only if it works as it stands and loses nothing. Nothing here talks to a server.
 
 use thiserror::Error;
 
@@ -8,18 +8,18 @@ use thiserror::Error;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum UnusableTable {
-    /// The name belongs to a view, a sequence, an index, a partitioned table.
+    /// The name belongs to something else, such as a view, a sequence, an index or a partitioned table.
     #[error("{table} is not an ordinary table")]
     NotATable {
         /// The table.
         table: String,
     },
     /// The worker's role lacks a privilege.
-    #[error("the role may not {lacking} {table}; this lets it, run by the owner: {mend}")]
+    #[error("the role may not {lacking} {table}; to grant that, the owner runs: {mend}")]
     Privileges {
         /// The table.
         table: String,
-        /// What it may not do, in SQL's words.
+        /// What the role may not do, in SQL's words.
         lacking: String,
         /// The statements.
         mend: String,
@@ -35,8 +35,8 @@ pub enum UnusableTable {
         /// The statement.
         mend: String,
     },
-    /// A rule would do something else than what the worker asks for.
-    #[error("{table} has a rule on UPDATE or DELETE, which folding cannot do with")]
+    /// A rule would do something other than what the worker asks for.
+    #[error("{table} has a rule on UPDATE or DELETE, which folding does not support")]
     Rules {
         /// The table.
         table: String,
@@ -49,7 +49,7 @@ pub enum UnusableTable {
         /// The table.
         table: String,
     },
-    /// The server alone hands out values.
+    /// Only the server assigns values.
     #[error(
         "{table}: column \"value\" is GENERATED ALWAYS AS IDENTITY; this lets totals be stored: {mend}"
     )]
@@ -69,14 +69,14 @@ pub enum UnusableTable {
         table: String,
         /// The column.
         column: &'static str,
-        /// The types that will do.
+        /// The types that fit.
         expected: &'static str,
         /// Its type, or that it is missing.
         found: String,
-        /// The statement, where there is one that keeps every value.
+        /// The statement, if there is one that keeps every value.
         mend: Option<String>,
     },
-    /// Nothing keeps the total the only one.
+    /// No unique index keeps the total the only one.
     #[error("{table} has no unique index on its total; this makes one: {mend}")]
     NoUniqueIndex {
         /// The table.
@@ -89,18 +89,18 @@ pub enum UnusableTable {
     SeveralTotals {
         /// The table.
         table: String,
-        /// The statements, where there are some that lose nothing.
+        /// The statements, if there are some that lose nothing.
         mend: Option<String>,
     },
 }
 
 fn this_mends_it(mend: Option<&str>) -> String {
-    mend.map_or_else(String::new, |mend| format!("; this mends it: {mend}"))
+    mend.map_or_else(String::new, |mend| format!("; this corrects it: {mend}"))
 }
 
 fn this_makes_it_one(mend: Option<&str>) -> String {
     mend.map_or_else(
-        || ": keep the one that counts, and make such an index".to_owned(),
-        |mend| format!("; this makes them one, and keeps it so: {mend}"),
+        || ": keep the right one, and create such an index".to_owned(),
+        |mend| format!("; this merges them, and keeps the total unique: {mend}"),
     )
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::LONG;
 
-/// A browser with one page. It is closed when it is dropped.
+/// A browser with one page. It is closed on drop.
 pub(crate) struct Browser {
     driver: Child,
     session: String,
@@ -35,7 +35,7 @@ impl Browser {
             driver,
             session: base,
         };
-        // As root there is no sandbox, and a container has little shared memory.
+        // The sandbox does not work as root, and a container has little shared memory.
         let arguments = [
             "--headless=new".to_owned(),
             "--no-sandbox".to_owned(),

@@ -1,10 +1,10 @@
-//! Workers of tests, as a configuration file has them.
+//! Test workers, written as in a configuration file.
 
 use bgworker::config::{self, ConfigFile, Functions, Problems, Settings, Sources};
 
 use super::database::TestDatabase;
 
-/// Reads a configuration of these workers on this database.
+/// Reads a configuration with these workers on this database.
 pub(crate) fn read(
     db: &TestDatabase,
     functions: &Functions,

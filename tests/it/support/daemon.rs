@@ -1,4 +1,4 @@
-//! A program of a test: started, listened to, signalled, and never left behind.
+//! A program that a test starts, reads from and signals, and that never outlives it.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,16 +10,16 @@ use nix::unistd::Pid;
 
 use super::LONG;
 
-/// A running program. It is killed when it is dropped.
+/// A running program. It is killed on drop.
 pub(crate) struct Daemon {
     child: Child,
     lines: Receiver<String>,
-    /// What it has said so far.
+    /// The lines it has written so far.
     pub(crate) said: Vec<String>,
 }
 
 impl Daemon {
-    /// Starts a command line, and listens to both of its outputs.
+    /// Starts a command, and reads both of its outputs.
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
@@ -48,7 +48,7 @@ impl Daemon {
         }
     }
 
-    /// Waits for a line with this in it, and returns the line.
+    /// Waits for a line that contains this text, and returns the line.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
         let deadline = Instant::now() + LONG;
@@ -70,7 +70,7 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Waits for its end: the exit code, and how long that took.
+    /// Waits for its end, and returns the exit code and how long that took.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> (Option<i32>, Duration) {
         let begin = Instant::now();

@@ -27,18 +27,18 @@ enum Server {
     Given(String),
 }
 
-/// One test's own database.
+/// A database that belongs to one test.
 pub(crate) struct TestDatabase {
     conninfo: String,
     pub(crate) database: Database,
     pub(crate) client: Connection,
 }
 
-/// Whether the server was rid of what earlier processes left there.
+/// Set once the server is rid of what earlier processes left behind.
 static SWEPT: OnceCell<()> = OnceCell::const_new();
 
-/// Drops the databases of test processes that are gone. A private server has none; on another one
-/// nobody else would.
+/// Drops the databases and roles of test processes that are gone. A private server has none; on another one
+/// nothing else would drop them.
 async fn sweep(admin: &Connection) {
     let left = "SELECT datname::text FROM pg_database WHERE datname ~ '^bgworker_[0-9]+_[0-9]+$'";
     for row in admin.query("look for leftovers", left, &[]).await.unwrap() {
@@ -53,7 +53,7 @@ async fn sweep(admin: &Connection) {
     }
 }
 
-/// A built-in worker of a test, and the way to change its settings.
+/// A built-in worker of a test, and the sender that changes its settings.
 pub(crate) struct TestWorker {
     pub(crate) id: WorkerId,
     pub(crate) settings: watch::Sender<Settings>,
@@ -83,16 +83,16 @@ impl Server {
     }
 }
 
-/// Reads a connection string, in no environment.
+/// Reads a connection string, without environment variables.
 pub(crate) fn database(conninfo: &str) -> Database {
     let conninfo = ConnInfo::parse(conninfo, |_| None).expect("a connection string");
     Database::new(conninfo, database::Settings::default()).expect("TLS can be set up")
 }
 
 impl TestDatabase {
-    /// Makes a database for one test.
+    /// Creates a database for one test.
     pub(crate) async fn new() -> Self {
-        // Starting a server blocks; other tests' threads wait for it here.
+        // Starting the server blocks; the threads of other tests wait for it here.
         let server = Server::get().conninfo();
         let number = DATABASES.fetch_add(1, Ordering::Relaxed);
         let name = format!("bgworker_{}_{number}", std::process::id());
@@ -113,11 +113,11 @@ impl TestDatabase {
         Self::at(&with_dbname(&server, &name)).await
     }
 
-    /// A database that exists.
+    /// Connects to a database that exists.
     pub(crate) async fn at(conninfo: &str) -> Self {
         let database = database(conninfo);
         let client = database.connect("tests", None).await.unwrap();
-        // What a test changes may have to wait for a fold.
+        // The changes that a test makes may have to wait for a fold.
         let patient = "SET lock_timeout = '30s'";
         client.batch_execute("be patient", patient).await.unwrap();
         Self {
@@ -127,12 +127,12 @@ impl TestDatabase {
         }
     }
 
-    /// Its connection string.
+    /// The connection string of the database.
     pub(crate) fn conninfo(&self) -> &str {
         &self.conninfo
     }
 
-    /// Its connection string with one more setting, in whichever spelling it has.
+    /// The connection string with one more setting, as a URL or as key-value pairs.
     pub(crate) fn conninfo_with(&self, keyword: &str, value: &str) -> String {
         let conninfo = &self.conninfo;
         if !conninfo.contains("://") {
@@ -143,12 +143,12 @@ impl TestDatabase {
         format!("{conninfo}{separator}{keyword}={value}")
     }
 
-    /// Another connection to it.
+    /// Opens another connection to the database.
     pub(crate) async fn connect(&self) -> Connection {
         self.database.connect("tests", None).await.unwrap()
     }
 
-    /// A connection as any client has it, with the database's own defaults.
+    /// Opens a connection like any other client's, with the defaults of the database.
     pub(crate) async fn connect_plainly(&self) -> tokio_postgres::Client {
         let (client, connection) = tokio_postgres::connect(&self.conninfo, tokio_postgres::NoTls)
             .await
@@ -203,7 +203,7 @@ impl TestDatabase {
         .await;
     }
 
-    /// A Postmaster on this database.
+    /// Launches a Postmaster on this database.
     pub(crate) fn postmaster(&self) -> PostmasterHandle {
         Postmaster::launch(Limits::default(), Some(self.database.clone())).unwrap()
     }
@@ -274,7 +274,7 @@ pub(crate) async fn cycles(postmaster: &PostmasterHandle, worker: WorkerId, more
     .await;
 }
 
-/// A worker that has had its first cycle, and naps for a day, so that nothing happens by itself.
+/// Registers a worker that naps for a day, and waits until its first cycle is done: nothing happens by itself then.
 pub(crate) async fn napping(
     db: &TestDatabase,
     postmaster: &PostmasterHandle,
@@ -283,7 +283,7 @@ pub(crate) async fn napping(
 ) -> TestWorker {
     let mut settings = Settings::new(table.clone());
     settings.connection = Some(connection);
-    // The first nap is a random part of it, and is to last even then.
+    // The first nap is a random part of the naptime, and even that must outlast the test.
     settings.naptime = Duration::from_secs(86_400);
     let worker = db.worker(postmaster, "w", settings).await;
     eventually("it naps", || async {
@@ -294,7 +294,7 @@ pub(crate) async fn napping(
     worker
 }
 
-/// Wakes it, and lets it nap briskly from now on.
+/// Wakes the worker, and lets it nap for only 10 ms from now on.
 pub(crate) fn wake(postmaster: &PostmasterHandle, worker: &TestWorker) {
     (worker.settings).send_modify(|settings| settings.naptime = Duration::from_millis(10));
     postmaster.sighup();

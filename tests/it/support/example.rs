@@ -1,11 +1,11 @@
-//! The examples, as programs.
+//! The examples as programs.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A command line of an example, which is built with the tests.
+/// The command that runs an example. Examples are built with the tests.
 pub(crate) fn example(name: &str) -> Command {
-    // Tests run from `deps` of the directory that `examples` is in.
+    // The test binary is in `deps`, which is next to `examples`.
     let tests = std::env::current_exe().unwrap();
     let path: PathBuf = tests
         .parent()

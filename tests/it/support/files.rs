@@ -1,4 +1,4 @@
-//! Files that a server's user can reach, and who has them.
+//! Files that the server's user can reach or owns, and the processes that use them.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub(crate) fn reachable_directory() -> tempfile::TempDir {
         .unwrap()
 }
 
-/// Makes a path the server's, whichever user it runs as.
+/// Gives a path to the server's user, whichever user that is.
 pub(crate) fn give_to_the_server(path: &Path) {
     let user = nix::unistd::User::from_name("postgres").unwrap();
     if let (true, Some(user)) = (nix::unistd::Uid::effective().is_root(), user) {
@@ -22,7 +22,7 @@ pub(crate) fn give_to_the_server(path: &Path) {
     }
 }
 
-/// The processes that have a path in their command line.
+/// The command lines of the processes that have a path in them.
 pub(crate) fn processes_with(path: &Path) -> Vec<String> {
     let path = path.to_str().unwrap();
     let entries = fs::read_dir("/proc").unwrap().flatten();

@@ -8,7 +8,7 @@ use bgworker::{
 };
 use proptest::prelude::*;
 
-/// One input, chosen at random. Indices are taken modulo what there is.
+/// One input, chosen at random. Indices are taken modulo the number of items.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Register(BackgroundWorker),
@@ -21,10 +21,10 @@ pub(crate) enum Op {
     SetLimits(Limits),
     Sighup,
     ShutDown(Shutdown),
-    /// Drains so many actions only, as a Postmaster with other things to do.
+    /// Drains at most this many actions, like a busy Postmaster.
     Drain(usize),
     Tick,
-    /// A tick, and all that follows from it.
+    /// A tick, and all the actions that follow from it.
     Turn,
     Wait(Duration),
 }
@@ -33,7 +33,7 @@ pub(crate) fn histories() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op(), 0..160)
 }
 
-/// The item that an index means.
+/// The item at an index, modulo their number.
 pub(crate) fn nth<T>(mut items: impl ExactSizeIterator<Item = T>, n: usize) -> Option<T> {
     let len = items.len();
     items.nth(n.checked_rem(len)?)
@@ -64,7 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(n, time, limit)| Op::SetRestart(n, time, limit)),
         1 => limits().prop_map(Op::SetLimits),
         1 => Just(Op::Sighup),
-        // Rare, since little happens after it.
+        // A shutdown is rare, because little happens after it.
         1 => (0..4_u8, mode).prop_map(|(n, mode)| if n == 0 { Op::ShutDown(mode) } else { Op::Turn }),
         3 => (0..5_usize).prop_map(Op::Drain),
         3 => Just(Op::Tick),
@@ -99,7 +99,7 @@ fn worker() -> impl Strategy<Value = BackgroundWorker> {
     )
 }
 
-/// Few different ones, so that they meet; zero among them.
+/// Few different durations, so that deadlines coincide. Zero is among them.
 fn wait() -> impl Strategy<Value = Duration> {
     prop_oneof![
         Just(0),
@@ -112,7 +112,7 @@ fn wait() -> impl Strategy<Value = Duration> {
     .prop_map(Duration::from_millis)
 }
 
-/// Among them zero, which is refused.
+/// Restart times, among them zero, which is refused.
 fn restart_time() -> impl Strategy<Value = RestartTime> {
     prop_oneof![
         1 => Just(RestartTime::Never),

@@ -1,4 +1,4 @@
-//! Captures the log events of one test: those of its thread, where its actors run.
+//! Captures the log events of one test, those of its thread, in which its actors run.
 
 use std::cell::RefCell;
 use std::fmt::{Debug, Write as _};
@@ -8,7 +8,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-/// The events so far. Capturing ends when it is dropped.
+/// The events captured so far. Capturing ends on drop.
 pub(crate) struct Log {
     lines: Lines,
 }
@@ -25,16 +25,16 @@ pub(crate) struct Line {
 }
 
 thread_local! {
-    /// Where the events of this thread go, while somebody captures them.
+    /// The destination of this thread's events, while a test captures them.
     static CAPTURED: RefCell<Option<Lines>> = const { RefCell::new(None) };
 }
 
-/// The one subscriber of the process. One for each test would not do: whether anybody wants an
-/// event is remembered for the process, and tests begin and end in parallel.
+/// The only subscriber of the process. One per test would not work: `tracing` remembers for the whole process whether
+/// any subscriber wants an event, and tests begin and end in parallel.
 struct Capture;
 
 impl Log {
-    /// Begins to capture, every level.
+    /// Begins to capture events of every level.
     pub(crate) fn capture() -> Self {
         static INSTALL: Once = Once::new();
         INSTALL.call_once(|| {
@@ -46,12 +46,12 @@ impl Log {
         Self { lines }
     }
 
-    /// The events of this project.
+    /// The events of this project so far.
     pub(crate) fn lines(&self) -> Vec<Line> {
         self.lines.lock().unwrap().clone()
     }
 
-    /// The events from this level upwards that have this in their text.
+    /// The messages of this level or a more severe one that contain this text.
     pub(crate) fn with(&self, level: Level, text: &str) -> Vec<String> {
         let lines = self.lines();
         let lines = lines.into_iter().filter(|line| line.level <= level);
@@ -59,7 +59,7 @@ impl Log {
         messages.filter(|message| message.contains(text)).collect()
     }
 
-    /// Every event as one text, with its fields.
+    /// All events with their fields, as one text.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         for line in self.lines() {

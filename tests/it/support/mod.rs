@@ -20,18 +20,18 @@ use std::time::Duration;
 use bgworker::supervision::Limits;
 use bgworker::{Postmaster, PostmasterHandle};
 
-/// Longer than anything that is waited for takes, even on a busy machine.
+/// Longer than anything a test waits for takes, even on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// How often a condition is looked at.
+/// Interval at which a condition is checked.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// A Postmaster without a database.
+/// Launches a Postmaster without a database.
 pub(crate) fn postmaster() -> PostmasterHandle {
     Postmaster::launch(Limits::default(), None).expect("tests run inside a System")
 }
 
-/// Waits until a condition holds, and panics when it has not for a [`LONG`] time.
+/// Waits until a condition holds, and panics if it does not within [`LONG`].
 #[track_caller]
 pub(crate) fn eventually<F, C>(what: &str, condition: C) -> impl Future<Output = ()>
 where
@@ -41,7 +41,7 @@ where
     within(LONG, what, condition)
 }
 
-/// Waits until a condition holds, and panics when it has not for this long.
+/// Waits until a condition holds, and panics if it does not within this limit.
 #[track_caller]
 pub(crate) fn within<F, C>(
     limit: Duration,

@@ -1,5 +1,4 @@
-//! What stands between a client and its server in a bad network: passes bytes on, until it is told to
-//! do something else.
+//! A bad network between a client and its server: a proxy passes bytes on until a test sets a fault.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A port that leads to another one. Its threads end with the connections.
+/// A port that forwards to another one. The threads of a connection end with it.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     state: Arc<Mutex<State>>,
 }
 
 struct State {
-    /// The port that new connections lead to.
+    /// The port to which new connections are forwarded.
     target: u16,
     fault: Option<Fault>,
     streams: Vec<TcpStream>,
@@ -23,11 +22,11 @@ struct State {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
-    /// What either side says is swallowed, and new connections are accepted and left alone.
+    /// Bytes of either side are dropped; new connections are accepted and get no answer.
     Silence,
-    /// After so many bytes of the server's, nothing more.
+    /// The server's bytes are dropped after this many.
     SilenceAfter(usize),
-    /// The server's next words are something else.
+    /// The server's bytes are replaced by garbage.
     Garbage,
 }
 
@@ -67,7 +66,7 @@ impl Proxy {
         Self { port, state }
     }
 
-    /// From now on, and for the connections that there are.
+    /// Sets the fault from now on, for existing connections too.
     pub(crate) fn set(&self, fault: Option<Fault>) {
         self.state.lock().unwrap().fault = fault;
     }
@@ -79,12 +78,12 @@ impl Proxy {
         }
     }
 
-    /// How often a client has said something after its server had, on all connections.
+    /// How often a client has sent something after its server had, on all connections together.
     pub(crate) fn round_trips(&self) -> u32 {
         self.state.lock().unwrap().round_trips
     }
 
-    /// Lets new connections lead somewhere else, and closes those that there are.
+    /// Forwards new connections to another port, and closes the existing ones.
     pub(crate) fn lead_to(&self, target: u16) {
         self.state.lock().unwrap().target = target;
         self.cut();
@@ -132,7 +131,7 @@ fn pass(
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// A server that is none: it accepts, says this, waits so long, and closes.
+/// Starts a fake server, and returns its port: for each client it reads once, writes `says`, waits, and closes.
 pub(crate) fn impostor(says: &'static [u8], waits: Duration) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -149,7 +148,7 @@ pub(crate) fn impostor(says: &'static [u8], waits: Duration) -> u16 {
     port
 }
 
-/// A port that nobody listens on.
+/// A port on which nothing listens.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()

@@ -1,4 +1,4 @@
-//! Roll-ups of tests: as a configuration file has them.
+//! Test roll-ups, written as in a configuration file.
 
 use bgworker::config::{Functions, Problems, Settings};
 use bgworker::reload::InForce;
@@ -12,7 +12,7 @@ use super::{configuration, eventually};
 pub(crate) const SALES: &str = "queue = 's.sale_delta'\ntotals = 's.sale_total'\n\
     keys = ['shop', 'day']\nsum = ['amount']\ncount = 'n'\nnaptime = '10ms'";
 
-/// Their tables.
+/// The statements that create the tables of [`SALES`].
 pub(crate) const SALES_TABLES: &str = "CREATE SCHEMA s; \
     CREATE TABLE s.sale_delta (shop int NOT NULL, day date NOT NULL, amount numeric); \
     CREATE TABLE s.sale_total (shop int NOT NULL, day date NOT NULL, amount numeric, n bigint, PRIMARY KEY (shop, day))";
@@ -23,7 +23,7 @@ pub(crate) struct Rollup {
     _in_force: InForce,
 }
 
-/// Reads a configuration of one roll-up with these keys.
+/// Reads a configuration with one roll-up that has these keys.
 pub(crate) fn read(db: &TestDatabase, keys: &str) -> Result<Settings, Problems> {
     let worker =
         format!("[[worker]]\nname = 'r'\nfunction = 'rollup'\nrestart_time = 'never'\n{keys}\n");
@@ -31,14 +31,14 @@ pub(crate) fn read(db: &TestDatabase, keys: &str) -> Result<Settings, Problems> 
 }
 
 impl Rollup {
-    /// Starts one with its own way to the database.
+    /// Starts a roll-up on a Postmaster and a database handle of its own.
     pub(crate) async fn start(db: &TestDatabase, keys: &str) -> Self {
         let database = database(db.conninfo());
         let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
         Self::registered(&postmaster, db, keys).await
     }
 
-    /// One beside other workers.
+    /// Starts a roll-up on a Postmaster that may run other workers.
     pub(crate) async fn registered(
         postmaster: &PostmasterHandle,
         db: &TestDatabase,
@@ -52,19 +52,19 @@ impl Rollup {
         }
     }
 
-    /// How it is; `None` if it has ended.
+    /// The status of the worker; `None` if it has ended.
     pub(crate) async fn status(&self) -> Option<WorkerStatus> {
         let workers = self.postmaster.workers().await.unwrap();
         workers.registered.into_iter().next()
     }
 
-    /// What keeps it from its work.
+    /// The last error of the worker.
     pub(crate) async fn last_error(&self) -> Option<String> {
         let status = self.status().await?;
         status.report.last_error.map(|error| error.to_string())
     }
 
-    /// Why it has ended.
+    /// Waits until the worker has ended, and returns the reason.
     pub(crate) async fn refusal(self) -> String {
         eventually("it ends", || async { self.status().await.is_none() }).await;
         let ended = self.postmaster.workers().await.unwrap().ended;

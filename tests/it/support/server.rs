@@ -1,4 +1,4 @@
-//! Servers of a test's own: at an address that stays, stopped and started at will, with standbys.
+//! Servers of a single test, at a fixed address, which it can stop and start, and which can have standbys.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::database::TestDatabase;
 use super::files::{give_to_the_server, reachable_directory};
 use super::proxy::free_port;
 
-/// A server on a port of this machine.
+/// A server on a local port.
 pub(crate) struct TestServer {
     pub(crate) port: u16,
     directory: tempfile::TempDir,
@@ -24,7 +24,7 @@ impl TestServer {
         Self::start_with(&[])
     }
 
-    /// With these parameters of the server's.
+    /// Starts a server with these configuration parameters.
     pub(crate) fn start_with(options: &[(&str, &str)]) -> Self {
         Self::in_directory(reachable_directory(), options)
     }
@@ -47,7 +47,7 @@ impl TestServer {
         conninfo(self.port)
     }
 
-    /// What it has logged so far.
+    /// The log of the server so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.data_dir().join("server.log")).unwrap()
     }
@@ -56,16 +56,16 @@ impl TestServer {
         self.directory.path().join("data")
     }
 
-    /// `pg_ctl stop -m immediate`: no goodbye to anybody, and crash recovery at the next start.
+    /// Like `pg_ctl stop -m immediate`: clients get no goodbye, and the next start needs crash recovery.
     pub(crate) fn stop_immediately(&mut self) {
         let pid = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap();
         let pid = pid.lines().next().unwrap().parse().unwrap();
         kill(Pid::from_raw(pid), Signal::SIGQUIT).unwrap();
-        // Waits for its watchdog, which goes with it.
+        // Waits for its watchdog, which ends with the server.
         self.cluster.take().unwrap().stop().unwrap();
     }
 
-    /// Starts it where it was, and waits until it accepts connections.
+    /// Starts the server in the same place, and waits until it accepts connections.
     pub(crate) fn start_again(&mut self) {
         let mut settings = ClusterSettings::kept(self.data_dir())
             .option("fsync", "off")
@@ -77,7 +77,7 @@ impl TestServer {
         self.cluster = Some(Cluster::start(settings).unwrap());
     }
 
-    /// A streaming standby of this server: a copy of its files, made while it is told of a backup.
+    /// Starts a streaming standby of this server, from a copy of its files that is made in backup mode.
     pub(crate) async fn standby(&self) -> Self {
         let directory = reachable_directory();
         let data_dir = directory.path().join("data");
@@ -105,7 +105,7 @@ impl TestServer {
     }
 }
 
-/// Copies the files of a server that runs, but for those that say that it runs.
+/// Copies the files of a running server, except for those that say that it runs.
 fn copy_all(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
@@ -116,13 +116,13 @@ fn copy_all(from: &Path, to: &Path) {
         if path.is_dir() {
             copy_all(&path, &to.join(name));
         } else if !name.to_string_lossy().starts_with("postmaster.") {
-            // What is gone by now was temporary.
+            // Files that have gone meanwhile were temporary.
             let _ = fs::copy(&path, to.join(name));
         }
     }
 }
 
-/// The connection string of a port of this machine.
+/// The connection string of a local port.
 pub(crate) fn conninfo(port: u16) -> String {
     format!("host=127.0.0.1 port={port} user=postgres dbname=postgres")
 }

@@ -1,4 +1,4 @@
-//! The stage of most tests: a database of their own, a Postmaster on it, and a worker `w` on the table `s.t`.
+//! The stage of most tests: a database per test, a Postmaster on it, and a worker `w` on the table `s.t`.
 
 use bgworker::worker_spi::{ConnectionKind, Settings, Table};
 use bgworker::{PostmasterHandle, WorkerStatus};
@@ -7,7 +7,7 @@ use tokio_postgres::types::FromSql;
 use super::database::{TestDatabase, TestWorker, brisk, cycles, napping, table, wake};
 use super::eventually;
 
-/// A worker that is ready, and all that a test needs to see and to disturb it.
+/// A worker that is ready, and what a test needs to watch and to disturb it.
 pub(crate) struct Stage {
     pub(crate) db: TestDatabase,
     pub(crate) table: Table,
@@ -16,17 +16,17 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// With a worker that hardly naps.
+    /// A stage whose worker hardly naps.
     pub(crate) async fn new() -> Self {
         Self::with(brisk).await
     }
 
-    /// With a worker that has these settings.
+    /// A stage whose worker has these settings.
     pub(crate) async fn with(settings: impl FnOnce(&Table) -> Settings) -> Self {
         Self::on(TestDatabase::new().await, settings).await
     }
 
-    /// The same, on a database that exists.
+    /// A stage on a database that exists, whose worker has these settings.
     pub(crate) async fn on(db: TestDatabase, settings: impl FnOnce(&Table) -> Settings) -> Self {
         let table = table("s", "t");
         let postmaster = db.postmaster();
@@ -39,7 +39,7 @@ impl Stage {
         }
     }
 
-    /// With a worker that naps for a day, until it is [woken](Self::wake).
+    /// A stage whose worker naps for a day, until it is [woken](Self::wake).
     pub(crate) async fn napping(connection: ConnectionKind) -> Self {
         let (db, table) = (TestDatabase::new().await, table("s", "t"));
         let postmaster = db.postmaster();
@@ -72,7 +72,7 @@ impl Stage {
         self.db.wait_for_rows(&self.table, rows).await;
     }
 
-    /// How the worker is.
+    /// The status of the worker.
     pub(crate) async fn status(&self) -> WorkerStatus {
         let status = self.postmaster.worker(self.worker.id).await.unwrap();
         status.expect("the worker has ended")
@@ -83,13 +83,13 @@ impl Stage {
         cycles(&self.postmaster, self.worker.id, more).await;
     }
 
-    /// Wakes the worker, and lets it nap briskly from now on.
+    /// Wakes the worker, and lets it nap for only 10 ms from now on.
     pub(crate) fn wake(&self) {
         wake(&self.postmaster, &self.worker);
     }
 }
 
-/// Has each fold of `s.t` wait in a trigger, and leaves a delta to fold.
+/// Makes each fold of `s.t` wait in a trigger, and leaves a delta to fold.
 pub(crate) async fn fold_slowly(db: &TestDatabase, seconds: f64) {
     db.execute(&format!(
         "CREATE FUNCTION s.slow() RETURNS trigger LANGUAGE plpgsql AS \
@@ -100,7 +100,7 @@ pub(crate) async fn fold_slowly(db: &TestDatabase, seconds: f64) {
     .await;
 }
 
-/// Whether a statement of the worker waits for this (`wait_event_type`) on the server.
+/// `true` if a statement of the worker waits on the server, with this `wait_event_type`.
 pub(crate) async fn waits(db: &TestDatabase, worker: &str, wait_event_type: &str) -> bool {
     db.value(&format!(
         "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \

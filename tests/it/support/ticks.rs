@@ -1,4 +1,4 @@
-//! What jobs of a test have done: a row of the table `effect` for each tick of a second.
+//! What the jobs of a test have done: the table `effect` has a row for each tick of one second.
 
 use super::database::TestDatabase;
 

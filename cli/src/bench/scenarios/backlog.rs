@@ -18,10 +18,10 @@ use crate::bench::usage::{LongestTransaction, Usage};
 /// How a worker may fold.
 const WAYS: [Fold; 2] = [Fold::Delete, Fold::Truncate];
 
-/// A nap that ends by a Sighup alone.
+/// A nap that only a Sighup ends.
 const LONG: Duration = Duration::from_secs(86_400);
 
-/// How often each way is measured; the medians count.
+/// How often each way is measured; the medians are reported.
 const ROUNDS: usize = 3;
 
 /// What one way of folding took, round by round.
@@ -29,11 +29,11 @@ const ROUNDS: usize = 3;
 struct Folded {
     /// Milliseconds.
     took: Vec<f64>,
-    /// Bytes, for a delta.
+    /// Bytes per delta.
     wal: Vec<f64>,
 }
 
-/// A backlog, folded at once. The ways take turns, so that each has its share of what else the machine does.
+/// Measures a backlog folded at once. The ways take turns, so that other load on the machine affects each of them.
 pub(in crate::bench) async fn backlog(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -68,7 +68,7 @@ pub(in crate::bench) async fn backlog(
     let seed_wal = arguments.baseline.then(|| median(&mut seed.wal));
     for (fold, mut folded) in std::iter::zip(WAYS, ours) {
         progress.step("backlog: the longest transaction");
-        // Whoever watches takes some of the processor: so it is no part of the rounds.
+        // Watching takes some of the processor, so it is not part of the rounds.
         let stage = Stage::fill(ground, fold, rows).await?;
         let watcher = LongestTransaction::watch(ground).await?;
         stage.fold().await?;
@@ -83,7 +83,7 @@ pub(in crate::bench) async fn backlog(
             median(&mut folded.took),
         );
         report.add("backlog", what, MILLISECONDS, took, seed_took);
-        let what = format!("the longest transaction of it{way}");
+        let what = format!("its longest transaction{way}");
         report.add("backlog", what, MILLISECONDS, longest, seed_took);
         let (what, wal) = (
             format!("write-ahead log of a delta{way}"),
@@ -143,7 +143,7 @@ impl<'g> Stage<'g> {
     }
 }
 
-/// A table with so many deltas.
+/// Makes a table with this many deltas.
 async fn table(ground: &Ground, rows: u32) -> Result<Table, Box<dyn Error>> {
     let mut tables = ground.tables("backlog", 1).await?;
     let table = tables.pop().ok_or("no table was made")?;
@@ -160,5 +160,5 @@ async fn fill(ground: &Ground, table: &Table, rows: u32) -> Result<(), Box<dyn E
     ground.checkpoint().await
 }
 
-/// How many steps it takes.
+/// How many steps the scenario takes.
 pub(in crate::bench) const BACKLOG_STEPS: usize = ROUNDS + WAYS.len();

@@ -14,7 +14,7 @@ use crate::bench::progress::Progress;
 use crate::bench::report::Report;
 use crate::bench::usage;
 
-/// A fleet that mostly naps.
+/// Measures a fleet that mostly naps.
 pub(in crate::bench) async fn fleet(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -27,7 +27,7 @@ pub(in crate::bench) async fn fleet(
     let tables = ground.tables("fleet", many).await?;
     let naptime = SECOND * arguments.naptime;
     let fleet = Fleet::on(ground, &tables, connections, naptime).await?;
-    tokio::time::sleep(3 * naptime).await; // so that they have come into step
+    tokio::time::sleep(3 * naptime).await; // until the workers are in step
     ground.checkpoint().await?;
     let (rate, cycles, used) = fleet.measure(ground, time).await?;
     let memory = usage::memory(ground).await?;
@@ -67,7 +67,8 @@ pub(in crate::bench) async fn fleet(
     Ok(())
 }
 
-/// How many connections the server still allows; of one that is not ours we leave others more than we take.
+/// How many connections the baseline takes: all that a private server still allows, but only a third, and at most 64,
+/// on a server that other clients may use.
 async fn connections_left(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -76,7 +77,7 @@ async fn connections_left(
                pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int8 \
                OPERATOR(pg_catalog.-) pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
                WHERE backend_type OPERATOR(pg_catalog.=) 'client backend'";
-    // A superuser's may be more than the others leave.
+    // Negative if superusers have more connections than the others leave.
     let left = usize::try_from(ground.value::<i64>(sql).await?).unwrap_or(0);
     Ok(match arguments.database {
         Some(_) => (left / 3).clamp(1, 64),
@@ -84,8 +85,7 @@ async fn connections_left(
     })
 }
 
-/// By how much the last cycle of a worker is older than its naptime, in the worst hundredth of looks.
-/// Seconds.
+/// How much older than its naptime a worker's last cycle is, in seconds: 99 % of looks find no more than this.
 async fn lateness(fleet: &Fleet, naptime: Duration, time: Duration) -> Result<f64, Box<dyn Error>> {
     let begin = Instant::now();
     let mut late = Vec::new();
@@ -100,7 +100,7 @@ async fn lateness(fleet: &Fleet, naptime: Duration, time: Duration) -> Result<f6
     Ok(percentile(&mut late, 99))
 }
 
-/// How many steps it takes.
+/// How many steps the scenario takes.
 pub(in crate::bench) fn steps(arguments: &BenchArguments) -> usize {
     1 + usize::from(arguments.baseline)
 }

@@ -11,13 +11,13 @@ use crate::bench::ground::Ground;
 use crate::bench::progress::Progress;
 use crate::bench::report::Report;
 
-/// How many connections the baseline is tried with, for its best.
+/// The numbers of connections that the baseline is tried with, to find its best.
 const CONNECTIONS: [usize; 4] = [1, 8, 32, 64];
 
-/// The time of a nap between which cycles are as good as back to back.
+/// A naptime with which cycles run practically back to back.
 const NO_NAP: Duration = Duration::ZERO;
 
-/// Empty cycles, back to back.
+/// Measures empty cycles, back to back.
 pub(in crate::bench) async fn idle(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -38,7 +38,7 @@ pub(in crate::bench) async fn idle(
     let tables = ground.tables("many", many).await?;
     let fleet = Fleet::on(ground, &tables, connections, SECOND).await?;
     fleet.nap(NO_NAP);
-    tokio::time::sleep(SECOND).await; // until all have heard of it
+    tokio::time::sleep(SECOND).await; // until every worker has read it
     let (together, ..) = fleet.measure(ground, time).await?;
     fleet.stop().await?;
     for table in one.iter().chain(&tables) {
@@ -81,7 +81,7 @@ pub(in crate::bench) async fn idle(
     Ok(())
 }
 
-/// With how many connections the baseline is run.
+/// The numbers of connections that the baseline runs with: `CONNECTIONS` and that of the fleet, in order.
 fn baseline_connections(connections: usize) -> Vec<usize> {
     let mut counts: Vec<_> = CONNECTIONS.into_iter().chain([connections]).collect();
     counts.sort_unstable();
@@ -89,7 +89,7 @@ fn baseline_connections(connections: usize) -> Vec<usize> {
     counts
 }
 
-/// How many steps it takes.
+/// How many steps the scenario takes.
 pub(in crate::bench) fn steps(arguments: &BenchArguments) -> usize {
     let baseline = baseline_connections(arguments.connections as usize).len();
     2 + if arguments.baseline { baseline } else { 0 }

@@ -26,19 +26,19 @@ const EACH_SECOND: usize = 100;
 /// How many jobs are due at one moment, and how many wait.
 const AT_ONCE: usize = 1_000;
 
-/// How often jobs that wait are made to look.
+/// How often waiting jobs are made to look.
 const LOOKS: u32 = 20;
 
-/// On how many connections they run.
+/// How many connections the jobs run on.
 const CONNECTIONS: usize = 8;
 
-/// Jobs at work.
+/// Running jobs.
 struct Jobs {
     workers: Configured,
     count: usize,
 }
 
-/// From a tick to its mark, many ticks at one moment, and what a tick and a job that waits cost.
+/// Measures the time from a tick to its mark, many ticks at one moment, and what a tick and a job that waits cost.
 pub(in crate::bench) async fn jobs(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -65,7 +65,7 @@ async fn each_second(
     bare: Option<(f64, f64)>,
 ) -> Result<(), Box<dyn Error>> {
     let jobs = Jobs::begin(ground, EACH_SECOND, "every = \"1s\"").await?;
-    // Each has had a tick, and its connections are there.
+    // By then each job has had a tick, and the connections are open.
     jobs.have_run(ground, 2).await?;
     let (then, first) = (Usage::now(ground).await?, total_runs(ground).await?);
     tokio::time::sleep(time).await;
@@ -92,11 +92,11 @@ async fn each_second(
 }
 
 async fn at_once(ground: &Ground, report: &mut Report) -> Result<(), Box<dyn Error>> {
-    // Long enough that all of them are there before the first tick of all of them.
+    // The interval is long enough that all jobs are there before their first common tick.
     let jobs = Jobs::begin(ground, AT_ONCE, "every = \"10s\"").await?;
     jobs.have_run(ground, 2).await?;
     jobs.stop().await?;
-    // Of a tick that found all of them waiting.
+    // Taken from a tick that found all jobs waiting.
     let whole = ground.lateness_of_whole_tick(AT_ONCE).await?;
     ground.clear_jobs().await?;
     let what =
@@ -129,7 +129,7 @@ async fn waiting(ground: &Ground, report: &mut Report) -> Result<(), Box<dyn Err
     Ok(())
 }
 
-/// Seconds of processor, and bytes of write-ahead log, of the bare statement.
+/// Seconds of processor, and bytes of write-ahead log, that one run of the bare statement takes.
 async fn bare_statement(ground: &Ground, time: Duration) -> Result<(f64, f64), Box<dyn Error>> {
     let statements = vec![STATEMENT.to_owned(); CONNECTIONS];
     let baseline = Baseline::of(ground, statements).await?;
@@ -138,7 +138,7 @@ async fn bare_statement(ground: &Ground, time: Duration) -> Result<(f64, f64), B
     Ok((used.cpu.unwrap_or(0.0) / many, used.wal / many))
 }
 
-/// How many ticks were done.
+/// How many ticks all jobs have done.
 async fn total_runs(ground: &Ground) -> Result<f64, Box<dyn Error>> {
     let sql = "SELECT pg_catalog.sum(runs)::pg_catalog.float8 FROM bgworker.job";
     ground.value(sql).await
@@ -161,7 +161,7 @@ impl Jobs {
         Ok(Self { workers, count })
     }
 
-    /// Waits until each has done this many ticks.
+    /// Waits until each job has done this many ticks.
     async fn have_run(&self, ground: &Ground, ticks: i64) -> Result<(), Box<dyn Error>> {
         self.have_looked(1).await?;
         let sql = format!(
@@ -174,7 +174,7 @@ impl Jobs {
         Ok(())
     }
 
-    /// Waits until each has looked this often, and returns how often each has.
+    /// Waits until each job has looked this many times, and returns how many times each has at least.
     async fn have_looked(&self, looks: u64) -> Result<u64, Box<dyn Error>> {
         let begin = Instant::now();
         loop {
@@ -189,7 +189,7 @@ impl Jobs {
 
     async fn wait(&self, since: Instant) -> Result<(), Box<dyn Error>> {
         if since.elapsed() > PATIENCE {
-            return Err("the jobs did not come to work".into());
+            return Err("the jobs did not start working in time".into());
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
         Ok(())

@@ -1,4 +1,4 @@
-//! From an insert to its fold.
+//! The time from an insert to its fold.
 
 use std::error::Error;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::bench::ground::Ground;
 use crate::bench::progress::Progress;
 use crate::bench::report::Report;
 
-/// From an insert to its fold.
+/// Measures the time from an insert to its fold.
 pub(in crate::bench) async fn latency(
     ground: &Ground,
     arguments: &BenchArguments,

@@ -28,14 +28,14 @@ const COUNTERS: [u32; 3] = [1, 10, 1_000];
 /// How many keys a backlog has.
 const KEYS: [u32; 3] = [1, 1_000, 100_000];
 
-/// How often each way of folding a backlog is measured; the medians count.
+/// How often each way of folding a backlog is measured; the medians are reported.
 const ROUNDS: usize = 3;
 
-/// How many steps they take.
+/// How many steps each scenario takes.
 pub(in crate::bench) const COUNTERS_STEPS: usize = COUNTERS.len();
 pub(in crate::bench) const ROLLUP_STEPS: usize = KEYS.len() * (ROUNDS + 1);
 
-/// What clients that raise counters came to.
+/// What clients that raise counters have done.
 struct Raised {
     transactions: i64,
     /// Milliseconds.
@@ -43,7 +43,8 @@ struct Raised {
     wal: f64,
 }
 
-/// Counters that clients raise back to back: by deltas that a roll-up folds meanwhile, and by upserts into the totals.
+/// Measures counters that clients raise back to back: by deltas that a roll-up folds meanwhile, and by upserts into
+/// the totals.
 pub(in crate::bench) async fn counters(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -101,7 +102,7 @@ pub(in crate::bench) async fn counters(
     Ok(())
 }
 
-/// A backlog of many keys, folded at once.
+/// Measures a backlog, of few and of many keys, folded at once.
 pub(in crate::bench) async fn rollup(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -135,7 +136,7 @@ pub(in crate::bench) async fn rollup(
             percentile(&mut ours, 50),
             theirs,
         );
-        let what = format!("the longest transaction of it, {keys}");
+        let what = format!("its longest transaction, {keys}");
         report.add("rollup", what, MILLISECONDS, longest, theirs);
     }
     Ok(())
@@ -175,7 +176,7 @@ async fn start(ground: &Ground, naptime: &str) -> Result<Configured, Box<dyn Err
             return Err(why.to_string().into());
         }
         if begin.elapsed() > PATIENCE {
-            return Err("the roll-up did not come to work".into());
+            return Err("the roll-up did not start working in time".into());
         }
         tokio::time::sleep(SECOND / 200).await;
     }
@@ -199,7 +200,7 @@ async fn is_folded(workers: &Configured, rows: u64) -> Result<(), Box<dyn Error>
     }
 }
 
-/// Fails unless the totals count this many rows.
+/// Fails unless the totals count this many rows, and their sum is as large.
 async fn check(ground: &Ground, totals: &str, rows: i64) -> Result<(), Box<dyn Error>> {
     let sql = format!("SELECT coalesce(pg_catalog.sum(n), 0)::pg_catalog.int8 FROM {totals}");
     let counted: i64 = ground.value(&sql).await?;
@@ -245,7 +246,7 @@ async fn back_to_back(
     stop: Arc<AtomicBool>,
 ) -> Result<Vec<f64>, DatabaseError> {
     let statement = client.prepare("prepare", &sql).await?;
-    // A client that waits for others waits as long as it takes.
+    // A client waits for the others without limit.
     client.batch_execute("wait", "SET lock_timeout = 0").await?;
     let mut latencies = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -257,7 +258,7 @@ async fn back_to_back(
     Ok(latencies)
 }
 
-/// Fills the queue.
+/// Fills the queue with this many rows, spread over `keys` keys.
 async fn fill(ground: &Ground, q: &str, rows: u32, keys: u32) -> Result<(), Box<dyn Error>> {
     let sql = format!(
         "INSERT INTO {q} SELECT (g * 7919::int8 % {keys})::int, 1 FROM pg_catalog.generate_series(1, {rows}) AS g"
@@ -266,7 +267,7 @@ async fn fill(ground: &Ground, q: &str, rows: u32, keys: u32) -> Result<(), Box<
     ground.checkpoint().await
 }
 
-/// Milliseconds that a roll-up takes for a backlog.
+/// How long a roll-up takes to fold a backlog, in milliseconds.
 async fn fold(ground: &Ground, rows: u32, keys: u32) -> Result<f64, Box<dyn Error>> {
     let (q, t) = make(ground).await?;
     let workers = start(ground, "1d").await?;
@@ -280,7 +281,7 @@ async fn fold(ground: &Ground, rows: u32, keys: u32) -> Result<f64, Box<dyn Erro
     Ok(took)
 }
 
-/// Milliseconds that the statement takes which people write by hand.
+/// How long the statement takes that people write by hand, in milliseconds.
 async fn fold_by_hand(ground: &Ground, rows: u32, keys: u32) -> Result<f64, Box<dyn Error>> {
     let (q, t) = make(ground).await?;
     fill(ground, &q, rows, keys).await?;

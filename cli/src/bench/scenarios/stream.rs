@@ -1,4 +1,4 @@
-//! Inserts at a rate: what dead rows do to the table and to its cycles, how long a delta waits, what it all
+//! Inserts at a rate: what dead rows do to the table and to its cycles, how long a delta waits, and what all of it
 //! costs.
 
 use std::collections::VecDeque;
@@ -22,13 +22,13 @@ const INSERTS_PER_SECOND: u32 = 50;
 
 const NAPTIME: Duration = Duration::from_millis(50);
 
-/// How often it is looked whether an insert has been folded.
+/// How often the total is read to see which inserts have been folded.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Inserts that have not been seen folded: the sum of all up to it, and when it was committed.
+/// Inserts that have not been seen folded: for each, the sum of all up to it, and when it was committed.
 type Waiting = Arc<Mutex<VecDeque<(i64, Instant)>>>;
 
-/// Inserts at a rate.
+/// Measures inserts at a rate.
 pub(in crate::bench) async fn stream(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -38,7 +38,7 @@ pub(in crate::bench) async fn stream(
     measure("stream", ground, arguments, report, progress).await
 }
 
-/// The same beside a snapshot that another client holds, so that no row goes.
+/// Measures the same while another client holds a snapshot, so that no dead row can be removed.
 pub(in crate::bench) async fn held(
     ground: &Ground,
     arguments: &BenchArguments,
@@ -91,7 +91,7 @@ async fn measure(
             .await?;
         let cycles = fleet.cycles().await?[0];
         sizes.push((at, size as f64 / 1e6));
-        // A nap belongs to each.
+        // Each cycle is followed by a nap.
         let each = SECOND.as_secs_f64() / (cycles - before).max(1) as f64 - NAPTIME.as_secs_f64();
         let each = each * 1e3;
         cycle_times.push((at, each.max(0.0)));
@@ -137,7 +137,7 @@ async fn measure(
     Ok(())
 }
 
-/// Inserts so many rows at a time for so long, and returns how many they were.
+/// Inserts this many rows at a time for `time`, and returns how many rows it inserted in all.
 async fn insert(
     client: Connection,
     table: Table,
@@ -163,8 +163,8 @@ async fn insert(
     Ok(inserted)
 }
 
-/// Looks at the total until whoever inserts is done and all is folded; returns how long each insert waited,
-/// in milliseconds.
+/// Looks at the total until the inserter is done and everything is folded. Returns how long each insert waited, in
+/// milliseconds.
 async fn look(
     client: Connection,
     table: Table,
@@ -180,7 +180,7 @@ async fn look(
     loop {
         let rows = client.query_prepared("look at the total", &total).await?;
         let total: i64 = rows.first().map_or(0, |row| row.get(0));
-        // Whoever inserts has the other one until it is done.
+        // The inserter holds the other reference until it is done.
         let is_done = Arc::strong_count(&waiting) == 1;
         let is_empty = {
             let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Who is asked together with whom, moment by moment.
+//! Which probes are asked together, moment by moment.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::{Asked, Batch, Groups, MISSES_MAX};
 use crate::database::home::probe::Probe;
 
 fn probe(number: u64) -> Arc<Probe> {
-    // Some have two scalars, and all say whose they are.
+    // Some have two scalars, and each scalar names its probe.
     let scalars = (0..1 + number % 2).map(|n| format!("<{number}.{n}>"));
     Arc::new(Probe {
         number,
@@ -17,7 +17,7 @@ fn probe(number: u64) -> Arc<Probe> {
     })
 }
 
-/// These ask at one moment.
+/// Gathers probes that are asked at the same moment.
 fn gather(groups: &mut Groups, numbers: impl IntoIterator<Item = u64>) -> Vec<Batch<()>> {
     let asked = numbers.into_iter().map(|number| Asked {
         probe: probe(number),
@@ -31,7 +31,7 @@ fn texts(batches: &[Batch<()>]) -> Vec<String> {
 }
 
 #[test]
-fn who_comes_together_is_asked_in_one_statement_that_stays_as_it_is() {
+fn probes_that_come_together_share_one_stable_statement() {
     let mut groups = Groups::new(32);
     let first = texts(&gather(&mut groups, [2, 1]));
     assert_eq!(
@@ -55,7 +55,7 @@ fn small_groups_that_come_together_become_one() {
 }
 
 #[test]
-fn one_that_does_not_come_is_borne_with_for_a_while() {
+fn a_group_survives_missing_members_for_a_while() {
     let mut groups = Groups::new(32);
     let together = texts(&gather(&mut groups, 0..5));
     for _ in 0..MISSES_MAX {
@@ -126,7 +126,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn whoever_asks_is_in_one_statement_at_the_place_that_is_said(
+    fn each_probe_is_in_one_statement_at_its_stated_place(
         max in 1..6_usize,
         moments in prop::collection::vec(
             (prop::collection::vec(0..12_u64, 1..12), any::<bool>(), 0..12_u64), 1..30
@@ -139,7 +139,7 @@ proptest! {
             for batch in &batches {
                 let (_, array) = batch.sql.split_once("ARRAY[").unwrap();
                 let scalars: Vec<_> = array.trim_end_matches(']').split(", ").collect();
-                let names = batch.sql.matches('w').count() - 1; // and that of bgworker
+                let names = batch.sql.matches('w').count() - 1; // without that of "bgworker"
                 prop_assert!(names <= max);
                 prop_assert_eq!(batch.is_of_one, names == 1);
                 for (place, asked) in &batch.asked {
@@ -161,7 +161,7 @@ proptest! {
                 }
             }
             groups.forget(forgotten);
-            // What is prepared is what is still sent.
+            // No live group has a statement that was dissolved.
             let dissolved = groups.take_dissolved();
             let live: Vec<_> = groups.groups.values().map(|group| &group.sql).collect();
             prop_assert!(live.iter().all(|sql| !dissolved.iter().any(|gone| Arc::ptr_eq(gone, sql))));

@@ -1,0 +1,147 @@
+//! The answer of an instance as a table. Asks nothing, and prints nothing.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bgworker::http::{Snapshot, State, WorkerSnapshot};
+use bgworker::schedule::Timestamp;
+use console::{Color, style};
+
+/// Suffix of the names of figures that are times.
+const TIME: &str = "_timestamp_seconds";
+
+/// The column of the worker's state.
+const STATE: usize = 1;
+
+/// Formats the answer for people: a line for each worker, and below it the worker's trouble, if any. Workers that need
+/// attention come first.
+pub(super) fn table(snapshot: &Snapshot) -> String {
+    let (ill, well): (Vec<_>, Vec<_>) = snapshot.workers.iter().partition(|one| !one.healthy);
+    let workers: Vec<_> = ill.into_iter().chain(well).collect();
+    let figures: BTreeSet<_> = workers.iter().flat_map(|one| one.figures.keys()).collect();
+    let heading = ["worker", "state", "since", "success", "restarts"];
+    let heading = heading.map(str::to_owned).into_iter();
+    let names = figures
+        .iter()
+        .map(|name| name.trim_end_matches(TIME).to_owned());
+    let heading: Vec<_> = heading.chain(names).collect();
+    let rows: Vec<_> = std::iter::once(heading.clone())
+        .chain(workers.iter().map(|worker| row(worker, &figures)))
+        .collect();
+    let width = |column: usize| {
+        let cells = rows
+            .iter()
+            .map(|row| console::measure_text_width(&row[column]));
+        cells.max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    let shutdown = snapshot.shutdown.as_ref();
+    let shutdown = shutdown.map_or(String::new(), |mode| format!(", {mode} shutdown"));
+    let mut text = format!(
+        "bgworker {}: {}{shutdown}\n",
+        snapshot.version,
+        server(snapshot)
+    );
+    if snapshot.workers.is_empty() {
+        text += "\nno background worker is registered\n";
+        return text;
+    }
+    text += "\n";
+    text += &line(&rows[0], &widths, None);
+    for (row, worker) in std::iter::zip(&rows[1..], workers) {
+        text += &line(row, &widths, Some(worker));
+        let trouble = worker.trouble().map(|trouble| plain(&trouble));
+        text.extend(trouble.map(|trouble| format!("    {}\n", style(trouble).red())));
+    }
+    text
+}
+
+/// One line of the table: the heading, or that of a worker.
+fn line(row: &[String], widths: &[usize], worker: Option<&WorkerSnapshot>) -> String {
+    let mut line = String::new();
+    for (column, (cell, width)) in std::iter::zip(row, widths).enumerate() {
+        let fill = " ".repeat(width - console::measure_text_width(cell));
+        let is_last = column + 1 == row.len();
+        let cell = match worker {
+            Some(worker) if column == STATE => style(cell).fg(colour(worker)),
+            Some(_) => style(cell),
+            None => style(cell).bold(),
+        };
+        line += if column == 0 { "" } else { "  " };
+        // Numbers are right-aligned.
+        line += &match column {
+            0 | STATE if is_last => cell.to_string(),
+            0 | STATE => format!("{cell}{fill}"),
+            _ => format!("{fill}{cell}"),
+        };
+    }
+    line.truncate(line.trim_end_matches(' ').len());
+    line + "\n"
+}
+
+/// Green while the worker is at work, red if it needs attention, yellow if it waits for what comes by itself.
+fn colour(worker: &WorkerSnapshot) -> Color {
+    match worker.state {
+        _ if !worker.healthy => Color::Red,
+        State::Ready | State::Napping | State::Running | State::Finished | State::Stopped => {
+            Color::Green
+        }
+        _ => Color::Yellow,
+    }
+}
+
+/// The state of the server and, if it has a reason, since when and why.
+fn server(snapshot: &Snapshot) -> String {
+    let Some(server) = &snapshot.server else {
+        return "no server".to_owned();
+    };
+    let mut text = format!("server is {}", server.state);
+    if let Some(reason) = &server.reason {
+        text += &format!(" for {}: {}", span(server.state_seconds), plain(reason));
+    }
+    text
+}
+
+fn row(worker: &WorkerSnapshot, figures: &BTreeSet<&String>) -> Vec<String> {
+    let figures = figures.iter().map(|name| {
+        let value = worker.figures.get(*name);
+        value.map_or_else(String::new, |value| figure(name, *value))
+    });
+    let cells = [
+        plain(&worker.name),
+        match worker.next_start_seconds {
+            Some(wait) => format!("{}, starts in {}", worker.state, span(wait)),
+            None => worker.state.to_string(),
+        },
+        span(worker.state_seconds),
+        worker
+            .last_success_seconds
+            .map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age))),
+        worker.restarts.to_string(),
+    ];
+    cells.into_iter().chain(figures).collect()
+}
+
+/// Formats a figure, as a time if its name says that it is one.
+fn figure(name: &str, value: i64) -> String {
+    let time = name.ends_with(TIME).then(|| Timestamp::from_second(value));
+    match time {
+        Some(Ok(time)) => time.to_string(),
+        _ => value.to_string(),
+    }
+}
+
+/// Escapes control characters: the text stays on one line and steers no terminal.
+fn plain(text: &str) -> String {
+    let escaped = |c: char| {
+        let control = c.is_control().then(|| c.escape_default().to_string());
+        control.unwrap_or_else(|| c.to_string())
+    };
+    text.chars().map(escaped).collect()
+}
+
+/// Formats a duration in whole seconds, in the largest units.
+fn span(seconds: f64) -> String {
+    let whole = Duration::try_from_secs_f64(seconds.floor());
+    humantime::format_duration(whole.unwrap_or_default()).to_string()
+}
