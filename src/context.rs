@@ -3,6 +3,7 @@
 //! This is all of bgworker that a worker sees. There is no actor here, and no way to the Postmaster
 //! except the one word "ready".
 
+mod histogram;
 mod progress;
 mod worker_report;
 
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+pub use self::histogram::Histogram;
+pub(crate) use self::histogram::Histograms;
 pub use self::progress::{Figure, Progress, Report};
 pub(crate) use self::worker_report::{Reason, WorkerEvent, WorkerReport};
 use crate::background_worker::{Incarnation, WorkerId};

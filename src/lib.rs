@@ -116,7 +116,9 @@ pub use self::background_worker::{
     Access, BackgroundWorker, Backoff, ExitStatus, Incarnation, InvalidWorker, RestartLimit,
     RestartTime, StartTime, WorkerId,
 };
-pub use self::context::{Figure, Main, MainFuture, Progress, Report, WorkerContext, WorkerError};
+pub use self::context::{
+    Figure, Histogram, Main, MainFuture, Progress, Report, WorkerContext, WorkerError,
+};
 pub use self::functions::worker_spi;
 #[cfg(feature = "config")]
 pub use self::functions::{rollup, sql};

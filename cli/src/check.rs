@@ -56,7 +56,7 @@ fn summary(path: &str, settings: &Settings) -> String {
         .map(|(name, count)| format!("{count} {name}"));
     let counts: Vec<_> = counts.collect();
     let server = match &settings.server {
-        Server::Given { conninfo, .. } => conninfo.target(None).to_string(),
+        Server::Given { conninfo, .. } => conninfo.target(None),
         Server::Embedded { .. } => "a private server".to_owned(),
     };
     let listen = settings.http.listen;

@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::histogram::Histograms;
+
 /// What a worker is doing and how it has fared, over all of its incarnations.
 ///
 /// Its main writes it, and the Postmaster when an incarnation ends with an error; status requests read it:
 /// no message per cycle.
 #[derive(Debug, Default)]
-pub struct Progress(Mutex<Report>);
+pub struct Progress {
+    report: Mutex<Report>,
+    histograms: Arc<Histograms>,
+}
 
 /// What [`Progress`] says at one moment.
 #[derive(Clone, Debug, Default)]
@@ -71,10 +76,18 @@ impl Report {
 // === impl Progress ===
 
 impl Progress {
+    /// The progress of a worker whose Postmaster has these histograms.
+    pub(crate) fn new(histograms: Arc<Histograms>) -> Self {
+        Self {
+            report: Mutex::default(),
+            histograms,
+        }
+    }
+
     /// The report at this moment.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.0
+        self.report
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -112,6 +125,12 @@ impl Progress {
         });
     }
 
+    /// Adds a duration to the histogram of this name, which all workers of the Postmaster share. Its name consists of
+    /// lower-case letters and underscores, as a metric's does; the metric is `bgworker_NAME_seconds`.
+    pub fn observe(&self, name: &'static str, time: Duration) {
+        self.histograms.observe(name, time);
+    }
+
     /// Reports that a cycle, or the worker, failed.
     pub fn failed(&self, error: impl Into<Arc<str>>) {
         let error = error.into();
@@ -122,6 +141,6 @@ impl Progress {
     }
 
     pub(super) fn write(&self, change: impl FnOnce(&mut Report)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -12,6 +12,8 @@ mod windows;
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
 pub(super) use self::pieces::{Fold, Found, blocks_in, blocks_of, count_blocks};
@@ -21,6 +23,12 @@ use super::runner::{CycleError, Outcome, Routine, Turn};
 use super::session::{Place, Session};
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, ErrorClass};
+
+/// The histogram of looks for deltas.
+const PROBE: &str = "probe";
+
+/// The histogram of folds, each a transaction.
+const FOLD: &str = "fold";
 
 /// What differs between functions that fold.
 pub(super) trait Folder {
@@ -113,6 +121,15 @@ impl<S> Clone for At<'_, S> {
 }
 
 impl<S> Copy for At<'_, S> {}
+
+impl<S> At<'_, S> {
+    /// Records how long a fold took, if this is one.
+    fn has_folded<D>(&self, found: &Found<D>, begin: Instant) {
+        if matches!(found, Found::Folded(_)) {
+            self.context.progress().observe(FOLD, begin.elapsed());
+        }
+    }
+}
 
 /// The routine of one incarnation of a worker that folds.
 pub(super) struct Folding<F: Folder> {

@@ -47,6 +47,12 @@ pub const NEXT_TICK: &str = "next_tick_timestamp_seconds";
 /// The figure that counts the ticks that were given up.
 pub const GIVEN_UP: &str = "given_up";
 
+/// The histogram of the runs that were done.
+const RUN: &str = "job_run";
+
+/// The histogram of the time from a tick to its run, by the server's clock.
+const LATENESS: &str = "job_lateness";
+
 /// Why a run waits for its turn.
 const CROWDED: &str = "other jobs use all connections for jobs: set \"jobs\" in [database] higher, \
     or connection = \"own\" for those that take long";
@@ -58,6 +64,7 @@ pub(super) struct Sql;
 fn count(worker: &str, progress: &Progress, rows: u64, took: Duration) {
     progress.count(RUNS, 1);
     progress.count(ROWS, rows);
+    progress.observe(RUN, took);
     let milliseconds = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
     progress.level(LAST_RUN_MILLISECONDS, milliseconds);
     info!(

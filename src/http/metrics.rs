@@ -1,18 +1,22 @@
 //! A snapshot as OpenMetrics text. Counts nothing itself.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::SystemTime;
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::snapshot::{Snapshot, WorkerSnapshot};
 use super::state::State;
 use crate::background_worker::StartTime;
+use crate::context::Histogram;
 
 /// The content type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -20,6 +24,10 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>;
 type Counters = Family<Labels, Counter>;
+
+/// How long something took, for the encoder.
+#[derive(Debug)]
+struct Seconds(Histogram);
 
 /// Renders a snapshot.
 pub(super) fn render(snapshot: &Snapshot) -> String {
@@ -72,6 +80,10 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let help = "Cycles of the background worker that succeeded";
     counter(&mut registry, "worker_cycles", help, |worker| worker.cycles);
     figures(&mut registry, snapshot);
+    for (name, histogram) in &snapshot.histograms {
+        let help = format!("How long it took: {}", name.replace('_', " "));
+        registry.register_with_unit(*name, help, Unit::Seconds, Seconds(histogram.clone()));
+    }
 
     let mut text = String::new();
     // Writing to a text cannot fail.
@@ -152,4 +164,21 @@ fn unix_time() -> f64 {
 
 fn of(worker: &WorkerSnapshot) -> Labels {
     vec![("worker", worker.name.clone())]
+}
+
+// === impl Seconds ===
+
+impl EncodeMetric for Seconds {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        let bounds = Histogram::BOUNDS_MS.map(|bound| bound / 1_000.0);
+        let bounds = bounds.into_iter().chain([f64::INFINITY]);
+        let counts = self.0.counts().iter().copied();
+        let buckets: Vec<_> = bounds.zip(counts.clone()).collect();
+        let sum = self.0.sum().as_secs_f64();
+        encoder.encode_histogram::<NoLabelSet>(sum, counts.sum(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::state::State;
 use crate::background_worker::{ExitStatus, StartTime};
-use crate::context::{Figure, Report};
+use crate::context::{Figure, Histogram, Report};
 use crate::postmaster::{
     EndedWorker, PostmasterHandle, RequestError, Status, WorkerStatus, Workers,
 };
@@ -35,6 +35,9 @@ pub struct Snapshot {
     pub shutdown: Option<String>,
     /// The registered workers in registration order, then the last ones that ended, oldest first.
     pub workers: Vec<WorkerSnapshot>,
+    /// How long things took, by name.
+    #[serde(skip)]
+    pub(super) histograms: BTreeMap<&'static str, Histogram>,
 }
 
 /// The server at one moment.
@@ -102,6 +105,7 @@ impl Snapshot {
         let Workers {
             registered: workers,
             ended,
+            histograms,
             ..
         } = postmaster.workers().await?;
         let now = Instant::now();
@@ -136,6 +140,7 @@ impl Snapshot {
                 .to_owned()
             }),
             workers,
+            histograms,
         })
     }
 }

@@ -17,7 +17,7 @@ use super::event::{Event, EventKind, Milestone, WaitError, Waiters};
 use super::repetition::Repetition;
 use super::status::{End, EndedWorker, WorkerStatus, Workers};
 use crate::background_worker::{ExitStatus, Incarnation, RestartLimit, WorkerId};
-use crate::context::{Main, Progress, Reason, WorkerContext, WorkerReport};
+use crate::context::{Histograms, Main, Progress, Reason, WorkerContext, WorkerReport};
 use crate::database::Database;
 use crate::supervision::{Afterwards, Signal, StateMachine, WorkerState};
 use crate::worker::{Sighup, Sigint, Sigquit, Sigterm, Worker};
@@ -33,6 +33,7 @@ const EVENTS_MAX: usize = 1024;
 pub(super) struct Children {
     slots: Vec<Option<Child>>,
     ended: VecDeque<EndedWorker>,
+    histograms: Arc<Histograms>,
     /// Where subscribers receive events; `None` after the exit, when nothing happens any longer.
     events: Option<broadcast::Sender<Event>>,
     /// Where incarnations report to; `None` after the exit, when none can be started.
@@ -70,6 +71,7 @@ impl Children {
             reports: Some(reports),
             slots: Vec::new(),
             ended: VecDeque::new(),
+            histograms: Arc::default(),
             events: Some(events),
         }
     }
@@ -99,7 +101,7 @@ impl Children {
             id,
             name,
             main,
-            progress: Arc::default(),
+            progress: Arc::new(Progress::new(Arc::clone(&self.histograms))),
             starts: 0,
             has_been_ready: false,
             running: None,
@@ -306,6 +308,7 @@ impl Children {
         Workers {
             registered,
             ended: self.ended.iter().cloned().collect(),
+            histograms: self.histograms.all(),
         }
     }
 

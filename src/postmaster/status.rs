@@ -2,12 +2,13 @@
 //!
 //! Plain values: nothing here asks or decides.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use tokio::time::Instant;
 
 use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
-use crate::context::Report;
+use crate::context::{Histogram, Report};
 use crate::database::ServerStatus;
 use crate::supervision::{Counts, Shutdown, WorkerState};
 
@@ -41,6 +42,8 @@ pub struct Workers {
     pub registered: Vec<WorkerStatus>,
     /// The last 100 that ended, oldest first.
     pub ended: Vec<EndedWorker>,
+    /// How long things took, by name, for all workers that there were.
+    pub histograms: BTreeMap<&'static str, Histogram>,
 }
 
 /// A registered worker at one moment.

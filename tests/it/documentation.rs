@@ -119,7 +119,7 @@ fn each_message_that_is_explained_is_one_that_the_program_has() {
     sources(&root().join("src"), &mut code);
     sources(&root().join("cli/src"), &mut code);
     // A string goes on in the next line after a backslash.
-    let code = code.replace('"', "").replace('\\', "");
+    let code = code.replace(['"', '\\'], "");
     let code: Vec<_> = code.split_whitespace().collect();
     let code = code.join(" ");
     let page = text(Path::new("docs/troubleshooting.md"));

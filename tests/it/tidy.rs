@@ -10,7 +10,7 @@ type Arrows = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 /// The arrows between rooms, as ARCHITECTURE.md has them.
 fn arrows() -> Arrows {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let (_, section) = text.split_once("## Who may use whom").unwrap();
+    let (_, section) = text.split_once("## Which room uses which").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     let lines = section.lines().filter_map(|line| line.split_once("─►"));
     let mut arrows = Arrows::new();
@@ -115,12 +115,18 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The files of Rust below a directory.
 fn files_below(directory: &Path, files: &mut Vec<PathBuf>) {
+    files_of_kinds(&["rs"], directory, files);
+}
+
+fn files_of_kinds(kinds: &[&str], directory: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
+        let kind = path.extension().and_then(|kind| kind.to_str());
         if path.is_dir() {
-            files_below(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files_of_kinds(kinds, &path, files);
+        } else if kind.is_some_and(|kind| kinds.contains(&kind)) {
             files.push(path);
         }
     }
@@ -494,16 +500,13 @@ fn prose(file: &Path) -> String {
 #[test]
 fn words_that_leave_their_subject_open_do_not_come_back() {
     let mut files = Vec::new();
+    let kinds = ["rs", "md", "toml", "html", "yml", "json", "service"];
     for directory in ["src", "cli", "tests", "benches", "examples", "docs", "conf"] {
-        files_below(&root().join(directory), &mut files);
+        files_of_kinds(&kinds, &root().join(directory), &mut files);
     }
     files.extend(["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|file| root().join(file)));
-    let kinds = ["rs", "md", "toml", "html", "yml", "service"];
-    files.retain(|file| {
-        let kind = file.extension().and_then(|kind| kind.to_str());
-        kind.is_some_and(|kind| kinds.contains(&kind)) && !file.ends_with("it/tidy.rs")
-    });
-    assert!(files.len() > 150, "{}", files.len());
+    files.retain(|file| !file.ends_with("it/tidy.rs"));
+    assert!(files.len() > 200, "{}", files.len());
     let mut found = Vec::new();
     for file in files {
         for (index, line) in prose(&file).lines().enumerate() {

@@ -14,6 +14,7 @@ mod daemon;
 mod documentation;
 mod job_examples;
 mod jobs;
+mod monitoring;
 mod program;
 mod rollups;
 mod schema;

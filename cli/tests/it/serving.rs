@@ -17,7 +17,7 @@ use crate::support::eventually;
 const LISTEN: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
 
 /// The URL where the program logs that it listens.
-fn url(daemon: &mut Daemon) -> String {
+pub(crate) fn url(daemon: &mut Daemon) -> String {
     let line = daemon.wait_for("listening on http://");
     let url = line.split("listening on ").nth(1).unwrap();
     url.to_owned()

@@ -4,11 +4,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::large_table::LargeTable;
 use super::pieces::{Folds, Found, Pieces};
-use super::{At, Folder};
+use super::{At, Folder, PROBE};
 use crate::context::WorkerContext;
 use crate::database::Tid;
 use crate::functions::runner::CycleError;
@@ -145,7 +146,9 @@ impl<F: Folder> Cycle<F> {
         let Some(look) = &mut self.probe else {
             return Ok(Found::Idle);
         };
+        let begin = Instant::now();
         let found = look.probe.run("look for deltas").await?;
+        at.context.progress().observe(PROBE, begin.elapsed());
         let mut found = found.into_iter();
         let delta = found.next().flatten();
         let null = if look.for_nulls {
@@ -178,7 +181,9 @@ impl<F: Folder> Cycle<F> {
         };
         let is_first = looks_in_order(at.context, F::terms(at.settings).place);
         let from = if is_first { block } else { 0 };
+        let begin = Instant::now();
         if let Some(found) = folder.fold_at_once(at, from).await? {
+            at.has_folded(&found, begin);
             return Ok(found);
         }
         let folding = self.pieces.fold(folder, at, &look.shape, from, None);

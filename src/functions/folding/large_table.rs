@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::pieces::{Folds, Found, Pieces, blocks_in, count_blocks};
 use super::windows::{WINDOW, Windows};
-use super::{At, Folder, Piece};
+use super::{At, Folder, PROBE, Piece};
 use crate::functions::runner::CycleError;
 use crate::functions::session::looks_in_order;
 
@@ -39,10 +39,12 @@ async fn look<F: Folder>(
 ) -> Result<Looked, CycleError> {
     let blocks = end - from;
     let sql = F::queue(at.settings).look(at.context.name(), Piece { from, blocks });
+    let begin = Instant::now();
     let rows = at
         .session
         .query("look for deltas", &sql, Vec::new())
         .await?;
+    at.context.progress().observe(PROBE, begin.elapsed());
     let Some(row) = rows.first() else {
         return Ok(Looked {
             delta: None,
@@ -123,7 +125,9 @@ impl LargeTable {
             if let Some(block) = look.delta {
                 let is_first = looks_in_order(at.context, F::terms(at.settings).place);
                 let block = if is_first { block } else { from };
+                let begin = Instant::now();
                 if let Some(found) = folder.fold_at_once(at, block).await? {
+                    at.has_folded(&found, begin);
                     break found;
                 }
                 let Folds { found, end } = pieces.fold(folder, at, shape, block, None).await?;

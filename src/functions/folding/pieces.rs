@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_postgres::Row;
 
 use super::{At, Folded, Folder, Piece, Queue};
@@ -101,7 +102,9 @@ impl Pieces {
         let end = loop {
             let left = until.map_or(u32::MAX, |until| until.saturating_sub(from));
             let blocks = self.next(batch, F::CAREFUL).min(left);
+            let begin = Instant::now();
             let fold = folder.fold(at, shape, Piece { from, blocks }).await?;
+            at.has_folded(&fold.found, begin);
             match fold.found {
                 // What was folded before is reported; the next cycle folds the rest.
                 Found::Busy(_) if matches!(found, Found::Folded(_)) => break None,

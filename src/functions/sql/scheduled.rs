@@ -12,7 +12,7 @@ use super::job::{self, Look};
 use super::run::{Ran, Run};
 use super::settings::{Job, Settings};
 use super::tables;
-use super::{CROWDED, GIVEN_UP, NEXT_TICK, count};
+use super::{CROWDED, GIVEN_UP, LATENESS, NEXT_TICK, count};
 use crate::context::WorkerContext;
 use crate::database::DatabaseError;
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
@@ -232,6 +232,10 @@ impl Routine for Scheduled {
                 }
                 // Boxed so that cycles that only look do not pay for its size.
                 let ran = Box::pin(run.run(tick)).await?;
+                if matches!(ran, Ran::Done { .. } | Ran::Failed { .. }) {
+                    let late = look.now.duration_since(tick).unsigned_abs();
+                    context.progress().observe(LATENESS, late);
+                }
                 if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {
                     return Ok(waits);
                 }
