@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::histogram::Histogram;
 pub(crate) use self::histogram::Histograms;
-pub use self::progress::{Figure, Progress, Report};
+pub use self::progress::{Figure, Progress, Report, Run};
 pub(crate) use self::worker_report::{Reason, WorkerEvent, WorkerReport};
 use crate::background_worker::{Incarnation, WorkerId};
 use crate::database::{Connection, Database, DatabaseError, HomeConnection};

@@ -10,7 +10,8 @@
 //! | `/livez` | 200 if the Postmaster has answered within a second; no database is asked |
 //! | `/readyz` | 200 if there are workers and every one is healthy, else 503 with those that are not, and why the server is away |
 //! | `/status` | a [`Snapshot`] as JSON |
-//! | `/events` | server-sent events: `worker` for each [`Event`](crate::Event), `status` for snapshots |
+//! | `/worker?name=NAME` | one worker with its last hour, its last runs and its configuration, as JSON |
+//! | `/events` | server-sent events: `status` for the first [`Snapshot`], `worker` for each [`Event`](crate::Event), `changes` for what changed |
 //! | `/metrics` | OpenMetrics text, for Prometheus |
 //!
 //! ```
@@ -24,7 +25,10 @@
 //! }
 //! ```
 
+mod changes;
+mod detail;
 mod events;
+mod history;
 mod metrics;
 mod snapshot;
 mod state;
@@ -32,9 +36,12 @@ mod state;
 use std::time::Duration;
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
-use actix_web::web::{self, ServiceConfig};
-use actix_web::{Handler, HttpResponse, HttpResponseBuilder, Resource, Responder};
+use actix_web::web::{self, Query, ServiceConfig};
+use actix_web::{FromRequest, Handler, HttpResponse, HttpResponseBuilder, Resource, Responder};
+use serde::Deserialize;
 
+use self::detail::Detail;
+use self::history::History;
 pub use self::snapshot::{ServerSnapshot, Snapshot, WorkerSnapshot};
 pub use self::state::State;
 use crate::postmaster::PostmasterHandle;
@@ -51,7 +58,28 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
 /// The streams of `/events` end when the Postmaster has exited. Shut it down before the server is stopped,
 /// or the server waits for them.
 pub fn configure(postmaster: PostmasterHandle) -> impl FnOnce(&mut ServiceConfig) + Clone + Send {
+    configure_with(postmaster, |_| None)
+}
+
+/// Adds the endpoints, as [`configure`] does, and shows what this returns for the name of a worker as its configuration.
+/// Everyone who can reach the page sees it: it must hold no secret.
+pub fn configure_with(
+    postmaster: PostmasterHandle,
+    configuration: impl Fn(&str) -> Option<String> + Clone + Send + 'static,
+) -> impl FnOnce(&mut ServiceConfig) + Clone + Send {
+    let history = History::default();
     move |config| {
+        history.sample(postmaster.clone());
+        let handle = postmaster.clone();
+        config.service(answering("/worker", move |asked: Query<Asked>| {
+            let configuration = configuration(&asked.name);
+            worker(
+                handle.clone(),
+                asked.into_inner(),
+                history.clone(),
+                configuration,
+            )
+        }));
         // A scope passes on what follows its prefix, with the slash or without.
         for path in ["", "/"] {
             config.service(answering(path, page));
@@ -69,10 +97,36 @@ pub fn configure(postmaster: PostmasterHandle) -> impl FnOnce(&mut ServiceConfig
     }
 }
 
+/// What a client asks of one worker.
+#[derive(Deserialize)]
+struct Asked {
+    name: String,
+}
+
+async fn worker(
+    postmaster: PostmasterHandle,
+    Asked { name }: Asked,
+    history: History,
+    configuration: Option<String>,
+) -> HttpResponse {
+    let taking = Detail::take(&postmaster, &name, &history, configuration);
+    match tokio::time::timeout(ANSWER_TIMEOUT, taking).await {
+        Ok(Ok(Some(detail))) => fresh(HttpResponse::Ok())
+            .content_type("application/json")
+            .json(detail),
+        Ok(Ok(None)) => {
+            fresh(HttpResponse::NotFound()).body("no background worker has this name\n")
+        }
+        Ok(Err(error)) => unavailable(&error),
+        Err(_) => unavailable(&"the Postmaster does not answer"),
+    }
+}
+
 /// A path that answers GET and, without the body, HEAD.
-fn answering<H>(path: &str, handler: H) -> Resource
+fn answering<H, A>(path: &str, handler: H) -> Resource
 where
-    H: Handler<(), Output: Responder>,
+    A: FromRequest + 'static,
+    H: Handler<A, Output: Responder>,
 {
     web::resource(path)
         .route(web::get().to(handler.clone()))

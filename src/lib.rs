@@ -117,7 +117,7 @@ pub use self::background_worker::{
     RestartTime, StartTime, WorkerId,
 };
 pub use self::context::{
-    Figure, Histogram, Main, MainFuture, Progress, Report, WorkerContext, WorkerError,
+    Figure, Histogram, Main, MainFuture, Progress, Report, Run, WorkerContext, WorkerError,
 };
 pub use self::functions::worker_spi;
 #[cfg(feature = "config")]

@@ -18,7 +18,7 @@ use crate::logging::{self, Logging};
 use crate::private_server::{self, StartError};
 use crate::service_manager::ServiceManager;
 use crate::signals::{Request, Signals};
-use crate::web::Web;
+use crate::web::{Shown, Web};
 
 /// The arguments of `run`.
 #[derive(Debug, Args)]
@@ -106,7 +106,8 @@ async fn supervise(
     cluster: Option<&mut Cluster>,
     mut signals: Signals,
 ) -> Exit {
-    let (postmaster, web, in_force) = match launch(settings, conninfo).await {
+    let shown = Shown::default();
+    let (postmaster, web, in_force) = match launch(settings, conninfo, &shown).await {
         Ok(launched) => launched,
         Err(error) => {
             error!("{error}");
@@ -126,7 +127,7 @@ async fn supervise(
         if reloads_again && let Some(in_force) = idle.take() {
             reloads_again = false;
             service_manager.reloading();
-            reloading = Some(Box::pin(reload(configuration, in_force)));
+            reloading = Some(Box::pin(reload(configuration, in_force, shown.clone())));
         }
         tokio::select! {
             exit = &mut exited => break how_it_ended(exit, has_server),
@@ -171,6 +172,7 @@ fn how_it_ended(exit: Result<PostmasterExit, RequestError>, has_server: bool) ->
 async fn launch(
     settings: Settings,
     conninfo: ConnInfo,
+    shown: &Shown,
 ) -> Result<(PostmasterHandle, Option<Web>, InForce), Box<dyn std::error::Error>> {
     if settings.workers.is_empty() {
         warn!("the configuration has no [[worker]]: there is nothing to do");
@@ -179,8 +181,9 @@ async fn launch(
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
     // Before a worker has done anything: an instance that cannot listen must not have done any work.
     let listen = settings.http.listen;
-    let web = listen.map(|listen| Web::serve(listen, &postmaster));
+    let web = listen.map(|listen| Web::serve(listen, &postmaster, shown));
     let web = web.transpose()?;
+    shown.show(&settings);
     let in_force = InForce::register(settings, postmaster.clone()).await?;
     Ok((postmaster, web, in_force))
 }
@@ -194,13 +197,14 @@ async fn settled(reloading: &mut Option<Pin<Box<impl Future<Output = InForce>>>>
 }
 
 /// Reads the configuration again, and applies it whole or not at all.
-async fn reload(configuration: &Configuration, mut in_force: InForce) -> InForce {
+async fn reload(configuration: &Configuration, mut in_force: InForce, shown: Shown) -> InForce {
     info!("received SIGHUP, reloading configuration files");
     match configuration::read_again(configuration) {
         Ok(settings) => {
             if settings.workers.is_empty() {
                 warn!("the configuration has no [[worker]]: there is nothing to do");
             }
+            shown.show(&settings);
             if let Err(error) = in_force.reload(settings).await {
                 error!("{error}");
             }

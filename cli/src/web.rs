@@ -1,11 +1,14 @@
 //! The endpoints and the page, served if `[http] listen` is set.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer};
 use bgworker::PostmasterHandle;
+use bgworker::config::{Setting, Settings};
 use thiserror::Error;
 use tracing::info;
 
@@ -19,8 +22,41 @@ pub(crate) struct ListenError {
     error: io::Error,
 }
 
+/// The configuration of each worker, as the page shows it. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shown(Arc<Mutex<BTreeMap<String, String>>>);
+
 /// A running HTTP server.
 pub(crate) struct Web(ServerHandle);
+
+// === impl Shown ===
+
+impl Shown {
+    /// Shows these settings from now on. The text of a job's statements is left out, since it may hold anything.
+    pub(crate) fn show(&self, settings: &Settings) {
+        let mut shown = BTreeMap::new();
+        for (index, worker) in settings.workers.iter().enumerate() {
+            let path = format!("worker[{index}].");
+            let mut text = String::new();
+            for Setting { key, value, .. } in &settings.shown {
+                match key.strip_prefix(&path) {
+                    Some("sql") => {
+                        text += &format!("# sql: {} characters\n", value.chars().count())
+                    }
+                    Some(key) => text += &format!("{key} = {value}\n"),
+                    None => {}
+                }
+            }
+            shown.insert(worker.worker.name.to_string(), text);
+        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+    }
+
+    fn of(&self, name: &str) -> Option<String> {
+        let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.get(name).cloned()
+    }
+}
 
 // === impl Web ===
 
@@ -29,9 +65,17 @@ impl Web {
     pub(crate) fn serve(
         listen: SocketAddr,
         postmaster: &PostmasterHandle,
+        shown: &Shown,
     ) -> Result<Self, ListenError> {
-        let postmaster = postmaster.clone();
-        let app = move || App::new().configure(bgworker::http::configure(postmaster.clone()));
+        let (postmaster, shown) = (postmaster.clone(), shown.clone());
+        let app = move || {
+            let shown = shown.clone();
+            let configuration = move |name: &str| shown.of(name);
+            App::new().configure(bgworker::http::configure_with(
+                postmaster.clone(),
+                configuration,
+            ))
+        };
         let server = HttpServer::new(app)
             .workers(1)
             .disable_signals()

@@ -2,7 +2,7 @@
 //!
 //! Shared rather than sent: no message per cycle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::histogram::Histograms;
 #[derive(Debug, Default)]
 pub struct Progress {
     report: Mutex<Report>,
+    runs: Mutex<VecDeque<Run>>,
     histograms: Arc<Histograms>,
 }
 
@@ -39,6 +40,23 @@ pub struct Report {
     /// What its function counts and measures, by name.
     pub figures: BTreeMap<&'static str, Figure>,
 }
+
+/// Something that a worker did, for people.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Run {
+    /// When it ended.
+    pub end: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// What was done, or why it failed.
+    pub what: Arc<str>,
+    /// `true` if it failed.
+    pub failed: bool,
+}
+
+/// How many runs are kept of each worker.
+const RUNS_MAX: usize = 10;
 
 /// A number that a worker's function reports under a name. Status, page and metrics show every name that a function
 /// uses. A level whose name ends in `_timestamp_seconds` is seconds since the epoch, and is shown to people as a time.
@@ -80,6 +98,7 @@ impl Progress {
     pub(crate) fn new(histograms: Arc<Histograms>) -> Self {
         Self {
             report: Mutex::default(),
+            runs: Mutex::default(),
             histograms,
         }
     }
@@ -129,6 +148,38 @@ impl Progress {
     /// lower-case letters and underscores, as a metric's does; the metric is `bgworker_NAME_seconds`.
     pub fn observe(&self, name: &'static str, time: Duration) {
         self.histograms.observe(name, time);
+    }
+
+    /// Reports what the worker has just done, such as `"12 rows"`, and how long it took. The page shows the last ten of a
+    /// worker.
+    pub fn did(&self, what: impl Into<Arc<str>>, took: Duration) {
+        self.ran(what.into(), took, false);
+    }
+
+    /// Reports what the worker has tried and failed to do, as [`did`](Self::did) does.
+    pub fn did_not(&self, why: impl Into<Arc<str>>, took: Duration) {
+        self.ran(why.into(), took, true);
+    }
+
+    fn ran(&self, what: Arc<str>, took: Duration, failed: bool) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if runs.len() == RUNS_MAX {
+            runs.pop_front();
+        }
+        let end = Instant::now();
+        runs.push_back(Run {
+            end,
+            took,
+            what,
+            failed,
+        });
+    }
+
+    /// What the worker did last, oldest first: up to ten runs.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Run> {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.iter().cloned().collect()
     }
 
     /// Reports that a cycle, or the worker, failed.

@@ -124,9 +124,11 @@ impl<S> Copy for At<'_, S> {}
 
 impl<S> At<'_, S> {
     /// Records how long a fold took, if this is one.
-    fn has_folded<D>(&self, found: &Found<D>, begin: Instant) {
-        if matches!(found, Found::Folded(_)) {
-            self.context.progress().observe(FOLD, begin.elapsed());
+    fn has_folded<D: Folded>(&self, found: &Found<D>, begin: Instant) {
+        if let Found::Folded(folded) = found {
+            let (progress, took) = (self.context.progress(), begin.elapsed());
+            progress.observe(FOLD, took);
+            progress.did(format!("folded {} rows", folded.rows()), took);
         }
     }
 }

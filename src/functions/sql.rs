@@ -65,6 +65,7 @@ fn count(worker: &str, progress: &Progress, rows: u64, took: Duration) {
     progress.count(RUNS, 1);
     progress.count(ROWS, rows);
     progress.observe(RUN, took);
+    progress.did(format!("{rows} rows"), took);
     let milliseconds = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
     progress.level(LAST_RUN_MILLISECONDS, milliseconds);
     info!(

@@ -1,4 +1,5 @@
-//! Server-sent events: what happens to workers as it happens, and a snapshot of them all once a second.
+//! Server-sent events: a snapshot of all workers, then what happens to them as it happens, and once a second what has
+//! changed.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
 
+use super::changes::Known;
 use super::snapshot::Snapshot;
 use super::{ANSWER_TIMEOUT, fresh, unavailable};
 use crate::postmaster::{Event, EventKind, PostmasterHandle};
@@ -31,6 +33,8 @@ struct Feed {
     exited: Pin<Box<dyn Future<Output = ()>>>,
     events: Receiver<Event>,
     next_snapshot: Instant,
+    /// What the client knows.
+    known: Known,
     /// How many times longer than usual the waits are.
     pace: u32,
 }
@@ -73,6 +77,7 @@ pub(super) async fn events(postmaster: PostmasterHandle) -> HttpResponse {
         postmaster,
         events,
         next_snapshot: Instant::now(),
+        known: Known::default(),
         pace: 1,
     };
     fresh(HttpResponse::Ok())
@@ -104,7 +109,12 @@ impl Feed {
                     let snapshot = Snapshot::take(&self.postmaster).await.ok()?;
                     self.pace = u32::try_from(snapshot.workers.len() / LARGE).unwrap_or(u32::MAX) + 1;
                     self.next_snapshot = Instant::now() + INTERVAL * self.pace;
-                    break sent("status", &snapshot);
+                    let now = Instant::now();
+                    if self.known.is_nothing() {
+                        self.known.learn(&snapshot, now);
+                        break sent("status", &snapshot);
+                    }
+                    break sent("changes", &self.known.changes(&snapshot, now));
                 }
             }
         };

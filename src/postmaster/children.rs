@@ -295,6 +295,8 @@ impl Children {
             has_been_ready: child.has_been_ready,
             reason: child.reason.as_ref().map(|reason| Arc::clone(&reason.text)),
             report: child.progress.report(),
+            #[cfg(feature = "http")]
+            progress: Arc::clone(&child.progress),
         })
     }
 

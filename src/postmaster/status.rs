@@ -8,6 +8,8 @@ use std::sync::{Arc, OnceLock};
 use tokio::time::Instant;
 
 use crate::background_worker::{BackgroundWorker, ExitStatus, StartTime, WorkerId};
+#[cfg(feature = "http")]
+use crate::context::Progress;
 use crate::context::{Histogram, Report};
 use crate::database::ServerStatus;
 use crate::supervision::{Counts, Shutdown, WorkerState};
@@ -66,6 +68,9 @@ pub struct WorkerStatus {
     pub reason: Option<Arc<str>>,
     /// What it reports about itself.
     pub report: Report,
+    /// What that is read from.
+    #[cfg(feature = "http")]
+    pub(crate) progress: Arc<Progress>,
 }
 
 /// A worker that was unregistered.

@@ -17,12 +17,12 @@ use crate::support::browser::Browser;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The text of the first row, column by column.
-const ROW: &str = "Array.from(document.querySelectorAll('#workers tbody tr:first-child td'), (td) => td.textContent)";
+const ROW: &str =
+    "Array.from(document.querySelectorAll('#rows tr:first-child td'), (td) => td.textContent)";
 /// The state in the first row, without the time until the next start.
-const STATE: &str =
-    "(document.querySelector('#workers tbody .state')?.textContent ?? '').split(',')[0]";
+const STATE: &str = "(document.querySelector('#rows .state')?.textContent ?? '').split(',')[0]";
 const HEALTH: &str = "document.querySelector('#health').textContent";
-const CLASS: &str = "document.querySelector('#workers tbody tr')?.className";
+const CLASS: &str = "document.querySelector('#rows tr')?.className";
 
 /// Shows one worker, with markup and scripts in its name and errors, while the test sets the state of the server.
 #[actix::test]
@@ -77,7 +77,7 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
         let error = browser.value(&format!("{ROW}.at(-1)"));
         assert!(error.as_str().unwrap().contains("<script>"), "{error}");
         browser.wait_for(
-            "document.querySelector('#workers .state').textContent.includes('starts in')",
+            "document.querySelector('#rows .state').textContent.includes('starts in')",
             &json!(true),
         );
         look("backing off");
@@ -146,4 +146,120 @@ async fn the_page_shows_a_worker_that_fails_backs_off_is_parked_and_recovers() {
         }
     }
     looking.await.unwrap();
+}
+
+/// The names that the page shows, from top to bottom.
+const NAMES: &str =
+    "Array.from(document.querySelectorAll('#rows td.name'), (td) => td.textContent)";
+
+/// Types into the filter.
+fn filter(text: &str) -> String {
+    format!("(filter.value = {text:?}, filter.dispatchEvent(new Event('input')), true)")
+}
+
+/// Serves a Postmaster until the page was looked at.
+async fn served(postmaster: &bgworker::PostmasterHandle, look: impl FnOnce(&str) + Send + 'static) {
+    let handle = postmaster.clone();
+    let app = move || App::new().configure(configure(handle.clone()));
+    let server = HttpServer::new(app).workers(1).disable_signals();
+    let server = server.bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", server.addrs()[0]);
+    let server = server.run();
+    let stop = server.handle();
+    actix::spawn(server);
+    let looking = tokio::task::spawn_blocking(move || look(&url));
+    looking.await.unwrap();
+    postmaster.shut_down(Shutdown::Smart);
+    postmaster.exited().await.unwrap();
+    stop.stop(true).await;
+}
+
+#[actix::test]
+async fn ten_thousand_workers_are_a_screenful_of_rows_and_those_that_need_attention_come_first() {
+    let limits = Limits::default().max_workers(10_000).starts_per_tick(100);
+    let postmaster = bgworker::Postmaster::launch(limits, None).unwrap();
+    for n in 0..10_000 {
+        let main = move |mut context: WorkerContext| async move {
+            if n == 7_777 {
+                return Err(WorkerError::failed("out of cheese"));
+            }
+            context.ready();
+            context.progress().succeeded();
+            while !context.nap(SECOND).await.is_stop() {}
+            Ok(())
+        };
+        let worker = BackgroundWorker::new(format!("w{n}"))
+            .start_time(bgworker::StartTime::PostmasterStart)
+            .restart_time(RestartTime::After(1000 * SECOND));
+        postmaster.register(worker, main).await.unwrap();
+    }
+    served(&postmaster, |url| {
+        let browser = Browser::open(url, 1200, 800);
+        browser.wait_for("document.querySelector('#counts').textContent", &json!("10,000 workers"));
+        browser.wait_for(&format!("{NAMES}[0]"), &json!("w7777"));
+        browser.wait_for(&format!("{NAMES}[1]"), &json!("w0"));
+        let rows = browser.value("document.querySelectorAll('#rows tr').length");
+        assert!(rows.as_u64().unwrap() < 60, "{rows}");
+        // The last ones, by the scroll bar.
+        browser.value("scrollTo(0, document.documentElement.scrollHeight)");
+        browser.wait_for(&format!("{NAMES}.at(-1)"), &json!("w9999"));
+        // How long what one message of changes costs takes.
+        let cost = "(() => { const begin = performance.now(); list(); return performance.now() - begin; })()";
+        let cost = browser.value(cost).as_f64().unwrap();
+        println!("sorting and drawing 10,000 workers: {cost:.0} ms");
+        assert!(cost < 500.0, "{cost}");
+        browser.value(&filter("w123"));
+        browser.wait_for("document.querySelector('#shown').textContent", &json!("11 of 10,000"));
+        browser.value(&filter("cheese"));
+        browser.wait_for(NAMES, &json!(["w7777"]));
+        browser.value(&filter(""));
+        // By name, upwards and downwards.
+        browser.value("document.querySelector('#workers th button').click()");
+        browser.wait_for(&format!("{NAMES}[0]"), &json!("w0"));
+        browser.value("document.querySelector('#workers th button').click()");
+        browser.value("scrollTo(0, 0)");
+        browser.wait_for(&format!("{NAMES}[0]"), &json!("w9999"));
+        let sorted = "document.querySelector('#workers th').getAttribute('aria-sort')";
+        assert_eq!(browser.value(sorted), json!("descending"));
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_worker_has_a_view_of_its_own_with_its_figures_and_its_last_runs() {
+    let postmaster = bgworker::Postmaster::launch(Limits::default(), None).unwrap();
+    let main = |mut context: WorkerContext| async move {
+        context.ready();
+        let progress = context.progress();
+        progress.succeeded();
+        progress.count("rows_written", 12);
+        progress.did("12 rows", SECOND / 4);
+        progress.did_not("<b>no</b> rows", 2 * SECOND);
+        progress.failed("<b>no</b> rows");
+        while !context.nap(SECOND).await.is_stop() {}
+        Ok(())
+    };
+    let name = "a & b / 100 %";
+    let worker = BackgroundWorker::new(name).start_time(bgworker::StartTime::PostmasterStart);
+    postmaster.register(worker, main).await.unwrap();
+    served(&postmaster, move |url| {
+        let browser = Browser::open(url, 1200, 800);
+        browser.wait_for(NAMES, &json!([name]));
+        browser.value("document.querySelector('#rows a').click()");
+        let text = |of: &str| format!("document.querySelector('{of}').textContent");
+        browser.wait_for(&text("#title"), &json!(name));
+        browser.wait_for(&text("#state"), &json!("napping"));
+        browser.wait_for(&text("#error"), &json!("<b>no</b> rows"));
+        let runs = "Array.from(document.querySelectorAll('#runs tbody tr'), (row) => \
+                    row.cells[1].textContent + ': ' + row.cells[2].textContent)";
+        browser.wait_for(runs, &json!(["2.0 s: <b>no</b> rows", "250 ms: 12 rows"]));
+        let plots = "Array.from(document.querySelectorAll('#plots figcaption span'), (one) => one.textContent)";
+        let expected = ["cycles per minute", "failures in a row", "rows written per minute"];
+        browser.wait_for(plots, &json!(expected));
+        // The view is a place of its own, and Escape leads back.
+        browser.value("dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' }))");
+        browser.wait_for("document.querySelector('#worker').hidden", &json!(true));
+        browser.wait_for(NAMES, &json!([name]));
+    })
+    .await;
 }

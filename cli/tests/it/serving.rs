@@ -89,6 +89,25 @@ async fn status_shows_each_worker_and_exits_with_0_when_all_are_healthy() {
             .contains("<title>bgworker")
     );
 
+    // One worker, with the settings in force, under a name that must be encoded.
+    let mut detail = ureq::get(format!("{url}worker?name=number%20two"))
+        .call()
+        .unwrap();
+    let detail: serde_json::Value = detail.body_mut().read_json().unwrap();
+    assert_eq!(detail["figures"]["total"], 42);
+    assert_eq!(detail["runs"][0]["what"], "folded 2 rows");
+    let configuration = detail["configuration"].as_str().unwrap();
+    assert!(
+        configuration.contains("naptime = \"100ms\"\n"),
+        "{configuration}"
+    );
+    assert!(
+        configuration.contains("function = \"worker_spi\"\n"),
+        "{configuration}"
+    );
+    let missing = ureq::get(format!("{url}worker?name=three")).call();
+    assert!(matches!(missing, Err(ureq::Error::StatusCode(404))));
+
     // A client that listens to events does not delay the program's end.
     let mut listener = ureq::get(format!("{url}events")).call().unwrap();
     daemon.signal(Signal::SIGTERM);

@@ -230,11 +230,15 @@ impl Routine for Scheduled {
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned()));
                 }
+                let begin = Instant::now();
                 // Boxed so that cycles that only look do not pay for its size.
                 let ran = Box::pin(run.run(tick)).await?;
                 if matches!(ran, Ran::Done { .. } | Ran::Failed { .. }) {
                     let late = look.now.duration_since(tick).unsigned_abs();
                     context.progress().observe(LATENESS, late);
+                }
+                if let Ran::Failed { why, .. } = &ran {
+                    context.progress().did_not(&**why, begin.elapsed());
                 }
                 if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {
                     return Ok(waits);
