@@ -17,7 +17,6 @@ use std::error::Error;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use actix::System;
 use bgworker::database::ConnInfo;
 use bgworker::embedded::ClusterSettings;
 use clap::{Args, ValueEnum};
@@ -26,7 +25,7 @@ use tracing::error;
 use self::ground::Ground;
 use self::progress::Progress;
 use self::report::Report;
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 use crate::private_server::{self, StartError};
 use crate::signals::Signals;
 
@@ -94,7 +93,7 @@ enum Scenario {
 /// Measures the scenarios that are asked for, and reports their figures.
 pub(crate) fn bench(arguments: &BenchArguments) -> Exit {
     crate::logging::init(None, "warn");
-    let end = System::new().block_on(async {
+    let end = exit::in_system(async {
         let mut signals = Signals::install()?;
         let (conninfo, cluster) = match &arguments.database {
             Some(url) => {

@@ -4,7 +4,6 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use actix::System;
 use bgworker::config::{ConfigFile, Functions, Sources, WorkerSettings};
 use bgworker::database::{self, Connection, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
@@ -15,7 +14,7 @@ use bgworker::{Postmaster, PostmasterHandle};
 use clap::Args;
 use tracing::error;
 
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 use crate::logging::{self, Logging};
 use crate::private_server::{self, StartError};
 use crate::signals::{Request, Signals};
@@ -39,7 +38,7 @@ pub(crate) struct DemoArguments {
 /// Runs the demo until told to stop.
 pub(crate) fn demo(arguments: &DemoArguments) -> Exit {
     logging::init(arguments.logging.log_format, "warn");
-    let end = System::new().block_on(async {
+    let end = exit::in_system(async {
         let mut signals = Signals::install()?;
         say("starting a private PostgreSQL server, which takes a few seconds …");
         let settings = ClusterSettings::temporary();

@@ -1,4 +1,8 @@
-//! The exit codes of the program.
+//! How the program ends: its exit codes, and what it does not wait for.
+
+use std::future::Future;
+
+use actix::System;
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,4 +27,14 @@ impl Exit {
             Self::Configuration => 78,
         }
     }
+}
+
+/// Runs a future in an actix system. Afterwards it does not wait for threads that are still at work, such as one whose name
+/// lookup hangs: the process is about to exit.
+pub(crate) fn in_system<T>(future: impl Future<Output = T>) -> T {
+    let system = System::new();
+    let result = system.block_on(future);
+    // Dropping it would wait for its threads.
+    std::mem::forget(system);
+    result
 }

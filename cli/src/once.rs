@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::io::{self, Write as _};
 
-use actix::System;
 use bgworker::config::{Server, Settings};
 use bgworker::database::Database;
 use bgworker::schedule::Timestamp;
@@ -11,7 +10,7 @@ use bgworker::sql::{self, Once, OnceReport};
 use clap::Args;
 
 use crate::configuration::{self, Configuration};
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 use crate::signals::Signals;
 
 /// The arguments of `once`.
@@ -41,7 +40,7 @@ pub(crate) fn once(arguments: &OnceArguments) -> Exit {
         }
     };
     let name = &arguments.name;
-    match System::new().block_on(run(arguments, settings)) {
+    match exit::in_system(run(arguments, settings)) {
         Ok(report) => {
             let _ = io::stdout()
                 .lock()

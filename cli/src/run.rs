@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 
-use actix::System;
 use bgworker::config::{Server, Settings};
 use bgworker::database::{ConnInfo, Database};
 use bgworker::embedded::{Cluster, ClusterSettings};
@@ -13,7 +12,7 @@ use clap::Args;
 use tracing::{error, info, warn};
 
 use crate::configuration::{self, Configuration, ConfigurationError};
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 use crate::logging::{self, Logging};
 use crate::private_server::{self, StartError};
 use crate::service_manager::ServiceManager;
@@ -40,7 +39,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Exit {
             return Exit::Configuration;
         }
     };
-    System::new().block_on(async {
+    exit::in_system(async {
         // Before anything is started, so that no signal can leave anything behind.
         let signals = match Signals::install() {
             Ok(signals) => signals,

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -623,4 +624,35 @@ async fn the_log_is_json_unless_standard_error_is_a_terminal() {
     assert_eq!(line["message"], "s initialized with s.t");
     assert_eq!(line["worker"], "s");
     assert_eq!(line["level"], "INFO");
+}
+
+#[test]
+fn a_name_lookup_that_hangs_does_not_delay_the_exit() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let library = directory.path().join("hang.so");
+    let code = "#include <unistd.h>\nint getaddrinfo() { sleep(600); return -1; }\n";
+    let source = directory.path().join("hang.c");
+    std::fs::write(&source, code).unwrap();
+    let mut compiler = Command::new("gcc");
+    compiler
+        .args(["-w", "-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&source);
+    assert!(compiler.status().unwrap().success());
+    let config = Config::new("[[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\n");
+    let mut program = bgworker();
+    program
+        .args(["run", "--log-format", "text", "--config"])
+        .arg(&config.path);
+    program.args(["--database", "postgresql://db.example/app"]);
+    let mut daemon = Daemon::start(program.env("LD_PRELOAD", &library));
+    daemon.wait_for("using database");
+    daemon.signal(Signal::SIGTERM);
+    let begin = Instant::now();
+    assert_eq!(daemon.wait().0, Some(0));
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
 }
