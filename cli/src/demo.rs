@@ -20,7 +20,7 @@ use crate::private_server::{self, StartError};
 use crate::signals::{Request, Signals};
 
 /// The workers that the demo runs.
-const SEED: &str = include_str!("../../conf/seed.toml");
+const SEED: &str = include_str!("../seed.toml");
 
 /// How often a few deltas are inserted.
 const INSERT_INTERVAL: Duration = Duration::from_millis(100);

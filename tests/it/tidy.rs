@@ -528,3 +528,44 @@ fn words_that_leave_their_subject_open_do_not_come_back() {
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
+
+/// Licences that ask for nothing but their text and the names of the authors.
+const PERMISSIVE: [&str; 9] = [
+    "0BSD",
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "ISC",
+    "MIT",
+    "Unicode-3.0",
+    "Zlib",
+];
+
+#[test]
+fn each_crate_of_the_program_may_be_used_by_anyone_for_anything() {
+    let mut tree = std::process::Command::new(env!("CARGO"));
+    tree.args([
+        "tree",
+        "--locked",
+        "--offline",
+        "--package",
+        "bgworker-cli",
+        "--edges",
+        "normal",
+    ]);
+    tree.args(["--prefix", "none", "--no-dedupe", "--format", "{p}: {l}"]);
+    let output = tree.current_dir(root()).output().unwrap();
+    let crates = String::from_utf8(output.stdout).unwrap();
+    assert!(crates.lines().count() > 100, "{crates}");
+    for line in crates.lines() {
+        let (_, licence) = line.rsplit_once(": ").unwrap();
+        // Of alternatives, one is enough; of several that hold together, all are needed.
+        let holds = |part: &str| {
+            let alternatives = part.split(['/', '|']).flat_map(|part| part.split(" OR "));
+            let mut names = alternatives.map(|name| name.trim_matches([' ', '(', ')']));
+            names.any(|name| PERMISSIVE.contains(&name))
+        };
+        assert!(licence.split(" AND ").all(holds), "{line}");
+    }
+}

@@ -13,17 +13,28 @@ const TIME: &str = "_timestamp_seconds";
 /// The column of the worker's state.
 const STATE: usize = 1;
 
+/// The columns that every worker has.
+const HEADING: [&str; 5] = ["worker", "state", "since", "success", "restarts"];
+
+/// How many figures have a column each; more share one.
+const FIGURES_MAX: usize = 4;
+
 /// Formats the answer for people: a line for each worker, and below it the worker's trouble, if any. Workers that need
 /// attention come first.
 pub(super) fn table(snapshot: &Snapshot) -> String {
     let (ill, well): (Vec<_>, Vec<_>) = snapshot.workers.iter().partition(|one| !one.healthy);
     let workers: Vec<_> = ill.into_iter().chain(well).collect();
     let figures: BTreeSet<_> = workers.iter().flat_map(|one| one.figures.keys()).collect();
-    let heading = ["worker", "state", "since", "success", "restarts"];
-    let heading = heading.map(str::to_owned).into_iter();
-    let names = figures
+    let heading = HEADING.map(str::to_owned).into_iter();
+    let names: Vec<_> = figures
         .iter()
-        .map(|name| name.trim_end_matches(TIME).to_owned());
+        .map(|name| name.trim_end_matches(TIME).to_owned())
+        .collect();
+    let names = if names.len() > FIGURES_MAX {
+        vec!["figures".to_owned()]
+    } else {
+        names
+    };
     let heading: Vec<_> = heading.chain(names).collect();
     let rows: Vec<_> = std::iter::once(heading.clone())
         .chain(workers.iter().map(|worker| row(worker, &figures)))
@@ -47,21 +58,30 @@ pub(super) fn table(snapshot: &Snapshot) -> String {
         return text;
     }
     text += "\n";
-    text += &line(&rows[0], &widths, None);
+    let texts: &[usize] = if figures.len() > FIGURES_MAX {
+        &[HEADING.len()]
+    } else {
+        &[]
+    };
+    text += &line(&rows[0], &widths, texts, None);
     for (row, worker) in std::iter::zip(&rows[1..], workers) {
-        text += &line(row, &widths, Some(worker));
+        text += &line(row, &widths, texts, Some(worker));
         let trouble = worker.trouble().map(|trouble| plain(&trouble));
         text.extend(trouble.map(|trouble| format!("    {}\n", style(trouble).red())));
     }
     text
 }
 
-/// One line of the table: the heading, or that of a worker.
-fn line(row: &[String], widths: &[usize], worker: Option<&WorkerSnapshot>) -> String {
+/// One line of the table: the heading, or that of a worker. The columns `texts` are left-aligned.
+fn line(
+    row: &[String],
+    widths: &[usize],
+    texts: &[usize],
+    worker: Option<&WorkerSnapshot>,
+) -> String {
     let mut line = String::new();
     for (column, (cell, width)) in std::iter::zip(row, widths).enumerate() {
         let fill = " ".repeat(width - console::measure_text_width(cell));
-        let is_last = column + 1 == row.len();
         let cell = match worker {
             Some(worker) if column == STATE => style(cell).fg(colour(worker)),
             Some(_) => style(cell),
@@ -69,10 +89,11 @@ fn line(row: &[String], widths: &[usize], worker: Option<&WorkerSnapshot>) -> St
         };
         line += if column == 0 { "" } else { "  " };
         // Numbers are right-aligned.
-        line += &match column {
-            0 | STATE if is_last => cell.to_string(),
-            0 | STATE => format!("{cell}{fill}"),
-            _ => format!("{fill}{cell}"),
+        let is_text = column <= STATE || texts.contains(&column);
+        line += &if is_text {
+            format!("{cell}{fill}")
+        } else {
+            format!("{fill}{cell}")
         };
     }
     line.truncate(line.trim_end_matches(' ').len());
@@ -103,10 +124,19 @@ fn server(snapshot: &Snapshot) -> String {
 }
 
 fn row(worker: &WorkerSnapshot, figures: &BTreeSet<&String>) -> Vec<String> {
-    let figures = figures.iter().map(|name| {
-        let value = worker.figures.get(*name);
-        value.map_or_else(String::new, |value| figure(name, *value))
-    });
+    let figures: Vec<_> = if figures.len() > FIGURES_MAX {
+        let own = worker.figures.iter();
+        let own = own.map(|(name, value)| {
+            format!("{} {}", name.trim_end_matches(TIME), figure(name, *value))
+        });
+        vec![own.collect::<Vec<_>>().join(", ")]
+    } else {
+        let value = |name: &&String| worker.figures.get(*name).map(|value| figure(name, *value));
+        figures
+            .iter()
+            .map(|name| value(name).unwrap_or_default())
+            .collect()
+    };
     let cells = [
         plain(&worker.name),
         match worker.next_start_seconds {
