@@ -41,7 +41,7 @@ impl Shown {
             for Setting { key, value, .. } in &settings.shown {
                 match key.strip_prefix(&path) {
                     Some("sql") => {
-                        text += &format!("# sql: {} characters\n", value.chars().count())
+                        text += &format!("# sql: {} characters\n", value.chars().count());
                     }
                     Some(key) => text += &format!("{key} = {value}\n"),
                     None => {}

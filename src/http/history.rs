@@ -63,7 +63,7 @@ impl Kept {
             } else {
                 Vec::new()
             };
-            let (_, values) = self.0.entry(name).or_insert((kind, begin.into()));
+            let (_, values) = self.0.entry(name).or_insert_with(|| (kind, begin.into()));
             if values.len() == KEPT {
                 values.pop_front();
             }

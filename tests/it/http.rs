@@ -7,7 +7,7 @@ use actix_web::body::to_bytes;
 use actix_web::http::{Method, StatusCode};
 use actix_web::test::{TestRequest, call_service, init_service};
 use bgworker::database::ServerState;
-use bgworker::http::{Snapshot, State, configure};
+use bgworker::http::{Snapshot, configure};
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::testing::{FakeServer, PausedClock, Probe, Script};
 use bgworker::{

@@ -333,7 +333,7 @@ async fn a_reload_of_an_empty_missing_or_unreadable_file_changes_nothing_and_war
 async fn a_configuration_from_a_pipe_survives_a_reload() {
     let db = TestDatabase::new().await;
     let config = Config::new(&given(&db, "20ms", &["s"]));
-    let mut command = std::process::Command::new("bash");
+    let mut command = Command::new("bash");
     let script = r#"exec "$0" run --log-format text --config <(cat "$1")"#;
     command.args(["-c", script]);
     command.arg(bgworker().get_program()).arg(&config.path);
@@ -349,7 +349,7 @@ async fn a_process_that_runs_out_of_descriptors_does_not_take_its_server_for_awa
     let schemas: Vec<_> = (0..20).map(|n| format!("s{n}")).collect();
     let schemas: Vec<_> = schemas.iter().map(String::as_str).collect();
     let config = Config::new(&on_their_own(&given(&db, "20ms", &schemas)));
-    let mut command = std::process::Command::new("bash");
+    let mut command = Command::new("bash");
     let script = r#"ulimit -n 24; exec "$0" run --log-format text --config "$1""#;
     command.args(["-c", script]);
     command.arg(bgworker().get_program()).arg(&config.path);
@@ -632,7 +632,7 @@ fn a_name_lookup_that_hangs_does_not_delay_the_exit() {
     let library = directory.path().join("hang.so");
     let code = "#include <unistd.h>\nint getaddrinfo() { sleep(600); return -1; }\n";
     let source = directory.path().join("hang.c");
-    std::fs::write(&source, code).unwrap();
+    fs::write(&source, code).unwrap();
     let mut compiler = Command::new("gcc");
     compiler
         .args(["-w", "-shared", "-fPIC", "-o"])
