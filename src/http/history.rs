@@ -168,30 +168,29 @@ mod tests {
             let found = found.into_iter().find(|one| one.name == name);
             found.map(|series| series.values)
         };
-        progress.count("rows", 7);
-        assert_eq!(series("rows"), Some(vec![7]));
-        for minute in 0..100 {
-            progress.count("rows", minute);
-            progress.level("queue", i64::try_from(minute).unwrap());
+        let minute_is_over = || {
+            let report = progress.report();
             history
                 .shared()
                 .workers
                 .entry(id)
                 .or_default()
-                .push(&progress.report());
+                .push(&report);
+        };
+        progress.count("rows", 7);
+        assert_eq!(series("rows"), Some(vec![7]));
+        for minute in 0..100 {
+            progress.count("rows", minute);
+            progress.level("queue", i64::try_from(minute).unwrap());
+            minute_is_over();
         }
         let hour: Vec<_> = (40..100).collect();
-        assert_eq!(series("rows"), Some(hour.clone()));
+        assert_eq!(series("rows"), Some(hour));
         let levels: Vec<_> = (39..100).chain([99]).collect();
         assert_eq!(series("queue"), Some(levels));
         assert_eq!(series("cycles"), Some(vec![0; 60]));
         progress.count("late", 3);
-        history
-            .shared()
-            .workers
-            .entry(id)
-            .or_default()
-            .push(&progress.report());
+        minute_is_over();
         assert_eq!(series("late"), Some(vec![3]));
     }
 }
