@@ -122,7 +122,7 @@ fn a_mistake_is_named_without_its_value() {
         ),
         (
             "postgresql://h/d?dbname=postgresql://u:hunter2%40h/d",
-            "it must be the name of a database",
+            "it must be a database name",
         ),
         ("host=@a@hunter2", "\"host\": a name must not hold"),
     ] {

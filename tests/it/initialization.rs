@@ -98,7 +98,9 @@ async fn several_totals_are_refused_with_the_statements_that_make_them_one() {
     )
     .await;
     let reason = refusal(&db).await;
-    let (what, mend) = reason.split_once("keeps it so: ").expect(&reason);
+    let (what, mend) = reason
+        .split_once("keeps the total unique: ")
+        .expect(&reason);
     assert!(what.contains("more than one total"), "{reason}");
     db.execute(mend).await;
     let postmaster = db.postmaster();
@@ -141,7 +143,7 @@ async fn a_table_of_another_shape_is_refused_with_the_statement_that_mends_it() 
         if create.starts_with("VIEW") {
             continue;
         }
-        let (_, mend) = reason.split_once("this mends it: ").expect(&reason);
+        let (_, mend) = reason.split_once("this corrects it: ").expect(&reason);
         db.execute(mend).await;
         let reason = refusal(&db).await;
         let (_, mend) = reason.split_once("this makes one: ").expect(&reason);

@@ -94,7 +94,7 @@ fn an_invalid_job_is_refused_with_its_line_and_a_hint() {
         ),
         (
             "sql = 'SELECT 1'\nstart_time = 'consistent_state'",
-            "b.toml:7:1: worker[0].start_time: ticks are written down",
+            "b.toml:7:1: worker[0].start_time: ticks are recorded in the database",
         ),
         (
             "naptime = '1s'\nsql = 'SELECT 1'",

@@ -245,6 +245,17 @@ async fn a_worker_has_a_view_of_its_own_with_its_figures_and_its_last_runs() {
     served(&postmaster, move |url| {
         let browser = Browser::open(url, 1200, 800);
         browser.wait_for(NAMES, &json!([name]));
+        for (element, spoken) in [
+            ("#filter", "searchbox: Filter"),
+            ("#workers", "table: "),
+            ("#workers th button", "button: worker"),
+            ("#workers th:nth-child(2)", "columnheader: state"),
+            ("#rows tr", "row: "),
+            ("#rows a", "link: a & b / 100 %"),
+            ("#health", "status: "),
+        ] {
+            assert!(browser.spoken(element).starts_with(spoken), "{}", browser.spoken(element));
+        }
         browser.value("document.querySelector('#rows a').click()");
         let text = |of: &str| format!("document.querySelector('{of}').textContent");
         browser.wait_for(&text("#title"), &json!(name));
@@ -256,6 +267,8 @@ async fn a_worker_has_a_view_of_its_own_with_its_figures_and_its_last_runs() {
         let plots = "Array.from(document.querySelectorAll('#plots figcaption span'), (one) => one.textContent)";
         let expected = ["cycles per minute", "failures in a row", "rows written per minute"];
         browser.wait_for(plots, &json!(expected));
+        let spoken = browser.spoken("#plots svg");
+        assert!(spoken.contains(": cycles per minute, last hour: 0 to "), "{spoken}");
         // The view is a place of its own, and Escape leads back.
         browser.value("dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' }))");
         browser.wait_for("document.querySelector('#worker').hidden", &json!(true));

@@ -104,9 +104,9 @@ const REFUSALS: [(&str, &str); 22] = [
 
 /// The statement that a refusal names.
 fn mend(refusal: &str) -> &str {
-    let (_, mend) = refusal
-        .rsplit_once("; this ")
-        .unwrap_or_else(|| panic!("no statement: {refusal}"));
+    let begins = ["; this ", "; to "].map(|begin| refusal.rsplit_once(begin));
+    let found = begins.into_iter().flatten().next();
+    let (_, mend) = found.unwrap_or_else(|| panic!("no statement: {refusal}"));
     let (_, mend) = mend.split_once(": ").unwrap();
     // Some refusals list the columns after the statement.
     mend.split("; its columns are").next().unwrap()

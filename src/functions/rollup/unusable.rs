@@ -28,7 +28,7 @@ pub enum UnusableRollup {
     },
     /// A rule would make the server do something other than what the worker asks for.
     #[error(
-        "{relation} has the rule \"{rule}\", which folding does not allow; this drops it: {mend}"
+        "{relation} has the rule \"{rule}\", which folding does not support; this drops it: {mend}"
     )]
     Rule {
         /// The table.

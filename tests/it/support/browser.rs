@@ -75,6 +75,25 @@ impl Browser {
         }
     }
 
+    /// What a screen reader says of the first element that this selects: its role and its label.
+    pub(crate) fn spoken(&self, selector: &str) -> String {
+        let by = json!({ "using": "css selector", "value": selector });
+        let found = self.post("/element", &by);
+        let element = found.as_object().and_then(|found| found.values().next());
+        let element = element.and_then(Value::as_str).expect("an element");
+        let computed = |what: &str| {
+            let url = format!("{}/element/{element}/computed{what}", self.session);
+            let answer: Value = ureq::get(&url)
+                .call()
+                .unwrap()
+                .body_mut()
+                .read_json()
+                .unwrap();
+            answer["value"].as_str().unwrap_or_default().to_owned()
+        };
+        format!("{}: {}", computed("role"), computed("label"))
+    }
+
     fn post(&self, path: &str, body: &Value) -> Value {
         let url = format!("{}{path}", self.session);
         let answer = ureq::post(&url)
