@@ -51,9 +51,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // The web server. It must not handle signals: it would stop the System, and the workers with it.
     let client = web::Data::new(database.connect("shop", None).await?);
-    let handle = postmaster.clone();
+    let endpoints = bgworker::http::configure(postmaster.clone());
     let app = move || {
-        let workers = web::scope("/workers").configure(bgworker::http::configure(handle.clone()));
+        let workers = web::scope("/workers").configure(endpoints.clone());
         App::new()
             .app_data(client.clone())
             .route("/deltas/{value}", web::post().to(insert))

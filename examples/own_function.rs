@@ -124,8 +124,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let database = Database::new(conninfo, settings.database_settings.clone())?;
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
     if let Some(listen) = settings.http.listen {
-        let handle = postmaster.clone();
-        let app = move || App::new().configure(bgworker::http::configure(handle.clone()));
+        let endpoints = bgworker::http::configure(postmaster.clone());
+        let app = move || App::new().configure(endpoints.clone());
         let server = HttpServer::new(app)
             .workers(1)
             .disable_signals()

@@ -1,6 +1,6 @@
 //! The Postmaster over HTTP, to be mounted in an actix-web application.
 //!
-//! Asks the Postmaster and renders its answers; keeps nothing and changes nothing: it serves only GET and
+//! Asks the Postmaster and renders its answers; keeps the last hour of each worker, and changes nothing: it serves only GET and
 //! HEAD. No answer holds a secret, but answers name workers, tables and errors: do not expose them to untrusted
 //! networks.
 //!
@@ -54,6 +54,9 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Adds the endpoints to an application, or to a scope of it.
+///
+/// Call it once, and clone the result for each thread of the server: the clones share the last hour of the workers, which is
+/// sampled from the first use on, in the actix system that uses it.
 ///
 /// The streams of `/events` end when the Postmaster has exited. Shut it down before the server is stopped,
 /// or the server waits for them.

@@ -153,7 +153,13 @@ fn ask(url: &str) -> Result<(String, Snapshot), StatusError> {
         .proxy(None)
         .build();
     let answer = ureq::Agent::new_with_config(settings).get(url).call();
-    let text = answer.and_then(|mut answer| answer.body_mut().read_to_string());
+    let text = answer.and_then(|mut answer| {
+        answer
+            .body_mut()
+            .with_config()
+            .limit(u64::MAX)
+            .read_to_string()
+    });
     let text = text.map_err(|error| StatusError::Unreachable {
         url: url.to_owned(),
         error,

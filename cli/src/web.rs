@@ -34,21 +34,30 @@ pub(crate) struct Web(ServerHandle);
 impl Shown {
     /// Shows these settings from now on. The text of a job's statements is left out, since it may hold anything.
     pub(crate) fn show(&self, settings: &Settings) {
-        let mut shown = BTreeMap::new();
-        for (index, worker) in settings.workers.iter().enumerate() {
-            let path = format!("worker[{index}].");
-            let mut text = String::new();
-            for Setting { key, value, .. } in &settings.shown {
-                match key.strip_prefix(&path) {
-                    Some("sql") => {
-                        text += &format!("# sql: {} characters\n", value.chars().count());
-                    }
-                    Some(key) => text += &format!("{key} = {value}\n"),
-                    None => {}
-                }
+        let mut texts = vec![String::new(); settings.workers.len()];
+        for Setting { key, value, .. } in &settings.shown {
+            let worker = key.strip_prefix("worker[");
+            let Some((index, key)) = worker.and_then(|rest| rest.split_once("].")) else {
+                continue;
+            };
+            let Some(text) = index
+                .parse()
+                .ok()
+                .and_then(|index: usize| texts.get_mut(index))
+            else {
+                continue;
+            };
+            if key == "sql" {
+                text.push_str("# sql is not shown\n");
+            } else {
+                text.extend([key, " = ", &**value, "\n"]);
             }
-            shown.insert(worker.worker.name.to_string(), text);
         }
+        let names = settings
+            .workers
+            .iter()
+            .map(|one| one.worker.name.to_string());
+        let shown = std::iter::zip(names, texts).collect();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shown;
     }
 
@@ -68,14 +77,10 @@ impl Web {
         shown: &Shown,
     ) -> Result<Self, ListenError> {
         let (postmaster, shown) = (postmaster.clone(), shown.clone());
-        let app = move || {
-            let shown = shown.clone();
-            let configuration = move |name: &str| shown.of(name);
-            App::new().configure(bgworker::http::configure_with(
-                postmaster.clone(),
-                configuration,
-            ))
-        };
+        let configuration = move |name: &str| shown.of(name);
+        // Made once: each thread of the server shares the history of the workers.
+        let endpoints = bgworker::http::configure_with(postmaster, configuration);
+        let app = move || App::new().configure(endpoints.clone());
         let server = HttpServer::new(app)
             .workers(1)
             .disable_signals()

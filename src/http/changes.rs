@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::snapshot::{ServerSnapshot, Snapshot, WorkerSnapshot};
 
 /// How far the time of a worker's last success may be from what the client knows. A worker that cycles more often is
-/// mentioned this often.
+/// mentioned this often, or whenever changes are sent if that is less often.
 const BEAT: Duration = Duration::from_secs(5);
 
 /// How far a time may be from what the client reckons from the snapshot before, in seconds.
@@ -42,8 +42,8 @@ pub(super) struct Changes<'s> {
     shutdown: Option<&'s str>,
     /// Workers that are new, or that have changed in more than their last success.
     workers: Vec<&'s WorkerSnapshot>,
-    /// Slot, generation and age in seconds of the last success of workers that have changed in nothing else.
-    beats: Vec<(usize, u64, f64)>,
+    /// Slot, generation, age in seconds of the last success, and cycles of workers that have changed in nothing else.
+    beats: Vec<(usize, u64, f64, u64)>,
     /// Slot and generation of workers that are gone.
     gone: Vec<Id>,
 }
@@ -72,7 +72,7 @@ impl Known {
             match self.workers.get_mut(&id(worker)) {
                 Some(seen) if seen.is_still(worker, now) => {
                     if let Some(age) = seen.beat(worker, now) {
-                        beats.push((worker.slot, worker.generation, age));
+                        beats.push((worker.slot, worker.generation, age, worker.cycles));
                     }
                 }
                 _ => {

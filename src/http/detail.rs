@@ -4,7 +4,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::history::{History, Series};
-use super::snapshot::{Snapshot, WorkerSnapshot};
+use super::snapshot::WorkerSnapshot;
 use crate::postmaster::{PostmasterHandle, RequestError};
 
 /// A worker with its last hour.
@@ -47,11 +47,7 @@ impl Detail {
         else {
             return Ok(None);
         };
-        let snapshot = Snapshot::take(postmaster).await?;
-        let Some(worker) = snapshot.workers.into_iter().find(|one| one.name == name) else {
-            return Ok(None);
-        };
-        let now = Instant::now();
+        let (postmaster, now) = (postmaster.status().await?, Instant::now());
         let runs = status.progress.runs();
         let runs = runs.into_iter().rev().map(|run| Run {
             seconds_ago: now.saturating_duration_since(run.end).as_secs_f64(),
@@ -60,7 +56,7 @@ impl Detail {
             failed: run.failed,
         });
         Ok(Some(Self {
-            worker,
+            worker: WorkerSnapshot::registered(status, &postmaster, now),
             start_time: status.worker.start_time.to_string(),
             history: history.of(status.id, &status.report),
             runs: runs.collect(),

@@ -1,5 +1,5 @@
-//! Server-sent events: a snapshot of all workers, then what happens to them as it happens, and once a second what has
-//! changed.
+//! Server-sent events: a snapshot of all workers, then what happens to them as it happens, and what has changed: once a
+//! second, less often with thousands of workers.
 
 use std::convert::Infallible;
 use std::future::Future;

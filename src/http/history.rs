@@ -124,7 +124,8 @@ impl History {
 
     fn push(&self, workers: &[WorkerStatus]) {
         let known = &mut self.shared().workers;
-        known.retain(|id, _| workers.iter().any(|worker| worker.id == *id));
+        // They are in the order of their handles.
+        known.retain(|id, _| workers.binary_search_by_key(id, |one| one.id).is_ok());
         for worker in workers {
             known.entry(worker.id).or_default().push(&worker.report);
         }

@@ -159,7 +159,8 @@ impl WorkerSnapshot {
         }
     }
 
-    fn registered(worker: &WorkerStatus, status: &Status, now: Instant) -> Self {
+    /// A registered worker at this moment.
+    pub(super) fn registered(worker: &WorkerStatus, status: &Status, now: Instant) -> Self {
         let report = &worker.report;
         let age = now.saturating_duration_since(worker.since);
         let (state, next_start) = match worker.state {

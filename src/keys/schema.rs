@@ -57,7 +57,7 @@ impl JsonSchema for Time {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "pattern": r"^\s*(\d+\s*[A-Za-zµ]+\s*)+$",
+            "pattern": r"^\s*(\d+(\.\d+)?\s*[A-Za-zµ]+\s*)+$",
             "examples": ["1s", "250ms", "2m"],
         })
     }

@@ -108,6 +108,7 @@ impl Routine for Napping {
         let Some(run) = Run::of(context, settings, &job, beside) else {
             return Ok(Outcome::Busy("there is no database"));
         };
+        let begin = Instant::now();
         let ran = Box::pin(run.run_untracked()).await?;
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();
@@ -117,7 +118,10 @@ impl Routine for Napping {
                 count(context.name(), context.progress(), rows, took);
                 Outcome::Done
             }
-            Untracked::Failed(why) => Outcome::Waits(why),
+            Untracked::Failed(why) => {
+                context.progress().did_not(&*why, begin.elapsed());
+                Outcome::Waits(why)
+            }
             Untracked::Crowded => Outcome::Busy(CROWDED),
             Untracked::Interrupted => Outcome::Done,
         })
