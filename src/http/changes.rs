@@ -1,6 +1,6 @@
 //! What has changed between two snapshots, for a client that knows the first one. Pure: the time comes with the snapshot.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -15,12 +15,9 @@ const BEAT: Duration = Duration::from_secs(5);
 /// How far a time may be from what the client reckons from the snapshot before, in seconds.
 const TOLERANCE: f64 = 0.5;
 
-/// What a client knows.
+/// The workers that a client knows; `None` before it was sent a snapshot.
 #[derive(Debug, Default)]
-pub(super) struct Known {
-    workers: HashMap<Id, Seen>,
-    is_learned: bool,
-}
+pub(super) struct Known(Option<HashMap<Id, Seen>>);
 
 /// A worker's slot and generation.
 type Id = (usize, u64);
@@ -51,43 +48,40 @@ pub(super) struct Changes<'s> {
 // === impl Known ===
 
 impl Known {
-    /// `true` if the client knows nothing yet.
-    pub(super) fn is_nothing(&self) -> bool {
-        !self.is_learned
-    }
-
-    /// Records that the client is sent a whole snapshot.
-    pub(super) fn learn(&mut self, snapshot: &Snapshot, now: Instant) {
-        self.is_learned = true;
-        let workers = snapshot.workers.iter();
-        self.workers = workers
-            .map(|worker| (id(worker), Seen::new(worker, now)))
-            .collect();
-    }
-
-    /// What the client must be sent to know this snapshot. From then on it does.
-    pub(super) fn changes<'s>(&mut self, snapshot: &'s Snapshot, now: Instant) -> Changes<'s> {
+    /// What the client must be sent to know this snapshot; `None` if it knows nothing, and must be sent the whole. From then
+    /// on it knows it.
+    pub(super) fn changes<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        now: Instant,
+    ) -> Option<Changes<'s>> {
+        let Some(known) = &mut self.0 else {
+            let workers = snapshot.workers.iter();
+            let seen = workers.map(|worker| (id(worker), Seen::new(worker, now)));
+            self.0 = Some(seen.collect());
+            return None;
+        };
         let (mut workers, mut beats) = (Vec::new(), Vec::new());
         for worker in &snapshot.workers {
-            match self.workers.get_mut(&id(worker)) {
+            match known.get_mut(&id(worker)) {
                 Some(seen) if seen.is_still(worker, now) => {
                     if let Some(age) = seen.beat(worker, now) {
                         beats.push((worker.slot, worker.generation, age, worker.cycles));
                     }
                 }
                 _ => {
-                    self.workers.insert(id(worker), Seen::new(worker, now));
+                    known.insert(id(worker), Seen::new(worker, now));
                     workers.push(worker);
                 }
             }
         }
         let mut gone = Vec::new();
-        if self.workers.len() > snapshot.workers.len() {
-            let there: std::collections::HashSet<_> = snapshot.workers.iter().map(id).collect();
-            gone.extend(self.workers.keys().filter(|id| !there.contains(*id)));
-            self.workers.retain(|id, _| there.contains(id));
+        if known.len() > snapshot.workers.len() {
+            let there: HashSet<_> = snapshot.workers.iter().map(id).collect();
+            gone.extend(known.keys().filter(|id| !there.contains(*id)));
+            known.retain(|id, _| there.contains(id));
         }
-        Changes {
+        Some(Changes {
             version: &snapshot.version,
             healthy: snapshot.healthy,
             reached: &snapshot.reached,
@@ -96,7 +90,7 @@ impl Known {
             workers,
             beats,
             gone,
-        }
+        })
     }
 }
 
@@ -197,13 +191,13 @@ mod tests {
             }
             snapshot(workers)
         };
-        known.learn(&fleet(0.0), begin);
+        assert!(known.changes(&fleet(0.0), begin).is_none());
         for second in 1..=12_u8 {
             let now = begin + Duration::from_secs(second.into());
             let beats = if second % 5 == 0 { 100 } else { 0 };
             let found = fleet(second.into());
             assert_eq!(
-                counts(&known.changes(&found, now)),
+                counts(&known.changes(&found, now).unwrap()),
                 (0, beats, 0),
                 "{second}"
             );
@@ -214,19 +208,16 @@ mod tests {
     fn what_changed_is_sent_once_and_what_is_gone_is_said_once() {
         let now = Instant::now();
         let mut known = Known::default();
-        assert!(known.is_nothing());
-        known.learn(
-            &snapshot(vec![
-                worker(0, State::Napping, 0.0),
-                worker(1, State::Napping, 0.0),
-            ]),
-            now,
-        );
+        let first = snapshot(vec![
+            worker(0, State::Napping, 0.0),
+            worker(1, State::Napping, 0.0),
+        ]);
+        assert!(known.changes(&first, now).is_none());
         let later = snapshot(vec![
             worker(0, State::Running, 0.0),
             worker(2, State::Starting, 0.0),
         ]);
-        assert_eq!(counts(&known.changes(&later, now)), (2, 0, 1));
-        assert_eq!(counts(&known.changes(&later, now)), (0, 0, 0));
+        assert_eq!(counts(&known.changes(&later, now).unwrap()), (2, 0, 1));
+        assert_eq!(counts(&known.changes(&later, now).unwrap()), (0, 0, 0));
     }
 }

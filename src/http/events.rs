@@ -110,11 +110,10 @@ impl Feed {
                     self.pace = u32::try_from(snapshot.workers.len() / LARGE).unwrap_or(u32::MAX) + 1;
                     self.next_snapshot = Instant::now() + INTERVAL * self.pace;
                     let now = Instant::now();
-                    if self.known.is_nothing() {
-                        self.known.learn(&snapshot, now);
-                        break sent("status", &snapshot);
-                    }
-                    break sent("changes", &self.known.changes(&snapshot, now));
+                    break match self.known.changes(&snapshot, now) {
+                        None => sent("status", &snapshot),
+                        Some(changes) => sent("changes", &changes),
+                    };
                 }
             }
         };

@@ -74,7 +74,7 @@ const NEVER: [(&str, &[&str]); 6] = [
 
 /// Words that the prose does without, each with what to write in its place. PostgreSQL's own sentences stand in strings, which
 /// are not looked at.
-const WORDS: [(&str, &str); 34] = [
+const WORDS: [(&str, &str); 33] = [
     ("somebody", "name the subject"),
     ("someone", "name the subject"),
     ("anybody", "name the subject"),
@@ -88,7 +88,6 @@ const WORDS: [(&str, &str); 34] = [
     ("so much", "how much"),
     ("so often", "N times"),
     ("so long", "this long"),
-    ("no more than that", "at most"),
     ("any more", "no longer"),
     ("for ever", "forever, without limit"),
     ("anew", "again, new"),

@@ -183,6 +183,17 @@ async fn status_has_colours_on_a_terminal_alone_and_not_with_no_color() {
     assert!(on_a_terminal(&[]).contains("\x1b[3"));
     assert!(!on_a_terminal(&[("NO_COLOR", "1")]).contains('\x1b'));
     assert!(!status(&url, &[]).1.contains('\x1b'));
+
+    // `--watch` begins at the top of the terminal again, and clears what the table before left below.
+    let command = command.replace("status", "status --watch");
+    let mut script = Command::new("script");
+    script
+        .args(["-qec", &command, "/dev/null"])
+        .env("TERM", "xterm");
+    let mut watching = Daemon::start(&mut script);
+    for _ in 0..2 {
+        watching.wait_for("\x1b[Hbgworker");
+    }
 }
 
 #[actix::test]
