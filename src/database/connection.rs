@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, NoTls, Row};
+use tokio_postgres::{AsyncMessage, Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
 use tracing::debug;
 
 use super::error::Cause;
@@ -203,6 +203,16 @@ impl Connection {
             .await
     }
 
+    /// Runs statements as one transaction, and returns their rows.
+    pub(crate) async fn simple_query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<SimpleQueryRow>, DatabaseError> {
+        self.within_deadline(doing, simple_query(self.client(), sql))
+            .await
+    }
+
     /// Runs statements without results as one transaction.
     ///
     /// # Errors
@@ -371,6 +381,20 @@ impl Drop for Connection {
             self.abort();
         }
     }
+}
+
+/// Runs statements as one transaction, and returns their rows.
+pub(super) async fn simple_query(
+    client: &Client,
+    sql: &str,
+) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
+    let messages = client.simple_query(sql).await?.into_iter();
+    Ok(messages
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        })
+        .collect())
 }
 
 /// Returns how a connection ended; waits for [`GRACE`] at most.

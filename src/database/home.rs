@@ -23,12 +23,12 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Row, SimpleQueryRow};
 
 use self::probe::{Asked, Probe, Scalars};
 pub(crate) use self::probe::{Tid, probe_all};
-use self::request::{Ask, Request, Waiter, Work};
+use self::request::{Ask, Request, Rows, Waiter, Work};
 use super::error::DatabaseError;
 use super::server::Server;
 #[cfg(feature = "config")]
@@ -192,8 +192,8 @@ impl HomeConnection {
         doing: &'static str,
         statement: &HomeStatement,
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.ask(doing, Work::Prepared(Arc::clone(&statement.sql)))
-            .await
+        let work = Work::Prepared(Arc::clone(&statement.sql));
+        self.ask(doing, work).await.map(Rows::typed)
     }
 
     /// Runs a statement once, and returns its rows.
@@ -204,7 +204,8 @@ impl HomeConnection {
         parameters: Parameters,
     ) -> Result<Vec<Row>, DatabaseError> {
         let sql = sql.to_owned();
-        self.ask(doing, Work::Once { sql, parameters }).await
+        let work = Work::Once { sql, parameters };
+        self.ask(doing, work).await.map(Rows::typed)
     }
 
     /// Returns the answer to a query that the workers of a database ask together: one of them asked it, at `not_before`
@@ -221,13 +222,14 @@ impl HomeConnection {
         answers.get(dbname, sql, not_before, ask).await
     }
 
-    /// Runs statements as one transaction. They must not begin or end one themselves.
-    pub(crate) async fn batch_execute(
+    /// Runs statements as one transaction, and returns their rows. They must not begin or end one themselves.
+    pub(crate) async fn simple_query(
         &self,
         doing: &'static str,
         sql: &str,
-    ) -> Result<(), DatabaseError> {
-        self.ask(doing, Work::Batch(sql.to_owned())).await.map(drop)
+    ) -> Result<Vec<SimpleQueryRow>, DatabaseError> {
+        let work = Work::Batch(sql.to_owned());
+        self.ask(doing, work).await.map(Rows::text)
     }
 
     /// Creates a probe of scalar expressions of type `tid`. `prober` is the name of its worker, fit for a comment.
@@ -276,7 +278,7 @@ impl HomeConnection {
         self.seat.tell(Ask::Renew);
     }
 
-    async fn ask(&self, doing: &'static str, work: Work) -> Result<Vec<Row>, DatabaseError> {
+    async fn ask(&self, doing: &'static str, work: Work) -> Result<Rows, DatabaseError> {
         let run = |waiter| Ask::Run(Request { work, waiter });
         self.seat.send(doing, run).await
     }

@@ -178,13 +178,11 @@ pub(crate) fn is_locked(code: &str) -> bool {
 
 /// Returns `true` if a value of some row is at fault: data exceptions, violations of constraints, what triggers raise,
 /// and a row of an index that is too long.
-#[cfg(feature = "config")]
 pub(crate) fn is_of_a_row(code: &str) -> bool {
     code.starts_with("22") || code.starts_with("23") || matches!(code, "P0001" | "54000")
 }
 
 /// Returns `true` if a statement met another transaction, and may succeed if it is run again.
-#[cfg(feature = "config")]
 pub(crate) fn is_conflict(code: &str) -> bool {
     matches!(code, "40001" | "40P01")
 }

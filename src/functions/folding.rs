@@ -16,8 +16,10 @@ use tokio::time::Instant;
 
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
-pub(super) use self::pieces::{Fold, Found, blocks_in, blocks_of, count_blocks};
-pub(super) use self::statement::{Piece, Queue, TOOK, bypass_row_security, comment};
+pub(super) use self::pieces::{Fold, Found, blocks_of, count_blocks, number, seconds};
+pub(super) use self::statement::{
+    Isolation, Piece, Queue, TOOK, UNFLUSHED, bypass_row_security, comment, not_plain,
+};
 use self::vacuum::Vacuum;
 use super::runner::{CycleError, Outcome, Routine, Turn};
 use super::session::{Place, Session};
@@ -72,12 +74,14 @@ pub(super) trait Folder {
         Ok(None)
     }
 
-    /// Folds some blocks in one transaction, and reports the result.
+    /// Folds some blocks in one transaction, and reports the result. If it fails at one snapshot, nothing has changed,
+    /// and it is called again for the same blocks.
     async fn fold(
         &mut self,
         at: At<'_, Self::Settings>,
         shape: &Self::Shape,
         piece: Piece,
+        isolation: Isolation,
     ) -> Result<Fold<Self::Folded>, CycleError>;
 
     /// Logs what a cycle has folded.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 #[cfg(feature = "config")]
 use tokio::time::Instant;
-use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, SimpleQueryRow};
 use tracing::warn;
 
 use crate::context::{WorkerContext, WorkerError};
@@ -174,6 +174,18 @@ impl Session {
         }
     }
 
+    /// Runs statements as one transaction, and returns their rows, whose values are text.
+    pub(super) async fn simple_query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<SimpleQueryRow>, DatabaseError> {
+        match self {
+            Self::Home(home) => home.simple_query(doing, sql).await,
+            Self::Own(connection) => connection.simple_query(doing, sql).await,
+        }
+    }
+
     /// Runs statements as one transaction.
     pub(super) async fn batch_execute(
         &self,
@@ -181,7 +193,7 @@ impl Session {
         sql: &str,
     ) -> Result<(), DatabaseError> {
         match self {
-            Self::Home(home) => home.batch_execute(doing, sql).await,
+            Self::Home(home) => home.simple_query(doing, sql).await.map(drop),
             Self::Own(connection) => connection.batch_execute(doing, sql).await,
         }
     }

@@ -33,6 +33,7 @@ mod job_trouble;
 mod jobs;
 mod libpq;
 mod names;
+mod one_snapshot;
 mod page;
 mod pooler;
 mod postmaster;

@@ -15,8 +15,8 @@ use tracing::{debug, warn};
 
 use super::groups::Groups;
 use super::probe::{Asked, Scalars};
-use super::request::{Message, Request, Waiter, Work};
-use crate::database::connection::{Connection, GRACE};
+use super::request::{Message, Request, Rows, Waiter, Work};
+use crate::database::connection::{Connection, GRACE, simple_query};
 use crate::database::{DatabaseError, ErrorClass};
 
 /// How long after a warning about a loss no other one is given.
@@ -28,12 +28,12 @@ pub(super) type Prepared = HashMap<Arc<str>, Statement>;
 /// Statements in flight, answered in the order in which they were sent.
 pub(super) type InFlight<'c> = FuturesOrdered<Pin<Box<dyn Future<Output = Answered> + Send + 'c>>>;
 
-type Rows = Result<Vec<Row>, tokio_postgres::Error>;
+type Returned = Result<Rows, tokio_postgres::Error>;
 
 /// A statement that was sent, and has been answered.
 pub(super) struct Answered {
     message: Message,
-    rows: Rows,
+    rows: Returned,
     /// What was newly prepared for it.
     prepared: Option<(Arc<str>, Statement)>,
 }
@@ -61,7 +61,7 @@ pub(super) fn send<'c>(
     in_flight.push_back(Box::pin(async move {
         let client = connection.client();
         let (rows, prepared) = match (to_prepare, known) {
-            (_, Some(statement)) => (client.query(&statement, &[]).await, None),
+            (_, Some(statement)) => (typed(client.query(&statement, &[])).await, None),
             (Some(sql), None) => prepare_and_run(client, sql).await,
             (None, None) => (run(client, &message).await, None),
         };
@@ -74,29 +74,39 @@ pub(super) fn send<'c>(
     is_preparing
 }
 
-async fn prepare_and_run(client: &Client, sql: Arc<str>) -> (Rows, Option<(Arc<str>, Statement)>) {
+async fn prepare_and_run(
+    client: &Client,
+    sql: Arc<str>,
+) -> (Returned, Option<(Arc<str>, Statement)>) {
     match client.prepare(&sql).await {
-        Ok(statement) => (client.query(&statement, &[]).await, Some((sql, statement))),
+        Ok(statement) => {
+            let rows = typed(client.query(&statement, &[])).await;
+            (rows, Some((sql, statement)))
+        }
         Err(error) => (Err(error), None),
     }
 }
 
-async fn run(client: &Client, message: &Message) -> Rows {
+async fn run(client: &Client, message: &Message) -> Returned {
     let work = match message {
-        Message::Probes(batch) => return client.query_typed(&batch.sql, &[]).await,
+        Message::Probes(batch) => return typed(client.query_typed(&batch.sql, &[])).await,
         Message::Request(Request { work, .. }) => work,
     };
     match work {
-        Work::Prepared(sql) => client.query_typed(sql, &[]).await,
+        Work::Prepared(sql) => typed(client.query_typed(sql, &[])).await,
         Work::Once { sql, parameters } => {
             let parameters: Vec<_> = parameters
                 .iter()
                 .map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone()))
                 .collect();
-            client.query_typed(sql, &parameters).await
+            typed(client.query_typed(sql, &parameters)).await
         }
-        Work::Batch(sql) => client.batch_execute(sql).await.map(|()| Vec::new()),
+        Work::Batch(sql) => simple_query(client, sql).await.map(Rows::Text),
     }
+}
+
+async fn typed(rows: impl Future<Output = Result<Vec<Row>, tokio_postgres::Error>>) -> Returned {
+    rows.await.map(Rows::Typed)
 }
 
 /// Passes an answer on, and remembers what was prepared for it. Returns the probes that have to be asked again.
@@ -144,7 +154,7 @@ fn is_cancelled(error: &tokio_postgres::Error) -> bool {
 }
 
 /// Tells the callers that wait for a statement how it ended.
-async fn tell(connection: &Connection, message: Message, rows: Rows) {
+async fn tell(connection: &Connection, message: Message, rows: Returned) {
     match rows {
         Ok(rows) => message.answer(rows),
         // Which probe is at fault is not known, and there is no time to find out.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::oneshot;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, SimpleQueryRow};
 
 use super::Parameters;
 use super::groups::Batch;
@@ -26,7 +26,7 @@ pub(super) enum Ask {
 /// A statement, and the waiter for its rows.
 pub(super) struct Request {
     pub(super) work: Work,
-    pub(super) waiter: Waiter<Vec<Row>>,
+    pub(super) waiter: Waiter<Rows>,
 }
 
 pub(super) enum Work {
@@ -38,6 +38,13 @@ pub(super) enum Work {
     },
     /// Several statements as one transaction.
     Batch(String),
+}
+
+/// The rows of an answer.
+pub(super) enum Rows {
+    Typed(Vec<Row>),
+    /// Those of a batch, whose values are text.
+    Text(Vec<SimpleQueryRow>),
 }
 
 /// A caller that waits for an answer.
@@ -88,6 +95,26 @@ impl<T> Waiter<T> {
     fn refuse(self, error: impl Fn(&'static str) -> DatabaseError) {
         let error = error(self.doing);
         self.answer(Err(error));
+    }
+}
+
+// === impl Rows ===
+
+impl Rows {
+    /// The rows of a single statement; none if it was a batch.
+    pub(super) fn typed(self) -> Vec<Row> {
+        match self {
+            Self::Typed(rows) => rows,
+            Self::Text(_) => Vec::new(),
+        }
+    }
+
+    /// The rows of a batch; none if it was a single statement.
+    pub(super) fn text(self) -> Vec<SimpleQueryRow> {
+        match self {
+            Self::Text(rows) => rows,
+            Self::Typed(_) => Vec::new(),
+        }
     }
 }
 
@@ -144,11 +171,12 @@ impl Message {
     }
 
     /// Gives the answer to every caller that waits for it.
-    pub(super) fn answer(self, rows: Vec<Row>) {
+    pub(super) fn answer(self, rows: Rows) {
         let batch = match self {
             Self::Request(Request { waiter, .. }) => return waiter.answer(Ok(rows)),
             Self::Probes(batch) => batch,
         };
+        let rows = rows.typed();
         let values = rows.first().map(|row| row.try_get::<_, Scalars>(0));
         // Without the array that was asked for, the callers get no answer, and take the connection for lost.
         if let Some(Ok(values)) = values {

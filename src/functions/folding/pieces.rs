@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, SimpleQueryRow};
 
-use super::{At, Folded, Folder, Piece, Queue};
-use crate::database::DatabaseError;
+use super::statement::NOT_PLAIN;
+use super::{At, Folded, Folder, Isolation, Piece, Queue};
+use crate::database::{DatabaseError, is_conflict, is_of_a_row};
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 
@@ -15,6 +16,12 @@ const ROWS_PER_BLOCK: usize = 167;
 
 /// How long one transaction should take on the server.
 const GOAL: Duration = Duration::from_millis(50);
+
+/// How long folds are not at one snapshot after one has failed because of what other clients do.
+const AFTER_CONFLICT: Duration = Duration::from_secs(60);
+
+/// The same after one has failed because of what the table is.
+const AFTER_NOT_PLAIN: Duration = Duration::from_secs(86_400);
 
 /// What a cycle found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +49,13 @@ pub(super) struct Folds<D> {
     pub(super) end: Option<u32>,
 }
 
-/// The size of pieces.
+/// How the next piece is folded.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pieces {
     /// How many blocks took about as long as they should; `None` before the first fold.
     blocks: Option<u32>,
+    /// Until when folds are not at one snapshot, because one has failed.
+    no_snapshot_until: Option<Instant>,
 }
 
 // === impl Found ===
@@ -87,6 +96,51 @@ impl Pieces {
         self.blocks = Some(next.max(1));
     }
 
+    /// The isolation of the next fold, in a session of bgworker's own.
+    fn isolation(&self, now: Instant) -> Isolation {
+        match self.no_snapshot_until {
+            Some(until) if now < until => Isolation::ReadCommitted,
+            _ => Isolation::RepeatableRead,
+        }
+    }
+
+    /// Records that a fold at one snapshot has failed. Each failure is an error in the server's log, so the next attempt
+    /// is not made soon.
+    fn failed_at_one_snapshot(&mut self, is_plain: bool, now: Instant) {
+        let wait = if is_plain {
+            AFTER_CONFLICT
+        } else {
+            AFTER_NOT_PLAIN
+        };
+        self.no_snapshot_until = Some(now + wait);
+    }
+
+    /// Folds one piece: at one snapshot, unless that cannot be done or has failed for a reason that may lie in that.
+    async fn fold_piece<F: Folder>(
+        &mut self,
+        folder: &mut F,
+        at: At<'_, F::Settings>,
+        shape: &F::Shape,
+        piece: Piece,
+    ) -> Result<Fold<F::Folded>, CycleError> {
+        // A pooler's sessions are not bgworker's to set, so what it may see and wait for is not known.
+        let database = at.context.database();
+        let is_ours = database.is_none_or(|database| database.settings().prepare);
+        if is_ours && self.isolation(Instant::now()) == Isolation::RepeatableRead {
+            let folding = folder.fold(at, shape, piece, Isolation::RepeatableRead);
+            match folding.await {
+                Err(CycleError::Database(error)) if may_lie_in_the_snapshot(&error) => {
+                    let is_plain = error.undone() != Some(NOT_PLAIN);
+                    self.failed_at_one_snapshot(is_plain, Instant::now());
+                }
+                folded => return folded,
+            }
+        }
+        folder
+            .fold(at, shape, piece, Isolation::ReadCommitted)
+            .await
+    }
+
     /// Folds piece by piece, each in a transaction of its own, from this block to the end of the table or to the
     /// block `until`. Between two pieces, neighbours on the connection get their turn.
     pub(super) async fn fold<F: Folder>(
@@ -103,7 +157,8 @@ impl Pieces {
             let left = until.map_or(u32::MAX, |until| until.saturating_sub(from));
             let blocks = self.next(batch, F::CAREFUL).min(left);
             let begin = Instant::now();
-            let fold = folder.fold(at, shape, Piece { from, blocks }).await?;
+            let piece = Piece { from, blocks };
+            let fold = self.fold_piece(folder, at, shape, piece).await?;
             at.has_folded(&fold.found, begin);
             match fold.found {
                 // What was folded before is reported; the next cycle folds the rest.
@@ -138,8 +193,27 @@ pub(in crate::functions) fn blocks_of(deltas: usize) -> u32 {
     blocks.unwrap_or(u32::MAX).max(1)
 }
 
+/// `true` if a fold that failed at one snapshot may succeed without it, or must fail there to be dealt with.
+fn may_lie_in_the_snapshot(error: &DatabaseError) -> bool {
+    let is_such = |code: &str| is_conflict(code) || is_of_a_row(code);
+    error.undone().is_some() || error.sqlstate().is_some_and(is_such)
+}
+
+/// A number in a row of text; 0 if there is none.
+pub(in crate::functions) fn number(row: &SimpleQueryRow, column: usize) -> i64 {
+    let text = row.get(column);
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// A number of seconds in a row of text.
+pub(in crate::functions) fn seconds(row: &SimpleQueryRow, column: usize) -> Duration {
+    let text = row.get(column).and_then(|text| text.parse().ok());
+    let seconds = text.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.unwrap_or_default()
+}
+
 /// A number of blocks, as a statement returns it.
-pub(in crate::functions) fn blocks_in(row: &Row, column: usize) -> u32 {
+pub(super) fn blocks_in(row: &Row, column: usize) -> u32 {
     u32::try_from(row.get::<_, i64>(column)).unwrap_or(u32::MAX)
 }
 
@@ -172,6 +246,20 @@ mod tests {
                 pieces.took(blocks, block_takes * blocks);
             }
             assert!(pieces.next(batch, 8).abs_diff(expected) <= 1);
+        }
+    }
+
+    #[test]
+    fn a_conflict_ends_folds_at_one_snapshot_for_a_minute_and_a_table_that_is_not_plain_for_a_day()
+    {
+        let (mut pieces, now) = (Pieces::default(), Instant::now());
+        assert_eq!(pieces.isolation(now), Isolation::RepeatableRead);
+        for (is_plain, minutes) in [(true, 1), (false, 24 * 60)] {
+            pieces.failed_at_one_snapshot(is_plain, now);
+            let end = now + Duration::from_secs(minutes * 60);
+            let before = end - Duration::from_secs(1);
+            assert_eq!(pieces.isolation(before), Isolation::ReadCommitted);
+            assert_eq!(pieces.isolation(end), Isolation::RepeatableRead);
         }
     }
 }

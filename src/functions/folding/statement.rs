@@ -17,6 +17,26 @@ const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
 pub(in crate::functions) const TOOK: &str = "pg_catalog.date_part('epoch', \
     pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
 
+/// A scalar that lets the transaction commit without waiting until its commit is on disk.
+///
+/// A fold moves values from rows to a total. If the server crashes first, both are as they were before, and whatever
+/// other clients commit after the fold is written to disk after it.
+pub(in crate::functions) const UNFLUSHED: &str =
+    "pg_catalog.set_config('synchronous_commit', 'off', true)";
+
+/// Why a fold at one snapshot undoes itself before it has done anything.
+pub(super) const NOT_PLAIN: &str = "the queue is not a plain table";
+
+/// The transaction isolation of a fold: how it makes sure that it deletes exactly what it adds up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::functions) enum Isolation {
+    /// It adds up and deletes the rows of one snapshot, and fails if another client has changed one of them since. The
+    /// queue must be a plain table: a trigger or a rule could keep a row that was added up.
+    RepeatableRead,
+    /// It adds up what the deletion returns. That takes a third longer, and waits for what other clients do.
+    ReadCommitted,
+}
+
 /// A table whose rows wait to be folded.
 #[derive(Clone, Debug)]
 pub(in crate::functions) struct Queue {
@@ -87,6 +107,33 @@ impl Queue {
         )
     }
 
+    /// What a fold begins with.
+    ///
+    /// The lock comes before the snapshot: from then on, no other client can make the queue anything but a plain table.
+    pub(in crate::functions) fn begin(&self, worker: &str, isolation: Isolation) -> String {
+        let set = match isolation {
+            Isolation::RepeatableRead => format!(
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; LOCK TABLE {} IN ROW EXCLUSIVE MODE; ",
+                self.relation.sql()
+            ),
+            Isolation::ReadCommitted => String::new(),
+        };
+        format!("{} {set}", comment(worker))
+    }
+
+    /// A scalar that tells whether a fold with this isolation deletes exactly what it adds up.
+    pub(in crate::functions) fn is_plain(&self, isolation: Isolation) -> String {
+        match isolation {
+            Isolation::RepeatableRead => format!(
+                "(SELECT relkind OPERATOR(pg_catalog.=) 'r' \
+                 AND NOT (relhastriggers OR relhasrules OR relhassubclass) \
+                 FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid)",
+                self.relation.regclass()
+            ),
+            Isolation::ReadCommitted => "true".to_owned(),
+        }
+    }
+
     /// Gives the room of folded deltas back.
     pub(super) fn vacuum(&self, worker: &str) -> String {
         format!("{} VACUUM {}", comment(worker), self.relation.sql())
@@ -101,6 +148,14 @@ impl Queue {
 /// Lets a role see all rows of every table, whatever the policies are.
 pub(in crate::functions) fn bypass_row_security(role: &str) -> String {
     format!("ALTER ROLE {} BYPASSRLS", identifier(role))
+}
+
+/// An expression of type integer that undoes the statement because the queue is not plain. Its text depends on a row, or
+/// the planner would evaluate it.
+pub(in crate::functions) fn not_plain(step: &str) -> String {
+    format!(
+        "pg_catalog.format('bgworker: {NOT_PLAIN}%s', (SELECT '' FROM {step}))::pg_catalog.int4"
+    )
 }
 
 /// A comment that names the worker whose statement it is.

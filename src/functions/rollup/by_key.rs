@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::Row;
+use tokio_postgres::SimpleQueryRow;
 use tracing::{info, warn};
 
 use super::check::{self, Verdict};
 use super::poison::Poison;
 use super::settings::Settings;
 use super::shape::Shape;
-use super::statement::{self, Locked, Statements, Which};
+use super::statement::{self, How, Statements, Which};
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
 use crate::database::{DatabaseError, is_locked, is_made_already, is_of_a_row};
-use crate::functions::folding::{At, Fold, Folded, Folder, Found, Piece, Queue, Terms, blocks_in};
+use crate::functions::folding::{
+    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, number, seconds,
+};
 use crate::functions::runner::CycleError;
 
 /// How often to look at the tables again at once when another session created something first.
@@ -78,17 +80,23 @@ impl ByKey {
         statements: &Statements<'_>,
         piece: Piece,
         which: Which<'_>,
+        isolation: Isolation,
     ) -> Result<Fold<Keys>, Failure> {
-        let locked = match self.locked_since {
-            Some(since) if since.elapsed() > AROUND_AFTER => Locked::Around,
-            _ => Locked::Wait,
+        let how = match (self.locked_since, isolation) {
+            (Some(since), _) if since.elapsed() > AROUND_AFTER => How::Around,
+            (_, Isolation::RepeatableRead) => How::Snapshot,
+            (_, Isolation::ReadCommitted) => How::Wait,
         };
-        let sql = statements.fold(piece, which, locked);
+        let sql = statements.fold(piece, which, how);
         let mut undone = 0;
         let rows = loop {
-            match at.session.query("fold", &sql, Vec::new()).await {
+            match at.session.simple_query("fold", &sql).await {
                 Ok(rows) => break rows,
-                Err(error) if error.undone().is_some_and(is_passing) && undone < UNDONE_MAX => {
+                Err(error)
+                    if error.undone().is_some_and(is_passing)
+                        && how != How::Snapshot
+                        && undone < UNDONE_MAX =>
+                {
                     undone += 1;
                 }
                 Err(error) if is_poison(&error) => return Err(Failure::Poison(error)),
@@ -107,18 +115,16 @@ impl ByKey {
                 took: Duration::ZERO,
             });
         };
-        let left = row.get::<_, i64>(3) > 0;
-        self.left |= left;
-        if locked == Locked::Wait {
+        self.left |= number(row, 3) > 0;
+        if how != How::Around {
             self.locked_since = None;
         }
         Ok(self.folded(at, row))
     }
 
     /// Reads and counts the result of a folding statement.
-    fn folded(&self, at: At<'_, Settings>, row: &Row) -> Fold<Keys> {
-        let number = |column: usize| row.get::<_, i64>(column).unsigned_abs();
-        let (rows, keys) = (number(1), number(2));
+    fn folded(&self, at: At<'_, Settings>, row: &SimpleQueryRow) -> Fold<Keys> {
+        let (rows, keys) = (number(row, 1).unsigned_abs(), number(row, 2).unsigned_abs());
         // If another session folds this queue, it takes care of the deltas: its hold ends with its statement.
         let found = if rows == 0 {
             Found::Idle
@@ -129,8 +135,8 @@ impl ByKey {
         };
         Fold {
             found,
-            blocks: blocks_in(row, 4),
-            took: Duration::try_from_secs_f64(row.get(6)).unwrap_or_default(),
+            blocks: u32::try_from(number(row, 4)).unwrap_or(u32::MAX),
+            took: seconds(row, 6),
         }
     }
 
@@ -215,6 +221,7 @@ impl Folder for ByKey {
         at: At<'_, Settings>,
         shape: &Shape,
         piece: Piece,
+        isolation: Isolation,
     ) -> Result<Fold<Keys>, CycleError> {
         self.tried = true;
         let statements = Statements {
@@ -224,9 +231,12 @@ impl Folder for ByKey {
             shape,
         };
         let left_out = self.poison.keys();
-        let folding = self.run(at, &statements, piece, Which::AllBut(&left_out));
+        let folding = self.run(at, &statements, piece, Which::AllBut(&left_out), isolation);
         let mut fold = match folding.await {
             Ok(fold) => fold,
+            Err(Failure::Poison(error)) if isolation == Isolation::RepeatableRead => {
+                return Err(error.into());
+            }
             // Boxed because it is rare: not every worker should pay for its size.
             Err(Failure::Poison(_)) => Box::pin(self.halve(at, &statements, piece)).await?,
             Err(Failure::Other(error)) => return Err(error.into()),

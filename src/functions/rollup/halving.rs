@@ -10,6 +10,7 @@ use super::by_key::{ByKey, Failure, Keys};
 use super::settings::Settings;
 use super::statement::{Share, Statements, Which};
 use crate::database::DatabaseError;
+use crate::functions::folding::Isolation::ReadCommitted;
 use crate::functions::folding::{At, Fold, Found, Piece};
 use crate::functions::relation::Relation;
 use crate::functions::runner::CycleError;
@@ -33,7 +34,7 @@ impl ByKey {
             }
             let left_out = self.poison.keys();
             let which = Which::Share(share, &left_out);
-            let error = match self.run(at, statements, piece, which).await {
+            let error = match self.run(at, statements, piece, which, ReadCommitted).await {
                 Ok(fold) => {
                     found = found.and(fold.found);
                     blocks = fold.blocks;
@@ -104,7 +105,7 @@ impl ByKey {
                 continue;
             }
             match self
-                .run(at, statements, piece, Which::Rows(key, part))
+                .run(at, statements, piece, Which::Rows(key, part), ReadCommitted)
                 .await
             {
                 Ok(fold) => found = found.and(fold.found),
@@ -143,7 +144,10 @@ impl ByKey {
     ) -> Result<Found<Keys>, CycleError> {
         let mut found = Found::Idle;
         for key in self.poison.due(Instant::now()) {
-            match self.run(at, statements, piece, Which::Key(&key)).await {
+            match self
+                .run(at, statements, piece, Which::Key(&key), ReadCommitted)
+                .await
+            {
                 Ok(fold) => {
                     match fold.found {
                         Found::Folded(_) => self.poison.forget(&key),

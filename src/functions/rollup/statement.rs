@@ -1,7 +1,7 @@
 //! The SQL of a roll-up's folds: a shape in, statements out. Pure text.
 
 use super::shape::{Shape, Sum};
-use crate::functions::folding::{Piece, Queue, TOOK, comment};
+use crate::functions::folding::{Isolation, Piece, Queue, TOOK, UNFLUSHED, comment, not_plain};
 use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
@@ -42,12 +42,14 @@ pub(super) struct Share {
     value: u64,
 }
 
-/// What to do about totals that other clients hold.
+/// How a fold deals with other clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Locked {
-    /// Wait for the locks, as long as `lock_timeout` allows.
+pub(super) enum How {
+    /// At one snapshot, and not at all if a client has changed a delta or a total since.
+    Snapshot,
+    /// Wait for the locks on totals, as long as `lock_timeout` allows.
     Wait,
-    /// Leave the deltas of their keys in the queue.
+    /// Leave the deltas in the queue whose totals other clients hold.
     Around,
 }
 
@@ -64,6 +66,17 @@ impl Share {
     }
 }
 
+// === impl How ===
+
+impl How {
+    fn isolation(self) -> Isolation {
+        match self {
+            Self::Snapshot => Isolation::RepeatableRead,
+            Self::Wait | Self::Around => Isolation::ReadCommitted,
+        }
+    }
+}
+
 // === impl Statements ===
 
 impl Statements<'_> {
@@ -71,12 +84,12 @@ impl Statements<'_> {
     /// turn, the number of deltas folded, of keys folded, of keys whose totals other clients hold, and of blocks in the
     /// queue, 0 if all is right, and the seconds it took.
     ///
-    /// One statement, so one transaction, and exact under READ COMMITTED whatever other clients do. Each step is forced
-    /// to wait for the one before it:
+    /// One transaction, and exact whatever other clients do. Each step is forced to wait for the one before it:
     ///
     /// - One session at a time folds a queue. A second one gives way at once. Folds of several queues into the same
     ///   totals take turns: one that adds a new total while it holds others would deadlock with one that does the same
     ///   in another order.
+    /// - What is deleted is what is added up: see [`Isolation`].
     /// - Existing totals are locked in the order of their keys, an order that clients can follow too. Then the upsert
     ///   adds to them.
     /// - Each new total must equal the old one plus the sum of the deltas, and all deltas found must have been deleted,
@@ -87,23 +100,28 @@ impl Statements<'_> {
     ///   rounds, because its type was changed, undoes the fold as well.
     /// - NULL counts as 0, in deltas and in totals. NaN and infinity, after which no total would ever be right again,
     ///   undo it.
-    /// - It does not wait for its commit to reach the disk (`synchronous_commit`): if the server crashes before that,
-    ///   deltas and totals are both as they were; and whatever other clients commit after the fold is written after it.
+    /// - It does not wait for its commit to reach the disk: see [`UNFLUSHED`].
     ///
     /// The block numbers are part of the text, so that the statement is planned for the table as it is now.
-    pub(super) fn fold(&self, piece: Piece, which: Which<'_>, locked: Locked) -> String {
-        let deltas = format!(
-            "{}{}",
-            queue(self.queue).deltas(piece),
-            self.is_meant(which)
-        );
+    pub(super) fn fold(&self, piece: Piece, which: Which<'_>, how: How) -> String {
+        let queue = queue(self.queue);
+        let deltas = format!("{}{}", queue.deltas(piece), self.is_meant(which));
         // What is folded, and how many keys are left out because other clients hold their totals.
-        let (steps, deltas, left) = match locked {
-            Locked::Wait => {
-                let steps = vec![self.gone(&deltas), self.folded(), self.held("folded", "")];
-                (steps, deltas, "0::pg_catalog.int8")
+        let none = "0::pg_catalog.int8";
+        let (steps, deltas, left) = match how {
+            How::Snapshot => {
+                let steps = vec![
+                    self.folded_at_snapshot(&deltas),
+                    self.gone_at_snapshot(&deltas),
+                    self.held("folded", ""),
+                ];
+                (steps, deltas, none)
             }
-            Locked::Around => {
+            How::Wait => {
+                let steps = vec![self.gone(&deltas), self.folded(), self.held("folded", "")];
+                (steps, deltas, none)
+            }
+            How::Around => {
                 let is_free = self.is_key_of("q", "free");
                 let free = format!("{deltas} AND EXISTS (SELECT FROM free WHERE {is_free})");
                 let steps = vec![
@@ -118,13 +136,11 @@ impl Statements<'_> {
                 (steps, free, left)
             }
         };
-        let ends = [self.put(), self.counted(&deltas)];
-        let steps: Vec<_> = std::iter::once(self.mine())
-            .chain(steps)
-            .chain(ends)
-            .collect();
+        let steps = std::iter::once(self.mine(how)).chain(steps);
+        let steps = steps.chain([self.put(), self.counted(&deltas, how)]);
         format!(
-            "{worker} WITH {steps} SELECT (SELECT ok FROM mine), gone, keys, {left}, {blocks}, CASE \
+            "{begin}WITH {steps} SELECT (SELECT ok FROM mine), gone, keys, {left}, {blocks}, CASE \
+             WHEN NOT (SELECT is_plain FROM mine) THEN {not_plain} \
              WHEN found OPERATOR(pg_catalog.<>) gone THEN \
              pg_catalog.format('bgworker: of %s deltas %s could be deleted', found, gone)::pg_catalog.int4 \
              WHEN EXISTS (SELECT FROM folded WHERE {is_no_number}) THEN \
@@ -132,15 +148,16 @@ impl Statements<'_> {
              WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN \
              pg_catalog.format('bgworker: of %s totals %s are what they should be', keys, right_keys)::pg_catalog.int4 \
              ELSE 0 END, {TOOK} FROM counted",
-            worker = comment(self.worker),
-            steps = steps.join(", "),
+            begin = queue.begin(self.worker, how.isolation()),
+            steps = steps.collect::<Vec<_>>().join(", "),
+            not_plain = not_plain("mine"),
             blocks = self.queue.blocks(),
             is_no_number = self.is_no_number(),
         )
     }
 
     /// Steps that try to claim the queue for this session, and then wait for its turn at the totals.
-    fn mine(&self) -> String {
+    fn mine(&self, how: How) -> String {
         let oid = |relation: &Relation| {
             let regclass = relation.regclass();
             format!(
@@ -148,10 +165,12 @@ impl Statements<'_> {
             )
         };
         format!(
-            "mine AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, \
-             pg_catalog.set_config('synchronous_commit', 'off', true)), \
+            "mine AS MATERIALIZED (SELECT is_plain, \
+             is_plain AND pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, {UNFLUSHED} \
+             FROM (SELECT {} AS is_plain) AS queue), \
              turn AS MATERIALIZED (SELECT pg_catalog.pg_advisory_xact_lock({TOTALS_LOCK}, {}) FROM mine WHERE ok)",
             oid(self.queue),
+            queue(self.queue).is_plain(how.isolation()),
             oid(self.totals),
         )
     }
@@ -191,16 +210,41 @@ impl Statements<'_> {
         )
     }
 
+    /// Step that deletes deltas from the queue without a look at what they are.
+    fn gone_at_snapshot(&self, deltas: &str) -> String {
+        let queue = self.queue.sql();
+        format!("gone AS (DELETE FROM {queue} AS q WHERE {deltas} AND {IS_MY_TURN})")
+    }
+
     /// Step that adds up the deleted deltas by key.
     fn folded(&self) -> String {
-        let keys = self.each_key(", ", |n, _| format!("k{n}"));
-        let sums = self.each_sum("", |n, sum| match sum.delta {
-            Some(_) => format!(", coalesce(pg_catalog.sum(d{n}), 0) AS s{n}"),
+        let key = |n, _: &str| format!("gone.k{n}");
+        self.added_up("gone", key, |n, _| format!("gone.d{n}"))
+    }
+
+    /// Step that adds up deltas in the queue by key.
+    fn folded_at_snapshot(&self, deltas: &str) -> String {
+        let from = format!("{} AS q WHERE {deltas} AND {IS_MY_TURN}", self.queue.sql());
+        let delta = |_, delta: &str| format!("q.{}", identifier(delta));
+        self.added_up(&from, |_, key| format!("q.{key}"), delta)
+    }
+
+    /// Step that adds up by key what it finds there.
+    fn added_up(
+        &self,
+        from: &str,
+        key: impl Fn(usize, &str) -> String,
+        delta: impl Fn(usize, &str) -> String,
+    ) -> String {
+        let keys = self.each_key(", ", |n, name| format!("{} AS k{n}", key(n, name)));
+        let sums = self.each_sum("", |n, sum| match &sum.delta {
+            Some(name) => format!(", coalesce(pg_catalog.sum({}), 0) AS s{n}", delta(n, name)),
             None => format!(", pg_catalog.count(*) AS s{n}"),
         });
         format!(
             "folded AS MATERIALIZED (\
-             SELECT {keys}{sums}, pg_catalog.count(*) AS deltas FROM gone GROUP BY {keys})"
+             SELECT {keys}{sums}, pg_catalog.count(*) AS deltas FROM {from} GROUP BY {})",
+            self.each_key(", ", key),
         )
     }
 
@@ -238,22 +282,28 @@ impl Statements<'_> {
     }
 
     /// Step that counts the deltas found, the deltas deleted, and the totals that are what they should be.
-    fn counted(&self, deltas: &str) -> String {
+    fn counted(&self, deltas: &str, how: How) -> String {
+        let found = match how {
+            How::Snapshot => "NULL::pg_catalog.int8".to_owned(),
+            How::Wait | How::Around => format!(
+                "CASE WHEN {IS_MY_TURN} AND (SELECT relhastriggers FROM pg_catalog.pg_class \
+                 WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) \
+                 THEN (SELECT pg_catalog.count(*) FROM {} AS q WHERE {deltas}) END",
+                self.queue.regclass(),
+                self.queue.sql(),
+            ),
+        };
         format!(
             "counted AS MATERIALIZED (SELECT \
              (SELECT coalesce(pg_catalog.sum(deltas), 0)::pg_catalog.int8 FROM folded) AS gone, \
              (SELECT pg_catalog.count(*) FROM folded) AS keys, \
              (SELECT pg_catalog.count(*) FROM put JOIN folded ON {} LEFT JOIN held ON {} WHERE {}) AS right_keys, \
-             CASE WHEN {IS_MY_TURN} AND (SELECT relhastriggers FROM pg_catalog.pg_class \
-             WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) \
-             THEN (SELECT pg_catalog.count(*) FROM {} AS q WHERE {deltas}) END AS found)",
+             {found} AS found)",
             self.is_same_key("put", "folded"),
             self.is_same_key("put", "held"),
             self.each_sum(" AND ", |n, _| format!(
                 "put.s{n} OPERATOR(pg_catalog.=) (coalesce(held.s{n}, 0) OPERATOR(pg_catalog.+) folded.s{n})"
             )),
-            self.queue.regclass(),
-            self.queue.sql(),
         )
     }
 

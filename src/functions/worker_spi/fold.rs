@@ -12,7 +12,8 @@ use super::truncation::{Truncation, truncate};
 use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Piece, Queue, Terms, blocks_in, blocks_of, count_blocks,
+    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, blocks_of, count_blocks,
+    number, seconds,
 };
 use crate::functions::runner::CycleError;
 
@@ -172,9 +173,11 @@ impl Folder for OneTotal {
         at: At<'_, Settings>,
         _: &bool,
         piece: Piece,
+        isolation: Isolation,
     ) -> Result<Fold<Total>, CycleError> {
-        let sql = at.settings.table().fold(at.context.name(), piece);
-        let rows = at.session.query("fold", &sql, Vec::new()).await?;
+        let table = at.settings.table();
+        let sql = table.fold(at.context.name(), piece, isolation);
+        let rows = at.session.simple_query("fold", &sql).await?;
         let Some(row) = rows.first() else {
             return Ok(Fold {
                 found: Found::Busy(HELD),
@@ -182,18 +185,18 @@ impl Folder for OneTotal {
                 took: Duration::ZERO,
             });
         };
-        let found = match (row.get(2), row.get(0), row.get::<_, Option<i64>>(1)) {
-            (statement::FOLDED, Some(total), Some(rows)) => {
-                folded(at.context, rows.unsigned_abs(), total)
+        let found = match row.get(2) {
+            Some(statement::FOLDED) => {
+                folded(at.context, number(row, 1).unsigned_abs(), number(row, 0))
             }
-            (statement::IDLE, ..) => Found::Idle,
-            (statement::NO_TOTAL, ..) => self.without_total(at).await?,
+            Some(statement::IDLE) => Found::Idle,
+            Some(statement::NO_TOTAL) => self.without_total(at).await?,
             _ => Found::Busy(HELD),
         };
         Ok(Fold {
             found,
-            blocks: blocks_in(row, 3),
-            took: Duration::try_from_secs_f64(row.get(4)).unwrap_or_default(),
+            blocks: u32::try_from(number(row, 3)).unwrap_or(u32::MAX),
+            took: seconds(row, 4),
         })
     }
 

@@ -3,7 +3,7 @@
 //! Pure text; nothing here talks to a server. The names of tables are quoted by [`Table`].
 
 use super::table::Table;
-use crate::functions::folding::{Piece, Queue, TOOK, comment};
+use crate::functions::folding::{Isolation, Piece, Queue, TOOK, UNFLUSHED, comment, not_plain};
 use crate::functions::quote::identifier;
 
 // === impl Table ===
@@ -28,11 +28,12 @@ impl Table {
     /// Folds the deltas of some blocks into the total. Returns one row: the new total, the number of deltas folded,
     /// the outcome, how many blocks the table has, and how many seconds it took.
     ///
-    /// It is one statement, so one transaction, and exact under READ COMMITTED whatever other clients do:
+    /// It is one transaction, and exact whatever other clients do:
     ///
     /// - The total is locked first, and only if there is a delta. If it is gone, or another session holds
     ///   it, nothing is deleted: the deletion is gated on the lock.
     /// - Without a delta nothing is written, not even a row lock.
+    /// - What is deleted is what is added up: see [`Isolation`].
     /// - The update finds the total by its type, not by the place where it was locked: a total that was updated in
     ///   between has moved.
     /// - The deltas found, the deltas deleted, their sum and the new total must agree. Otherwise the statement undoes
@@ -41,47 +42,72 @@ impl Table {
     ///   without triggers, each is deleted, or another session has it.
     /// - A sum of zero may leave the total untouched.
     /// - Rows with NULL, which a table that bgworker made cannot have, are left alone.
+    /// - It does not wait for its commit to reach the disk: see [`UNFLUSHED`].
     ///
     /// The block numbers stand in its text, so that it is planned for the table as it is now: a plan made for a small
     /// table would read the whole of a large one for each piece.
-    pub(super) fn fold(&self, worker: &str, piece: Piece) -> String {
-        let table = self.sql();
-        let regclass = self.relation().regclass();
-        let worker = comment(worker);
-        let deltas = self.queue().deltas(piece);
+    pub(super) fn fold(&self, worker: &str, piece: Piece, isolation: Isolation) -> String {
+        let (table, queue) = (self.sql(), self.queue());
+        let deltas = queue.deltas(piece);
         format!(
-            "{worker} WITH pending AS MATERIALIZED (\
-             SELECT EXISTS (SELECT FROM {table} WHERE {deltas}) AS found\
+            "{begin}WITH pending AS MATERIALIZED (SELECT is_plain, \
+             is_plain AND EXISTS (SELECT FROM {table} WHERE {deltas}) AS found, {UNFLUSHED} \
+             FROM (SELECT {is_plain} AS is_plain) AS queue\
              ), total AS MATERIALIZED (\
              SELECT value FROM {table} WHERE {TOTAL} AND value IS NOT NULL \
              AND (SELECT found FROM pending) FOR UPDATE SKIP LOCKED\
-             ), deleted AS (\
-             DELETE FROM {table} WHERE {deltas} AND EXISTS (SELECT FROM total) RETURNING value\
-             ), folded AS (\
-             SELECT pg_catalog.sum(value) AS sum, pg_catalog.count(*) AS rows FROM deleted\
-             ), updated AS (\
+             ), {folded}, updated AS (\
              UPDATE {table} AS t SET value = t.value OPERATOR(pg_catalog.+) folded.sum FROM folded \
              WHERE t.{TOTAL} AND folded.rows OPERATOR(pg_catalog.>) 0 RETURNING t.type, t.value\
              ), checked AS (\
-             SELECT folded.rows, folded.sum, total.value AS before, CASE \
-             WHEN (SELECT relhastriggers FROM pg_catalog.pg_class \
-             WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid) \
-             THEN (SELECT pg_catalog.count(*) FROM {table} WHERE {deltas}) ELSE folded.rows END AS found, \
+             SELECT folded.rows, folded.sum, total.value AS before, {found} AS found, \
              CASE WHEN EXISTS (SELECT FROM updated) THEN (SELECT value FROM updated WHERE {TOTAL}) \
              ELSE total.value END AS after FROM folded, total\
              ) SELECT (SELECT after::pg_catalog.int8 FROM checked), (SELECT rows FROM folded), CASE \
+             WHEN NOT (SELECT is_plain FROM pending) THEN {not_plain}::pg_catalog.text \
              WHEN NOT (SELECT found FROM pending) THEN '{IDLE}' \
              WHEN NOT EXISTS (SELECT FROM total) THEN CASE \
              WHEN EXISTS (SELECT FROM {table} WHERE {TOTAL} AND value IS NOT NULL) \
              THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END \
-             ELSE (SELECT CASE WHEN found OPERATOR(pg_catalog.<>) rows THEN pg_catalog.format(\
-             'bgworker: of %s deltas %s could be deleted', found, rows)::pg_catalog.int4::pg_catalog.text \
-             WHEN rows OPERATOR(pg_catalog.=) 0 THEN '{SKIPPED}' \
-             WHEN (after OPERATOR(pg_catalog.=) (before OPERATOR(pg_catalog.+) sum)) IS NOT TRUE \
-             THEN pg_catalog.format('bgworker: the total is %s and not %s', after, before OPERATOR(pg_catalog.+) sum)\
-             ::pg_catalog.int4::pg_catalog.text ELSE '{FOLDED}' END FROM checked) END, {blocks}, {TOOK}",
+             ELSE (SELECT {OUTCOME} FROM checked) END, {blocks}, {TOOK}",
+            begin = queue.begin(worker, isolation),
+            is_plain = queue.is_plain(isolation),
+            folded = self.folded(&deltas, isolation),
+            found = self.found(&deltas, isolation),
+            not_plain = not_plain("pending"),
             blocks = self.relation().blocks(),
         )
+    }
+
+    /// The steps that add the deltas up and delete them.
+    fn folded(&self, deltas: &str, isolation: Isolation) -> String {
+        let table = self.sql();
+        let from = format!("FROM {table} WHERE {deltas} AND EXISTS (SELECT FROM total)");
+        let sums = "SELECT pg_catalog.sum(value) AS sum, pg_catalog.count(*) AS rows";
+        match isolation {
+            Isolation::RepeatableRead => {
+                format!("folded AS MATERIALIZED ({sums} {from}), deleted AS (DELETE {from})")
+            }
+            Isolation::ReadCommitted => {
+                format!(
+                    "deleted AS (DELETE {from} RETURNING value), folded AS ({sums} FROM deleted)"
+                )
+            }
+        }
+    }
+
+    /// An expression for the number of deltas that should have been deleted.
+    fn found(&self, deltas: &str, isolation: Isolation) -> String {
+        match isolation {
+            Isolation::RepeatableRead => "folded.rows".to_owned(),
+            Isolation::ReadCommitted => format!(
+                "CASE WHEN (SELECT relhastriggers FROM pg_catalog.pg_class \
+                 WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) \
+                 THEN (SELECT pg_catalog.count(*) FROM {} WHERE {deltas}) ELSE folded.rows END",
+                self.relation().regclass(),
+                self.sql(),
+            ),
+        }
     }
 
     /// Begins a transaction that locks all other clients out of the table, if it gets the lock soon.
@@ -243,6 +269,15 @@ const TOTAL: &str = "type OPERATOR(pg_catalog.=) 'total'";
 /// An expression for the number of columns of the table `c`.
 const COUNT_COLUMNS: &str = "(SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute \
      WHERE attrelid OPERATOR(pg_catalog.=) c.oid AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped)";
+
+/// An expression for the outcome of a fold that has locked the total; it undoes the fold if something does not agree.
+const OUTCOME: &str = "CASE \
+    WHEN found OPERATOR(pg_catalog.<>) rows THEN pg_catalog.format(\
+    'bgworker: of %s deltas %s could be deleted', found, rows)::pg_catalog.int4::pg_catalog.text \
+    WHEN rows OPERATOR(pg_catalog.=) 0 THEN 'skipped' \
+    WHEN (after OPERATOR(pg_catalog.=) (before OPERATOR(pg_catalog.+) sum)) IS NOT TRUE \
+    THEN pg_catalog.format('bgworker: the total is %s and not %s', after, before OPERATOR(pg_catalog.+) sum)\
+    ::pg_catalog.int4::pg_catalog.text ELSE 'folded' END";
 
 /// The outcome of a fold: deltas were folded.
 pub(super) const FOLDED: &str = "folded";
