@@ -35,6 +35,8 @@ pub struct Report {
     pub success_within: Option<Duration>,
     /// How many failures there have been since the last success.
     pub consecutive_failures: u32,
+    /// `true` if it has given something up since its last success: then it is unhealthy.
+    pub has_given_up: bool,
     /// The last failure, with its whole cause.
     pub last_error: Option<Arc<str>>,
     /// What its function counts and measures, by name.
@@ -124,7 +126,13 @@ impl Progress {
             report.cycles += 1;
             report.last_success = Some(Instant::now());
             report.consecutive_failures = 0;
+            report.has_given_up = false;
         });
+    }
+
+    /// Reports that the worker has given something up, such as a tick. It is unhealthy until it succeeds.
+    pub fn gave_up(&self) {
+        self.write(|report| report.has_given_up = true);
     }
 
     /// Adds to a figure that only grows. Its name consists of lower-case letters and underscores, as a metric's does.

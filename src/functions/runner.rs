@@ -87,6 +87,15 @@ pub(super) enum Outcome {
     Done,
     /// It did all there was to do, and there is nothing to do for this long.
     Idle(Duration),
+    /// There is nothing to do for this long, but what failed earlier has not been made good: no success.
+    #[cfg_attr(
+        not(feature = "config"),
+        expect(
+            dead_code,
+            reason = "the functions that need it come with configuration"
+        )
+    )]
+    Pending(Duration),
     /// Its work failed, for this reason, and it has dealt with the failure: the next cycle follows at once.
     #[cfg_attr(
         not(feature = "config"),
@@ -201,6 +210,10 @@ impl<R: Routine> Runner<R> {
                     self.found(&settings, Outcome::Done);
                     wait
                 }
+                Ok(Outcome::Pending(wait)) => {
+                    self.patience = Patience::default();
+                    wait
+                }
                 Ok(Outcome::Failed(why)) => {
                     self.context.progress().failed(why);
                     self.patience = Patience::default();
@@ -307,7 +320,7 @@ impl<R: Routine> Runner<R> {
                 self.context.progress().failed(why);
             }
             // A failure that was dealt with is not a lasting condition.
-            Outcome::Done | Outcome::Idle(_) | Outcome::Failed(_) => {
+            Outcome::Done | Outcome::Idle(_) | Outcome::Pending(_) | Outcome::Failed(_) => {
                 self.context.progress().succeeded();
                 self.reported = Condition::Well;
             }

@@ -16,7 +16,6 @@ mod statements;
 mod tables;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,7 +23,7 @@ use tracing::info;
 
 use self::napping::Napping;
 pub use self::once::{Once, OnceError, OnceReport, TableChange, once};
-use self::scheduled::Scheduled;
+use self::scheduled::{Lasting, Scheduled};
 pub use self::settings::{Missed, Settings};
 pub use self::statements::InvalidStatements;
 use super::function::{Function, Mistake, Objects};
@@ -105,16 +104,16 @@ impl Function for Sql {
     }
 
     fn main(&self, settings: watch::Receiver<Settings>) -> impl Main {
-        let is_declared = Arc::new(AtomicBool::new(false));
+        let lasting = Arc::<Lasting>::default();
         move |context: WorkerContext| {
-            let (settings, is_declared) = (settings.clone(), Arc::clone(&is_declared));
+            let (settings, lasting) = (settings.clone(), Arc::clone(&lasting));
             async move {
                 // Changing from one to the other makes it another worker.
                 let naps = settings.borrow().naptime.is_some();
                 if naps {
                     runner::run(context, settings, Napping::default()).await
                 } else {
-                    runner::run(context, settings, Scheduled::new(is_declared)).await
+                    runner::run(context, settings, Scheduled::new(lasting)).await
                 }
             }
         }

@@ -249,6 +249,7 @@ fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
     let Report {
         last_success,
         success_within,
+        has_given_up,
         ..
     } = worker.report;
     let since = |at: Instant| now.saturating_duration_since(at);
@@ -256,6 +257,7 @@ fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
     let is_away = status.reached == StartTime::PostmasterStart;
     let misses_its_level = worker.worker.start_time > status.reached;
     match worker.state {
+        WorkerState::Running if has_given_up => false,
         // The time before it began to run does not count.
         WorkerState::Running => success_within.is_none_or(|within| {
             let age = since(worker.since);

@@ -49,7 +49,7 @@ fn state(name: &str, state: &str, healthy: bool) -> (String, String, bool) {
     (name.to_owned(), state.to_owned(), healthy)
 }
 
-async fn is_ready(postmaster: &PostmasterHandle) -> bool {
+pub(crate) async fn is_ready(postmaster: &PostmasterHandle) -> bool {
     let (status, _) = get(postmaster, "/readyz").await;
     status == StatusCode::OK
 }

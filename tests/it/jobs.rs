@@ -23,7 +23,7 @@ pub(crate) struct Instance {
     in_force: InForce,
 }
 
-fn settings_of(db: &TestDatabase, jobs: &[(String, &str)]) -> Settings {
+pub(crate) fn settings_of(db: &TestDatabase, jobs: &[(String, &str)]) -> Settings {
     let jobs = jobs
         .iter()
         .map(|(name, keys)| format!("[[worker]]\nname = \"{name}\"\nfunction = \"sql\"\n{keys}\n"));

@@ -28,6 +28,7 @@ mod http;
 mod idle;
 mod initialization;
 mod isolation;
+mod job_health;
 mod job_looks;
 mod job_trouble;
 mod jobs;

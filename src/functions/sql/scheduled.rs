@@ -1,14 +1,15 @@
 //! A job with ticks: looks at its row, sleeps until the next tick, and runs what is due.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::due::{Due, SLEEP_MAX, due, next_tick};
-use super::job::{self, Look};
+use super::job::{self, JobRow, Look};
+use super::mark;
 use super::run::{Ran, Run};
 use super::settings::{Job, Settings};
 use super::tables;
@@ -32,13 +33,29 @@ const NAPTIME: Duration = Duration::from_secs(10);
 pub(super) struct Scheduled {
     /// The settings, and the job that they describe.
     job: Option<(Settings, Arc<Job>)>,
-    /// `true` once this registration has declared the job: a restart does not declare it again.
-    is_declared: Arc<AtomicBool>,
+    lasting: Arc<Lasting>,
     has_tables: bool,
     was_ready: bool,
     seen: Seen,
     /// The job's last tick when another session was found to have the row, and since when that session has it.
     elsewhere: Option<(Timestamp, Instant)>,
+}
+
+/// What outlives an incarnation.
+#[derive(Debug, Default)]
+pub(super) struct Lasting {
+    /// `true` once this registration has declared the job: a restart does not declare it again.
+    is_declared: AtomicBool,
+    /// What this instance gave up last, unless the job has been done since.
+    given_up: Mutex<Option<GivenUp>>,
+}
+
+/// A tick that was given up.
+#[derive(Clone, Copy, Debug)]
+struct GivenUp {
+    tick: Timestamp,
+    /// The newest tick whose work was done at that time.
+    last_done: Timestamp,
 }
 
 /// What the last cycle saw of the job, and so which look is new enough for the next one.
@@ -51,13 +68,25 @@ enum Seen {
     AfterRun(Look),
 }
 
+// === impl Lasting ===
+
+impl Lasting {
+    fn given_up(&self) -> Option<GivenUp> {
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gives_up(&self, given_up: Option<GivenUp>) {
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
+    }
+}
+
 // === impl Scheduled ===
 
 impl Scheduled {
-    pub(super) fn new(is_declared: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(lasting: Arc<Lasting>) -> Self {
         Self {
             job: None,
-            is_declared,
+            lasting,
             has_tables: false,
             was_ready: false,
             seen: Seen::Nothing,
@@ -91,15 +120,39 @@ impl Scheduled {
             Seen::Nothing => Instant::now(),
         };
         let mut look = job::look(session, name, not_before).await?;
-        if look.row.is_none() || !self.is_declared.load(Ordering::Relaxed) {
+        if look.row.is_none() || !self.lasting.is_declared.load(Ordering::Relaxed) {
             job.declare(session, name, look.now).await?;
-            self.is_declared.store(true, Ordering::Relaxed);
+            self.lasting.is_declared.store(true, Ordering::Relaxed);
             look = job::look(session, name, Instant::now()).await?;
         }
         // The look may be one that another worker made some time ago.
         let age = look.asked.elapsed();
         look.now = look.now.checked_add(age).unwrap_or(look.now);
         Ok(look)
+    }
+
+    /// Forgets the tick that was given up if the job has been done since, by another instance or by hand.
+    async fn forget_what_was_made_good(
+        &self,
+        session: &Session,
+        name: &str,
+        row: &JobRow,
+    ) -> Result<(), DatabaseError> {
+        if let Some(GivenUp { tick, last_done }) = self.lasting.given_up()
+            && (row.last_done != last_done
+                || mark::has_succeeded_beside(session, name, tick).await?)
+        {
+            self.lasting.gives_up(None);
+        }
+        Ok(())
+    }
+
+    /// The outcome of a cycle without anything to do for this long.
+    fn idle(&self, wait: Duration) -> Outcome {
+        match self.lasting.given_up() {
+            Some(_) => Outcome::Pending(wait),
+            None => Outcome::Idle(wait),
+        }
     }
 
     /// Reports that another session has had the row of the job for longer than a run may take.
@@ -126,11 +179,12 @@ impl Scheduled {
     }
 
     /// Turns a run into the outcome of the cycle, and keeps what spares the next cycle its look.
-    fn ran(&mut self, context: &WorkerContext, ran: Ran) -> Outcome {
+    fn ran(&mut self, context: &WorkerContext, tick: Timestamp, ran: Ran) -> Outcome {
         let (worker, progress) = (context.name(), context.progress());
         match ran {
             Ran::Done { rows, took, after } => {
                 self.seen = Seen::AfterRun(after);
+                self.lasting.gives_up(None);
                 count(worker, progress, rows, took);
                 Outcome::Idle(Duration::ZERO)
             }
@@ -139,8 +193,13 @@ impl Scheduled {
                 is_given_up,
                 after,
             } => {
+                if is_given_up && let Some(row) = &after.row {
+                    let last_done = row.last_done;
+                    self.lasting.gives_up(Some(GivenUp { tick, last_done }));
+                }
                 self.seen = Seen::AfterRun(after);
                 if is_given_up {
+                    progress.gave_up();
                     progress.count(GIVEN_UP, 1);
                     warn!(worker, "{worker}: failed, and the tick is given up: {why}");
                 } else {
@@ -150,7 +209,7 @@ impl Scheduled {
             }
             Ran::Unmarked(why) => Outcome::Waits(why.to_owned()),
             Ran::Crowded => Outcome::Busy(CROWDED),
-            Ran::Elsewhere | Ran::Interrupted => Outcome::Idle(ELSEWHERE),
+            Ran::Elsewhere | Ran::Interrupted => self.idle(ELSEWHERE),
         }
     }
 }
@@ -208,13 +267,16 @@ impl Routine for Scheduled {
                 row.declared_by
             )));
         }
+        self.forget_what_was_made_good(session, context.name(), row)
+            .await?;
         match due(row, look.now, &job.schedule, settings.missed) {
             Due::In(wait) => {
                 if wait == SLEEP_MAX {
                     self.seen = Seen::Idle(look.asked);
                 }
-                Ok(Outcome::Idle(wait))
+                Ok(self.idle(wait))
             }
+            Due::Again(wait) => Ok(Outcome::Pending(wait)),
             Due::Ahead => Ok(Outcome::Waits(format!(
                 "its last tick, {}, is in the future: if the server's clock was wrong, \
                  UPDATE bgworker.job SET last_tick = now() WHERE name = '{}'",
@@ -243,7 +305,7 @@ impl Routine for Scheduled {
                 if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {
                     return Ok(waits);
                 }
-                Ok(self.ran(context, ran))
+                Ok(self.ran(context, tick, ran))
             }
         }
     }
