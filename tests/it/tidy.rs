@@ -403,12 +403,11 @@ fn ci_tests_the_very_versions_of_the_readme() {
     let ci = fs::read_to_string(root().join(".ci/run")).unwrap();
     let claim = |line: &&str| line.starts_with("Tested with PostgreSQL ");
     let claim = readme.lines().find(claim).expect("README names versions");
-    let loops = |line: &&str| line.starts_with("for version in ");
-    let versions = ci.lines().find(loops).expect("CI loops over versions");
+    let list = |line| str::strip_prefix(line, "versions=(");
+    let versions = ci.lines().find_map(list).expect("CI lists versions");
     let mut tested: Vec<_> = versions
-        .trim_end_matches("; do")
+        .trim_end_matches(')')
         .split_whitespace()
-        .skip(3)
         .map(|version| version.split(".0-").next().unwrap())
         .collect();
     tested.insert(1, "15");
