@@ -104,8 +104,8 @@ impl Reader {
         .await;
     }
 
-    /// Runs commands, with the program on the path.
-    fn shell(&self, block: &Block) {
+    /// Runs commands, with the program on the path. Their output is as expected, but for its numbers.
+    fn shell(&self, block: &Block, expected: Option<&Block>) {
         let program = Path::new(env!("CARGO_BIN_EXE_bgworker"));
         let path = env::var("PATH").unwrap();
         let path = format!("{}:{path}", program.parent().unwrap().display());
@@ -113,9 +113,14 @@ impl Reader {
         shell.args(["60", "bash", "-euo", "pipefail", "-c", &block.text]);
         shell
             .env("PATH", path)
-            .env("DATABASE_URL", self.db.conninfo());
+            .env("BGWORKER_DATABASE__URL", self.db.conninfo());
         let (code, out, err) = run(shell.current_dir(self.directory.path()));
         assert_eq!(code, 0, "{}: {out}{err}", block.place);
+        if let Some(expected) = expected {
+            let numberless = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+            let (found, expected) = (numberless(&out), numberless(&expected.text));
+            assert_eq!(found, expected, "{}: {out}", block.place);
+        }
     }
 }
 
@@ -142,14 +147,15 @@ async fn read(page: &str) {
     let blocks = blocks(page);
     for (index, block) in blocks.iter().enumerate() {
         let next = blocks.get(index + 1);
+        let expected = next.filter(|next| next.language == "text");
         match &*block.language {
             "toml" => reader.toml(block),
-            "sql" => {
-                let expected = next.filter(|next| next.language == "text");
-                reader.sql(block, expected).await;
+            "sql" => reader.sql(block, expected).await,
+            "sh" => reader.shell(block, expected),
+            "text" => {
+                let before = &*blocks[index - 1].language;
+                assert!(["sql", "sh"].contains(&before), "{}", block.place);
             }
-            "text" => assert_eq!(blocks[index - 1].language, "sql", "{}", block.place),
-            "sh" => reader.shell(block),
             // What needs another machine, or would change this one.
             "console" => {
                 for line in block.text.lines() {

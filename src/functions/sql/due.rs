@@ -201,7 +201,7 @@ mod tests {
             2,
             "it is one run with the older one"
         );
-        let wait = Due::In(SLEEP_MAX);
+        let wait = Due::Again(SLEEP_MAX);
         assert_eq!(due(&failed, now, &schedule, Missed::Once), wait);
     }
 
