@@ -55,10 +55,9 @@ pub use self::server::Settings;
 pub use self::server_state::{ServerState, ServerStatus};
 #[cfg(feature = "config")]
 pub(crate) use self::shared::Answer;
-pub(crate) use self::sqlstate::{ErrorClass, is_made_already};
-pub(crate) use self::sqlstate::{is_conflict, is_of_a_row};
+pub(crate) use self::sqlstate::{ErrorClass, is_made_already, is_of_a_row, is_stale};
 #[cfg(feature = "config")]
-pub(crate) use self::sqlstate::{is_for_no_transaction, is_locked};
+pub(crate) use self::sqlstate::{is_conflict, is_for_no_transaction, is_locked};
 pub use self::tls::TlsError;
 
 /// A server, and the settings for talking to it. Clones share the server and its home connections.

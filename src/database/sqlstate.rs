@@ -182,9 +182,15 @@ pub(crate) fn is_of_a_row(code: &str) -> bool {
     code.starts_with("22") || code.starts_with("23") || matches!(code, "P0001" | "54000")
 }
 
+/// Returns `true` if a row has changed since the snapshot of a transaction (`serialization_failure`).
+pub(crate) fn is_stale(code: &str) -> bool {
+    code == "40001"
+}
+
 /// Returns `true` if a statement met another transaction, and may succeed if it is run again.
+#[cfg(feature = "config")]
 pub(crate) fn is_conflict(code: &str) -> bool {
-    matches!(code, "40001" | "40P01")
+    is_stale(code) || code == "40P01"
 }
 
 /// Returns `true` if another session made the same thing at the same time (`duplicate_schema`, `duplicate_table`,

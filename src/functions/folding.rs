@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
-pub(super) use self::pieces::{Fold, Found, blocks_of, count_blocks, number, seconds};
+pub(super) use self::pieces::{Fold, Found, blocks_of, count_blocks, number, took};
 pub(super) use self::statement::{
-    Isolation, Piece, Queue, TOOK, UNFLUSHED, bypass_row_security, comment, not_plain,
+    Isolation, Piece, Queue, TOOK, bypass_row_security, comment, has_no_trigger, not_plain,
 };
 use self::vacuum::Vacuum;
 use super::runner::{CycleError, Outcome, Routine, Turn};
@@ -74,8 +74,8 @@ pub(super) trait Folder {
         Ok(None)
     }
 
-    /// Folds some blocks in one transaction, and reports the result. If it fails at one snapshot, nothing has changed,
-    /// and it is called again for the same blocks.
+    /// Folds some blocks in one transaction, and reports the result. If that fails at one snapshot, it may be called again
+    /// for the same blocks.
     async fn fold(
         &mut self,
         at: At<'_, Self::Settings>,

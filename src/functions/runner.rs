@@ -211,7 +211,7 @@ impl<R: Routine> Runner<R> {
                     wait
                 }
                 Ok(Outcome::Pending(wait)) => {
-                    self.patience = Patience::default();
+                    self.found(&settings, Outcome::Pending(wait));
                     wait
                 }
                 Ok(Outcome::Failed(why)) => {
@@ -319,8 +319,9 @@ impl<R: Routine> Runner<R> {
                 }
                 self.context.progress().failed(why);
             }
+            Outcome::Pending(_) => self.reported = Condition::Well,
             // A failure that was dealt with is not a lasting condition.
-            Outcome::Done | Outcome::Idle(_) | Outcome::Pending(_) | Outcome::Failed(_) => {
+            Outcome::Done | Outcome::Idle(_) | Outcome::Failed(_) => {
                 self.context.progress().succeeded();
                 self.reported = Condition::Well;
             }

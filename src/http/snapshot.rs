@@ -244,7 +244,8 @@ impl WorkerSnapshot {
     }
 }
 
-/// `true` if a registered worker is in a state that its start time allows, and has not been silent for too long.
+/// `true` if a registered worker is in a state that its start time allows, has not been silent for too long, and has
+/// not given anything up.
 fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
     let Report {
         last_success,
@@ -256,8 +257,11 @@ fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
     let silence = last_success.map(since);
     let is_away = status.reached == StartTime::PostmasterStart;
     let misses_its_level = worker.worker.start_time > status.reached;
+    let waits_on_a_standby = misses_its_level && !is_away;
+    if has_given_up && !waits_on_a_standby {
+        return false;
+    }
     match worker.state {
-        WorkerState::Running if has_given_up => false,
         // The time before it began to run does not count.
         WorkerState::Running => success_within.is_none_or(|within| {
             let age = since(worker.since);
@@ -265,7 +269,7 @@ fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
         }),
         WorkerState::BackingOff { .. } => false,
         // On a standby a worker that writes has nothing to do.
-        WorkerState::Registered | WorkerState::Parked if misses_its_level && !is_away => true,
+        WorkerState::Registered | WorkerState::Parked if waits_on_a_standby => true,
         _ if !worker.has_been_ready => false,
         // The time before the server went away does not count.
         WorkerState::Registered | WorkerState::Parked if misses_its_level => {

@@ -92,3 +92,71 @@ async fn a_trigger_of_a_child_that_keeps_its_deltas_lets_none_count_twice() {
     stage.execute("DROP TRIGGER keep ON s.child").await;
     stage.becomes(&["total|108"]).await;
 }
+
+#[actix::test]
+async fn the_deletion_counts_towards_the_length_of_a_fold() {
+    let db = TestDatabase::new().await;
+    db.execute(SALES_TABLES).await;
+    let rows = 600_000_i64;
+    db.execute(&format!(
+        "INSERT INTO s.sale_delta SELECT 1, '2026-01-01', 1 FROM generate_series(1, {rows})"
+    ))
+    .await;
+    let keys = format!("{SALES}\nbatch = 1000000\nconnection = 'own'");
+    let rollup = Rollup::start(&db, &keys).await;
+    let folded = || async { rollup.status().await.unwrap().report };
+    eventually("all are folded", || async {
+        folded().await.count("rows_folded") == rows.unsigned_abs()
+    })
+    .await;
+    // One key: each fold counts one.
+    let folds = folded().await.count("keys");
+    assert!(folds > 3, "{folds} folds");
+    rollup.stop().await;
+}
+
+#[actix::test]
+async fn a_trigger_on_the_totals_finds_the_deltas_gone() {
+    let db = TestDatabase::new().await;
+    db.execute(SALES_TABLES).await;
+    db.execute(
+        "CREATE TABLE s.seen (deltas bigint); CREATE FUNCTION s.look() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN INSERT INTO s.seen SELECT count(*) FROM s.sale_delta; RETURN NEW; END'; \
+         CREATE TRIGGER look BEFORE INSERT ON s.sale_total FOR EACH ROW EXECUTE FUNCTION s.look(); \
+         INSERT INTO s.sale_delta VALUES (1, '2026-01-01', 5)",
+    )
+    .await;
+    let rollup = Rollup::start(&db, SALES).await;
+    eventually("it is folded", || async {
+        db.value::<i64>("SELECT count(*) FROM s.sale_total").await == 1
+    })
+    .await;
+    assert_eq!(db.value::<i64>("SELECT max(deltas) FROM s.seen").await, 0);
+    rollup.stop().await;
+}
+
+#[actix::test]
+async fn only_the_commit_of_an_unlogged_queue_is_waited_for() {
+    for (kind, expected) in [("LOGGED", "off"), ("UNLOGGED", "on")] {
+        let db = TestDatabase::new().await;
+        db.execute(SALES_TABLES).await;
+        db.execute(&format!(
+            "ALTER TABLE s.sale_delta SET {kind}; CREATE TABLE s.seen (waits text); \
+             CREATE FUNCTION s.look() RETURNS trigger LANGUAGE plpgsql AS \
+             'BEGIN INSERT INTO s.seen VALUES (current_setting(''synchronous_commit'')); RETURN NEW; END'; \
+             CREATE TRIGGER look BEFORE INSERT ON s.sale_total FOR EACH ROW EXECUTE FUNCTION s.look(); \
+             INSERT INTO s.sale_delta VALUES (1, '2026-01-01', 5)",
+        ))
+        .await;
+        let rollup = Rollup::start(&db, SALES).await;
+        eventually("it is folded", || async {
+            db.value::<i64>("SELECT count(*) FROM s.sale_total").await == 1
+        })
+        .await;
+        assert_eq!(
+            db.value::<String>("SELECT waits FROM s.seen").await,
+            expected
+        );
+        rollup.stop().await;
+    }
+}

@@ -7,7 +7,7 @@ use tokio_postgres::{Row, SimpleQueryRow};
 
 use super::statement::NOT_PLAIN;
 use super::{At, Folded, Folder, Isolation, Piece, Queue};
-use crate::database::{DatabaseError, is_conflict, is_of_a_row};
+use crate::database::{DatabaseError, is_of_a_row, is_stale};
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 
@@ -17,7 +17,7 @@ const ROWS_PER_BLOCK: usize = 167;
 /// How long one transaction should take on the server.
 const GOAL: Duration = Duration::from_millis(50);
 
-/// How long folds are not at one snapshot after one has failed because of what other clients do.
+/// How long folds are not at one snapshot after one has failed because of rows, or of what other clients do.
 const AFTER_CONFLICT: Duration = Duration::from_secs(60);
 
 /// The same after one has failed because of what the table is.
@@ -129,8 +129,9 @@ impl Pieces {
         if is_ours && self.isolation(Instant::now()) == Isolation::RepeatableRead {
             let folding = folder.fold(at, shape, piece, Isolation::RepeatableRead);
             match folding.await {
-                Err(CycleError::Database(error)) if may_lie_in_the_snapshot(&error) => {
-                    let is_plain = error.undone() != Some(NOT_PLAIN);
+                Err(CycleError::Database(error)) if is_to_be_repeated(&error) => {
+                    let undone = error.undone();
+                    let is_plain = !undone.is_some_and(|why| why.starts_with(NOT_PLAIN));
                     self.failed_at_one_snapshot(is_plain, Instant::now());
                 }
                 folded => return folded,
@@ -193,9 +194,9 @@ pub(in crate::functions) fn blocks_of(deltas: usize) -> u32 {
     blocks.unwrap_or(u32::MAX).max(1)
 }
 
-/// `true` if a fold that failed at one snapshot may succeed without it, or must fail there to be dealt with.
-fn may_lie_in_the_snapshot(error: &DatabaseError) -> bool {
-    let is_such = |code: &str| is_conflict(code) || is_of_a_row(code);
+/// `true` if a fold that failed at one snapshot may succeed without it, or must fail without it to be dealt with.
+fn is_to_be_repeated(error: &DatabaseError) -> bool {
+    let is_such = |code: &str| is_stale(code) || is_of_a_row(code);
     error.undone().is_some() || error.sqlstate().is_some_and(is_such)
 }
 
@@ -205,11 +206,12 @@ pub(in crate::functions) fn number(row: &SimpleQueryRow, column: usize) -> i64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// A number of seconds in a row of text.
-pub(in crate::functions) fn seconds(row: &SimpleQueryRow, column: usize) -> Duration {
-    let text = row.get(column).and_then(|text| text.parse().ok());
-    let seconds = text.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.unwrap_or_default()
+/// How long a fold took, as its last row says.
+pub(in crate::functions) fn took(rows: &[SimpleQueryRow]) -> Duration {
+    let text = rows.last().and_then(|row| row.get(0));
+    let seconds = text.and_then(|text| text.parse().ok());
+    let took = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    took.unwrap_or_default()
 }
 
 /// A number of blocks, as a statement returns it.

@@ -13,16 +13,11 @@ const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.');
 
-/// An expression for how many seconds a statement has taken on the server.
-pub(in crate::functions) const TOOK: &str = "pg_catalog.date_part('epoch', \
-    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
-
-/// A scalar that lets the transaction commit without waiting until its commit is on disk.
+/// What a fold ends with: a statement that returns how many seconds the fold has taken on the server.
 ///
-/// A fold moves values from rows to a total. If the server crashes first, both are as they were before, and whatever
-/// other clients commit after the fold is written to disk after it.
-pub(in crate::functions) const UNFLUSHED: &str =
-    "pg_catalog.set_config('synchronous_commit', 'off', true)";
+/// It is a statement of its own, because a deletion whose rows nothing reads runs after everything else in its statement.
+pub(in crate::functions) const TOOK: &str = "; SELECT pg_catalog.date_part('epoch', \
+    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
 
 /// Why a fold at one snapshot undoes itself before it has done anything.
 pub(super) const NOT_PLAIN: &str = "the queue is not a plain table";
@@ -33,7 +28,8 @@ pub(in crate::functions) enum Isolation {
     /// It adds up and deletes the rows of one snapshot, and fails if another client has changed one of them since. The
     /// queue must be a plain table: a trigger or a rule could keep a row that was added up.
     RepeatableRead,
-    /// It adds up what the deletion returns. That takes a third longer, and waits for what other clients do.
+    /// It adds up what the deletion returns, which takes a third longer. A row that another client has changed counts as
+    /// it is now.
     ReadCommitted,
 }
 
@@ -109,7 +105,8 @@ impl Queue {
 
     /// What a fold begins with.
     ///
-    /// The lock comes before the snapshot: from then on, no other client can make the queue anything but a plain table.
+    /// The lock comes before the snapshot: from then on, no other client can give the queue a trigger or a rule. It may
+    /// still get a child, so the fold takes rows from the queue only.
     pub(in crate::functions) fn begin(&self, worker: &str, isolation: Isolation) -> String {
         let set = match isolation {
             Isolation::RepeatableRead => format!(
@@ -125,13 +122,26 @@ impl Queue {
     pub(in crate::functions) fn is_plain(&self, isolation: Isolation) -> String {
         match isolation {
             Isolation::RepeatableRead => format!(
-                "(SELECT relkind OPERATOR(pg_catalog.=) 'r' \
-                 AND NOT (relhastriggers OR relhasrules OR relhassubclass) \
-                 FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid)",
-                self.relation.regclass()
+                "(SELECT relkind OPERATOR(pg_catalog.=) 'r' AND NOT (relhasrules OR relhassubclass) \
+                 FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) AND {}",
+                self.relation.regclass(),
+                has_no_trigger(&self.relation),
             ),
             Isolation::ReadCommitted => "true".to_owned(),
         }
+    }
+
+    /// A scalar that lets the transaction commit without waiting until its commit is on disk.
+    ///
+    /// A fold moves values from rows to a total. If the server crashes first, both are as they were before, and whatever
+    /// other clients commit after the fold is written to disk after it. An unlogged queue would be empty, so the commit of
+    /// its fold is waited for.
+    pub(in crate::functions) fn unflushed(&self) -> String {
+        format!(
+            "(SELECT pg_catalog.set_config('synchronous_commit', 'off', true) FROM pg_catalog.pg_class \
+             WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid AND relpersistence OPERATOR(pg_catalog.=) 'p')",
+            self.relation.regclass()
+        )
     }
 
     /// Gives the room of folded deltas back.
@@ -148,6 +158,16 @@ impl Queue {
 /// Lets a role see all rows of every table, whatever the policies are.
 pub(in crate::functions) fn bypass_row_security(role: &str) -> String {
     format!("ALTER ROLE {} BYPASSRLS", identifier(role))
+}
+
+/// An expression that tells whether no trigger runs for a table, other than those of its constraints: they never keep a
+/// row.
+pub(in crate::functions) fn has_no_trigger(relation: &Relation) -> String {
+    format!(
+        "NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal \
+         AND tgrelid OPERATOR(pg_catalog.=) {}::pg_catalog.oid)",
+        relation.regclass()
+    )
 }
 
 /// An expression of type integer that undoes the statement because the queue is not plain. Its text depends on a row, or

@@ -14,7 +14,7 @@ use super::statement::{self, How, Statements, Which};
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
 use crate::database::{DatabaseError, is_locked, is_made_already, is_of_a_row};
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, number, seconds,
+    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, number, took,
 };
 use crate::functions::runner::CycleError;
 
@@ -119,11 +119,11 @@ impl ByKey {
         if how != How::Around {
             self.locked_since = None;
         }
-        Ok(self.folded(at, row))
+        Ok(self.folded(at, row, took(&rows)))
     }
 
     /// Reads and counts the result of a folding statement.
-    fn folded(&self, at: At<'_, Settings>, row: &SimpleQueryRow) -> Fold<Keys> {
+    fn folded(&self, at: At<'_, Settings>, row: &SimpleQueryRow, took: Duration) -> Fold<Keys> {
         let (rows, keys) = (number(row, 1).unsigned_abs(), number(row, 2).unsigned_abs());
         // If another session folds this queue, it takes care of the deltas: its hold ends with its statement.
         let found = if rows == 0 {
@@ -136,7 +136,7 @@ impl ByKey {
         Fold {
             found,
             blocks: u32::try_from(number(row, 4)).unwrap_or(u32::MAX),
-            took: seconds(row, 6),
+            took,
         }
     }
 

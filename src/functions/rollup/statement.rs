@@ -1,7 +1,9 @@
 //! The SQL of a roll-up's folds: a shape in, statements out. Pure text.
 
 use super::shape::{Shape, Sum};
-use crate::functions::folding::{Isolation, Piece, Queue, TOOK, UNFLUSHED, comment, not_plain};
+use crate::functions::folding::{
+    Isolation, Piece, Queue, TOOK, comment, has_no_trigger, not_plain,
+};
 use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
@@ -82,9 +84,10 @@ impl How {
 impl Statements<'_> {
     /// Folds the deltas of some blocks into the totals of their keys. Returns one row: whether it was this session's
     /// turn, the number of deltas folded, of keys folded, of keys whose totals other clients hold, and of blocks in the
-    /// queue, 0 if all is right, and the seconds it took.
+    /// queue, and 0 if all is right; then a row that says how many seconds it took.
     ///
-    /// One transaction, and exact whatever other clients do. Each step is forced to wait for the one before it:
+    /// One transaction, and exact whatever other clients do. Each step is forced to wait for the one before it, but for the
+    /// deletion at one snapshot, which runs last:
     ///
     /// - One session at a time folds a queue. A second one gives way at once. Folds of several queues into the same
     ///   totals take turns: one that adds a new total while it holds others would deadlock with one that does the same
@@ -100,7 +103,7 @@ impl Statements<'_> {
     ///   rounds, because its type was changed, undoes the fold as well.
     /// - NULL counts as 0, in deltas and in totals. NaN and infinity, after which no total would ever be right again,
     ///   undo it.
-    /// - It does not wait for its commit to reach the disk: see [`UNFLUSHED`].
+    /// - It does not wait for its commit to reach the disk: see [`Queue::unflushed`].
     ///
     /// The block numbers are part of the text, so that the statement is planned for the table as it is now.
     pub(super) fn fold(&self, piece: Piece, which: Which<'_>, how: How) -> String {
@@ -112,8 +115,8 @@ impl Statements<'_> {
             How::Snapshot => {
                 let steps = vec![
                     self.folded_at_snapshot(&deltas),
-                    self.gone_at_snapshot(&deltas),
                     self.held("folded", ""),
+                    self.gone_at_snapshot(&deltas),
                 ];
                 (steps, deltas, none)
             }
@@ -147,7 +150,7 @@ impl Statements<'_> {
              pg_catalog.format('bgworker: a sum of %s deltas is NaN or infinite', gone)::pg_catalog.int4 \
              WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN \
              pg_catalog.format('bgworker: of %s totals %s are what they should be', keys, right_keys)::pg_catalog.int4 \
-             ELSE 0 END, {TOOK} FROM counted",
+             ELSE 0 END FROM counted{TOOK}",
             begin = queue.begin(self.worker, how.isolation()),
             steps = steps.collect::<Vec<_>>().join(", "),
             not_plain = not_plain("mine"),
@@ -166,11 +169,12 @@ impl Statements<'_> {
         };
         format!(
             "mine AS MATERIALIZED (SELECT is_plain, \
-             is_plain AND pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, {UNFLUSHED} \
+             is_plain AND pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, {} \
              FROM (SELECT {} AS is_plain) AS queue), \
              turn AS MATERIALIZED (SELECT pg_catalog.pg_advisory_xact_lock({TOTALS_LOCK}, {}) FROM mine WHERE ok)",
             oid(self.queue),
-            queue(self.queue).is_plain(how.isolation()),
+            queue(self.queue).unflushed(),
+            self.is_plain(how),
             oid(self.totals),
         )
     }
@@ -210,10 +214,20 @@ impl Statements<'_> {
         )
     }
 
-    /// Step that deletes deltas from the queue without a look at what they are.
+    /// The condition that a fold deletes exactly what it adds up. At one snapshot the deletion comes last, so a trigger on
+    /// the totals would still find the deltas, and must not exist.
+    fn is_plain(&self, how: How) -> String {
+        let queue = queue(self.queue).is_plain(how.isolation());
+        match how {
+            How::Snapshot => format!("{queue} AND {}", has_no_trigger(self.totals)),
+            How::Wait | How::Around => queue,
+        }
+    }
+
+    /// Step that deletes deltas from the queue without a look at what they are. Nothing reads it, so it runs last.
     fn gone_at_snapshot(&self, deltas: &str) -> String {
         let queue = self.queue.sql();
-        format!("gone AS (DELETE FROM {queue} AS q WHERE {deltas} AND {IS_MY_TURN})")
+        format!("gone AS (DELETE FROM ONLY {queue} AS q WHERE {deltas} AND {IS_MY_TURN})")
     }
 
     /// Step that adds up the deleted deltas by key.
@@ -224,7 +238,8 @@ impl Statements<'_> {
 
     /// Step that adds up deltas in the queue by key.
     fn folded_at_snapshot(&self, deltas: &str) -> String {
-        let from = format!("{} AS q WHERE {deltas} AND {IS_MY_TURN}", self.queue.sql());
+        let queue = self.queue.sql();
+        let from = format!("ONLY {queue} AS q WHERE {deltas} AND {IS_MY_TURN}");
         let delta = |_, delta: &str| format!("q.{}", identifier(delta));
         self.added_up(&from, |_, key| format!("q.{key}"), delta)
     }

@@ -24,8 +24,6 @@ pub(super) enum Due {
     Now(Timestamp),
     /// Nothing is due for this long.
     In(Duration),
-    /// A tick has failed, and is due again after this long.
-    Again(Duration),
     /// The last tick lies in the future of the server's clock.
     Ahead,
 }
@@ -42,7 +40,7 @@ pub(super) fn due(row: &JobRow, now: Timestamp, schedule: &Schedule, missed: Mis
     match row.retry_at {
         // It failed, and must not be tried again before that time.
         Some(retry_at) if attempts(row, tick, missed) > 0 && retry_at > now => {
-            Due::Again(until(Some(retry_at), now))
+            Due::In(until(Some(retry_at), now))
         }
         _ => Due::Now(tick),
     }
@@ -182,7 +180,7 @@ mod tests {
         failed.attempt_tick = Some(time("20:01:00"));
         for missed in [Missed::Once, Missed::Skip, Missed::Each] {
             let decide = |now| due(&failed, time(now), &schedule, missed);
-            assert_eq!(decide("20:01:10"), Due::Again(Duration::from_secs(20)));
+            assert_eq!(decide("20:01:10"), Due::In(Duration::from_secs(20)));
             assert_eq!(decide("20:01:30"), Due::Now(time("20:01:00")));
         }
     }
@@ -201,7 +199,7 @@ mod tests {
             2,
             "it is one run with the older one"
         );
-        let wait = Due::Again(SLEEP_MAX);
+        let wait = Due::In(SLEEP_MAX);
         assert_eq!(due(&failed, now, &schedule, Missed::Once), wait);
     }
 

@@ -118,16 +118,16 @@ const SUCCEEDED: &str = "\
     SELECT EXISTS (SELECT FROM bgworker.job_run AS r WHERE r.name OPERATOR(pg_catalog.=) $1 \
     AND r.outcome OPERATOR(pg_catalog.=) $2 AND r.message IS NULL AND r.started_at OPERATOR(pg_catalog.>) $3)";
 
-/// `true` if a run beside the schedule has succeeded after this tick.
+/// `true` if a run beside the schedule began after this time, and succeeded. A job without a history has no such runs.
 pub(super) async fn has_succeeded_beside(
     session: &Session,
     name: &str,
-    tick: Timestamp,
+    time: Timestamp,
 ) -> Result<bool, DatabaseError> {
     let parameters: Parameters = vec![
         (Box::new(name.to_owned()), Type::TEXT),
         (Box::new(ONCE), Type::TEXT),
-        (Box::new(system_time(tick)), Type::TIMESTAMPTZ),
+        (Box::new(system_time(time)), Type::TIMESTAMPTZ),
     ];
     let looking = session.query("look at the runs", SUCCEEDED, parameters);
     Ok(looking.await?.first().is_some_and(|row| row.get(0)))

@@ -46,14 +46,15 @@ pub(super) struct Scheduled {
 pub(super) struct Lasting {
     /// `true` once this registration has declared the job: a restart does not declare it again.
     is_declared: AtomicBool,
-    /// What this instance gave up last, unless the job has been done since.
-    given_up: Mutex<Option<GivenUp>>,
+    /// The last run of this instance if it failed, unless the job has been done since.
+    failure: Mutex<Option<FailedRun>>,
 }
 
-/// A tick that was given up.
+/// A run that failed.
 #[derive(Clone, Copy, Debug)]
-struct GivenUp {
-    tick: Timestamp,
+struct FailedRun {
+    /// When it ended, by the server's clock.
+    at: Timestamp,
     /// The newest tick whose work was done at that time.
     last_done: Timestamp,
 }
@@ -71,12 +72,12 @@ enum Seen {
 // === impl Lasting ===
 
 impl Lasting {
-    fn given_up(&self) -> Option<GivenUp> {
-        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failure(&self) -> Option<FailedRun> {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn gives_up(&self, given_up: Option<GivenUp>) {
-        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
+    fn set_failure(&self, failure: Option<FailedRun>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
 }
 
@@ -131,28 +132,22 @@ impl Scheduled {
         Ok(look)
     }
 
-    /// Forgets the tick that was given up if the job has been done since, by another instance or by hand.
-    async fn forget_what_was_made_good(
+    /// The outcome of a look that found nothing to do for this long. It is no success while a failure of this instance has
+    /// not been made good, by a run of any instance or by hand.
+    async fn idle(
         &self,
         session: &Session,
         name: &str,
         row: &JobRow,
-    ) -> Result<(), DatabaseError> {
-        if let Some(GivenUp { tick, last_done }) = self.lasting.given_up()
-            && (row.last_done != last_done
-                || mark::has_succeeded_beside(session, name, tick).await?)
-        {
-            self.lasting.gives_up(None);
+        wait: Duration,
+    ) -> Result<Outcome, DatabaseError> {
+        if let Some(FailedRun { at, last_done }) = self.lasting.failure() {
+            if row.last_done == last_done && !mark::has_succeeded_beside(session, name, at).await? {
+                return Ok(Outcome::Pending(wait));
+            }
+            self.lasting.set_failure(None);
         }
-        Ok(())
-    }
-
-    /// The outcome of a cycle without anything to do for this long.
-    fn idle(&self, wait: Duration) -> Outcome {
-        match self.lasting.given_up() {
-            Some(_) => Outcome::Pending(wait),
-            None => Outcome::Idle(wait),
-        }
+        Ok(Outcome::Idle(wait))
     }
 
     /// Reports that another session has had the row of the job for longer than a run may take.
@@ -179,12 +174,12 @@ impl Scheduled {
     }
 
     /// Turns a run into the outcome of the cycle, and keeps what spares the next cycle its look.
-    fn ran(&mut self, context: &WorkerContext, tick: Timestamp, ran: Ran) -> Outcome {
+    fn ran(&mut self, context: &WorkerContext, ran: Ran) -> Outcome {
         let (worker, progress) = (context.name(), context.progress());
         match ran {
             Ran::Done { rows, took, after } => {
                 self.seen = Seen::AfterRun(after);
-                self.lasting.gives_up(None);
+                self.lasting.set_failure(None);
                 count(worker, progress, rows, took);
                 Outcome::Idle(Duration::ZERO)
             }
@@ -193,10 +188,11 @@ impl Scheduled {
                 is_given_up,
                 after,
             } => {
-                if is_given_up && let Some(row) = &after.row {
-                    let last_done = row.last_done;
-                    self.lasting.gives_up(Some(GivenUp { tick, last_done }));
-                }
+                self.lasting
+                    .set_failure(after.row.as_ref().map(|row| FailedRun {
+                        at: after.now,
+                        last_done: row.last_done,
+                    }));
                 self.seen = Seen::AfterRun(after);
                 if is_given_up {
                     progress.gave_up();
@@ -209,7 +205,10 @@ impl Scheduled {
             }
             Ran::Unmarked(why) => Outcome::Waits(why.to_owned()),
             Ran::Crowded => Outcome::Busy(CROWDED),
-            Ran::Elsewhere | Ran::Interrupted => self.idle(ELSEWHERE),
+            Ran::Elsewhere | Ran::Interrupted if self.lasting.failure().is_some() => {
+                Outcome::Pending(ELSEWHERE)
+            }
+            Ran::Elsewhere | Ran::Interrupted => Outcome::Idle(ELSEWHERE),
         }
     }
 }
@@ -267,16 +266,13 @@ impl Routine for Scheduled {
                 row.declared_by
             )));
         }
-        self.forget_what_was_made_good(session, context.name(), row)
-            .await?;
         match due(row, look.now, &job.schedule, settings.missed) {
             Due::In(wait) => {
                 if wait == SLEEP_MAX {
                     self.seen = Seen::Idle(look.asked);
                 }
-                Ok(self.idle(wait))
+                Ok(self.idle(session, context.name(), row, wait).await?)
             }
-            Due::Again(wait) => Ok(Outcome::Pending(wait)),
             Due::Ahead => Ok(Outcome::Waits(format!(
                 "its last tick, {}, is in the future: if the server's clock was wrong, \
                  UPDATE bgworker.job SET last_tick = now() WHERE name = '{}'",
@@ -305,7 +301,7 @@ impl Routine for Scheduled {
                 if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {
                     return Ok(waits);
                 }
-                Ok(self.ran(context, tick, ran))
+                Ok(self.ran(context, ran))
             }
         }
     }

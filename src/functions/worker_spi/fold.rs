@@ -13,7 +13,7 @@ use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::functions::folding::{
     At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, blocks_of, count_blocks,
-    number, seconds,
+    number, took,
 };
 use crate::functions::runner::CycleError;
 
@@ -196,7 +196,7 @@ impl Folder for OneTotal {
         Ok(Fold {
             found,
             blocks: u32::try_from(number(row, 3)).unwrap_or(u32::MAX),
-            took: seconds(row, 4),
+            took: took(&rows),
         })
     }
 

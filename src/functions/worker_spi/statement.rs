@@ -3,7 +3,7 @@
 //! Pure text; nothing here talks to a server. The names of tables are quoted by [`Table`].
 
 use super::table::Table;
-use crate::functions::folding::{Isolation, Piece, Queue, TOOK, UNFLUSHED, comment, not_plain};
+use crate::functions::folding::{Isolation, Piece, Queue, TOOK, comment, not_plain};
 use crate::functions::quote::identifier;
 
 // === impl Table ===
@@ -26,7 +26,7 @@ impl Table {
     }
 
     /// Folds the deltas of some blocks into the total. Returns one row: the new total, the number of deltas folded,
-    /// the outcome, how many blocks the table has, and how many seconds it took.
+    /// the outcome, and how many blocks the table has; then a row that says how many seconds it took.
     ///
     /// It is one transaction, and exact whatever other clients do:
     ///
@@ -42,7 +42,7 @@ impl Table {
     ///   without triggers, each is deleted, or another session has it.
     /// - A sum of zero may leave the total untouched.
     /// - Rows with NULL, which a table that bgworker made cannot have, are left alone.
-    /// - It does not wait for its commit to reach the disk: see [`UNFLUSHED`].
+    /// - It does not wait for its commit to reach the disk: see [`Queue::unflushed`].
     ///
     /// The block numbers stand in its text, so that it is planned for the table as it is now: a plan made for a small
     /// table would read the whole of a large one for each piece.
@@ -51,7 +51,7 @@ impl Table {
         let deltas = queue.deltas(piece);
         format!(
             "{begin}WITH pending AS MATERIALIZED (SELECT is_plain, \
-             is_plain AND EXISTS (SELECT FROM {table} WHERE {deltas}) AS found, {UNFLUSHED} \
+             is_plain AND EXISTS (SELECT FROM {table} WHERE {deltas}) AS found, {unflushed} \
              FROM (SELECT {is_plain} AS is_plain) AS queue\
              ), total AS MATERIALIZED (\
              SELECT value FROM {table} WHERE {TOTAL} AND value IS NOT NULL \
@@ -69,9 +69,10 @@ impl Table {
              WHEN NOT EXISTS (SELECT FROM total) THEN CASE \
              WHEN EXISTS (SELECT FROM {table} WHERE {TOTAL} AND value IS NOT NULL) \
              THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END \
-             ELSE (SELECT {OUTCOME} FROM checked) END, {blocks}, {TOOK}",
+             ELSE (SELECT {OUTCOME} FROM checked) END, {blocks}{TOOK}",
             begin = queue.begin(worker, isolation),
             is_plain = queue.is_plain(isolation),
+            unflushed = queue.unflushed(),
             folded = self.folded(&deltas, isolation),
             found = self.found(&deltas, isolation),
             not_plain = not_plain("pending"),
@@ -81,8 +82,12 @@ impl Table {
 
     /// The steps that add the deltas up and delete them.
     fn folded(&self, deltas: &str, isolation: Isolation) -> String {
+        let only = match isolation {
+            Isolation::RepeatableRead => "ONLY ",
+            Isolation::ReadCommitted => "",
+        };
         let table = self.sql();
-        let from = format!("FROM {table} WHERE {deltas} AND EXISTS (SELECT FROM total)");
+        let from = format!("FROM {only}{table} WHERE {deltas} AND EXISTS (SELECT FROM total)");
         let sums = "SELECT pg_catalog.sum(value) AS sum, pg_catalog.count(*) AS rows";
         match isolation {
             Isolation::RepeatableRead => {
