@@ -69,13 +69,14 @@ impl Table {
              WHEN NOT EXISTS (SELECT FROM total) THEN CASE \
              WHEN EXISTS (SELECT FROM {table} WHERE {TOTAL} AND value IS NOT NULL) \
              THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END \
-             ELSE (SELECT {OUTCOME} FROM checked) END, {blocks}{TOOK}",
+             ELSE (SELECT {outcome} FROM checked) END, {blocks}{TOOK}",
             begin = queue.begin(worker, isolation),
             is_plain = queue.is_plain(isolation),
             unflushed = queue.unflushed(),
             folded = self.folded(&deltas, isolation),
             found = self.found(&deltas, isolation),
             not_plain = not_plain("pending"),
+            outcome = outcome(),
             blocks = self.relation().blocks(),
         )
     }
@@ -275,15 +276,6 @@ const TOTAL: &str = "type OPERATOR(pg_catalog.=) 'total'";
 const COUNT_COLUMNS: &str = "(SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute \
      WHERE attrelid OPERATOR(pg_catalog.=) c.oid AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped)";
 
-/// An expression for the outcome of a fold that has locked the total; it undoes the fold if something does not agree.
-const OUTCOME: &str = "CASE \
-    WHEN found OPERATOR(pg_catalog.<>) rows THEN pg_catalog.format(\
-    'bgworker: of %s deltas %s could be deleted', found, rows)::pg_catalog.int4::pg_catalog.text \
-    WHEN rows OPERATOR(pg_catalog.=) 0 THEN 'skipped' \
-    WHEN (after OPERATOR(pg_catalog.=) (before OPERATOR(pg_catalog.+) sum)) IS NOT TRUE \
-    THEN pg_catalog.format('bgworker: the total is %s and not %s', after, before OPERATOR(pg_catalog.+) sum)\
-    ::pg_catalog.int4::pg_catalog.text ELSE 'folded' END";
-
 /// The outcome of a fold: deltas were folded.
 pub(super) const FOLDED: &str = "folded";
 /// The outcome of a fold: there was no delta.
@@ -292,3 +284,15 @@ pub(super) const IDLE: &str = "idle";
 pub(super) const SKIPPED: &str = "skipped";
 /// The outcome of a fold: there are deltas and no total.
 pub(super) const NO_TOTAL: &str = "no total";
+
+/// An expression for the outcome of a fold that has locked the total. It undoes the fold if something does not agree.
+fn outcome() -> String {
+    format!(
+        "CASE WHEN found OPERATOR(pg_catalog.<>) rows THEN pg_catalog.format(\
+         'bgworker: of %s deltas %s could be deleted', found, rows)::pg_catalog.int4::pg_catalog.text \
+         WHEN rows OPERATOR(pg_catalog.=) 0 THEN '{SKIPPED}' \
+         WHEN (after OPERATOR(pg_catalog.=) (before OPERATOR(pg_catalog.+) sum)) IS NOT TRUE \
+         THEN pg_catalog.format('bgworker: the total is %s and not %s', after, before OPERATOR(pg_catalog.+) sum)\
+         ::pg_catalog.int4::pg_catalog.text ELSE '{FOLDED}' END"
+    )
+}
