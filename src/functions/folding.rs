@@ -16,11 +16,9 @@ use tokio::time::Instant;
 
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
-pub(super) use self::pieces::{Fold, Found, blocks_of, count_blocks, number, took};
-#[cfg(feature = "config")]
-pub(super) use self::statement::has_no_trigger;
+pub(super) use self::pieces::{Fold, Found, blocks, blocks_of, count_blocks, number, took};
 pub(super) use self::statement::{
-    Isolation, Piece, Queue, TOOK, bypass_row_security, comment, not_plain,
+    Isolation, Piece, Queue, TOOK, bypass_row_security, comment, has_trigger, not_plain,
 };
 use self::vacuum::Vacuum;
 use super::runner::{CycleError, Outcome, Routine, Turn};

@@ -206,6 +206,11 @@ pub(in crate::functions) fn number(row: &SimpleQueryRow, column: usize) -> i64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// A number of blocks in a row of text.
+pub(in crate::functions) fn blocks(row: &SimpleQueryRow, column: usize) -> u32 {
+    u32::try_from(number(row, column)).unwrap_or(u32::MAX)
+}
+
 /// How long a fold took, as its last row says.
 pub(in crate::functions) fn took(rows: &[SimpleQueryRow]) -> Duration {
     let text = rows.last().and_then(|row| row.get(0));

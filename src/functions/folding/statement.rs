@@ -123,9 +123,9 @@ impl Queue {
         match isolation {
             Isolation::RepeatableRead => format!(
                 "(SELECT relkind OPERATOR(pg_catalog.=) 'r' AND NOT (relhasrules OR relhassubclass) \
-                 FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) AND {}",
+                 FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) AND NOT {}",
                 self.relation.regclass(),
-                has_no_trigger(&self.relation),
+                has_trigger(&self.relation),
             ),
             Isolation::ReadCommitted => "true".to_owned(),
         }
@@ -160,11 +160,10 @@ pub(in crate::functions) fn bypass_row_security(role: &str) -> String {
     format!("ALTER ROLE {} BYPASSRLS", identifier(role))
 }
 
-/// An expression that tells whether no trigger runs for a table, other than those of its constraints: they never keep a
-/// row.
-pub(in crate::functions) fn has_no_trigger(relation: &Relation) -> String {
+/// An expression that tells whether a table has a trigger, other than those of its constraints: they never keep a row.
+pub(in crate::functions) fn has_trigger(relation: &Relation) -> String {
     format!(
-        "NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal \
+        "EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal \
          AND tgrelid OPERATOR(pg_catalog.=) {}::pg_catalog.oid)",
         relation.regclass()
     )

@@ -14,7 +14,7 @@ use super::statement::{self, How, Statements, Which};
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
 use crate::database::{DatabaseError, is_locked, is_made_already, is_of_a_row};
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, number, took,
+    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, blocks, number, took,
 };
 use crate::functions::runner::CycleError;
 
@@ -135,7 +135,7 @@ impl ByKey {
         };
         Fold {
             found,
-            blocks: u32::try_from(number(row, 4)).unwrap_or(u32::MAX),
+            blocks: blocks(row, 4),
             took,
         }
     }

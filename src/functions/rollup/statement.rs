@@ -1,9 +1,7 @@
 //! The SQL of a roll-up's folds: a shape in, statements out. Pure text.
 
 use super::shape::{Shape, Sum};
-use crate::functions::folding::{
-    Isolation, Piece, Queue, TOOK, comment, has_no_trigger, not_plain,
-};
+use crate::functions::folding::{Isolation, Piece, Queue, TOOK, comment, has_trigger, not_plain};
 use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
@@ -219,7 +217,7 @@ impl Statements<'_> {
     fn is_plain(&self, how: How) -> String {
         let queue = queue(self.queue).is_plain(how.isolation());
         match how {
-            How::Snapshot => format!("{queue} AND {}", has_no_trigger(self.totals)),
+            How::Snapshot => format!("{queue} AND NOT {}", has_trigger(self.totals)),
             How::Wait | How::Around => queue,
         }
     }
@@ -301,10 +299,9 @@ impl Statements<'_> {
         let found = match how {
             How::Snapshot => "NULL::pg_catalog.int8".to_owned(),
             How::Wait | How::Around => format!(
-                "CASE WHEN {IS_MY_TURN} AND (SELECT relhastriggers FROM pg_catalog.pg_class \
-                 WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) \
+                "CASE WHEN {IS_MY_TURN} AND {} \
                  THEN (SELECT pg_catalog.count(*) FROM {} AS q WHERE {deltas}) END",
-                self.queue.regclass(),
+                has_trigger(self.queue),
                 self.queue.sql(),
             ),
         };

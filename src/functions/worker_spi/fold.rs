@@ -12,8 +12,8 @@ use super::truncation::{Truncation, truncate};
 use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, blocks_of, count_blocks,
-    number, took,
+    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, blocks, blocks_of,
+    count_blocks, number, took,
 };
 use crate::functions::runner::CycleError;
 
@@ -195,7 +195,7 @@ impl Folder for OneTotal {
         };
         Ok(Fold {
             found,
-            blocks: u32::try_from(number(row, 3)).unwrap_or(u32::MAX),
+            blocks: blocks(row, 3),
             took: took(&rows),
         })
     }

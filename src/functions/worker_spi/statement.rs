@@ -3,7 +3,7 @@
 //! Pure text; nothing here talks to a server. The names of tables are quoted by [`Table`].
 
 use super::table::Table;
-use crate::functions::folding::{Isolation, Piece, Queue, TOOK, comment, not_plain};
+use crate::functions::folding::{Isolation, Piece, Queue, TOOK, comment, has_trigger, not_plain};
 use crate::functions::quote::identifier;
 
 // === impl Table ===
@@ -107,10 +107,8 @@ impl Table {
         match isolation {
             Isolation::RepeatableRead => "folded.rows".to_owned(),
             Isolation::ReadCommitted => format!(
-                "CASE WHEN (SELECT relhastriggers FROM pg_catalog.pg_class \
-                 WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) \
-                 THEN (SELECT pg_catalog.count(*) FROM {} WHERE {deltas}) ELSE folded.rows END",
-                self.relation().regclass(),
+                "CASE WHEN {} THEN (SELECT pg_catalog.count(*) FROM {} WHERE {deltas}) ELSE folded.rows END",
+                has_trigger(self.relation()),
                 self.sql(),
             ),
         }
