@@ -10,6 +10,8 @@ mod folding;
 mod function;
 #[cfg(feature = "config")]
 mod lookup;
+#[cfg(feature = "config")]
+mod ownership;
 mod quote;
 mod relation;
 mod remedy;

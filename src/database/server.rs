@@ -88,6 +88,8 @@ pub struct Settings {
     pub jobs: usize,
     /// Whether statements are prepared, and sessions set up.
     pub prepare: bool,
+    /// Roles whose tables are trusted, beside the role itself, superusers, and the owner of the database.
+    pub trusted_owners: Vec<String>,
 }
 
 // === impl Server ===
@@ -176,6 +178,14 @@ impl Settings {
         self.prepare = prepare;
         self
     }
+
+    /// Sets which roles may own the tables that bgworker writes to and did not make itself, beside the role that it
+    /// connects as, superusers, and, unless that role is a superuser, the owner of the database. None unless set.
+    #[must_use]
+    pub fn trusted_owners(mut self, owners: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.trusted_owners = owners.into_iter().map(Into::into).collect();
+        self
+    }
 }
 
 impl Default for Settings {
@@ -187,6 +197,7 @@ impl Default for Settings {
             connections: 8,
             jobs: 8,
             prepare: true,
+            trusted_owners: Vec::new(),
         }
     }
 }

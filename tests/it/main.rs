@@ -35,6 +35,7 @@ mod jobs;
 mod libpq;
 mod names;
 mod one_snapshot;
+mod ownership;
 mod page;
 mod pooler;
 mod postmaster;

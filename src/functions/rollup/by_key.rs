@@ -184,7 +184,7 @@ impl Folder for ByKey {
     async fn initialize(&self, at: At<'_, Settings>) -> Result<Shape, CycleError> {
         let mut attempts = 1..=ATTEMPTS_MAX;
         loop {
-            let found = tables::look(at.session, at.settings).await?;
+            let found = tables::look(at.session, at.settings, trusted_owners(at)).await?;
             match check::check(at.settings, &found).map_err(unusable)? {
                 Verdict::Usable(shape) => {
                     let worker = at.context.name();
@@ -204,7 +204,7 @@ impl Folder for ByKey {
     }
 
     async fn hidden(&self, at: At<'_, Settings>) -> CycleError {
-        let found = match tables::look(at.session, at.settings).await {
+        let found = match tables::look(at.session, at.settings, trusted_owners(at)).await {
             Ok(found) => found,
             Err(error) => return error.into(),
         };
@@ -288,6 +288,12 @@ impl Folder for ByKey {
             format!("other clients hold some totals of {totals}: the deltas of their keys wait, all others are folded")
         })
     }
+}
+
+/// The owners of tables that the settings trust.
+fn trusted_owners<'t>(at: At<'t, Settings>) -> &'t [String] {
+    let database = at.context.database();
+    database.map_or(&[], |database| &database.settings().trusted_owners)
 }
 
 fn unusable(error: UnusableRollup) -> CycleError {

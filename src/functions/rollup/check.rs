@@ -7,6 +7,7 @@ use super::shape::Shape;
 use super::tables::{Table, Tables};
 use super::unusable::UnusableRollup;
 use crate::functions::folding::bypass_row_security;
+use crate::functions::ownership::UntrustedTables;
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 
@@ -233,6 +234,32 @@ fn has_index(settings: &Settings, tables: &Tables) -> Result<(), UnusableRollup>
     })
 }
 
+/// Refuses a table for poison that would run the code of a role that is not trusted. Roles that can run code by way of the
+/// queue are trusted: its owner, and the roles that may put triggers on it.
+fn is_trusted(relation: &Relation, tables: &Tables) -> Result<(), UnusableRollup> {
+    let Tables {
+        queue,
+        rejected,
+        role,
+        ..
+    } = tables;
+    let trusted = tables.trusted_owners.iter();
+    let trusted = trusted
+        .chain(&queue.facts.owner)
+        .chain(&queue.facts.trigger_makers);
+    let trusted: Vec<_> = trusted.cloned().collect();
+    let mut facts = rejected.facts.clone();
+    // The types of the queue's columns are trusted with the queue.
+    facts.made_types.retain(|name| {
+        let kind = |table: &Table| table.columns.get(name).map(|column| column.shown.clone());
+        kind(rejected) != kind(queue)
+    });
+    let doubts = facts.doubts(relation, role, &trusted);
+    UntrustedTables::refuse(role, doubts).map_err(|error| UnusableRollup::Untrusted {
+        why: error.to_string(),
+    })
+}
+
 /// What is missing and can be created: the table for poison, then the view. Refuses a view that does not fit.
 fn missing(settings: &Settings, tables: &Tables) -> Result<Option<Verdict>, UnusableRollup> {
     let make = |relation: &Relation, table: &Table, what, sql: String| {
@@ -254,7 +281,8 @@ fn missing(settings: &Settings, tables: &Tables) -> Result<Option<Verdict>, Unus
                 sql,
             );
         }
-        is_kind(&relation, &tables.rejected, &["r", "p"], "a table")?;
+        is_kind(&relation, &tables.rejected, &["r"], "an ordinary table")?;
+        is_trusted(&relation, tables)?;
     }
     let Some(view) = &settings.view else {
         return Ok(None);

@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 use super::settings::Settings;
 use super::shape::Number;
 use crate::database::{DatabaseError, Parameters};
+use crate::functions::ownership::{self, Facts};
 use crate::functions::relation::Relation;
 use crate::functions::session::Session;
 
@@ -26,6 +27,8 @@ pub(super) struct Tables {
     pub(super) deferrable: Vec<Deferrable>,
     /// The columns of the totals that are part of any index.
     pub(super) indexed: Vec<String>,
+    /// The owners that the settings trust.
+    pub(super) trusted_owners: Vec<String>,
 }
 
 /// A deferrable unique constraint, which keeps an upsert from relying on any index on its columns.
@@ -55,6 +58,8 @@ pub(super) struct Table {
     /// The relations that a view reads: schema and name of each in turn.
     pub(super) reads: Vec<String>,
     pub(super) columns: Columns,
+    /// Whose it is, and what runs code in it.
+    pub(super) facts: Facts,
 }
 
 /// The columns of a table.
@@ -107,7 +112,7 @@ const RELATIONS: &str = "\
     JOIN pg_catalog.pg_class AS r ON r.oid OPERATOR(pg_catalog.=) d.refobjid \
     JOIN pg_catalog.pg_namespace AS rn ON rn.oid OPERATOR(pg_catalog.=) r.relnamespace \
     CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[rn.nspname::pg_catalog.text, r.relname::pg_catalog.text]) AS part \
-    WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid AND r.oid OPERATOR(pg_catalog.<>) c.oid) AS reads FROM ";
+    WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid AND r.oid OPERATOR(pg_catalog.<>) c.oid) AS reads";
 
 /// One row for each column of these relations.
 ///
@@ -163,7 +168,11 @@ const INDEXES: &str = "\
     WHERE n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.text AND c.relname OPERATOR(pg_catalog.=) $2::pg_catalog.text";
 
 /// Looks at the relations, their columns, and the indexes of the totals.
-pub(super) async fn look(session: &Session, settings: &Settings) -> Result<Tables, DatabaseError> {
+pub(super) async fn look(
+    session: &Session,
+    settings: &Settings,
+    trusted_owners: &[String],
+) -> Result<Tables, DatabaseError> {
     let (view, rejected) = (settings.view.clone(), settings.rejected());
     let wanted = [
         Some(&settings.queue),
@@ -176,8 +185,11 @@ pub(super) async fn look(session: &Session, settings: &Settings) -> Result<Table
         names.collect::<Parameters>()
     };
     let doing = "look for the tables";
-    let sql = format!("{RELATIONS}{WANTED}");
-    let mut tables = Tables::default();
+    let sql = format!("{RELATIONS}, {} FROM {WANTED}", ownership::columns());
+    let mut tables = Tables {
+        trusted_owners: trusted_owners.to_vec(),
+        ..Tables::default()
+    };
     for row in session.query(doing, &sql, names()).await? {
         tables.role = row.get("role");
         if let Some(table) = tables.at(row.get("place")) {
@@ -251,6 +263,7 @@ impl From<&Row> for Table {
             may_delete: is("may_delete"),
             reads: row.get("reads"),
             columns: Columns::default(),
+            facts: Facts::of(row),
         }
     }
 }

@@ -178,6 +178,12 @@ pub enum UnusableRollup {
         /// The statements.
         mend: String,
     },
+    /// Another role made the table for poison, and could run code with the rights of the worker's role.
+    #[error("{why}")]
+    Untrusted {
+        /// What is wrong, and the statements that mend it.
+        why: String,
+    },
     /// Something is missing, and the role may not create it.
     #[error("the role may not create {relation}; this makes it, run by a role that may: {mend}")]
     NotMade {

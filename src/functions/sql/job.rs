@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::tables::SEAL;
 use crate::database::{Connection, DatabaseError};
 use crate::functions::session::Session;
 
@@ -55,6 +56,8 @@ pub(super) struct Claimed {
     pub(super) at: Instant,
     /// The transaction that holds the claim.
     pub(super) transaction: String,
+    /// The [`SEAL`] of the tables in that transaction.
+    pub(super) seal: Option<String>,
 }
 
 // === impl JobRow ===
@@ -85,6 +88,7 @@ impl Claimed {
             now,
             at: Instant::now(),
             transaction: String::new(),
+            seal: None,
         }
     }
 }
@@ -98,7 +102,7 @@ const LOOK: &str = "\
 /// Looks at one job.
 const LOOK_AT_ONE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, j.attempt_tick FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
+    j.running_since, j.attempt_tick, SEAL FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
 
 /// Declares a job. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
 /// tick that follows the newest one of the new schedule.
@@ -113,7 +117,7 @@ const DECLARE: &str = "\
 /// Locks a row in the transaction under way, unless another session has it.
 const TAKE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, j.attempt_tick, pg_catalog.pg_current_xact_id()::pg_catalog.text FROM bgworker.job AS j \
+    j.running_since, j.attempt_tick, pg_catalog.pg_current_xact_id()::pg_catalog.text, SEAL FROM bgworker.job AS j \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
 
 /// The condition that a tick is due, and that the job is declared as this instance knows it.
@@ -124,12 +128,17 @@ const IS_DUE: &str =
 pub(super) async fn look_at_one(
     connection: &Connection,
     name: &str,
-) -> Result<Option<(JobRow, Timestamp)>, DatabaseError> {
+) -> Result<Option<Claimed>, DatabaseError> {
+    let sql = LOOK_AT_ONE.replace("SEAL", &SEAL);
     let rows = connection
-        .query("look at the job", LOOK_AT_ONE, &[(&name, Type::TEXT)])
+        .query("look at the job", &sql, &[(&name, Type::TEXT)])
         .await?;
-    let row = rows.first();
-    Ok(row.and_then(|row| Some((job_row(row)?, timestamp(row, 6)))))
+    Ok(rows.first().and_then(|row| {
+        Some(Claimed {
+            seal: row.get(9),
+            ..Claimed::outside(job_row(row)?, timestamp(row, 6))
+        })
+    }))
 }
 
 /// Looks at a job, together with all jobs of its database. The look is made at `not_before` or later.
@@ -198,7 +207,7 @@ async fn lock_row(
     condition: &str,
     parameters: &[Borrowed<'_>],
 ) -> Result<Option<Claimed>, DatabaseError> {
-    let sql = TAKE.replace("CONDITION", condition);
+    let sql = TAKE.replace("CONDITION", condition).replace("SEAL", &SEAL);
     let rows = connection.query("claim the tick", &sql, parameters).await?;
     Ok(rows.first().and_then(|row| {
         Some(Claimed {
@@ -206,6 +215,7 @@ async fn lock_row(
             now: timestamp(row, 6),
             at: Instant::now(),
             transaction: row.get(9),
+            seal: row.get(10),
         })
     }))
 }

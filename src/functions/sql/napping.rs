@@ -105,7 +105,7 @@ impl Routine for Napping {
             ..
         } = turn;
         let job = settings.job().map_err(CycleError::Unusable)?;
-        let Some(run) = Run::of(context, settings, &job, beside) else {
+        let Some(run) = Run::of(context, settings, &job, beside, "") else {
             return Ok(Outcome::Busy("there is no database"));
         };
         let begin = Instant::now();

@@ -13,7 +13,7 @@ use super::napping::Untracked;
 use super::outside::lock;
 use super::run::{Failure, Ran, Run};
 use super::settings::{Job, Settings};
-use super::tables;
+use super::tables::{self, TablesError};
 use crate::database::{Connection, Database, DatabaseError};
 use crate::functions::beside::Beside;
 use crate::functions::session::Session;
@@ -65,6 +65,14 @@ pub enum OnceError {
     /// Its settings do not make a job.
     #[error(transparent)]
     Job(Box<dyn std::error::Error + Send + Sync>),
+    /// The tables of jobs cannot be used.
+    #[error(transparent)]
+    Tables(Box<dyn std::error::Error + Send + Sync>),
+    /// The tables of jobs were changed meanwhile.
+    #[error(
+        "the tables of jobs were changed while they were used: nothing is recorded of this run"
+    )]
+    Changed,
     /// Another session runs it.
     #[error("the job runs now: another session has its row")]
     Running,
@@ -111,6 +119,7 @@ pub async fn once(
         settings,
         job: &job,
         beside: &beside,
+        seal: "",
         is_once: true,
     };
     let mut running = Box::pin(async {
@@ -124,7 +133,9 @@ pub async fn once(
                 Untracked::Crowded | Untracked::Interrupted => Err(OnceError::Interrupted),
             };
         }
-        see_to_row(&connection, name, &job).await?;
+        let trusted = &database.settings().trusted_owners;
+        let seal = &see_to_row(&connection, name, &job, trusted).await?;
+        let run = Run { seal, ..run };
         let ran = if settings.transaction {
             in_transaction(&run, &connection, once.tick).await?
         } else {
@@ -167,6 +178,7 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
         Ran::Failed { why, .. } => Err(OnceError::Failed(why)),
         Ran::Unmarked(why) => Err(OnceError::Failed(why.to_owned())),
         Ran::Elsewhere | Ran::Crowded => Err(OnceError::Running),
+        Ran::Changed => Err(OnceError::Changed),
         Ran::Interrupted => Err(OnceError::Interrupted),
     }
 }
@@ -176,14 +188,20 @@ async fn see_to_row(
     connection: &Rc<Connection>,
     name: &str,
     job: &Job,
-) -> Result<(), DatabaseError> {
+    trusted: &[String],
+) -> Result<String, OnceError> {
     let session = Session::Own(Rc::clone(connection));
-    tables::make(&session).await?;
+    let seal = tables::make(&session, trusted)
+        .await
+        .map_err(|error| match error {
+            TablesError::Database(error) => OnceError::Database(error),
+            error => OnceError::Tables(Box::new(error)),
+        })?;
     let look = job::look(&session, name, Instant::now()).await?;
     if look.row.is_none() {
         job.declare(&session, name, look.now).await?;
     }
-    Ok(())
+    Ok(seal)
 }
 
 async fn in_transaction(
@@ -197,6 +215,9 @@ async fn in_transaction(
     let Some(taken) = job::take(connection, run.name).await? else {
         return Ok(Ran::Elsewhere);
     };
+    if !run.are_as_looked_at(&taken) {
+        return Ok(Ran::Changed);
+    }
     run.run_claimed(connection, &taken, tick.unwrap_or(taken.now))
         .await
 }
@@ -209,10 +230,13 @@ async fn outside(
     if !lock(connection, run.name).await? {
         return Ok(Ran::Elsewhere);
     }
-    let Some((row, now)) = job::look_at_one(connection, run.name).await? else {
+    let Some(claimed) = job::look_at_one(connection, run.name).await? else {
         return Ok(Ran::Elsewhere);
     };
-    let claimed = Claimed::outside(row, now);
+    if !run.are_as_looked_at(&claimed) {
+        return Ok(Ran::Changed);
+    }
+    let now = claimed.now;
     run.work_outside(connection, claimed, tick.unwrap_or(now))
         .await
 }

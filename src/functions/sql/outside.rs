@@ -14,6 +14,7 @@ use tokio_postgres::types::Type;
 use super::due::{Due, due};
 use super::job::{self, Claimed};
 use super::run::{Failure, Ran, Run};
+use super::tables::SEAL;
 use crate::database::{Connection, DatabaseError};
 
 /// The key of a job's advisory lock: bgworker's class, and a hash of the name.
@@ -60,11 +61,15 @@ async fn invalid_indexes(connection: &Connection) -> Result<Option<String>, Data
     Ok(rows.await?.first().and_then(|row| row.get(0)))
 }
 
-/// The ID of the transaction under way.
-async fn transaction(connection: &Connection) -> Result<String, DatabaseError> {
-    let sql = "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text";
-    let rows = connection.query("mark the tick", sql, &[]).await?;
-    Ok(rows.first().map_or_else(String::new, |row| row.get(0)))
+/// The ID of the transaction under way, and the seal of the tables in it.
+async fn transaction(connection: &Connection) -> Result<(String, Option<String>), DatabaseError> {
+    let sql = format!(
+        "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text, {}",
+        *SEAL
+    );
+    let rows = connection.query("mark the tick", &sql, &[]).await?;
+    let row = rows.first();
+    Ok(row.map_or_else(Default::default, |row| (row.get(0), row.get(1))))
 }
 
 // === impl Run ===
@@ -76,14 +81,17 @@ impl Run<'_> {
             return Ok(Ran::Elsewhere);
         }
         let looked = job::look_at_one(connection, name).await?;
-        let Some((row, now)) = looked.filter(|(row, _)| row.declared == self.job.declared) else {
+        let declared = &self.job.declared;
+        let Some(claimed) = looked.filter(|looked| looked.row.declared == *declared) else {
             return Ok(Ran::Elsewhere);
         };
-        let due = due(&row, now, &self.job.schedule, self.settings.missed);
-        let Due::Now(tick) = due else {
+        let (schedule, missed) = (&self.job.schedule, self.settings.missed);
+        let Due::Now(tick) = due(&claimed.row, claimed.now, schedule, missed) else {
             return Ok(Ran::Elsewhere);
         };
-        let claimed = Claimed::outside(row, now);
+        if !self.are_as_looked_at(&claimed) {
+            return Ok(Ran::Changed);
+        }
         if claimed.row.running_since.is_some() {
             let why = "interrupted: the instance or its server went away while it ran".to_owned();
             let failure = Failure { why, error: None };
@@ -148,7 +156,10 @@ impl Run<'_> {
             }
             worked => worked,
         };
-        claimed.transaction = transaction(connection).await?;
+        (claimed.transaction, claimed.seal) = transaction(connection).await?;
+        if !self.are_as_looked_at(&claimed) {
+            return Ok(Ran::Changed);
+        }
         self.settle(connection, &claimed, tick, worked).await
     }
 }

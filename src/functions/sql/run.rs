@@ -45,6 +45,8 @@ pub(super) struct Run<'r> {
     pub(super) settings: &'r Settings,
     pub(super) job: &'r Job,
     pub(super) beside: &'r Beside,
+    /// What the tables were when they were looked at.
+    pub(super) seal: &'r str,
     /// `true` for a run beside the schedule, which does not change which ticks are done.
     pub(super) is_once: bool,
 }
@@ -68,6 +70,8 @@ pub(super) enum Ran {
     Unmarked(&'static str),
     /// Another session has or had the tick, or it is no longer due. Nothing was done.
     Elsewhere,
+    /// The tables of jobs are no longer as they were when they were looked at. Nothing was marked.
+    Changed,
     /// All connections for jobs are in use. Nothing was done.
     Crowded,
     /// The worker must stop, and the tick is still due.
@@ -100,6 +104,7 @@ impl<'r> Run<'r> {
         settings: &'r Settings,
         job: &'r Job,
         beside: &'r Beside,
+        seal: &'r str,
     ) -> Option<Self> {
         Some(Self {
             name: context.name(),
@@ -108,6 +113,7 @@ impl<'r> Run<'r> {
             settings,
             job,
             beside,
+            seal,
             is_once: false,
         })
     }
@@ -168,6 +174,9 @@ impl<'r> Run<'r> {
         );
         begun?;
         if let Some(claimed) = claimed? {
+            if !self.are_as_looked_at(&claimed) {
+                return Ok(Ran::Changed);
+            }
             // The row may have moved on since it was looked at.
             let (schedule, missed) = (&self.job.schedule, self.settings.missed);
             if let Due::Now(tick) = due(&claimed.row, claimed.now, schedule, missed) {
@@ -178,6 +187,11 @@ impl<'r> Run<'r> {
             .batch_execute("leave the tick", "ROLLBACK")
             .await?;
         Ok(Ran::Elsewhere)
+    }
+
+    /// `true` if the tables of jobs are as they were when they were looked at: a mark runs no code but bgworker's.
+    pub(super) fn are_as_looked_at(&self, claimed: &Claimed) -> bool {
+        claimed.seal.as_deref() == Some(self.seal)
     }
 
     pub(super) async fn run_claimed(

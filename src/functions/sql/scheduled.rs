@@ -15,7 +15,7 @@ use super::settings::{Job, Settings};
 use super::tables;
 use super::{CROWDED, GIVEN_UP, LATENESS, NEXT_TICK, count};
 use crate::context::WorkerContext;
-use crate::database::DatabaseError;
+use crate::database::{Database, DatabaseError};
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
@@ -34,7 +34,8 @@ pub(super) struct Scheduled {
     /// The settings, and the job that they describe.
     job: Option<(Settings, Arc<Job>)>,
     lasting: Arc<Lasting>,
-    has_tables: bool,
+    /// What the tables were when they were looked at; `None` if that is still to be done.
+    seal: Option<String>,
     was_ready: bool,
     seen: Seen,
     /// The job's last tick when another session was found to have the row, and since when that session has it.
@@ -88,7 +89,7 @@ impl Scheduled {
         Self {
             job: None,
             lasting,
-            has_tables: false,
+            seal: None,
             was_ready: false,
             seen: Seen::Nothing,
             elsewhere: None,
@@ -205,6 +206,10 @@ impl Scheduled {
             }
             Ran::Unmarked(why) => Outcome::Waits(why.to_owned()),
             Ran::Crowded => Outcome::Busy(CROWDED),
+            Ran::Changed => {
+                self.seal = None;
+                Outcome::Busy("the tables of jobs were changed, and are looked at again")
+            }
             Ran::Elsewhere | Ran::Interrupted if self.lasting.failure().is_some() => {
                 Outcome::Pending(ELSEWHERE)
             }
@@ -245,10 +250,15 @@ impl Routine for Scheduled {
             beside,
         } = turn;
         let job = self.job(settings)?;
-        if !self.has_tables {
-            tables::make(session).await?;
-            self.has_tables = true;
-        }
+        let seal = match &self.seal {
+            Some(seal) => seal.clone(),
+            None => {
+                let settings = context.database().map(Database::settings);
+                let trusted = settings.map_or(&[][..], |settings| &settings.trusted_owners);
+                let seal = tables::make(session, trusted).await?;
+                self.seal.insert(seal).clone()
+            }
+        };
         let look = self.look(session, context, &job).await?;
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();
@@ -280,7 +290,7 @@ impl Routine for Scheduled {
                 context.name().replace('\'', "''")
             ))),
             Due::Now(tick) => {
-                let Some(run) = Run::of(context, settings, &job, beside) else {
+                let Some(run) = Run::of(context, settings, &job, beside, &seal) else {
                     return Ok(Outcome::Busy("there is no database"));
                 };
                 if !settings.transaction && !run.database.settings().prepare {
@@ -313,7 +323,7 @@ impl Routine for Scheduled {
     fn forget_prepared(&mut self) {}
 
     fn forget(&mut self) {
-        self.has_tables = false;
+        self.seal = None;
         self.seen = Seen::Nothing;
     }
 }

@@ -1,13 +1,55 @@
 //! The tables of jobs, in each database that has jobs.
+//!
+//! Tables that another role has made are looked at before they are used, and again in each claim: a trigger on them
+//! would run with the rights of the worker's role.
 
+use std::sync::LazyLock;
+
+use thiserror::Error;
 use tokio::time::Instant;
+use tokio_postgres::Row;
 
 use crate::database::{DatabaseError, is_made_already};
+use crate::functions::ownership::{self, Facts, RUNS_CODE, UntrustedTables};
 use crate::functions::quote::identifier;
+use crate::functions::relation::{Relation, shown};
+use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 
-/// Finds out whether the tables exist.
-const HAS_TABLES: &str = "SELECT pg_catalog.to_regclass('bgworker.job_run') IS NOT NULL";
+/// Their schema.
+const SCHEMA: &str = "bgworker";
+
+/// A scalar that claims compare with what it was when the tables were looked at: which tables they are, whose, who may put
+/// triggers on them, and whether they have some. Whatever else runs code, only their owners can make. It is cheap, since
+/// each claim asks for it.
+pub(super) static SEAL: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "(SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.relowner, n.nspowner, c.relkind, c.relacl, \
+         c.relhasrules, c.relhassubclass, c.relispartition, c.relrowsecurity, c.relchecks, c.relnatts, \
+         CASE WHEN c.relhastriggers THEN (SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger AS t \
+         WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid AND {RUNS_CODE}) ELSE 0 END), ', ' ORDER BY c.relname) \
+         FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
+         WHERE n.nspname OPERATOR(pg_catalog.=) '{SCHEMA}' \
+         AND (c.relname OPERATOR(pg_catalog.=) 'job' OR c.relname OPERATOR(pg_catalog.=) 'job_run'))"
+    )
+});
+
+/// Looks at the tables, one row for each.
+static LOOK: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT wanted.name, n.oid IS NOT NULL AS has_schema, c.relkind::pg_catalog.text AS kind, \
+         current_user::pg_catalog.text AS role, pg_catalog.current_database()::pg_catalog.text AS database, \
+         CASE WHEN n.oid IS NULL \
+         THEN pg_catalog.has_database_privilege(pg_catalog.current_database()::pg_catalog.text, 'CREATE') \
+         ELSE pg_catalog.has_schema_privilege(n.oid, 'CREATE') END AS may_create, {} AS seal, {} \
+         FROM (VALUES ('job'), ('job_run')) AS wanted (name) \
+         LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) '{SCHEMA}' \
+         LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
+         AND c.relname OPERATOR(pg_catalog.=) wanted.name ORDER BY wanted.name",
+        &*SEAL,
+        ownership::columns()
+    )
+});
 
 /// Creates the tables. Columns are only ever added, with defaults, so that instances of two versions can work together.
 const CREATE: &str = "\
@@ -19,16 +61,96 @@ const CREATE: &str = "\
     started_at pg_catalog.timestamptz NOT NULL, finished_at pg_catalog.timestamptz NOT NULL, outcome pg_catalog.text NOT NULL, attempt int NOT NULL, \
     rows bigint, sqlstate pg_catalog.text, message pg_catalog.text, PRIMARY KEY (name, slot)) WITH (fillfactor = 50)";
 
-/// Creates the tables, unless they exist. Looks again if another session created them at the same time.
-pub(super) async fn make(session: &Session) -> Result<(), DatabaseError> {
-    while !has_tables(session).await? {
+/// Why the tables of jobs cannot be used.
+#[derive(Debug, Error)]
+pub(super) enum TablesError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Untrusted(#[from] UntrustedTables),
+    #[error("{table} is not an ordinary table: jobs need a table of this name")]
+    Kind { table: String },
+    #[error(
+        "the role {} may not create the tables of jobs: \"bgworker ddl\" prints them for a role that may, or this \
+         lets the role create them: {mend}",
+        shown(.role)
+    )]
+    NotMade { role: String, mend: String },
+}
+
+// === impl TablesError ===
+
+impl From<TablesError> for CycleError {
+    fn from(error: TablesError) -> Self {
+        match error {
+            TablesError::Database(error) => Self::Database(error),
+            error => Self::Unusable(Box::new(error)),
+        }
+    }
+}
+
+/// Creates the tables, unless they exist, and looks at what exists: `trusted` are the owners that the settings trust.
+/// Returns what claims compare with [`SEAL`]. Looks again if another session created them at the same time.
+pub(super) async fn make(session: &Session, trusted: &[String]) -> Result<String, TablesError> {
+    loop {
+        let looking = session.query_together("look for the tables of jobs", &LOOK, Instant::now());
+        let found = looking.await?;
+        if let Some(seal) = judge(&found.rows, trusted)? {
+            return Ok(seal);
+        }
         let making = session.batch_execute("make the tables of jobs", CREATE);
         match making.await {
-            Err(error) if !error.sqlstate().is_some_and(is_made_already) => return Err(error),
+            Err(error) if !error.sqlstate().is_some_and(is_made_already) => {
+                return Err(error.into());
+            }
             _ => {}
         }
     }
-    Ok(())
+}
+
+/// Decides whether the tables that were found can be used. `None` if one is missing.
+fn judge(rows: &[Row], trusted: &[String]) -> Result<Option<String>, TablesError> {
+    let (mut doubts, mut missing, mut seal) = (Vec::new(), None, None);
+    for row in rows {
+        let (facts, role): (_, String) = (Facts::of(row), row.get("role"));
+        let relation = Relation {
+            schema: SCHEMA.to_owned(),
+            name: row.get("name"),
+        };
+        if doubts.is_empty() {
+            // It is the same for both.
+            doubts.extend(facts.doubt_of_schema(SCHEMA, &role, trusted));
+        }
+        match row.get::<_, Option<&str>>("kind") {
+            Some("r") => doubts.extend(facts.doubts(&relation, &role, trusted)),
+            Some(_) => {
+                let table = relation.to_string();
+                return Err(TablesError::Kind { table });
+            }
+            None => missing = Some(row),
+        }
+        seal = row.get("seal");
+    }
+    let role = rows.first().map_or("", |row| row.get("role"));
+    UntrustedTables::refuse(role, doubts)?;
+    match missing {
+        None => Ok(seal),
+        Some(row) if row.get("may_create") => Ok(None),
+        Some(row) => Err(not_made(row)),
+    }
+}
+
+/// Says that the role may not create the tables, and which statement allows it.
+fn not_made(row: &Row) -> TablesError {
+    let role: String = row.get("role");
+    let to = identifier(&role);
+    let mend = if row.get("has_schema") {
+        format!("GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {to}")
+    } else {
+        let database = identifier(row.get("database"));
+        format!("GRANT CREATE ON DATABASE {database} TO {to}")
+    };
+    TablesError::NotMade { role, mend }
 }
 
 /// The statements that create the tables, and let a role run jobs.
@@ -40,10 +162,4 @@ pub(super) fn objects(role: &str) -> Vec<String> {
         "GRANT SELECT, INSERT, UPDATE ON bgworker.job, bgworker.job_run TO {role}"
     ));
     statements
-}
-
-/// `true` if the tables exist.
-async fn has_tables(session: &Session) -> Result<bool, DatabaseError> {
-    let looking = session.query_together("look for the tables of jobs", HAS_TABLES, Instant::now());
-    Ok(looking.await?.rows.first().is_some_and(|row| row.get(0)))
 }
