@@ -36,6 +36,7 @@ mod server_state;
 mod shared;
 mod sqlstate;
 mod tls;
+mod whereabouts;
 
 use std::sync::Arc;
 
@@ -174,7 +175,7 @@ impl Database {
     /// connections try it first, unless hosts are tried in random order. The error, if any, is what kept bgworker from
     /// asking the server.
     pub async fn server_state(&self) -> (ServerState, Option<DatabaseError>) {
-        self.server.look(ServerState::Primary).await
+        self.server.look(ServerState::Primary).await.into_parts()
     }
 
     /// Watches the server indefinitely. Calls `changed` after the first look, and then whenever the server's state
@@ -194,6 +195,6 @@ impl Database {
 
     /// Reports a reason to doubt the state in which the server was last seen.
     pub(crate) fn suspect(&self) {
-        self.server.suspect.notify_one();
+        self.server.whereabouts.suspect.notify_one();
     }
 }

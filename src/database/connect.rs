@@ -2,16 +2,15 @@
 //! session is set to, all within one deadline.
 
 use std::path::Path;
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tokio_postgres::NoTls;
 use tokio_postgres::config::SslNegotiation;
 use tokio_postgres::error::SqlState;
 use tracing::warn;
 
-use super::connection::Connection;
+use super::connection::{Connection, Terms};
 use super::conninfo::ssl::Attempt;
 use super::conninfo::{Host, TargetSessionAttrs};
 use super::error::DatabaseError;
@@ -41,6 +40,9 @@ const RECONNECT_INITIAL: Duration = Duration::from_millis(100);
 
 /// Longest wait between two attempts to connect.
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// Why a standby is not a primary, in libpq's words.
+pub(super) const IS_STANDBY: &str = "server is in hot standby mode";
 
 /// Whether other workers wait for what runs on a connection.
 #[derive(Clone, Copy, Debug)]
@@ -90,21 +92,11 @@ impl Server {
         sharing: Sharing,
     ) -> Result<Connection, DatabaseError> {
         let conninfo = &self.conninfo;
-        let mut order: Vec<usize> = (0..conninfo.hosts().len()).collect();
-        if conninfo.load_balance_hosts() {
-            fastrand::shuffle(&mut order);
-        } else {
-            // The host that was last seen to have come furthest goes first.
-            let best = self.best_host.load(Ordering::Relaxed);
-            order.sort_by_key(|host| *host != best);
-        }
-        // A silent host must not use up the time of the next one.
-        let hosts = u32::try_from(order.len()).unwrap_or(u32::MAX);
-        let share = self.settings.connect_timeout / hosts.max(1);
+        let share = self.share();
         let wanted = conninfo.target_session_attrs();
         let mut errors = Vec::new();
         let mut second_best = None;
-        for host in order {
+        for host in self.hosts_in_order() {
             let as_whom = (application_name, dbname, sharing);
             for tried in self.connect_to_host(host, as_whom, share, wanted).await {
                 let (connection, standing) = match tried {
@@ -161,17 +153,16 @@ impl Server {
     }
 
     /// Connects to one host: to each of its addresses in turn, until one suits `wanted`, or fails other than by being
-    /// away or full. Each address has an equal share of the time. Within it, the server is also asked what it is,
-    /// unless any server suits.
+    /// away or full. Each address has an equal share of the time. Within it, the server is also asked what it is.
     pub(super) async fn connect_to_host(
         &self,
-        host: usize,
+        number: usize,
         as_whom: (&str, Option<&str>, Sharing),
         share: Duration,
         wanted: TargetSessionAttrs,
     ) -> Vec<Result<(Connection, Standing), DatabaseError>> {
         let conninfo = &self.conninfo;
-        let host = &conninfo.hosts()[host];
+        let host = &conninfo.hosts()[number];
         let target = conninfo.target_of(host, as_whom.1);
         let after = conninfo
             .connect_timeout()
@@ -187,14 +178,21 @@ impl Server {
         for address in &addresses {
             let connecting = async {
                 let connection = self.connect_to_address(address, as_whom, after).await?;
-                let standing = match wanted {
-                    TargetSessionAttrs::Any => Standing::default(),
-                    _ => Standing::of(&connection).await?,
+                let standing = match Standing::of(&connection).await {
+                    // Any server suits, also one that does not know the question.
+                    Err(DatabaseError::Statement { .. })
+                        if wanted == TargetSessionAttrs::Any && !connection.is_closed() =>
+                    {
+                        Standing::default()
+                    }
+                    standing => standing?,
                 };
                 Ok((connection, standing))
             };
             let target = target.clone();
-            let connected = match tokio::time::timeout(after, connecting).await {
+            let connected = tokio::time::timeout(after, connecting).await;
+            self.host_answered(number, connected.is_ok());
+            let connected = match connected {
                 Ok(connected) => connected,
                 Err(_) => Err(DatabaseError::ConnectDeadline { target, after }),
             };
@@ -233,7 +231,7 @@ impl Server {
         let mut errors = Vec::new();
         for attempt in conninfo.tls().attempts(host.is_socket()) {
             config.ssl_mode((*attempt).into());
-            match self.attempt(&config, *attempt).await {
+            match self.attempt(&config, host, *attempt).await {
                 Ok(connection) => return Ok(connection),
                 // The other way may not need TLS.
                 Err(AttemptError::Tls(error)) => errors.push(DatabaseError::Tls(error)),
@@ -253,6 +251,7 @@ impl Server {
     async fn attempt(
         &self,
         config: &tokio_postgres::Config,
+        host: &Host,
         attempt: Attempt,
     ) -> Result<Connection, AttemptError> {
         let tls = match attempt {
@@ -261,16 +260,21 @@ impl Server {
                 Some(self.last_connector.get(self.conninfo.tls())?)
             }
         };
-        let deadline = self.settings.statement_timeout.min(FAR) + STATEMENT_SLACK;
-        let prepare = self.settings.prepare;
+        let terms = Terms {
+            host: host.clone(),
+            tls: tls.clone(),
+            prepare: self.settings.prepare,
+            statement_deadline: self.settings.statement_timeout.min(FAR) + STATEMENT_SLACK,
+            whereabouts: Arc::clone(&self.whereabouts),
+        };
         Ok(match tls {
             Some(tls) => {
-                let (client, connection) = config.connect(tls.clone()).await?;
-                Connection::new(client, connection, Some(tls), prepare, deadline)
+                let (client, connection) = config.connect(tls).await?;
+                Connection::new(client, connection, terms)
             }
             None => {
                 let (client, connection) = config.connect(NoTls).await?;
-                Connection::new(client, connection, None, prepare, deadline)
+                Connection::new(client, connection, terms)
             }
         })
     }
@@ -350,11 +354,17 @@ impl From<tokio_postgres::Error> for AttemptError {
 // === impl Standing ===
 
 impl Standing {
+    /// Asks a server what it is, and tells the connection when the server began.
     async fn of(connection: &Connection) -> Result<Self, DatabaseError> {
         let doing = "ask what the session can do";
         let sql = "SELECT pg_catalog.pg_is_in_recovery(), \
-                   pg_catalog.current_setting('default_transaction_read_only')::pg_catalog.bool";
+                   pg_catalog.current_setting('default_transaction_read_only')::pg_catalog.bool, \
+                   pg_catalog.pg_postmaster_start_time()";
         let rows = connection.query(doing, sql, &[]).await?;
+        let begun = rows.first().and_then(|row| row.try_get(2).ok());
+        begun
+            .into_iter()
+            .for_each(|begun: SystemTime| connection.server_began(begun));
         let is_standby = rows.first().is_some_and(|row| row.get(0));
         let is_read_only = is_standby || rows.first().is_some_and(|row| row.get(1));
         Ok(Self {
@@ -369,7 +379,7 @@ impl Standing {
             TargetSessionAttrs::Any => (true, ""),
             TargetSessionAttrs::ReadWrite => (!self.is_read_only, "session is read-only"),
             TargetSessionAttrs::ReadOnly => (self.is_read_only, "session is not read-only"),
-            TargetSessionAttrs::Primary => (!self.is_standby, "server is in hot standby mode"),
+            TargetSessionAttrs::Primary => (!self.is_standby, IS_STANDBY),
             TargetSessionAttrs::Standby => (self.is_standby, "server is not in hot standby mode"),
             TargetSessionAttrs::PreferStandby if self.is_standby => (true, ""),
             TargetSessionAttrs::PreferStandby => return Suits::AtNeed,

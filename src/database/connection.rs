@@ -5,22 +5,29 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
 use tracing::debug;
 
+use super::conninfo::Host;
 use super::error::Cause;
+use super::whereabouts::{Lookout, Origin, Whereabouts};
 use super::{DatabaseError, tls};
 
 /// How long a cancellation, a cancelled statement, or a connection that ends may take.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
+
+/// A statement that takes longer casts doubt on its server, again and again: one that is frozen would be as quiet.
+pub(super) const QUIET: Duration = Duration::from_secs(2);
 
 /// A connection to the server. Dropping it closes it; the server is left to end what still runs.
 pub struct Connection {
@@ -36,6 +43,20 @@ pub struct Connection {
     is_waiting: AtomicBool,
     /// How the connection ended, once it has.
     end: watch::Receiver<Option<End>>,
+    /// Its host, with the address.
+    host: Host,
+    /// When its server began, once it has said so.
+    begun: Arc<OnceLock<SystemTime>>,
+    whereabouts: Arc<Whereabouts>,
+}
+
+/// What every connection to a host is made with.
+pub(super) struct Terms {
+    pub(super) host: Host,
+    pub(super) tls: Option<tls::Connector>,
+    pub(super) prepare: bool,
+    pub(super) statement_deadline: Duration,
+    pub(super) whereabouts: Arc<Whereabouts>,
 }
 
 /// A statement: prepared on a connection, or, where that is not done, sent as text each time.
@@ -63,35 +84,42 @@ struct Session {
 
 /// What ended a connection.
 #[derive(Clone, Debug)]
-struct End {
-    cause: String,
-    sqlstate: Option<String>,
+enum End {
+    Lost {
+        cause: String,
+        sqlstate: Option<String>,
+    },
+    /// It was given up, since this host is the primary now.
+    Replaced(Host),
 }
 
 /// Drives a connection to its end, and publishes how it ended.
 async fn drive<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
+    lookout: Lookout,
     ended: watch::Sender<Option<End>>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    let mut replaced = pin!(lookout.replaced());
     let end = loop {
-        match poll_fn(|cx| connection.poll_message(cx)).await {
+        let message = tokio::select! {
+            biased;
+            message = poll_fn(|cx| connection.poll_message(cx)) => message,
+            // The server may be frozen: nothing is told to it, and no answer is awaited.
+            by = &mut replaced => break End::Replaced(by),
+        };
+        match message {
             Some(Ok(AsyncMessage::Notice(notice))) => debug!("{notice}"),
             Some(Ok(_)) => {}
             Some(Err(error)) => {
-                break End {
+                break End::Lost {
                     cause: Cause(&error).to_string(),
                     sqlstate: error.code().map(|code| code.code().to_owned()),
                 };
             }
-            None => {
-                break End {
-                    cause: "closed by bgworker".to_owned(),
-                    sqlstate: None,
-                };
-            }
+            None => break End::lost("closed by bgworker"),
         }
     };
     // The socket closes before any waiter is notified.
@@ -115,16 +143,23 @@ impl Connection {
     pub(super) fn new<S, T>(
         client: Client,
         connection: tokio_postgres::Connection<S, T>,
-        tls: Option<tls::Connector>,
-        prepare: bool,
-        statement_deadline: Duration,
+        terms: Terms,
     ) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let Terms {
+            host,
+            tls,
+            prepare,
+            statement_deadline,
+            whereabouts,
+        } = terms;
         let (ended, end) = watch::channel(None);
-        let driver = tokio::spawn(drive(connection, ended)).abort_handle();
+        let begun = Arc::new(OnceLock::new());
+        let lookout = whereabouts.lookout(host.clone(), Arc::clone(&begun));
+        let driver = tokio::spawn(drive(connection, lookout, ended)).abort_handle();
         Self {
             cancel: client.cancel_token(),
             session: Some(Session { client, driver }),
@@ -133,6 +168,22 @@ impl Connection {
             prepare,
             statement_deadline,
             end,
+            host,
+            begun,
+            whereabouts,
+        }
+    }
+
+    /// Records when the server began. The first call counts.
+    pub(super) fn server_began(&self, at: SystemTime) {
+        let _ = self.begun.set(at);
+    }
+
+    /// The server that it leads to.
+    pub(super) fn origin(&self) -> Origin {
+        Origin {
+            host: self.host.clone(),
+            begun: self.begun.get().copied(),
         }
     }
 
@@ -245,8 +296,12 @@ impl Connection {
         }
     }
 
-    /// Ends the session, and waits until the connection is closed.
+    /// Ends the session, and waits until the connection is closed. If a statement is unanswered, the server is not
+    /// waited for.
     pub async fn close(mut self) {
+        if self.is_at_work() {
+            self.abort();
+        }
         let Some(Session { client, driver }) = self.session.take() else {
             return;
         };
@@ -276,7 +331,7 @@ impl Connection {
 
     /// Returns what ended the connection; waits for [`GRACE`] at most.
     pub(super) async fn cause_of_end(&self) -> String {
-        wait_for_end(self.end.clone()).await.cause
+        wait_for_end(self.end.clone()).await.to_string()
     }
 
     /// Gives the connection up without telling the server.
@@ -313,21 +368,38 @@ impl Connection {
         doing: &'static str,
         answer: impl Future<Output = Result<R, tokio_postgres::Error>>,
     ) -> Result<R, DatabaseError> {
-        let mut answer = std::pin::pin!(answer);
+        let mut answer = pin!(answer);
         self.is_waiting.store(true, Ordering::Relaxed);
-        let answered = tokio::time::timeout(after, &mut answer).await;
-        if answered.is_ok() {
+        let answered = self.answered(after, answer.as_mut()).await;
+        if answered.is_some() {
             self.is_waiting.store(false, Ordering::Relaxed);
         }
         match answered {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.explain(doing, error).await),
-            Err(_) => {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(error)) => Err(self.explain(doing, error).await),
+            None => {
                 self.cancel_token().cancel().await;
                 // An answer that comes now is too late, but the statement may still end cleanly.
                 let _ = tokio::time::timeout(GRACE, answer).await;
                 self.abort();
                 Err(DatabaseError::StatementDeadline { doing, after })
+            }
+        }
+    }
+
+    /// Waits for an answer until the deadline, and casts doubt on the server while there is none.
+    async fn answered<A: Future + Unpin>(
+        &self,
+        after: Duration,
+        mut answer: A,
+    ) -> Option<A::Output> {
+        let deadline = Instant::now() + after;
+        loop {
+            let until = deadline.min(Instant::now() + QUIET);
+            match tokio::time::timeout_at(until, &mut answer).await {
+                Ok(answer) => return Some(answer),
+                Err(_) if until == deadline => return None,
+                Err(_) => self.whereabouts.quiet.notify_one(),
             }
         }
     }
@@ -341,11 +413,16 @@ impl Connection {
         if !error.is_closed() {
             return DatabaseError::Statement { doing, error };
         }
-        let end = wait_for_end(self.end.clone()).await;
-        DatabaseError::Lost {
-            doing,
-            cause: end.cause,
-            sqlstate: end.sqlstate,
+        match wait_for_end(self.end.clone()).await {
+            End::Lost { cause, sqlstate } => DatabaseError::Lost {
+                doing,
+                cause,
+                sqlstate,
+            },
+            End::Replaced(by) => DatabaseError::Replaced {
+                doing,
+                by: by.to_string(),
+            },
         }
     }
 }
@@ -404,8 +481,25 @@ async fn wait_for_end(mut end: watch::Receiver<Option<End>>) -> End {
         .ok()
         .and_then(Result::ok)
         .and_then(|end| (*end).clone());
-    end.unwrap_or_else(|| End {
-        cause: "no cause was reported".to_owned(),
-        sqlstate: None,
-    })
+    end.unwrap_or_else(|| End::lost("no cause was reported"))
+}
+
+// === impl End ===
+
+impl End {
+    fn lost(cause: &str) -> Self {
+        Self::Lost {
+            cause: cause.to_owned(),
+            sqlstate: None,
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost { cause, .. } => f.write_str(cause),
+            Self::Replaced(by) => write!(f, "given up: the primary is now {by}"),
+        }
+    }
 }

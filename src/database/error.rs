@@ -115,6 +115,15 @@ pub enum DatabaseError {
         /// The SQLSTATE with which the server ended it, if it did.
         sqlstate: Option<String>,
     },
+    /// The connection was given up, since another server is the primary now. Whether the statement took effect on the old
+    /// one no longer matters, unless that is made the primary again.
+    #[error("{doing}: the connection was given up: the primary is now {by}")]
+    Replaced {
+        /// What was under way.
+        doing: &'static str,
+        /// The host that is the primary now.
+        by: String,
+    },
 }
 
 /// Several errors, shown one after the other.
@@ -142,6 +151,7 @@ impl DatabaseError {
             Self::Lost { sqlstate, .. } => sqlstate.as_deref(),
             Self::ConnectDeadline { .. }
             | Self::StatementDeadline { .. }
+            | Self::Replaced { .. }
             | Self::Unsuitable { .. }
             | Self::Lookup { .. }
             | Self::NotAtHome
@@ -176,6 +186,7 @@ impl DatabaseError {
         match self {
             Self::ConnectDeadline { .. }
             | Self::StatementDeadline { .. }
+            | Self::Replaced { .. }
             | Self::Unsuitable { .. }
             | Self::Lookup { .. } => ErrorClass::Away,
             Self::Lost {
@@ -198,6 +209,15 @@ impl DatabaseError {
                 let code = said.code().code();
                 ErrorClass::of_statement(code, said.message(), said.routine())
             }),
+        }
+    }
+
+    /// Returns `true` if some host gave no answer in time.
+    pub(super) fn is_silence(&self) -> bool {
+        match self {
+            Self::ConnectDeadline { .. } => true,
+            Self::EveryAttempt(errors) => errors.iter().any(Self::is_silence),
+            _ => false,
         }
     }
 

@@ -1,17 +1,21 @@
 //! A server: where it is, how to talk to it, and what is known about it.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 #[cfg(feature = "config")]
 use super::connection::Connection;
 use super::conninfo::ConnInfo;
 use super::tls::{LastConnector, TlsError};
+use super::whereabouts::Whereabouts;
+
+/// How long a host that gave no answer is tried after all others.
+const SILENT_FOR: Duration = Duration::from_secs(60);
 
 /// A server: how to reach it, and what its connections share.
 #[derive(Debug)]
@@ -31,8 +35,9 @@ pub(super) struct Server {
     pub(super) kept: Mutex<Vec<Kept>>,
     /// The host that was last seen to have come furthest.
     pub(super) best_host: AtomicUsize,
-    /// Notified when there is reason to doubt the state in which the server was last seen.
-    pub(super) suspect: Notify,
+    /// When each host last gave no answer in time, unless it has answered since.
+    pub(super) silent: Mutex<Vec<Option<Instant>>>,
+    pub(super) whereabouts: Arc<Whereabouts>,
     /// `true` if something kept the last look from asking the server.
     pub(super) is_in_doubt: AtomicBool,
     /// The last warning about the password file.
@@ -105,6 +110,7 @@ impl Server {
         {
             last_connector.get(conninfo.tls())?;
         }
+        let silent = vec![None; conninfo.hosts().len()];
         Ok(Self {
             conninfo,
             last_connector,
@@ -116,7 +122,8 @@ impl Server {
             #[cfg(feature = "config")]
             kept: Mutex::default(),
             settings,
-            suspect: Notify::new(),
+            silent: Mutex::new(silent),
+            whereabouts: Arc::new(Whereabouts::new()),
             is_in_doubt: AtomicBool::new(false),
             best_host: AtomicUsize::new(usize::MAX),
             said: Mutex::default(),
@@ -126,8 +133,40 @@ impl Server {
     /// Records that a connection was made: if the last look could not ask the server, the next one can.
     pub(super) fn was_reached(&self) {
         if self.is_in_doubt.swap(false, Ordering::Relaxed) {
-            self.suspect.notify_one();
+            self.whereabouts.suspect.notify_one();
         }
+    }
+
+    /// The hosts, in the order in which to try them: the one that was last seen to have come furthest is the first, unless
+    /// the order is random, and those that gave no answer lately are the last.
+    pub(super) fn hosts_in_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.conninfo.hosts().len()).collect();
+        if self.conninfo.load_balance_hosts() {
+            fastrand::shuffle(&mut order);
+        } else {
+            let best = self.best_host.load(Ordering::Relaxed);
+            order.sort_by_key(|host| *host != best);
+        }
+        let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        order.sort_by_key(|host| {
+            let since = silent.get(*host).copied().flatten();
+            since.is_some_and(|since| since.elapsed() < SILENT_FOR)
+        });
+        order
+    }
+
+    /// Records whether a host answered in time.
+    pub(super) fn host_answered(&self, host: usize, in_time: bool) {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(silent) = silent.get_mut(host) {
+            *silent = (!in_time).then(Instant::now);
+        }
+    }
+
+    /// The share of the time for connecting that each host has: a silent one must not use up the time of the next.
+    pub(super) fn share(&self) -> Duration {
+        let hosts = u32::try_from(self.conninfo.hosts().len()).unwrap_or(u32::MAX);
+        self.settings.connect_timeout / hosts.max(1)
     }
 }
 

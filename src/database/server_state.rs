@@ -4,18 +4,22 @@
 //! reason to doubt the last answer. While it is primary and nothing casts doubt on that, no query runs for this.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::connect::Sharing;
+use super::connect::{IS_STANDBY, Sharing};
 use super::conninfo::TargetSessionAttrs;
 use super::error::DatabaseError;
 use super::server::Server;
 use super::sqlstate::ErrorClass;
+use super::whereabouts::Origin;
 use crate::background_worker::StartTime;
 use crate::backoff::doubled;
 
@@ -28,6 +32,12 @@ const INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// Shortest time between two looks, however many doubts are reported.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
+/// Shortest time between two looks at a primary for the sake of statements that take long.
+const INTERVAL_OF_QUIET: Duration = Duration::from_secs(5);
+
+/// How long a look waits for a host before it asks the next one as well.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The state of a server, as far as a client can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ServerState {
@@ -38,6 +48,35 @@ pub enum ServerState {
     /// It accepts writes. A server that runs but refuses bgworker's login also counts as primary: the workers then meet
     /// that refusal under their own names.
     Primary,
+}
+
+/// What a look has found.
+#[derive(Debug)]
+pub(super) struct Seen {
+    state: ServerState,
+    /// The server that is the primary, if one said so.
+    primary: Option<Origin>,
+    /// `true` if a host answered.
+    is_asked: bool,
+    /// What the hosts said, unless one is the primary.
+    error: Option<DatabaseError>,
+}
+
+/// What a server says that it is.
+enum Asked {
+    Primary(Origin),
+    /// With what that means for one that looks for the primary.
+    Standby(DatabaseError),
+}
+
+/// The answers of hosts to one look.
+#[derive(Default)]
+struct Answers {
+    primary: Option<Origin>,
+    /// The state that has come furthest; of several hosts in it, the first, as `usize::MAX - host`.
+    best: Option<(ServerState, usize)>,
+    /// What the others said.
+    others: Vec<DatabaseError>,
 }
 
 /// The state of the server, when it came into it, and what keeps bgworker from asking it.
@@ -104,15 +143,26 @@ impl Server {
     /// Watches the server indefinitely. Calls `changed` after the first look, and then whenever the server's state
     /// changes, or what keeps bgworker from asking it.
     pub(super) async fn watch_state(&self, mut changed: impl FnMut(ServerState, Option<Arc<str>>)) {
-        let suspect = &self.suspect;
         let mut last = None;
         let mut told = None;
         let mut doubts = 0;
+        // Since when looks have found no primary, and a host gave no answer in time.
+        let mut silence: Option<Instant> = None;
         loop {
-            let (state, error) = self.look(last.unwrap_or(ServerState::Primary)).await;
+            let begin = Instant::now();
+            let seen = self.look(last.unwrap_or(ServerState::Primary)).await;
+            if let (true, Some(ServerState::Primary)) = (seen.is_silent(), last)
+                && silence.get_or_insert(begin).elapsed() < self.settings.connect_timeout
+            {
+                // A primary that is slow to answer is still the primary.
+                self.is_in_doubt.store(true, Ordering::Relaxed);
+                tokio::time::sleep(INTERVAL).await;
+                continue;
+            }
+            silence = None;
+            let (state, class) = (seen.state, seen.class());
             last = Some(state);
-            let class = error.as_ref().map(DatabaseError::class);
-            let reason = error.map(|error| Arc::from(error.to_string()));
+            let reason = seen.reason();
             if told
                 .as_ref()
                 .is_none_or(|(was, of, _)| (*was, *of) != (state, class))
@@ -124,79 +174,104 @@ impl Server {
                 told = Some(now);
                 changed(state, reason);
             }
+            if let Some(primary) = seen.primary {
+                self.found(primary);
+            }
             self.is_in_doubt.store(class.is_some(), Ordering::Relaxed);
             doubts = if class.is_some() { doubts + 1 } else { 0 };
-            tokio::time::sleep(INTERVAL_MIN).await;
-            // A server that is there but refuses bgworker must not be asked twice a second.
-            let wait = match state {
-                ServerState::Primary if class.is_none() => {
-                    suspect.notified().await;
-                    continue;
-                }
-                ServerState::Away => INTERVAL,
-                _ if class.is_some() => doubled(INTERVAL, doubts, INTERVAL_MAX),
-                ServerState::Standby | ServerState::Primary => INTERVAL,
-            };
-            // A timeout and a doubt are both reasons to look again.
-            let _ = tokio::time::timeout(wait - INTERVAL_MIN, suspect.notified()).await;
+            self.wait_before_next_look(state, class, doubts).await;
         }
+    }
+
+    /// Records which server is the primary, and reports that another one was it before.
+    fn found(&self, primary: Origin) {
+        let host = primary.host.clone();
+        if let Some(before) = self.whereabouts.found(primary) {
+            warn!(%host, %before, "the primary is now {host}: connections to the server that was it are given up");
+        }
+    }
+
+    /// Waits until the server is to be looked at again: some time, or until there is reason to doubt what was seen.
+    async fn wait_before_next_look(
+        &self,
+        state: ServerState,
+        class: Option<ErrorClass>,
+        doubts: u32,
+    ) {
+        let suspect = &self.whereabouts.suspect;
+        let quiet = async {
+            // However many statements take long, looks for their sake are rare.
+            tokio::time::sleep(INTERVAL_OF_QUIET).await;
+            self.whereabouts.quiet.notified().await;
+        };
+        tokio::time::sleep(INTERVAL_MIN).await;
+        // A server that is there but refuses bgworker must not be asked twice a second.
+        let wait = match state {
+            ServerState::Primary if class.is_none() => {
+                tokio::select! {
+                    () = suspect.notified() => {}
+                    () = quiet => {}
+                }
+                return;
+            }
+            ServerState::Away => INTERVAL,
+            _ if class.is_some() => doubled(INTERVAL, doubts, INTERVAL_MAX),
+            ServerState::Standby | ServerState::Primary => INTERVAL,
+        };
+        // A timeout and a doubt are both reasons to look again.
+        let _ = tokio::time::timeout(wait - INTERVAL_MIN, suspect.notified()).await;
     }
 
     /// Looks at the server once: at each host, until one is a primary. The host that has come furthest counts, and
-    /// connections try it first, unless hosts are tried in random order. The error, if any, is what kept bgworker from
-    /// asking the server. A server with no room for the question counts as `last`, or as primary if that is away.
-    pub(super) async fn look(&self, last: ServerState) -> (ServerState, Option<DatabaseError>) {
-        let hosts = self.conninfo.hosts().len();
-        let share = self.settings.connect_timeout / u32::try_from(hosts).unwrap_or(1).max(1);
-        let mut best = None;
-        let mut errors = Vec::new();
-        for host in 0..hosts {
-            for asked in self.ask_each_address(host, share).await {
-                let state = match asked {
-                    Ok(true) => ServerState::Standby,
-                    Ok(false) => ServerState::Primary,
-                    Err(error) => {
-                        errors.push(error);
-                        continue;
-                    }
-                };
-                // Of several hosts that have come equally far, the first counts.
-                best = best.max(Some((state, usize::MAX - host)));
+    /// connections try it first, unless hosts are tried in random order. A server with no room for the question counts as
+    /// `last`, or as primary if that is away.
+    pub(super) async fn look(&self, last: ServerState) -> Seen {
+        let mut answers = Answers::default();
+        let mut asked = FuturesUnordered::new();
+        for host in self.hosts_in_order() {
+            asked.push(async move { (host, self.ask_each_address(host).await) });
+            let mut slow = pin!(tokio::time::sleep(PATIENCE));
+            // The next host's turn comes when those before it have answered, or are slow.
+            while !asked.is_empty() {
+                tokio::select! {
+                    biased;
+                    Some((host, of_host)) = asked.next() => answers.take(host, of_host),
+                    () = &mut slow => break,
+                }
             }
-            if best.is_some_and(|(state, _)| state == ServerState::Primary) {
+            if answers.primary().is_some() {
                 break;
             }
         }
-        if let Some((state, host)) = best {
-            let host = usize::MAX - host;
-            self.best_host.store(host, Ordering::Relaxed);
-            return (state, None);
+        while answers.primary().is_none()
+            && let Some((host, of_host)) = asked.next().await
+        {
+            answers.take(host, of_host);
         }
-        let error = DatabaseError::of_each(errors);
-        let state = match error.class() {
-            ErrorClass::Away => ServerState::Away,
-            ErrorClass::Full if last != ServerState::Away => last,
-            // A server that refuses bgworker or is full is there, and a failure on bgworker's side says nothing about
-            // the server: the workers should meet the error under their own names.
-            _ => ServerState::Primary,
-        };
-        (state, Some(error))
+        if let Some((_, host)) = answers.best {
+            self.best_host.store(usize::MAX - host, Ordering::Relaxed);
+        }
+        answers.seen(last)
     }
 
     /// Asks the servers at the addresses of a host, until one is a primary, or fails other than by being away or full.
-    async fn ask_each_address(
-        &self,
-        host: usize,
-        share: Duration,
-    ) -> Vec<Result<bool, DatabaseError>> {
+    async fn ask_each_address(&self, host: usize) -> Vec<Result<Asked, DatabaseError>> {
         let as_whom = ("bgworker", None, Sharing::Own);
         let mut answers = Vec::new();
-        let asked = self.connect_to_host(host, as_whom, share, TargetSessionAttrs::Primary);
+        let wanted = TargetSessionAttrs::Primary;
+        let asked = self.connect_to_host(host, as_whom, self.share(), wanted);
         for asked in asked.await {
             answers.push(match asked {
                 Ok((connection, standing)) => {
+                    let origin = connection.origin();
                     connection.close().await;
-                    Ok(standing.is_standby)
+                    Ok(if standing.is_standby {
+                        let target = self.conninfo.target_of(&origin.host, None);
+                        let why = IS_STANDBY;
+                        Asked::Standby(DatabaseError::Unsuitable { target, why })
+                    } else {
+                        Asked::Primary(origin)
+                    })
                 }
                 Err(error) => Err(error),
             });
@@ -205,9 +280,104 @@ impl Server {
     }
 }
 
+// === impl Answers ===
+
+impl Answers {
+    fn take(&mut self, host: usize, answers: Vec<Result<Asked, DatabaseError>>) {
+        for answer in answers {
+            let state = match answer {
+                Ok(Asked::Primary(origin)) => {
+                    self.primary = Some(origin);
+                    ServerState::Primary
+                }
+                Ok(Asked::Standby(why)) => {
+                    self.others.push(why);
+                    ServerState::Standby
+                }
+                Err(error) => {
+                    self.others.push(error);
+                    continue;
+                }
+            };
+            // Of several hosts that have come equally far, the first counts.
+            self.best = self.best.max(Some((state, usize::MAX - host)));
+        }
+    }
+
+    fn primary(&self) -> Option<&Origin> {
+        self.primary.as_ref()
+    }
+
+    fn seen(self, last: ServerState) -> Seen {
+        let is_one = self.others.len() == 1;
+        let error = || DatabaseError::of_each(self.others);
+        match self.best {
+            Some((state @ ServerState::Primary, _)) => Seen {
+                state,
+                primary: self.primary,
+                is_asked: true,
+                error: None,
+            },
+            // One standby alone needs no explanation.
+            Some((state, _)) => Seen {
+                state,
+                primary: None,
+                is_asked: true,
+                error: (!is_one).then(error),
+            },
+            None => {
+                let error = error();
+                let state = match error.class() {
+                    ErrorClass::Away => ServerState::Away,
+                    ErrorClass::Full if last != ServerState::Away => last,
+                    // A server that refuses bgworker or is full is there, and a failure on bgworker's side says nothing
+                    // about the server: the workers should meet the error under their own names.
+                    _ => ServerState::Primary,
+                };
+                Seen {
+                    state,
+                    primary: None,
+                    is_asked: false,
+                    error: Some(error),
+                }
+            }
+        }
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// The class of what kept bgworker from asking the server; `None` if a host answered.
+    fn class(&self) -> Option<ErrorClass> {
+        let error = self.error.as_ref().filter(|_| !self.is_asked);
+        error.map(DatabaseError::class)
+    }
+
+    /// Why the server is not the primary, or cannot be asked: what each host said.
+    fn reason(&self) -> Option<Arc<str>> {
+        let error = self.error.as_ref()?;
+        Some(Arc::from(error.to_string()))
+    }
+
+    /// Returns `true` if there is no primary, but a host gave no answer in time.
+    fn is_silent(&self) -> bool {
+        let error = self.error.as_ref();
+        self.state != ServerState::Primary && error.is_some_and(DatabaseError::is_silence)
+    }
+
+    /// What was seen, and what kept bgworker from asking the server.
+    pub(super) fn into_parts(self) -> (ServerState, Option<DatabaseError>) {
+        (self.state, self.error.filter(|_| !self.is_asked))
+    }
+}
+
 /// Logs what the server is now, and what keeps bgworker from asking it.
 fn log(state: ServerState, class: Option<ErrorClass>, reason: Option<&str>) {
     match class {
+        None if reason.is_some() => {
+            warn!(%state, reason, "server is {state}: no host is the primary");
+        }
         None => info!(%state, "server is {state}"),
         Some(ErrorClass::Away) => warn!(%state, reason, "server is {state}"),
         Some(ErrorClass::Full) => {

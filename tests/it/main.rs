@@ -19,6 +19,7 @@ mod embedding;
 mod events;
 mod exactly_once;
 mod examples;
+mod failover;
 mod faults;
 mod fold;
 mod functions;

@@ -21,7 +21,7 @@ use super::inbox::Inbox;
 use super::request::Ask;
 use crate::database::Server;
 use crate::database::connect::{Sharing, reconnect_wait};
-use crate::database::connection::Connection;
+use crate::database::connection::{Connection, QUIET};
 
 /// Largest number of statements in flight. The rest wait in the inbox, and can be withdrawn.
 const IN_FLIGHT_MAX: usize = 16;
@@ -77,7 +77,7 @@ pub(super) async fn serve(
                 match end {
                     End::Unneeded => return,
                     End::Lost(loss) => {
-                        server.suspect.notify_one();
+                        server.whereabouts.suspect.notify_one();
                         loss.log(&mut told);
                         if begin.elapsed() >= SHORT_LIFE {
                             short_lived = 0;
@@ -94,7 +94,7 @@ pub(super) async fn serve(
             }
             Err(error) => {
                 if error.is_away() {
-                    server.suspect.notify_one();
+                    server.whereabouts.suspect.notify_one();
                 }
                 if attempts == 0 {
                     warn!(%error, "home connection could not be opened");
@@ -121,10 +121,12 @@ async fn work(
     let mut flight = Flight::begin(server, connection, inbox);
     let deadline = connection.statement_deadline();
     let mut too_late = pin!(tokio::time::sleep(deadline));
+    let mut quiet = pin!(tokio::time::sleep(QUIET));
     let mut ended = pin!(connection.ended());
     loop {
         if flight.fill() {
             too_late.as_mut().reset(Instant::now() + deadline);
+            quiet.as_mut().reset(Instant::now() + QUIET);
         }
         if let Some(end) = flight.end() {
             return end;
@@ -135,12 +137,17 @@ async fn work(
             biased;
             Some(answered) = flight.in_flight.next(), if is_waiting => {
                 too_late.as_mut().reset(Instant::now() + deadline);
+                quiet.as_mut().reset(Instant::now() + QUIET);
                 if let Err(answered) = flight.settle(answered).await {
                     return End::Lost(lose(connection, Some(answered), flight.in_flight).await);
                 }
             }
             () = &mut too_late, if is_waiting => {
                 return End::Lost(give_up(connection, flight.in_flight, deadline).await);
+            }
+            () = &mut quiet, if is_waiting => {
+                server.whereabouts.quiet.notify_one();
+                quiet.as_mut().reset(Instant::now() + QUIET);
             }
             () = given_up.notified() => {
                 cancel_all(connection, flight.in_flight).await;

@@ -65,6 +65,20 @@ impl TestServer {
         self.cluster.take().unwrap().stop().unwrap();
     }
 
+    /// Stops all of the server's processes, as a machine that hangs would, until the guard is dropped. Drop it before the
+    /// server.
+    pub(crate) fn freeze(&self) -> Frozen {
+        let pid = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap();
+        let postmaster: i32 = pid.lines().next().unwrap().parse().unwrap();
+        let mut frozen = Frozen(Vec::new());
+        // The postmaster first: then it has no new children.
+        frozen.stop(postmaster);
+        for child in children_of(postmaster) {
+            frozen.stop(child);
+        }
+        frozen
+    }
+
     /// Starts the server in the same place, and waits until it accepts connections.
     pub(crate) fn start_again(&mut self) {
         let mut settings = ClusterSettings::kept(self.data_dir())
@@ -103,6 +117,39 @@ impl TestServer {
         give_all_to_the_server(&data_dir);
         Self::in_directory(directory, &[])
     }
+}
+
+/// Processes that are stopped until this is dropped.
+pub(crate) struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    fn stop(&mut self, pid: i32) {
+        let pid = Pid::from_raw(pid);
+        // A child may have ended meanwhile.
+        if kill(pid, Signal::SIGSTOP).is_ok() {
+            self.0.push(pid);
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+    }
+}
+
+fn children_of(parent: i32) -> Vec<i32> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let all = all.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name in parentheses: the state, and the parent.
+        let (_, rest) = stat.rsplit_once(')').unwrap_or_default();
+        rest.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    all.filter(is_child).collect()
 }
 
 /// Copies the files of a running server, except for those that say that it runs.

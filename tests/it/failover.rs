@@ -1,0 +1,196 @@
+//! The primary freezes without closing a connection, and another server takes its place.
+
+use std::time::{Duration, Instant};
+
+use bgworker::database::{self, ConnInfo, Database};
+use bgworker::reload::InForce;
+use bgworker::supervision::Limits;
+use bgworker::worker_spi::{Settings, Table};
+use bgworker::{Postmaster, PostmasterHandle};
+use tracing::Level;
+
+use crate::jobs::{EFFECT, EFFECTS, every, settings_of};
+use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
+use crate::support::log::Log;
+use crate::support::server::TestServer;
+use crate::support::{eventually, within};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Settings of a worker on a table.
+type On = fn(&Table) -> Settings;
+
+/// A primary and its standby, and a client of each.
+struct Pair {
+    on_primary: TestDatabase,
+    on_standby: TestDatabase,
+    primary: TestServer,
+    standby: TestServer,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let primary = TestServer::start();
+        let standby = primary.standby().await;
+        Self {
+            on_primary: TestDatabase::at(&primary.conninfo()).await,
+            on_standby: TestDatabase::at(&standby.conninfo()).await,
+            primary,
+            standby,
+        }
+    }
+
+    /// Both servers, with defaults.
+    fn both(&self) -> Database {
+        let conninfo = format!(
+            "host=127.0.0.1,127.0.0.1 port={},{} user=postgres dbname=postgres target_session_attrs=read-write",
+            self.primary.port, self.standby.port
+        );
+        let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
+        Database::new(conninfo, database::Settings::default()).unwrap()
+    }
+
+    fn postmaster(&self) -> PostmasterHandle {
+        Postmaster::launch(Limits::default(), Some(self.both())).unwrap()
+    }
+
+    /// Waits until the standby has all that the primary has committed so far.
+    async fn caught_up(&self) {
+        let lsn: String = (self.on_primary)
+            .value("SELECT pg_current_wal_lsn()::text")
+            .await;
+        let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
+        eventually("the standby has caught up", || {
+            self.on_standby.value::<bool>(&sql)
+        })
+        .await;
+    }
+
+    async fn promote(&self) {
+        assert!(self.on_standby.value::<bool>("SELECT pg_promote()").await);
+    }
+}
+
+/// Number of statements like this that run on a server.
+async fn running(db: &TestDatabase, like: &str) -> i64 {
+    let sql = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() AND query LIKE '{like}'"
+    );
+    db.value(&sql).await
+}
+
+#[actix::test]
+async fn after_a_failover_from_a_frozen_primary_everything_runs_on_the_new_one_soon() {
+    let pair = Pair::start().await;
+    pair.on_primary.execute(EFFECTS).await;
+    let log = Log::capture();
+    let postmaster = pair.postmaster();
+    let settings: [(_, On); 2] = [("home", brisk), ("own", brisk_on_its_own)];
+    for (name, settings) in settings {
+        register(
+            &postmaster,
+            name,
+            settings(&table("s", name)).initial_total(0),
+        )
+        .await;
+    }
+    let mut jobs = vec![
+        ("often".to_owned(), every("1s", EFFECT)),
+        ("long".to_owned(), every("1s", "SELECT pg_sleep(3601)")),
+        (
+            "outside".to_owned(),
+            every("1s", "SELECT pg_sleep(3602)") + "\ntransaction = false\nattempts = 1",
+        ),
+    ];
+    // They run together, and leave a connection each.
+    jobs.extend((0..5).map(|n| (format!("rare {n}"), every("3s", "SELECT pg_sleep(0.5)"))));
+    let jobs: Vec<_> = (jobs.iter())
+        .map(|(name, keys)| (name.clone(), keys.as_str()))
+        .collect();
+    let settings = settings_of(&pair.on_primary, &jobs);
+    let _in_force = InForce::register(settings, postmaster.clone())
+        .await
+        .unwrap();
+    eventually("all run", || async {
+        running(&pair.on_primary, "SELECT pg_sleep(360_)").await == 2
+            && running(&pair.on_primary, "SELECT pg_sleep(0.5)").await == 5
+    })
+    .await;
+    eventually("five connections are kept", || async {
+        running(&pair.on_primary, "SELECT pg_sleep(0.5)").await == 0
+    })
+    .await;
+    pair.caught_up().await;
+
+    let _frozen = pair.primary.freeze();
+    pair.promote().await;
+    let promoted = Instant::now();
+    let since: String = pair
+        .on_standby
+        .value("SELECT clock_timestamp()::text")
+        .await;
+    for name in ["home", "own"] {
+        let delta = format!("INSERT INTO s.{name} VALUES ('delta', 1)");
+        pair.on_standby.execute(&delta).await;
+    }
+    let ticks = format!("SELECT count(*) FROM effect WHERE tick > '{since}'");
+    within(20 * SECOND, "it ticks", || async {
+        pair.on_standby.value::<i64>(&ticks).await > 0
+    })
+    .await;
+    println!("ticks {:?} after the promotion", promoted.elapsed());
+    within(
+        20 * SECOND,
+        "the runs are begun again, and the deltas folded",
+        || async {
+            running(&pair.on_standby, "SELECT pg_sleep(3601)").await == 1
+                && running(&pair.on_standby, "SELECT pg_sleep(3602)").await == 1
+                && pair.on_standby.rows(&table("s", "home")).await == ["total|1"]
+                && pair.on_standby.rows(&table("s", "own")).await == ["total|1"]
+        },
+    )
+    .await;
+    println!("all is well {:?} after the promotion", promoted.elapsed());
+    let attempts = "SELECT string_agg(DISTINCT j.name, ',') FROM bgworker.job_run AS j WHERE outcome <> 'done'";
+    let counted: Option<String> = pair.on_standby.value(attempts).await;
+    assert_eq!(
+        counted.as_deref(),
+        Some("outside"),
+        "only it may have done something"
+    );
+    assert!(
+        !log.with(Level::WARN, "the primary is now").is_empty(),
+        "{}",
+        log.text()
+    );
+}
+
+#[actix::test]
+async fn a_primary_that_hangs_for_some_seconds_keeps_its_runs() {
+    let pair = Pair::start().await;
+    let postmaster = pair.postmaster();
+    let keys = every("1s", "SELECT pg_sleep(5)");
+    let settings = settings_of(&pair.on_primary, &[("slow".to_owned(), &keys)]);
+    let _in_force = InForce::register(settings, postmaster.clone())
+        .await
+        .unwrap();
+    eventually("it runs", || async {
+        running(&pair.on_primary, "SELECT pg_sleep(5)").await == 1
+    })
+    .await;
+    let since: String = (pair.on_primary)
+        .value(
+            "SELECT min(xact_start)::text FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(5)'",
+        )
+        .await;
+    let frozen = pair.primary.freeze();
+    tokio::time::sleep(4 * SECOND).await; // a look has found only the standby meanwhile
+    drop(frozen);
+    let first = format!(
+        "SELECT (SELECT max(outcome) FROM bgworker.job_run WHERE started_at <= '{since}'::timestamptz + '1 s'::interval) = 'done'"
+    );
+    eventually("the run is done", || async {
+        pair.on_primary.value::<Option<bool>>(&first).await == Some(true)
+    })
+    .await;
+}
