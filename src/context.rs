@@ -4,7 +4,9 @@
 //! except the one word "ready".
 
 mod histogram;
+mod job_state;
 mod progress;
+mod seldom;
 mod worker_report;
 
 use std::error::Error;
@@ -18,7 +20,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::histogram::Histogram;
 pub(crate) use self::histogram::Histograms;
-pub use self::progress::{Figure, Progress, Report, Run};
+pub use self::job_state::{JobReport, JobState};
+pub use self::progress::{Figure, Progress, Report, Run, RunUnderWay, UnderWay};
 pub(crate) use self::worker_report::{Reason, WorkerEvent, WorkerReport};
 use crate::background_worker::{Incarnation, WorkerId};
 use crate::database::{Connection, Database, DatabaseError, HomeConnection};

@@ -42,7 +42,7 @@ use serde::Deserialize;
 
 use self::detail::Detail;
 use self::history::History;
-pub use self::snapshot::{ServerSnapshot, Snapshot, WorkerSnapshot};
+pub use self::snapshot::{JobSnapshot, ServerSnapshot, Snapshot, WorkerSnapshot};
 pub use self::state::State;
 use crate::postmaster::PostmasterHandle;
 
@@ -180,8 +180,11 @@ fn why_not_ready(snapshot: &Snapshot) -> Vec<String> {
 
 fn why_it_is_ill(worker: &WorkerSnapshot) -> String {
     let WorkerSnapshot { name, state, .. } = worker;
-    let why = match (worker.trouble(), worker.last_success_seconds) {
+    let why = match (worker.trouble(), worker.last_cycle_seconds) {
         (Some(trouble), _) => format!(": {trouble}"),
+        (None, Some(age)) if worker.job.is_some() => {
+            format!(", and has not been able to look at its job for {age:.0} s")
+        }
         (None, Some(age)) => format!(", and its last success was {age:.0} s ago"),
         (None, None) if !worker.has_been_ready => ", and was never ready".to_owned(),
         (None, None) => String::new(),

@@ -117,7 +117,8 @@ pub use self::background_worker::{
     RestartTime, StartTime, WorkerId,
 };
 pub use self::context::{
-    Figure, Histogram, Main, MainFuture, Progress, Report, Run, WorkerContext, WorkerError,
+    Figure, Histogram, JobReport, JobState, Main, MainFuture, Progress, Report, Run, RunUnderWay,
+    UnderWay, WorkerContext, WorkerError,
 };
 pub use self::functions::worker_spi;
 #[cfg(feature = "config")]

@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::histogram::Histograms;
+use super::job_state::{JobReport, JobState};
+use super::seldom::Seldom;
 
 /// What a worker is doing and how it has fared, over all of its incarnations.
 ///
@@ -18,6 +20,7 @@ use super::histogram::Histograms;
 pub struct Progress {
     report: Mutex<Report>,
     runs: Mutex<VecDeque<Run>>,
+    lines: Mutex<Seldom>,
     histograms: Arc<Histograms>,
 }
 
@@ -29,18 +32,32 @@ pub struct Report {
     pub napping: bool,
     /// How many cycles have succeeded.
     pub cycles: u64,
-    /// When the last cycle succeeded.
+    /// When a cycle last succeeded, or found that the worker can do its work.
+    pub last_cycle: Option<Instant>,
+    /// When the worker's work was last done: its last cycle that succeeded, or the last run of its job, by any instance.
     pub last_success: Option<Instant>,
-    /// How old the last success may become before the worker is unhealthy, as the worker itself promises.
+    /// How old the last cycle may become before the worker is unhealthy, as the worker itself promises.
     pub success_within: Option<Duration>,
+    /// The run of a job that is under way.
+    pub under_way: Option<UnderWay>,
+    /// The state of its job, if it runs one.
+    pub job: Option<JobReport>,
     /// How many failures there have been since the last success.
     pub consecutive_failures: u32,
-    /// `true` if it has given something up since its last success: then it is unhealthy.
-    pub has_given_up: bool,
     /// The last failure, with its whole cause.
     pub last_error: Option<Arc<str>>,
     /// What its function counts and measures, by name.
     pub figures: BTreeMap<&'static str, Figure>,
+}
+
+/// A run that is under way.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct UnderWay {
+    /// When it began.
+    pub since: Instant,
+    /// How long it may take before the worker is unhealthy.
+    pub within: Duration,
 }
 
 /// Something that a worker did, for people.
@@ -101,6 +118,7 @@ impl Progress {
         Self {
             report: Mutex::default(),
             runs: Mutex::default(),
+            lines: Mutex::default(),
             histograms,
         }
     }
@@ -114,8 +132,8 @@ impl Progress {
             .clone()
     }
 
-    /// Promises a success at least this often. A late success makes the worker unhealthy; without a promise
-    /// none is late.
+    /// Promises a cycle that succeeds at least this often, except during a run. A late one makes the worker unhealthy;
+    /// without a promise none is late.
     pub fn promise_success_within(&self, within: Duration) {
         self.write(|report| report.success_within = Some(within));
     }
@@ -123,16 +141,57 @@ impl Progress {
     /// Reports that a cycle succeeded.
     pub fn succeeded(&self) {
         self.write(|report| {
+            let now = Some(Instant::now());
             report.cycles += 1;
-            report.last_success = Some(Instant::now());
+            (report.last_cycle, report.last_success) = (now, now);
             report.consecutive_failures = 0;
-            report.has_given_up = false;
         });
     }
 
-    /// Reports that the worker has given something up, such as a tick. It is unhealthy until it succeeds.
-    pub fn gave_up(&self) {
-        self.write(|report| report.has_given_up = true);
+    /// Reports a cycle that succeeded because nothing was to be done, which is no success of the work itself.
+    pub fn looked(&self) {
+        self.write(|report| {
+            report.cycles += 1;
+            report.last_cycle = Some(Instant::now());
+            report.consecutive_failures = 0;
+        });
+    }
+
+    /// Reports that the worker is able to do its work, though what has failed before has not been made good.
+    pub fn is_able(&self) {
+        self.write(|report| report.last_cycle = Some(Instant::now()));
+    }
+
+    /// Reports when the worker's work was last done, perhaps by another instance.
+    pub fn was_done(&self, at: Instant) {
+        self.write(|report| report.last_success = Some(at));
+    }
+
+    /// Reports that a run of the worker's job begins, which may take this long. It ends when what is returned is dropped.
+    pub fn begin_run(&self, within: Duration) -> RunUnderWay<'_> {
+        let since = Instant::now();
+        self.write(|report| report.under_way = Some(UnderWay { since, within }));
+        RunUnderWay(self)
+    }
+
+    /// Reports the state of the worker's job. A state that the job has already keeps the time at which it began.
+    pub fn job(&self, state: JobState, since: Instant, why: Option<Arc<str>>) {
+        self.write(|report| {
+            let known = report.job.take().filter(|known| known.state == state);
+            report.job = Some(JobReport {
+                state,
+                since: known.map_or(since, |known| known.since),
+                why,
+            });
+        });
+    }
+
+    /// Asks whether what the worker has just done is worth a line for people: the first is, and then one a minute. Returns
+    /// the number of those since the last line.
+    #[must_use]
+    pub fn is_worth_a_line(&self) -> Option<u64> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.next(Instant::now())
     }
 
     /// Adds to a figure that only grows. Its name consists of lower-case letters and underscores, as a metric's does.
@@ -201,5 +260,23 @@ impl Progress {
 
     pub(super) fn write(&self, change: impl FnOnce(&mut Report)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A run that is under way, until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct RunUnderWay<'p>(&'p Progress);
+
+impl Drop for RunUnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.write(|report| {
+            // The time in which it ran is not one in which it was unable to.
+            if let Some(run) = report.under_way.take() {
+                let now = Instant::now();
+                let took = now.saturating_duration_since(run.since);
+                report.last_cycle = Some(report.last_cycle.map_or(now, |last| last + took));
+            }
+        });
     }
 }

@@ -87,6 +87,15 @@ pub(super) enum Outcome {
     Done,
     /// It did all there was to do, and there is nothing to do for this long.
     Idle(Duration),
+    /// It looked and found nothing to do for this long: no failure, and no success of the work.
+    #[cfg_attr(
+        not(feature = "config"),
+        expect(
+            dead_code,
+            reason = "the functions that need it come with configuration"
+        )
+    )]
+    Looked(Duration),
     /// There is nothing to do for this long, but what failed earlier has not been made good: no success.
     #[cfg_attr(
         not(feature = "config"),
@@ -109,6 +118,16 @@ pub(super) enum Outcome {
     Busy(&'static str),
     /// It can do nothing until a person acts, for this reason.
     Waits(String),
+    /// A person has to act before its work goes on, for this reason, but not because of anything that the worker is unable
+    /// to do: no failure.
+    #[cfg_attr(
+        not(feature = "config"),
+        expect(
+            dead_code,
+            reason = "the functions that need it come with configuration"
+        )
+    )]
+    Held(String),
 }
 
 /// Why a cycle failed.
@@ -210,12 +229,13 @@ impl<R: Routine> Runner<R> {
                     self.found(&settings, Outcome::Done);
                     wait
                 }
-                Ok(Outcome::Pending(wait)) => {
-                    self.found(&settings, Outcome::Pending(wait));
+                Ok(outcome @ (Outcome::Looked(wait) | Outcome::Pending(wait))) => {
+                    self.found(&settings, outcome);
                     wait
                 }
                 Ok(Outcome::Failed(why)) => {
                     self.context.progress().failed(why);
+                    self.context.progress().is_able();
                     self.patience = Patience::default();
                     Duration::ZERO
                 }
@@ -313,13 +333,21 @@ impl<R: Routine> Runner<R> {
         match outcome {
             Outcome::Busy(why) => return self.retry(settings, why),
             Outcome::Waits(why) => {
-                if self.is_news(Condition::Waits(why.clone())) {
-                    let worker = self.context.name();
-                    warn!(worker, "{worker}: {why}");
-                }
+                self.warn(&why);
                 self.context.progress().failed(why);
             }
-            Outcome::Pending(_) => self.reported = Condition::Well,
+            Outcome::Held(why) => {
+                self.warn(&why);
+                self.context.progress().is_able();
+            }
+            Outcome::Looked(_) => {
+                self.context.progress().looked();
+                self.reported = Condition::Well;
+            }
+            Outcome::Pending(_) => {
+                self.context.progress().is_able();
+                self.reported = Condition::Well;
+            }
             // A failure that was dealt with is not a lasting condition.
             Outcome::Done | Outcome::Idle(_) | Outcome::Failed(_) => {
                 self.context.progress().succeeded();
@@ -328,6 +356,14 @@ impl<R: Routine> Runner<R> {
         }
         self.patience = Patience::default();
         R::naptime(settings)
+    }
+
+    /// Logs why the work does not go on, unless that was the last condition.
+    fn warn(&mut self, why: &str) {
+        if self.is_news(Condition::Waits(why.to_owned())) {
+            let worker = self.context.name();
+            warn!(worker, "{worker}: {why}");
+        }
     }
 
     /// Handles a failed cycle. Returns how long to nap, or the error that ends the worker.

@@ -9,6 +9,7 @@ mod mark;
 mod napping;
 mod once;
 mod outside;
+mod past;
 mod run;
 mod scheduled;
 mod settings;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{debug, info};
 
 use self::napping::Napping;
 pub use self::once::{Once, OnceError, OnceReport, TableChange, once};
@@ -31,8 +32,11 @@ use super::runner;
 use crate::background_worker::{Access, BackgroundWorker};
 use crate::context::{Main, Progress, WorkerContext};
 
-/// The figure that counts the runs that were done.
+/// The figure that counts the runs that ended, whatever became of them.
 pub const RUNS: &str = "runs";
+
+/// The figure that counts those of them that failed.
+pub const FAILED_RUNS: &str = "failed_runs";
 
 /// The figure that counts the rows that runs have written.
 pub const ROWS: &str = "rows";
@@ -67,10 +71,22 @@ fn count(worker: &str, progress: &Progress, rows: u64, took: Duration) {
     progress.did(format!("{rows} rows"), took);
     let milliseconds = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
     progress.level(LAST_RUN_MILLISECONDS, milliseconds);
-    info!(
-        worker,
-        rows, milliseconds, "{worker}: done, {rows} rows in {milliseconds} ms"
-    );
+    match progress.is_worth_a_line() {
+        Some(0) => info!(
+            worker,
+            rows, milliseconds, "{worker}: done, {rows} rows in {milliseconds} ms"
+        ),
+        Some(more) => info!(
+            worker,
+            rows,
+            milliseconds,
+            "{worker}: done, {rows} rows in {milliseconds} ms; {more} more runs since the last such line"
+        ),
+        None => debug!(
+            worker,
+            rows, milliseconds, "{worker}: done, {rows} rows in {milliseconds} ms"
+        ),
+    }
 }
 
 // === impl Sql ===

@@ -118,12 +118,21 @@ impl Seen {
             (Some(then), Some(wait)) => is_near((then - elapsed).max(0.0), wait),
             (then, wait) => then.is_none() && wait.is_none(),
         };
+        let job = match (&known.job, &worker.job) {
+            (Some(then), Some(job)) => {
+                then.state == job.state
+                    && then.why == job.why
+                    && is_near(then.state_seconds + elapsed, job.state_seconds)
+            }
+            (then, job) => then.is_none() && job.is_none(),
+        };
         known.state == worker.state
             && known.healthy == worker.healthy
             && known.restarts == worker.restarts
             && known.consecutive_failures == worker.consecutive_failures
             && known.last_error == worker.last_error
             && known.figures == worker.figures
+            && job
             && known.last_success_seconds.is_some() == worker.last_success_seconds.is_some()
             && is_near(known.state_seconds + elapsed, worker.state_seconds)
             && starts

@@ -65,7 +65,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let help = "Whether the background worker is healthy";
     let points = each(&|worker| Some(f64::from(u8::from(worker.healthy))));
     gauge(&mut registry, "worker_healthy", help, points);
-    let help = "When a cycle of the background worker last succeeded";
+    let help = "When a cycle of the background worker last succeeded; of a job, when its last run that was done ended";
     let now = unix_time();
     let points = each(&|worker| Some(now - worker.last_success_seconds?));
     let name = "worker_last_success_timestamp_seconds";
@@ -79,6 +79,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     });
     let help = "Cycles of the background worker that succeeded";
     counter(&mut registry, "worker_cycles", help, |worker| worker.cycles);
+    jobs(&mut registry, snapshot);
     figures(&mut registry, snapshot);
     for (name, histogram) in &snapshot.histograms {
         let help = format!("How long it took: {}", name.replace('_', " "));
@@ -110,6 +111,22 @@ fn server(registry: &mut Registry, snapshot: &Snapshot) {
     let reason = server.reason.iter();
     let reason = reason.map(|reason| (vec![("reason", reason.clone())], 1.0));
     gauge(registry, "server_trouble", help, reason.collect());
+}
+
+/// Registers the state of each job.
+fn jobs(registry: &mut Registry, snapshot: &Snapshot) {
+    let states = snapshot.workers.iter().filter_map(|worker| {
+        let state = worker.job.as_ref()?.state.clone();
+        let mut labels = of(worker);
+        labels.push(("state", state));
+        Some((labels, 1.0))
+    });
+    gauge(
+        registry,
+        "job_state",
+        "The state of the job",
+        states.collect(),
+    );
 }
 
 /// Registers a family of gauges.

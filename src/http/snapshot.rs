@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::state::State;
 use crate::background_worker::{ExitStatus, StartTime};
-use crate::context::{Figure, Histogram, Report};
+use crate::context::{Figure, Histogram, JobState, Report};
 use crate::postmaster::{
     EndedWorker, PostmasterHandle, RequestError, Status, WorkerStatus, Workers,
 };
@@ -65,10 +65,11 @@ pub struct WorkerSnapshot {
     /// Its state, or how it ended.
     pub state: State,
     /// Seconds since it was registered, started, became ready or exited, whichever came last: naps and cycles, which
-    /// come and go, do not count.
+    /// come and go, do not count. While it runs its job, seconds since that run began.
     pub state_seconds: f64,
-    /// Registered workers: `true` if the worker is in a state that its start time allows, and its last success is
-    /// recent enough. A worker that was ready before has the time that it promised, or a minute, to be ready again.
+    /// Registered workers: `true` if the worker is in a state that its start time allows, and the last cycle in which it
+    /// was able to do its work is recent enough. A worker that was ready before has the time that it promised, or a minute,
+    /// to be ready again. What became of a job's ticks does not count.
     /// Ended workers: `true` unless the worker failed.
     pub healthy: bool,
     /// `true` if it was ever ready; of an ended worker, if one of its cycles ever succeeded.
@@ -81,8 +82,13 @@ pub struct WorkerSnapshot {
     pub consecutive_failures: u32,
     /// The last failure, with its whole cause.
     pub last_error: Option<String>,
-    /// Seconds since a cycle last succeeded.
+    /// Seconds since a cycle last succeeded; of a job, since its last run that was done, by any instance, ended.
     pub last_success_seconds: Option<f64>,
+    /// Seconds since a cycle last succeeded, or found that the worker is able to do its work.
+    #[serde(skip)]
+    pub(super) last_cycle_seconds: Option<f64>,
+    /// Its job, if it runs one.
+    pub job: Option<JobSnapshot>,
     /// What its function counts and measures, by name: `rows_folded` and `total` of the built-in worker.
     pub figures: BTreeMap<String, i64>,
     /// The names of the figures that only grow.
@@ -90,6 +96,20 @@ pub struct WorkerSnapshot {
     pub(super) counts: BTreeSet<&'static str>,
     /// Seconds until it starts again.
     pub next_start_seconds: Option<f64>,
+}
+
+/// A job at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct JobSnapshot {
+    /// `idle`, `running`, `waiting`, `failing`, `given up`, `overdue` or `declared differently`.
+    pub state: String,
+    /// How long it has been in that state, in seconds.
+    pub state_seconds: f64,
+    /// Why, and what to do.
+    pub why: Option<String>,
+    /// `true` if a person has to act. The worker is healthy nevertheless: what it cannot do is another matter.
+    pub needs_attention: bool,
 }
 
 // === impl Snapshot ===
@@ -148,21 +168,33 @@ impl Snapshot {
 // === impl WorkerSnapshot ===
 
 impl WorkerSnapshot {
-    /// Its last failure, and how many there have been since its last success; `None` after a success.
+    /// Its last failure, and how many there have been since its last success; then what there is to say of its job. `None`
+    /// if there is neither.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        let error = self.last_error.as_ref()?;
-        match self.consecutive_failures {
+        let error = self.last_error.as_ref();
+        let failed = error.and_then(|error| match self.consecutive_failures {
             0 => None,
             1 => Some(error.clone()),
             failures => Some(format!("{failures} × {error}")),
-        }
+        });
+        let why = self.job.as_ref().and_then(|job| job.why.as_ref());
+        let why = why.filter(|why| failed.is_none() || error != Some(why));
+        let texts: Vec<_> = failed.into_iter().chain(why.cloned()).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+
+    /// `true` if a person has to act: the worker is unable to do its work, or its job needs attention.
+    #[must_use]
+    pub fn needs_attention(&self) -> bool {
+        !self.healthy || self.job.as_ref().is_some_and(|job| job.needs_attention)
     }
 
     /// A registered worker at this moment.
     pub(super) fn registered(worker: &WorkerStatus, status: &Status, now: Instant) -> Self {
         let report = &worker.report;
-        let age = now.saturating_duration_since(worker.since);
+        let run = report.under_way.map(|run| run.since);
+        let age = now.saturating_duration_since(run.unwrap_or(worker.since));
         let (state, next_start) = match worker.state {
             WorkerState::Registered => (State::Registered, None),
             WorkerState::Parked => (State::Parked, None),
@@ -226,6 +258,19 @@ impl WorkerSnapshot {
             consecutive_failures: report.consecutive_failures,
             last_error: report.last_error.as_deref().map(str::to_owned),
             last_success_seconds: report.last_success.map(age),
+            last_cycle_seconds: report.last_cycle.map(age),
+            job: report.job.as_ref().map(|job| {
+                let (state, since, why) = match report.under_way {
+                    Some(run) => (JobState::Running, run.since, None),
+                    None => (job.state, job.since, job.why.as_deref()),
+                };
+                JobSnapshot {
+                    state: state.to_string(),
+                    state_seconds: age(since),
+                    why: why.map(str::to_owned),
+                    needs_attention: state.needs_attention(),
+                }
+            }),
             figures: (report.figures.iter())
                 .map(|(name, figure)| {
                     let value = match figure {
@@ -244,24 +289,23 @@ impl WorkerSnapshot {
     }
 }
 
-/// `true` if a registered worker is in a state that its start time allows, has not been silent for too long, and has
-/// not given anything up.
+/// `true` if a registered worker is in a state that its start time allows, and has not been unable to do its work for too
+/// long. A run of its job may take the time that it has.
 fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
     let Report {
-        last_success,
+        last_cycle,
         success_within,
-        has_given_up,
+        under_way,
         ..
     } = worker.report;
     let since = |at: Instant| now.saturating_duration_since(at);
-    let silence = last_success.map(since);
+    let silence = last_cycle.map(since);
     let is_away = status.reached == StartTime::PostmasterStart;
     let misses_its_level = worker.worker.start_time > status.reached;
     let waits_on_a_standby = misses_its_level && !is_away;
-    if has_given_up && !waits_on_a_standby {
-        return false;
-    }
+    let runs = under_way.is_some_and(|run| since(run.since) <= run.within);
     match worker.state {
+        WorkerState::Running | WorkerState::Stopping if runs => true,
         // The time before it began to run does not count.
         WorkerState::Running => success_within.is_none_or(|within| {
             let age = since(worker.since);

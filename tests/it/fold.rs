@@ -14,6 +14,26 @@ use crate::support::{eventually, within};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[actix::test]
+async fn of_many_folds_only_the_first_is_a_line_at_info_and_each_is_one_at_debug() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    let counted = table("s", "t");
+    db.worker(&postmaster, "w", brisk(&counted)).await;
+    db.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    for n in 1..=5 {
+        db.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+        db.wait_for_rows(&counted, &[&format!("total|{n}")]).await;
+    }
+    eventually("each is a line", || async {
+        log.with(Level::DEBUG, "count in s.t is now").len() == 5
+    })
+    .await;
+    let lines = log.with(Level::INFO, "count in");
+    assert_eq!(lines, ["w: count in s.t is now 1"]);
+}
+
+#[actix::test]
 async fn deltas_are_folded_exactly_and_reported_once() {
     let log = Log::capture();
     let db = TestDatabase::new().await;

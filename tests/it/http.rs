@@ -11,8 +11,10 @@ use bgworker::http::{Snapshot, configure};
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::testing::{FakeServer, PausedClock, Probe, Script};
 use bgworker::{
-    BackgroundWorker, PostmasterHandle, RestartTime, StartTime, WorkerContext, WorkerError,
+    BackgroundWorker, JobState, PostmasterHandle, RestartTime, StartTime, WorkerContext,
+    WorkerError,
 };
+use tokio::time::Instant;
 
 use crate::support::database::{TestDatabase, brisk, table};
 use crate::support::{eventually, postmaster};
@@ -169,6 +171,43 @@ async fn a_worker_whose_last_success_is_older_than_promised_is_not_healthy() {
     assert_eq!(text, ill);
     // The process is alive nevertheless: restarting it would not help.
     assert_eq!(get(&postmaster, "/livez").await.0, StatusCode::OK);
+}
+
+#[actix::test]
+async fn a_run_may_take_its_time_and_what_became_of_a_job_fails_no_probe() {
+    let clock = PausedClock::pause();
+    let postmaster = postmaster();
+    let main = |mut context: WorkerContext| async move {
+        let progress = context.progress();
+        progress.promise_success_within(120 * SECOND);
+        progress.looked();
+        context.ready();
+        while !context.nap(30 * SECOND).await.is_stop() {
+            let progress = context.progress();
+            let run = progress.begin_run(3600 * SECOND);
+            tokio::time::sleep(600 * SECOND).await;
+            drop(run);
+            let why = Some("division by zero".into());
+            progress.job(JobState::GivenUp, Instant::now(), why);
+        }
+        Ok(())
+    };
+    let worker = BackgroundWorker::new("w");
+    postmaster.register(worker, main).await.unwrap();
+    clock.advance(330 * SECOND).await;
+    let worker = &snapshot(&postmaster).await.workers[0];
+    assert_eq!(worker.state_seconds.round(), 300.0, "since the run began");
+    assert!(is_ready(&postmaster).await);
+    clock.advance(310 * SECOND).await;
+    let worker = &snapshot(&postmaster).await.workers[0];
+    let job = worker.job.as_ref().unwrap();
+    assert_eq!((&*job.state, job.needs_attention), ("given up", true));
+    assert_eq!(worker.trouble().as_deref(), Some("division by zero"));
+    assert_eq!(worker.last_success_seconds, None, "a look is none");
+    assert!(is_ready(&postmaster).await);
+    let (_, text) = get(&postmaster, "/metrics").await;
+    let line = "bgworker_job_state{worker=\"w\",state=\"given up\"} 1.0";
+    assert!(text.contains(line), "{text}");
 }
 
 #[actix::test]

@@ -1,16 +1,15 @@
-//! The health of jobs: an instance that gives up a tick is unhealthy until the job is done.
+//! The health of an instance, which is what it cannot do, and the state of its jobs, which is another matter.
 
 use std::time::Duration;
 
 use bgworker::sql::{self, Once};
 use bgworker::supervision::Shutdown;
+use bgworker::{JobState, Report};
 
 use crate::http::is_ready;
-use crate::jobs::{Instance, every, runs, settings_of, stage};
+use crate::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
 use crate::support::database::{TestDatabase, database};
-use crate::support::within;
-
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::support::eventually;
 
 /// Statement that fails while there is no effect.
 const FAILS_AT_FIRST: &str = "SELECT 1 / count(*) FROM effect";
@@ -20,77 +19,97 @@ const BEFORE_TICK: &str = "UPDATE bgworker.job SET last_tick = last_tick - inter
     last_done = last_done - interval '24 h'";
 
 /// Makes the tick that was given up due again.
-const DUE_AGAIN: &str = "UPDATE bgworker.job SET last_tick = last_done";
+const DUE_AGAIN: &str = "UPDATE bgworker.job SET last_tick = last_tick - interval '24 h'";
+
+async fn report(instance: &Instance) -> Report {
+    let workers = instance.postmaster.workers().await.unwrap();
+    workers.registered[0].report.clone()
+}
+
+/// The state of the job that an instance reports, and why.
+async fn job(instance: &Instance) -> Option<(JobState, Option<String>)> {
+    let job = report(instance).await.job?;
+    Some((job.state, job.why.map(|why| why.to_string())))
+}
+
+/// Waits until the job is in this state, as the instance reports it.
+async fn is_in_state(instance: &Instance, state: JobState) {
+    eventually(&format!("the job is {state}"), async || {
+        // It need not wait for the end of the minute.
+        instance.postmaster.sighup();
+        job(instance).await.is_some_and(|(found, _)| found == state)
+    })
+    .await;
+}
 
 /// An instance with a job that is tried once a day, and fails at first.
 async fn daily(db: &TestDatabase) -> (Instance, String) {
     let keys = format!("attempts = 1\n{}", every("24h", FAILS_AT_FIRST));
     // Instances with one handle would share their looks.
     let instance = Instance::on(database(db.conninfo()), db, &keys).await;
-    is_ready_soon(&instance).await;
+    is_in_state(&instance, JobState::Idle).await;
     (instance, keys)
 }
 
-async fn is_ready_soon(instance: &Instance) {
-    within(LIMIT, "it is healthy", || is_ready(&instance.postmaster)).await;
-}
-
-/// Lets the instance look at its job now, and waits until it is unhealthy.
-async fn gives_up(instance: &Instance) {
-    instance.postmaster.sighup();
-    within(LIMIT, "it is unhealthy", || async {
-        !is_ready(&instance.postmaster).await
-    })
-    .await;
-}
-
 #[actix::test]
-async fn an_instance_that_gives_up_a_tick_is_unhealthy_until_another_has_done_one() {
+async fn a_tick_that_is_given_up_is_seen_on_each_instance_until_one_is_done_and_all_stay_ready() {
     let db = stage().await;
     let ((one, _), (other, _)) = (daily(&db).await, daily(&db).await);
+    assert_eq!(report(&one).await.last_success, None, "a look is none");
     db.execute(BEFORE_TICK).await;
-    gives_up(&one).await;
-    assert!(is_ready(&other.postmaster).await);
+    for instance in [&one, &other] {
+        is_in_state(instance, JobState::GivenUp).await;
+        let (_, why) = job(instance).await.unwrap();
+        assert!(why.unwrap().contains("division by zero"));
+        assert!(is_ready(&instance.postmaster).await);
+    }
+    let counts = [report(&one).await, report(&other).await];
+    for name in [sql::RUNS, sql::FAILED_RUNS, sql::GIVEN_UP] {
+        let all: u64 = counts.iter().map(|report| report.count(name)).sum();
+        assert_eq!(all, 1, "{name}");
+    }
     db.execute(&format!("INSERT INTO effect DEFAULT VALUES; {DUE_AGAIN}"))
         .await;
-    other.postmaster.sighup();
-    within(LIMIT, "the other does it", || async {
-        runs(&db, "outcome = 'done'").await == 1
-    })
-    .await;
-    assert!(!is_ready(&one.postmaster).await, "it has not looked yet");
-    one.postmaster.sighup();
     for instance in [one, other] {
-        is_ready_soon(&instance).await;
+        is_in_state(&instance, JobState::Idle).await;
+        let report = report(&instance).await;
+        assert!(report.last_success.is_some(), "whichever has done it");
+        assert_eq!(report.consecutive_failures, 0);
         instance.stop(Shutdown::Smart).await;
     }
+    assert_eq!(runs(&db, "outcome = 'done'").await, 1);
+    // A new instance knows when it was done.
+    let (instance, _) = daily(&db).await;
+    assert!(report(&instance).await.last_success.is_some());
+    instance.stop(Shutdown::Smart).await;
 }
 
 #[actix::test]
-async fn a_run_by_hand_that_succeeds_makes_the_instance_healthy() {
+async fn a_run_by_hand_that_succeeds_makes_a_tick_good_that_was_given_up() {
     let db = stage().await;
     let (instance, keys) = daily(&db).await;
     db.execute(BEFORE_TICK).await;
-    gives_up(&instance).await;
+    is_in_state(&instance, JobState::GivenUp).await;
     let settings = settings_of(&db, &[("j".to_owned(), &keys)]);
     let job = settings.workers[0].function.settings::<sql::Settings>();
     let run = || {
         let never = std::future::pending();
         sql::once(&db.database, "j", job.unwrap(), Once::default(), never)
     };
-    let then: String = db.value("SELECT now()::text").await;
     run().await.unwrap_err();
-    instance.postmaster.sighup();
-    let has_looked = format!(
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' \
-         AND query LIKE '%r.message IS NULL%' AND query_start > '{then}')"
-    );
-    within(LIMIT, "it has looked", || db.value(&has_looked)).await;
-    assert!(!is_ready(&instance.postmaster).await);
+    let asked = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' \
+                 AND query LIKE '%r.message IS NULL%' AND query_start > \
+                 (SELECT finished_at FROM bgworker.job_run WHERE outcome = 'once'))";
+    eventually("it has looked at the history", async || {
+        instance.postmaster.sighup();
+        db.value(asked).await
+    })
+    .await;
+    let state = report(&instance).await.job.unwrap().state;
+    assert_eq!(state, JobState::GivenUp);
     db.execute("INSERT INTO effect DEFAULT VALUES").await;
     run().await.unwrap();
-    instance.postmaster.sighup();
-    is_ready_soon(&instance).await;
+    is_in_state(&instance, JobState::Idle).await;
     instance.stop(Shutdown::Smart).await;
 }
 
@@ -102,26 +121,90 @@ async fn a_tick_that_is_still_to_be_tried_again_is_no_success() {
         every("1s", FAILS_AT_FIRST)
     );
     let instance = Instance::new(&db, &keys).await;
-    let report = async || {
-        instance.postmaster.workers().await.unwrap().registered[0]
-            .report
-            .clone()
-    };
-    within(LIMIT, "it fails", || async {
-        report().await.last_error.is_some()
+    eventually("it fails", async || {
+        report(&instance).await.last_error.is_some()
     })
     .await;
-    let failed = report().await;
+    let failed = report(&instance).await;
     instance.postmaster.sighup();
-    within(LIMIT, "it has looked again and naps", || async {
-        report().await.napping
+    eventually("it has looked again and naps", async || {
+        let report = report(&instance).await;
+        report.napping && report.last_cycle > failed.last_cycle
     })
     .await;
-    let after = report().await;
+    let after = report(&instance).await;
+    assert_eq!(after.job.unwrap().state, JobState::Failing);
     assert_eq!(
         (after.cycles, after.consecutive_failures),
         (failed.cycles, 1)
     );
-    assert!(is_ready(&instance.postmaster).await, "it is not given up");
+    assert!(is_ready(&instance.postmaster).await);
     instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn an_instance_that_cannot_run_what_is_due_for_an_error_of_its_own_is_not_able_to() {
+    for lost in ["UPDATE ON bgworker.job", "INSERT ON bgworker.job_run"] {
+        let db = stage().await;
+        let name: String = db.value("SELECT current_database()::text").await;
+        let role = format!("{name}_role");
+        db.execute(&format!(
+            "CREATE ROLE {role}; GRANT CREATE ON DATABASE {name} TO {role}"
+        ))
+        .await;
+        let as_role = database(&db.conninfo_with("options", &format!("-c role={role}")));
+        let instance = Instance::on(as_role, &db, &every("1s", "SELECT 1")).await;
+        eventually("it runs", async || runs(&db, "true").await > 0).await;
+        assert_eq!(
+            report(&instance).await.success_within,
+            Some(Duration::from_secs(120))
+        );
+        db.execute(&format!("REVOKE {lost} FROM {role}")).await;
+        // Its looks, each second, succeed nevertheless.
+        eventually(&format!("without {lost}, it is unable"), async || {
+            instance.postmaster.sighup();
+            let report = report(&instance).await;
+            let silence = report.last_cycle.unwrap().elapsed();
+            silence > Duration::from_secs(2) && report.consecutive_failures > 2
+        })
+        .await;
+        instance.stop(Shutdown::Smart).await;
+        db.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+            .await;
+    }
+}
+
+#[actix::test]
+async fn a_job_that_stands_by_is_no_failure_and_says_what_to_do_and_whether_it_runs_anywhere() {
+    let db = stage().await;
+    let older = Instance::on(database(db.conninfo()), &db, &every("1h", EFFECT)).await;
+    is_in_state(&older, JobState::Idle).await;
+    let newer = Instance::on(database(db.conninfo()), &db, &every("2h", EFFECT)).await;
+    is_in_state(&newer, JobState::Idle).await;
+    is_in_state(&older, JobState::DeclaredDifferently).await;
+    let (_, why) = job(&older).await.unwrap();
+    let why = why.unwrap();
+    assert!(
+        why.contains("this instance stands by") && why.contains("restart this one"),
+        "{why}"
+    );
+    let before = report(&older).await;
+    eventually("it has looked again", async || {
+        older.postmaster.sighup();
+        report(&older).await.last_cycle > before.last_cycle
+    })
+    .await;
+    assert_eq!(report(&older).await.consecutive_failures, 0);
+    assert!(is_ready(&older.postmaster).await);
+    // The other one goes away, and no instance runs the job.
+    newer.stop(Shutdown::Smart).await;
+    db.execute("UPDATE bgworker.job SET last_tick = last_tick - interval '24 h'")
+        .await;
+    is_in_state(&older, JobState::Overdue).await;
+    let (_, why) = job(&older).await.unwrap();
+    assert!(
+        why.unwrap()
+            .contains("No instance has run it since its tick")
+    );
+    older.stop(Shutdown::Smart).await;
 }

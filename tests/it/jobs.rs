@@ -7,7 +7,8 @@ use bgworker::database::Database;
 use bgworker::reload::InForce;
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{
-    Access, BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, WorkerContext, sql,
+    Access, BackgroundWorker, JobState, Postmaster, PostmasterHandle, RestartTime, WorkerContext,
+    sql,
 };
 
 use crate::support::database::TestDatabase;
@@ -295,8 +296,8 @@ async fn if_two_files_declare_a_job_differently_the_newer_one_wins_and_the_other
     let newer = Instance::new(&db, &every("1s", &format!("{EFFECT} || ' newer'"))).await;
     eventually("the older one stands by", || async {
         let workers = older.postmaster.workers().await.unwrap().registered;
-        let error = workers[0].report.last_error.clone();
-        error.is_some_and(|error| error.contains("this instance stands by"))
+        let job = workers[0].report.job.clone();
+        job.is_some_and(|job| job.state == JobState::DeclaredDifferently)
     })
     .await;
     let before: i64 = db

@@ -9,8 +9,9 @@ use bgworker::database::ServerState;
 use bgworker::http::configure;
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::testing::FakeServer;
-use bgworker::{BackgroundWorker, RestartTime, WorkerContext, WorkerError};
+use bgworker::{BackgroundWorker, JobState, RestartTime, WorkerContext, WorkerError};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::support::browser::Browser;
 
@@ -224,6 +225,39 @@ async fn ten_thousand_workers_are_a_screenful_of_rows_and_those_that_need_attent
         browser.wait_for(&format!("{NAMES}[0]"), &json!("w9999"));
         let sorted = "document.querySelector('#workers th').getAttribute('aria-sort')";
         assert_eq!(browser.value(sorted), json!("descending"));
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_job_that_needs_attention_stands_out_though_its_instance_is_healthy() {
+    let postmaster = bgworker::Postmaster::launch(Limits::default(), None).unwrap();
+    let main = |mut context: WorkerContext| async move {
+        let progress = context.progress();
+        progress.looked();
+        let begin = Instant::now() - 300 * SECOND;
+        let why = "division <b>by</b> zero";
+        progress.job(JobState::GivenUp, begin, Some(why.into()));
+        context.ready();
+        while !context.nap(SECOND).await.is_stop() {}
+        Ok(())
+    };
+    let worker = BackgroundWorker::new("j").start_time(bgworker::StartTime::PostmasterStart);
+    postmaster.register(worker, main).await.unwrap();
+    served(&postmaster, move |url| {
+        let browser = Browser::open(url, 1200, 800);
+        browser.wait_for(STATE, &json!("given up"));
+        browser.wait_for(CLASS, &json!("bad"));
+        browser.wait_for(HEALTH, &json!("healthy, but 1 job needs attention"));
+        browser.wait_for(&format!("{ROW}.at(-1)"), &json!("division <b>by</b> zero"));
+        browser.wait_for(&format!("{ROW}[3]"), &json!("none known"));
+        let since = browser.value(&format!("{ROW}[2]"));
+        assert!(since.as_str().unwrap().starts_with("5 min"), "{since}");
+        browser.value("document.querySelector('#rows a').click()");
+        browser.wait_for(
+            "document.querySelector('#state').textContent",
+            &json!("given up"),
+        );
     })
     .await;
 }

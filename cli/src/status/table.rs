@@ -22,8 +22,8 @@ const FIGURES_MAX: usize = 4;
 /// Formats the answer for people: a line for each worker, and below it the worker's trouble, if any. Workers that need
 /// attention come first.
 pub(super) fn table(snapshot: &Snapshot) -> String {
-    let (ill, well): (Vec<_>, Vec<_>) = snapshot.workers.iter().partition(|one| !one.healthy);
-    let workers: Vec<_> = ill.into_iter().chain(well).collect();
+    let mut workers: Vec<_> = snapshot.workers.iter().collect();
+    workers.sort_by_key(|one| (one.healthy, !one.needs_attention()));
     let figures: BTreeSet<_> = workers.iter().flat_map(|one| one.figures.keys()).collect();
     let heading = HEADING.map(str::to_owned).into_iter();
     let names: Vec<_> = figures
@@ -103,7 +103,8 @@ fn line(
 /// Green while the worker is at work, red if it needs attention, yellow if it waits for what comes by itself.
 fn colour(worker: &WorkerSnapshot) -> Color {
     match worker.state {
-        _ if !worker.healthy => Color::Red,
+        _ if worker.needs_attention() => Color::Red,
+        _ if worker.job.as_ref().is_some_and(|job| job.why.is_some()) => Color::Yellow,
         State::Ready | State::Napping | State::Running | State::Finished | State::Stopped => {
             Color::Green
         }
@@ -123,6 +124,15 @@ fn server(snapshot: &Snapshot) -> String {
     text
 }
 
+/// The state of the worker or, while it is at work, of its job; and since when.
+fn state(worker: &WorkerSnapshot) -> (String, f64) {
+    let is_at_work = matches!(worker.state, State::Ready | State::Napping | State::Running);
+    match &worker.job {
+        Some(job) if is_at_work && job.state != "idle" => (job.state.clone(), job.state_seconds),
+        _ => (worker.state.to_string(), worker.state_seconds),
+    }
+}
+
 fn row(worker: &WorkerSnapshot, figures: &BTreeSet<&String>) -> Vec<String> {
     let figures: Vec<_> = if figures.len() > FIGURES_MAX {
         let own = worker.figures.iter();
@@ -137,16 +147,23 @@ fn row(worker: &WorkerSnapshot, figures: &BTreeSet<&String>) -> Vec<String> {
             .map(|name| value(name).unwrap_or_default())
             .collect()
     };
+    let (state, state_seconds) = state(worker);
+    // A job may have been done before its history began.
+    let never = if worker.job.is_some() {
+        "none known"
+    } else {
+        "never"
+    };
     let cells = [
         plain(&worker.name),
         match worker.next_start_seconds {
-            Some(wait) => format!("{}, starts in {}", worker.state, span(wait)),
-            None => worker.state.to_string(),
+            Some(wait) => format!("{state}, starts in {}", span(wait)),
+            None => state,
         },
-        span(worker.state_seconds),
+        span(state_seconds),
         worker
             .last_success_seconds
-            .map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age))),
+            .map_or_else(|| never.to_owned(), |age| format!("{} ago", span(age))),
         worker.restarts.to_string(),
     ];
     cells.into_iter().chain(figures).collect()

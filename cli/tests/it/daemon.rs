@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::configuration::{Config, given};
-use crate::program::{bgworker, run, start, wait_for_all};
+use crate::program::{bgworker, run, run_command, start, wait_for_all};
 use crate::support::daemon::Daemon;
 use crate::support::database::{TestDatabase, table};
 use crate::support::files::{processes_with, reachable_directory};
@@ -218,7 +218,9 @@ async fn fifty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() {
     });
     let mut folds = 0;
     for _ in 0..50 {
-        let mut daemon = start(&config.path);
+        // Each fold is a line.
+        let mut command = run_command(&config.path);
+        let mut daemon = Daemon::start(command.env("RUST_LOG", "info,bgworker=debug"));
         daemon.wait_for("initialized");
         std::thread::sleep(Duration::from_millis(fastrand::u64(0..40)));
         daemon.signal(Signal::SIGKILL);

@@ -233,9 +233,14 @@ async fn status_shows_the_next_tick_of_a_job_as_a_time_and_the_ticks_given_up() 
     text += &format!("attempts = 1\n[http]\nlisten = \"127.0.0.1:{port}\"\n");
     let config = Config::new(&text);
     let mut instance = start(&config.path);
-    let status = || run(bgworker().args(["status", "--config"]).arg(&config.path)).1;
-    eventually("a tick is given up", async || status().contains("given_up")).await;
-    let status = status();
+    let status = || run(bgworker().args(["status", "--config"]).arg(&config.path));
+    eventually("a tick is given up", async || {
+        status().1.contains("given_up")
+    })
+    .await;
+    let (code, status, _) = status();
+    assert_eq!(code, 0, "the instance can do its work: {status}");
+    assert!(status.contains("division by zero"), "{status}");
     let heading = status
         .lines()
         .find(|line| line.starts_with("worker"))

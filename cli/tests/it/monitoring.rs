@@ -70,7 +70,7 @@ attempts = 1
     wait_for_all(
         &mut daemon,
         &[
-            "count in s.t is now 1",
+            "count in s.t is now",
             "folded 3 rows",
             "job: done",
             "the tick is given up",
@@ -188,7 +188,7 @@ async fn prometheus_evaluates_each_rule_and_each_query_of_the_dashboard() {
     };
     eventually("each rule was evaluated", async || {
         rules().is_some_and(|rules| {
-            rules.len() == 8 && rules.iter().all(|rule| rule["health"] == "ok")
+            rules.len() == 10 && rules.iter().all(|rule| rule["health"] == "ok")
         })
     })
     .await;

@@ -30,13 +30,17 @@ pub(crate) fn run(command: &mut Command) -> (i32, String, String) {
     )
 }
 
+/// The command line that runs this configuration file, with its log as text.
+pub(crate) fn run_command(config: &Path) -> Command {
+    let mut command = bgworker();
+    command.args(["run", "--log-format", "text", "--config"]);
+    command.arg(config);
+    command
+}
+
 /// Starts `run` with this configuration file, and with its log as text.
 pub(crate) fn start(config: &Path) -> Daemon {
-    Daemon::start(
-        bgworker()
-            .args(["run", "--log-format", "text", "--config"])
-            .arg(config),
-    )
+    Daemon::start(&mut run_command(config))
 }
 
 /// Waits until each of these texts has stood in a line, in any order.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_postgres::SimpleQueryRow;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::check::{self, Verdict};
 use super::poison::Poison;
@@ -259,10 +259,22 @@ impl Folder for ByKey {
 
     fn tell(at: At<'_, Settings>, Keys { rows, keys }: &Keys) {
         let (worker, totals) = (at.context.name(), &at.settings.totals);
-        info!(
-            worker,
-            rows, keys, "{worker}: folded {rows} rows into {totals}"
-        );
+        match at.context.progress().is_worth_a_line() {
+            Some(0) => info!(
+                worker,
+                rows, keys, "{worker}: folded {rows} rows into {totals}"
+            ),
+            Some(more) => info!(
+                worker,
+                rows,
+                keys,
+                "{worker}: folded {rows} rows into {totals}; {more} more folds since the last such line"
+            ),
+            None => debug!(
+                worker,
+                rows, keys, "{worker}: folded {rows} rows into {totals}"
+            ),
+        }
     }
 
     fn waits(&mut self, at: At<'_, Settings>) -> Option<String> {

@@ -14,6 +14,9 @@ const MISSED_AFTER: Duration = Duration::from_secs(60);
 /// Largest number of missed ticks that are run one after the other; older ones are dropped.
 const EACH_MAX: usize = 1_000;
 
+/// A tick of which no run has begun for this long is overdue.
+pub(super) const OVERDUE_AFTER: Duration = Duration::from_secs(120);
+
 /// The longest sleep: clocks and rows may change meanwhile.
 pub(super) const SLEEP_MAX: Duration = Duration::from_secs(60);
 
@@ -44,6 +47,16 @@ pub(super) fn due(row: &JobRow, now: Timestamp, schedule: &Schedule, missed: Mis
         }
         _ => Due::Now(tick),
     }
+}
+
+/// How long a tick has been due of which no run has begun, at most since it was to be tried again.
+pub(super) fn due_for(row: &JobRow, now: Timestamp, schedule: &Schedule) -> Duration {
+    let first = schedule.next(row.last_tick);
+    let since = first.map(|first| row.retry_at.map_or(first, |retry_at| retry_at.max(first)));
+    let due = since.filter(|since| *since < now);
+    due.map_or(Duration::ZERO, |since| {
+        now.duration_since(since).unsigned_abs()
+    })
 }
 
 /// How often a tick has failed: the failures of older ticks count too, unless those ticks were dropped.
@@ -136,6 +149,19 @@ mod tests {
                 Due::Now(time("20:01:00"))
             );
         }
+    }
+
+    #[test]
+    fn a_tick_is_due_since_its_time_or_since_it_was_to_be_tried_again() {
+        let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
+        let due_for = |row: &JobRow, now| due_for(row, time(now), &schedule).as_secs();
+        let mut row = row("20:00:00");
+        assert_eq!(due_for(&row, "20:00:59"), 0);
+        assert_eq!(due_for(&row, "20:01:01"), 1);
+        assert_eq!(due_for(&row, "20:05:00"), 240);
+        row.retry_at = Some(time("20:04:00"));
+        assert_eq!(due_for(&row, "20:03:00"), 0);
+        assert_eq!(due_for(&row, "20:05:00"), 60);
     }
 
     #[test]

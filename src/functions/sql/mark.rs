@@ -7,8 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::types::Type;
 
 use super::job::{Borrowed, JobRow, Look, system_time};
-use crate::database::{Connection, DatabaseError, Parameters};
-use crate::functions::session::Session;
+use crate::database::{Connection, DatabaseError};
 
 /// The outcome recorded for a run beside the schedule.
 pub(super) const ONCE: &str = "once";
@@ -111,26 +110,6 @@ pub(super) async fn mark(
     ];
     let marking = connection.query("mark the tick", &sql, &parameters);
     marking.await.map(drop)
-}
-
-/// Looks for a run with this outcome that succeeded after this time.
-const SUCCEEDED: &str = "\
-    SELECT EXISTS (SELECT FROM bgworker.job_run AS r WHERE r.name OPERATOR(pg_catalog.=) $1 \
-    AND r.outcome OPERATOR(pg_catalog.=) $2 AND r.message IS NULL AND r.started_at OPERATOR(pg_catalog.>) $3)";
-
-/// `true` if a run beside the schedule began after this time, and succeeded. A job without a history has no such runs.
-pub(super) async fn has_succeeded_beside(
-    session: &Session,
-    name: &str,
-    time: Timestamp,
-) -> Result<bool, DatabaseError> {
-    let parameters: Parameters = vec![
-        (Box::new(name.to_owned()), Type::TEXT),
-        (Box::new(ONCE), Type::TEXT),
-        (Box::new(system_time(time)), Type::TIMESTAMPTZ),
-    ];
-    let looking = session.query("look at the runs", SUCCEEDED, parameters);
-    Ok(looking.await?.first().is_some_and(|row| row.get(0)))
 }
 
 /// `true` for the error of [`mark`] in a transaction that did not claim the tick.

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::due::SLEEP_MAX;
 use super::run::{Failure, RESET, Run};
 use super::settings::Settings;
-use super::{CROWDED, count};
+use super::{CROWDED, FAILED_RUNS, RUNS, count};
+use crate::context::JobState;
 use crate::database::DatabaseError;
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::Place;
@@ -47,6 +48,7 @@ impl Run<'_> {
         // The server decides what the transaction may do.
         let begin = self.begin("");
         connection.batch_execute("begin", &begin).await?;
+        let _under_way = self.begin_run();
         let worked = self.work(connection, None).await;
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,
@@ -113,13 +115,20 @@ impl Routine for Napping {
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();
         }
+        let progress = context.progress();
         Ok(match ran {
             Untracked::Done { rows, took } => {
-                count(context.name(), context.progress(), rows, took);
+                count(context.name(), progress, rows, took);
+                progress.job(JobState::Idle, Instant::now(), None);
                 Outcome::Done
             }
             Untracked::Failed(why) => {
-                context.progress().did_not(&*why, begin.elapsed());
+                progress.count(RUNS, 1);
+                progress.count(FAILED_RUNS, 1);
+                progress.did_not(&*why, begin.elapsed());
+                let failing = JobState::Failing;
+                progress.job(failing, Instant::now(), Some(why.as_str().into()));
+                progress.is_able();
                 Outcome::Waits(why)
             }
             Untracked::Crowded => Outcome::Busy(CROWDED),

@@ -1,6 +1,7 @@
 //! One run of a job now, beside its schedule: to try it, or to redo what went wrong. Does not change which ticks are
 //! done.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::outside::lock;
 use super::run::{Failure, Ran, Run};
 use super::settings::{Job, Settings};
 use super::tables::{self, TablesError};
+use crate::context::Progress;
 use crate::database::{Connection, Database, DatabaseError};
 use crate::functions::beside::Beside;
 use crate::functions::session::Session;
@@ -112,6 +114,7 @@ pub async fn once(
     let connection = Rc::new(database.connect(name, settings.database.as_deref()).await?);
     let (latch, beside) = (Latch::default(), Beside::default());
     let at_work = beside.begin(connection.cancel_token());
+    let progress = Progress::default();
     let run = Run {
         name,
         latch: &latch,
@@ -121,6 +124,8 @@ pub async fn once(
         beside: &beside,
         seal: "",
         is_once: true,
+        progress: &progress,
+        begun: Cell::new(false),
     };
     let mut running = Box::pin(async {
         if once.dry_run {

@@ -110,6 +110,7 @@ impl Run<'_> {
         claimed: Claimed,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
+        let _under_way = self.begin_run();
         let settings = format!(
             "SET statement_timeout = {}; SELECT pg_catalog.set_config('bgworker.tick', '{tick}', false), \
              pg_catalog.set_config('bgworker.previous_tick', '{}', false)",

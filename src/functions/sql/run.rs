@@ -6,6 +6,7 @@
 //! break this: such statements are refused before they run, and the mark detects any that got through by comparing
 //! transaction IDs.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::due::{Due, attempts, done_with, due};
 use super::job::{self, Claimed, Look};
 use super::mark::{self, Mark};
 use super::settings::{Job, Settings};
-use crate::context::WorkerContext;
+use crate::context::{Progress, RunUnderWay, WorkerContext};
 use crate::database::{
     Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict,
     is_for_no_transaction,
@@ -49,6 +50,9 @@ pub(super) struct Run<'r> {
     pub(super) seal: &'r str,
     /// `true` for a run beside the schedule, which does not change which ticks are done.
     pub(super) is_once: bool,
+    /// What the worker reports, and whether a tick has been begun.
+    pub(super) progress: &'r Progress,
+    pub(super) begun: Cell<bool>,
 }
 
 /// What became of a run.
@@ -115,7 +119,20 @@ impl<'r> Run<'r> {
             beside,
             seal,
             is_once: false,
+            progress: context.progress(),
+            begun: Cell::new(false),
         })
+    }
+
+    /// `true` if a tick has been begun: what was due could be claimed.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.get()
+    }
+
+    /// Reports that a run begins, until what is returned is dropped.
+    pub(super) fn begin_run(&self) -> RunUnderWay<'r> {
+        self.begun.set(true);
+        self.progress.begin_run(self.settings.longest_run())
     }
 
     /// Runs the tick that is due, if this instance gets it.
@@ -200,6 +217,7 @@ impl<'r> Run<'r> {
         claimed: &Claimed,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
+        let _under_way = self.begin_run();
         let worked = self.work_through_conflicts(connection, claimed, tick).await;
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,

@@ -1,20 +1,20 @@
 //! A job with ticks: looks at its row, sleeps until the next tick, and runs what is due.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{error, warn};
 
-use super::due::{Due, SLEEP_MAX, due, next_tick};
+use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_for, next_tick};
 use super::job::{self, JobRow, Look};
-use super::mark;
+use super::past::{self, ASK_EVERY, Ended, How, Past};
 use super::run::{Ran, Run};
 use super::settings::{Job, Settings};
 use super::tables;
-use super::{CROWDED, GIVEN_UP, LATENESS, NEXT_TICK, count};
-use crate::context::WorkerContext;
+use super::{CROWDED, FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
+use crate::context::{JobState, WorkerContext};
 use crate::database::{Database, DatabaseError};
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
@@ -23,8 +23,9 @@ use crate::schedule::Timestamp;
 /// How soon a job is looked at again if another session has its tick.
 const ELSEWHERE: Duration = Duration::from_secs(1);
 
-/// The time after its timeout within which a run releases its row, even if its instance is frozen.
-const LET_GO_WITHIN: Duration = Duration::from_secs(15);
+/// What is wrong if another session has a job for too long.
+const HELD: &str = "another session has had the row of the job in bgworker.job for longer than a run may take: \
+    look for it in pg_stat_activity";
 
 /// The base of the waits after errors.
 const NAPTIME: Duration = Duration::from_secs(10);
@@ -38,26 +39,20 @@ pub(super) struct Scheduled {
     seal: Option<String>,
     was_ready: bool,
     seen: Seen,
-    /// The job's last tick when another session was found to have the row, and since when that session has it.
-    elsewhere: Option<(Timestamp, Instant)>,
+    elsewhere: Elsewhere,
 }
+
+/// The job's row when another session was found to have it, and since when that was found at each look.
+#[derive(Default)]
+struct Elsewhere(Option<(JobRow, Instant)>);
 
 /// What outlives an incarnation.
 #[derive(Debug, Default)]
 pub(super) struct Lasting {
     /// `true` once this registration has declared the job: a restart does not declare it again.
     is_declared: AtomicBool,
-    /// The last run of this instance if it failed, unless the job has been done since.
-    failure: Mutex<Option<FailedRun>>,
-}
-
-/// A run that failed.
-#[derive(Clone, Copy, Debug)]
-struct FailedRun {
-    /// When it ended, by the server's clock.
-    at: Timestamp,
-    /// The newest tick whose work was done at that time.
-    last_done: Timestamp,
+    /// What is known of the job's last runs.
+    past: Mutex<Past>,
 }
 
 /// What the last cycle saw of the job, and so which look is new enough for the next one.
@@ -73,12 +68,23 @@ enum Seen {
 // === impl Lasting ===
 
 impl Lasting {
-    fn failure(&self) -> Option<FailedRun> {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    fn past(&self) -> MutexGuard<'_, Past> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn set_failure(&self, failure: Option<FailedRun>) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+// === impl Elsewhere ===
+
+impl Elsewhere {
+    /// Another session was found to have this row. Returns how long that was found at each look. A row that has changed
+    /// since the last look is another run's.
+    fn found(&mut self, row: &JobRow, now: Instant) -> Duration {
+        let since = match self.0.take() {
+            Some((known, since)) if known == *row => since,
+            _ => now,
+        };
+        self.0 = Some((row.clone(), since));
+        now.saturating_duration_since(since)
     }
 }
 
@@ -92,7 +98,7 @@ impl Scheduled {
             seal: None,
             was_ready: false,
             seen: Seen::Nothing,
-            elsewhere: None,
+            elsewhere: Elsewhere::default(),
         }
     }
 
@@ -133,55 +139,159 @@ impl Scheduled {
         Ok(look)
     }
 
-    /// The outcome of a look that found nothing to do for this long. It is no success while a failure of this instance has
-    /// not been made good, by a run of any instance or by hand.
-    async fn idle(
+    /// Asks the history if it may say more than is known, but not too often. `true` if it is to be asked a little later.
+    async fn learn(
         &self,
         session: &Session,
-        name: &str,
+        context: &WorkerContext,
         row: &JobRow,
-        wait: Duration,
-    ) -> Result<Outcome, DatabaseError> {
-        if let Some(FailedRun { at, last_done }) = self.lasting.failure() {
-            if row.last_done == last_done && !mark::has_succeeded_beside(session, name, at).await? {
-                return Ok(Outcome::Pending(wait));
+        now: Timestamp,
+    ) -> Result<bool, DatabaseError> {
+        {
+            let past = self.lasting.past();
+            if !past.is_stale(row) {
+                return Ok(false);
             }
-            self.lasting.set_failure(None);
+            if past.is_fresh(Instant::now()) {
+                return Ok(true);
+            }
         }
-        Ok(Outcome::Idle(wait))
+        let asked = Instant::now();
+        let found = past::ask(session, context.name()).await?;
+        let mut past = self.lasting.past();
+        past.learn(row, now, asked, found);
+        if let Some(at) = past.done_at {
+            context.progress().was_done(ago(at, now));
+        }
+        Ok(false)
     }
 
-    /// Reports that another session has had the row of the job for longer than a run may take.
-    fn waits_for_another(
+    /// Reports the state of a job that is not due.
+    fn report(&self, context: &WorkerContext, row: &JobRow, now: Timestamp) -> JobState {
+        let past = self.lasting.past();
+        let (state, last) = past.state(row);
+        let since = last.map_or_else(Instant::now, |last| ago(last.at, now));
+        let why = last.filter(|_| state != JobState::Idle);
+        let why = why.map(|last| Arc::clone(&last.why));
+        context.progress().job(state, since, why);
+        state
+    }
+
+    /// The outcome of a look that found nothing to do for this long. While the last run is one that failed, nothing has been
+    /// made good.
+    async fn idle(
         &mut self,
-        ran: &Ran,
-        last_tick: Timestamp,
-        settings: &Settings,
-    ) -> Option<Outcome> {
-        let Ran::Elsewhere = ran else {
-            self.elsewhere = None;
-            return None;
-        };
-        let since = match self.elsewhere {
-            Some((known, since)) if known == last_tick => since,
-            _ => Instant::now(),
-        };
-        self.elsewhere = Some((last_tick, since));
-        (since.elapsed() > settings.timeout + LET_GO_WITHIN).then(|| {
-            let why = "another session has the row of the job in bgworker.job, for longer than a run may take: \
-                       look for it in pg_stat_activity";
-            Outcome::Waits(why.to_owned())
+        session: &Session,
+        context: &WorkerContext,
+        (row, now): (&JobRow, Timestamp),
+        wait: Duration,
+    ) -> Result<Outcome, DatabaseError> {
+        self.elsewhere = Elsewhere::default();
+        let is_to_ask = self.learn(session, context, row, now).await?;
+        let wait = if is_to_ask { wait.min(ASK_EVERY) } else { wait };
+        Ok(match self.report(context, row, now) {
+            JobState::Idle => Outcome::Looked(wait),
+            _ => Outcome::Pending(wait),
         })
     }
 
+    /// The outcome of a look that found the job declared by another instance, differently.
+    async fn stands_by(
+        &self,
+        session: &Session,
+        context: &WorkerContext,
+        (row, now): (&JobRow, Timestamp),
+        job: &Job,
+    ) -> Result<Outcome, DatabaseError> {
+        self.learn(session, context, row, now).await?;
+        let by = &row.declared_by;
+        let mut why = format!(
+            "the job is declared differently by {by}: this instance stands by. Give both the same configuration, or \
+             restart this one to declare it again: the last declaration wins"
+        );
+        let due_for = due_for(row, now, &job.schedule);
+        let state = if due_for >= OVERDUE_AFTER {
+            let last = row.last_tick;
+            why +=
+                &format!(". No instance has run it since its tick {last}: is the other one gone?");
+            JobState::Overdue
+        } else {
+            JobState::DeclaredDifferently
+        };
+        let progress = context.progress();
+        progress.job(state, Instant::now(), Some(why.as_str().into()));
+        Ok(Outcome::Held(why))
+    }
+
+    /// Runs the tick that is due, and reports if it could not be begun for too long.
+    async fn run_due(
+        &mut self,
+        run: &Run<'_>,
+        context: &WorkerContext,
+        (row, now): (&JobRow, Timestamp),
+        tick: Timestamp,
+    ) -> Result<Outcome, DatabaseError> {
+        let begin = Instant::now();
+        // Boxed so that cycles that only look do not pay for its size.
+        let ran = Box::pin(run.run(tick)).await;
+        let due_for = due_for(row, now, &run.job.schedule) + begin.elapsed();
+        let waits = |state: JobState, why: &str| {
+            let since = Instant::now().checked_sub(due_for).unwrap_or(begin);
+            context.progress().job(state, since, Some(why.into()));
+        };
+        match &ran {
+            Ok(Ran::Done { .. } | Ran::Failed { .. }) => {
+                let late = now.duration_since(tick).unsigned_abs();
+                context.progress().observe(LATENESS, late);
+            }
+            Ok(Ran::Crowded) => {
+                // It waits for its turn, which is nothing that this instance is unable to do.
+                context.progress().is_able();
+                let is_overdue = due_for > run.settings.timeout.max(OVERDUE_AFTER);
+                let state = if is_overdue {
+                    JobState::Overdue
+                } else {
+                    JobState::Waiting
+                };
+                waits(state, CROWDED);
+            }
+            Ok(Ran::Elsewhere) => {
+                if self.elsewhere.found(row, Instant::now()) > run.settings.longest_run() {
+                    waits(JobState::Overdue, HELD);
+                    return Ok(Outcome::Held(HELD.to_owned()));
+                }
+                context.progress().job(JobState::Waiting, begin, None);
+            }
+            Ok(Ran::Unmarked(_) | Ran::Changed | Ran::Interrupted) => {}
+            Err(error) => {
+                let why = error.to_string();
+                if run.has_begun() && error.is_away() {
+                    let worker = context.name();
+                    warn!(
+                        worker,
+                        "{worker}: lost its run of the tick {tick}: what was not committed is undone, and the tick is \
+                         still due unless it was: {why}"
+                    );
+                    context.progress().did_not(&*why, begin.elapsed());
+                }
+                if due_for >= OVERDUE_AFTER {
+                    waits(JobState::Overdue, &why);
+                }
+            }
+        }
+        if !matches!(ran, Ok(Ran::Elsewhere)) {
+            self.elsewhere = Elsewhere::default();
+        }
+        Ok(self.ran(context, ran?, begin.elapsed()))
+    }
+
     /// Turns a run into the outcome of the cycle, and keeps what spares the next cycle its look.
-    fn ran(&mut self, context: &WorkerContext, ran: Ran) -> Outcome {
+    fn ran(&mut self, context: &WorkerContext, ran: Ran, took: Duration) -> Outcome {
         let (worker, progress) = (context.name(), context.progress());
         match ran {
             Ran::Done { rows, took, after } => {
-                self.seen = Seen::AfterRun(after);
-                self.lasting.set_failure(None);
                 count(worker, progress, rows, took);
+                self.keep(context, after, How::Done, String::new());
                 Outcome::Idle(Duration::ZERO)
             }
             Ran::Failed {
@@ -189,33 +299,53 @@ impl Scheduled {
                 is_given_up,
                 after,
             } => {
-                self.lasting
-                    .set_failure(after.row.as_ref().map(|row| FailedRun {
-                        at: after.now,
-                        last_done: row.last_done,
-                    }));
-                self.seen = Seen::AfterRun(after);
-                if is_given_up {
-                    progress.gave_up();
+                progress.count(RUNS, 1);
+                progress.count(FAILED_RUNS, 1);
+                progress.did_not(&*why, took);
+                let how = if is_given_up {
                     progress.count(GIVEN_UP, 1);
-                    warn!(worker, "{worker}: failed, and the tick is given up: {why}");
+                    error!(worker, "{worker}: failed, and the tick is given up: {why}");
+                    How::GivenUp
                 } else {
                     warn!(worker, "{worker}: failed: {why}");
-                }
+                    How::Failed
+                };
+                self.keep(context, after, how, why.clone());
                 Outcome::Failed(why)
             }
-            Ran::Unmarked(why) => Outcome::Waits(why.to_owned()),
-            Ran::Crowded => Outcome::Busy(CROWDED),
+            Ran::Unmarked(why) => {
+                // The statement is at fault, not this instance.
+                progress.job(JobState::Failing, Instant::now(), Some(why.into()));
+                progress.is_able();
+                Outcome::Waits(why.to_owned())
+            }
             Ran::Changed => {
                 self.seal = None;
                 Outcome::Busy("the tables of jobs were changed, and are looked at again")
             }
-            Ran::Elsewhere | Ran::Interrupted if self.lasting.failure().is_some() => {
-                Outcome::Pending(ELSEWHERE)
-            }
-            Ran::Elsewhere | Ran::Interrupted => Outcome::Idle(ELSEWHERE),
+            Ran::Crowded => Outcome::Busy(CROWDED),
+            Ran::Elsewhere | Ran::Interrupted => Outcome::Pending(ELSEWHERE),
         }
     }
+
+    /// Keeps what a run left, and reports the state of the job.
+    fn keep(&mut self, context: &WorkerContext, after: Look, how: How, why: String) {
+        let (at, why) = (after.now, why.into());
+        let row = after.row.as_ref();
+        self.lasting.past().ran(row, Ended { how, at, why });
+        if let Some(row) = row {
+            self.report(context, row, at);
+        }
+        self.seen = Seen::AfterRun(after);
+    }
+}
+
+/// This process's clock at a time of the server's, which says now.
+fn ago(time: Timestamp, now: Timestamp) -> Instant {
+    let here = Instant::now();
+    let age = now.duration_since(time);
+    let age = Duration::try_from(age).unwrap_or_default();
+    here.checked_sub(age).unwrap_or(here)
 }
 
 impl Routine for Scheduled {
@@ -225,9 +355,9 @@ impl Routine for Scheduled {
         NAPTIME
     }
 
-    fn success_within(settings: &Settings, _: Duration) -> Duration {
-        // It looks at its row at least this often, except while it runs.
-        settings.timeout.saturating_add(2 * SLEEP_MAX)
+    fn success_within(_: &Settings, _: Duration) -> Duration {
+        // It looks at its row twice in this time, except while it runs.
+        2 * SLEEP_MAX
     }
 
     fn place(settings: &Settings) -> Place<'_> {
@@ -269,26 +399,29 @@ impl Routine for Scheduled {
         let Some(row) = &look.row else {
             return Ok(Outcome::Busy("its row was deleted"));
         };
+        let seen = (row, look.now);
         if row.declared != job.declared {
             self.seen = Seen::Idle(look.asked);
-            return Ok(Outcome::Waits(format!(
-                "the job is declared differently by {}: this instance stands by",
-                row.declared_by
-            )));
+            return Ok(self.stands_by(session, context, seen, &job).await?);
         }
         match due(row, look.now, &job.schedule, settings.missed) {
             Due::In(wait) => {
                 if wait == SLEEP_MAX {
                     self.seen = Seen::Idle(look.asked);
                 }
-                Ok(self.idle(session, context.name(), row, wait).await?)
+                Ok(self.idle(session, context, seen, wait).await?)
             }
-            Due::Ahead => Ok(Outcome::Waits(format!(
-                "its last tick, {}, is in the future: if the server's clock was wrong, \
-                 UPDATE bgworker.job SET last_tick = now() WHERE name = '{}'",
-                row.last_tick,
-                context.name().replace('\'', "''")
-            ))),
+            Due::Ahead => {
+                let why = format!(
+                    "its last tick, {}, is in the future: if the server's clock was wrong, UPDATE bgworker.job \
+                     SET last_tick = now(), last_done = least(last_done, now()) WHERE name = '{}'",
+                    row.last_tick,
+                    context.name().replace('\'', "''")
+                );
+                let progress = context.progress();
+                progress.job(JobState::Overdue, Instant::now(), Some(why.as_str().into()));
+                Ok(Outcome::Held(why))
+            }
             Due::Now(tick) => {
                 let Some(run) = Run::of(context, settings, &job, beside, &seal) else {
                     return Ok(Outcome::Busy("there is no database"));
@@ -298,20 +431,7 @@ impl Routine for Scheduled {
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned()));
                 }
-                let begin = Instant::now();
-                // Boxed so that cycles that only look do not pay for its size.
-                let ran = Box::pin(run.run(tick)).await?;
-                if matches!(ran, Ran::Done { .. } | Ran::Failed { .. }) {
-                    let late = look.now.duration_since(tick).unsigned_abs();
-                    context.progress().observe(LATENESS, late);
-                }
-                if let Ran::Failed { why, .. } = &ran {
-                    context.progress().did_not(&**why, begin.elapsed());
-                }
-                if let Some(waits) = self.waits_for_another(&ran, row.last_tick, settings) {
-                    return Ok(waits);
-                }
-                Ok(self.ran(context, ran))
+                Ok(self.run_due(&run, context, seen, tick).await?)
             }
         }
     }
@@ -325,5 +445,23 @@ impl Routine for Scheduled {
     fn forget(&mut self) {
         self.seal = None;
         self.seen = Seen::Nothing;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_held_only_if_no_other_session_has_marked_a_run_meanwhile() {
+        let mut elsewhere = Elsewhere::default();
+        let (begin, second) = (Instant::now(), Duration::from_secs(1));
+        let mut row = JobRow::new(Timestamp::UNIX_EPOCH);
+        assert_eq!(elsewhere.found(&row, begin), Duration::ZERO);
+        assert_eq!(elsewhere.found(&row, begin + 9 * second), 9 * second);
+        // Two instances try in turn.
+        row.attempt = 1;
+        assert_eq!(elsewhere.found(&row, begin + 10 * second), Duration::ZERO);
+        assert_eq!(elsewhere.found(&row, begin + 12 * second), 2 * second);
     }
 }

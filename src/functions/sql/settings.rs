@@ -14,6 +14,9 @@ use crate::functions::function::Mistake;
 use crate::functions::session::{ConnectionKind, Place, Session};
 use crate::schedule::{InvalidSchedule, Schedule, Timestamp};
 
+/// The time after its timeout within which a run releases its row, even if its instance is frozen.
+const LET_GO_WITHIN: Duration = Duration::from_secs(15);
+
 /// What a job does, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -300,6 +303,11 @@ impl Settings {
                 digest(&format!("{} {sql}", self.transaction))
             ),
         })
+    }
+
+    /// The longest time in which a run ends and releases its row, even if its instance is frozen.
+    pub(super) fn longest_run(&self) -> Duration {
+        self.timeout.saturating_add(LET_GO_WITHIN)
     }
 
     /// How long after a failed attempt the next one follows; `None` if it was the last.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::initialize::{
     InitializeError, hidden_by_row_security, initialize, insert_initial_total,
@@ -202,10 +202,22 @@ impl Folder for OneTotal {
 
     fn tell(at: At<'_, Settings>, Total { rows, total }: &Total) {
         let (worker, table) = (at.context.name(), at.settings.table());
-        info!(
-            worker,
-            rows, total, "{worker}: count in {table} is now {total}"
-        );
+        match at.context.progress().is_worth_a_line() {
+            Some(0) => info!(
+                worker,
+                rows, total, "{worker}: count in {table} is now {total}"
+            ),
+            Some(more) => info!(
+                worker,
+                rows,
+                total,
+                "{worker}: count in {table} is now {total}; {more} more folds since the last such line"
+            ),
+            None => debug!(
+                worker,
+                rows, total, "{worker}: count in {table} is now {total}"
+            ),
+        }
     }
 
     fn waits(&mut self, at: At<'_, Settings>) -> Option<String> {

@@ -1,0 +1,196 @@
+//! What is known of the last runs of a job, by whichever instance: it decides the job's state between two ticks.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_postgres::types::Type;
+
+use super::job::JobRow;
+use super::mark;
+use crate::context::JobState;
+use crate::database::{DatabaseError, Parameters};
+use crate::functions::session::Session;
+
+/// How soon the history is asked again.
+pub(super) const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// The last runs of a job.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    /// What the job's row held when these runs were known: another row means that another instance has run the job.
+    row: Option<JobRow>,
+    /// When the history was last asked.
+    asked: Option<Instant>,
+    /// The last run that ended, of those on the schedule and those beside it that succeeded.
+    last: Option<Ended>,
+    /// When the last run that was done ended.
+    pub(super) done_at: Option<Timestamp>,
+}
+
+/// A run that ended.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    pub(super) how: How,
+    pub(super) at: Timestamp,
+    pub(super) why: Arc<str>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Done,
+    Failed,
+    GivenUp,
+}
+
+/// The last run that counts, and when the last one that was done ended.
+const ASK: &str = "\
+    SELECT r.outcome, r.message, r.finished_at, (SELECT pg_catalog.max(d.finished_at) FROM bgworker.job_run AS d \
+    WHERE d.name OPERATOR(pg_catalog.=) $1 AND d.outcome OPERATOR(pg_catalog.=) 'done') FROM bgworker.job_run AS r \
+    WHERE r.name OPERATOR(pg_catalog.=) $1 AND (r.outcome OPERATOR(pg_catalog.<>) $2 OR r.message IS NULL) \
+    ORDER BY r.finished_at DESC, r.run DESC LIMIT 1";
+
+/// Why the last attempt failed, if its instance keeps no history.
+const UNKNOWN: &str = "an attempt of another instance failed, and no history is kept";
+
+// === impl Past ===
+
+impl Past {
+    /// `true` if the history may say more than is known: the row has changed, or what failed may have been made good
+    /// beside the schedule.
+    pub(super) fn is_stale(&self, row: &JobRow) -> bool {
+        self.row.as_ref() != Some(row) || self.state(row).0 != JobState::Idle
+    }
+
+    /// `true` if the history was asked a moment ago.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        self.asked
+            .is_some_and(|asked| now.saturating_duration_since(asked) < ASK_EVERY)
+    }
+
+    /// Takes in what a run of this instance left.
+    pub(super) fn ran(&mut self, row: Option<&JobRow>, ended: Ended) {
+        self.row = row.cloned();
+        if ended.how == How::Done {
+            self.done_at = Some(ended.at);
+        }
+        self.last = Some(ended);
+    }
+
+    /// Takes in what the history says, and the row that was looked at shortly before.
+    pub(super) fn learn(&mut self, row: &JobRow, now: Timestamp, asked: Instant, found: Found) {
+        let before = self.row.replace(row.clone());
+        self.asked = Some(asked);
+        match found {
+            Some((last, done_at)) => {
+                self.last = Some(last);
+                self.done_at = done_at.or(self.done_at);
+            }
+            // No history is kept. The row says less.
+            None if before.is_some_and(|before| before.last_done < row.last_done) => {
+                self.last = None;
+                self.done_at = Some(now);
+            }
+            None if row.attempt > 0 && self.last.is_none() => {
+                let why = UNKNOWN.into();
+                let how = How::Failed;
+                self.last = Some(Ended { how, at: now, why });
+            }
+            None => {}
+        }
+    }
+
+    /// The state of a job that is not due, and since when and why it is in that state.
+    pub(super) fn state(&self, row: &JobRow) -> (JobState, Option<&Ended>) {
+        let state = |how| match how {
+            How::GivenUp => JobState::GivenUp,
+            How::Failed if row.attempt > 0 => JobState::Failing,
+            How::Failed | How::Done => JobState::Idle,
+        };
+        match &self.last {
+            Some(last) => (state(last.how), Some(last)),
+            None => (JobState::Idle, None),
+        }
+    }
+}
+
+/// The last run, and when the last one that was done ended; `None` without a history.
+pub(super) type Found = Option<(Ended, Option<Timestamp>)>;
+
+/// Asks the history.
+pub(super) async fn ask(session: &Session, name: &str) -> Result<Found, DatabaseError> {
+    let parameters: Parameters = vec![
+        (Box::new(name.to_owned()), Type::TEXT),
+        (Box::new(mark::ONCE), Type::TEXT),
+    ];
+    let rows = session.query("look at the runs", ASK, parameters).await?;
+    let time = |time: Option<SystemTime>| Timestamp::try_from(time?).ok();
+    Ok(rows.first().and_then(|row| {
+        let last = Ended {
+            how: match row.get(0) {
+                "given up" => How::GivenUp,
+                "failed" => How::Failed,
+                _ => How::Done,
+            },
+            at: time(row.get(2))?,
+            why: row.get::<_, Option<&str>>(1).unwrap_or_default().into(),
+        };
+        Some((last, time(row.get(3))))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn ended(how: How, seconds: i64) -> Ended {
+        let (at, why) = (time(seconds), "why".into());
+        Ended { how, at, why }
+    }
+
+    fn row(last_done: i64, attempt: u32) -> JobRow {
+        JobRow {
+            attempt,
+            ..JobRow::new(time(last_done))
+        }
+    }
+
+    #[test]
+    fn the_last_run_decides_the_state_of_a_job_whichever_instance_ran_it() {
+        for (how, attempt, expected) in [
+            (How::Done, 0, JobState::Idle),
+            (How::Failed, 1, JobState::Failing),
+            // Another declaration took its attempts away.
+            (How::Failed, 0, JobState::Idle),
+            (How::GivenUp, 0, JobState::GivenUp),
+        ] {
+            let (row, mut past) = (row(1, attempt), Past::default());
+            assert!(past.is_stale(&row));
+            let found = Some((ended(how, 2), Some(time(1))));
+            past.learn(&row, time(3), Instant::now(), found);
+            assert_eq!(past.state(&row).0, expected, "{how:?}");
+            assert_eq!(past.done_at, Some(time(1)));
+            assert_eq!(past.is_stale(&row), expected != JobState::Idle);
+            assert!(past.is_stale(&self::row(2, attempt)), "another has run it");
+        }
+    }
+
+    #[test]
+    fn without_a_history_the_row_says_whether_it_was_done_or_failed() {
+        let mut past = Past::default();
+        past.ran(Some(&row(1, 0)), ended(How::GivenUp, 2));
+        past.learn(&row(1, 0), time(3), Instant::now(), None);
+        assert_eq!(past.state(&row(1, 0)).0, JobState::GivenUp);
+        past.learn(&row(4, 0), time(5), Instant::now(), None);
+        assert_eq!(past.state(&row(4, 0)).0, JobState::Idle);
+        assert_eq!(past.done_at, Some(time(5)));
+        past.learn(&row(4, 1), time(6), Instant::now(), None);
+        assert_eq!(past.state(&row(4, 1)).0, JobState::Failing);
+    }
+}
