@@ -366,7 +366,9 @@ async fn an_instance_whose_clock_jumps_by_an_hour_runs_each_tick_once() {
     let mut command = bgworker();
     command
         .env("LD_PRELOAD", &library)
-        .env("CLOCK_SHIFT", &shift);
+        .env("CLOCK_SHIFT", &shift)
+        // Each run is a line.
+        .env("RUST_LOG", "bgworker=debug");
     command
         .args(["run", "--log-format", "text", "--config"])
         .arg(&config.path);
