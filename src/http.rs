@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `/` | a page that shows every worker, live |
 //! | `/livez` | 200 if the Postmaster has answered within a second; no database is asked |
-//! | `/readyz` | 200 if there are workers and every one is healthy, else 503 with those that are not, and why the server is away |
+//! | `/readyz` | 200 if there are workers, every one is healthy, and none waits for a primary for too long, else 503 with those that are not, and why the server is away or no primary |
 //! | `/status` | a [`Snapshot`] as JSON |
 //! | `/worker?name=NAME` | one worker with its last hour, its last runs and its configuration, as JSON |
 //! | `/events` | server-sent events: `status` for the first [`Snapshot`], `worker` for each [`Event`](crate::Event), `changes` for what changed |
@@ -165,9 +165,10 @@ async fn ready(postmaster: PostmasterHandle) -> HttpResponse {
 fn why_not_ready(snapshot: &Snapshot) -> Vec<String> {
     let mut why = Vec::new();
     if let Some(server) = &snapshot.server
-        && let Some(reason) = &server.reason
+        && (server.reason.is_some() || server.without_primary_seconds.is_some())
     {
         let (state, seconds) = (&server.state, server.state_seconds);
+        let reason = server.reason.as_deref().unwrap_or("there is no primary");
         why.push(format!("server is {state} for {seconds:.0} s: {reason}"));
     }
     let ill = snapshot.workers.iter().filter(|worker| !worker.healthy);

@@ -87,8 +87,10 @@ pub struct ServerStatus {
     pub state: ServerState,
     /// When the server was seen to come into this state.
     pub since: Instant,
-    /// Why the server is away or cannot be asked; `None` if it answers. Holds no secret.
+    /// Why the server is away, cannot be asked, or is not a primary, with what each host said. Holds no secret.
     pub reason: Option<Arc<str>>,
+    /// Since when there has been no primary, if there was one before.
+    pub without_primary: Option<Instant>,
 }
 
 // === impl ServerStatus ===
@@ -100,6 +102,7 @@ impl ServerStatus {
             state: ServerState::Away,
             since: Instant::now(),
             reason: None,
+            without_primary: None,
         }
     }
 
@@ -107,6 +110,11 @@ impl ServerStatus {
     pub(crate) fn saw(&mut self, state: ServerState, reason: Option<Arc<str>>) {
         if self.state != state {
             self.since = Instant::now();
+        }
+        if state == ServerState::Primary {
+            self.without_primary = None;
+        } else if self.state == ServerState::Primary {
+            self.without_primary = Some(self.since);
         }
         self.state = state;
         self.reason = reason;
@@ -143,7 +151,9 @@ impl Server {
     /// Watches the server indefinitely. Calls `changed` after the first look, and then whenever the server's state
     /// changes, or what keeps bgworker from asking it.
     pub(super) async fn watch_state(&self, mut changed: impl FnMut(ServerState, Option<Arc<str>>)) {
+        let hosts = self.conninfo.hosts().len();
         let mut last = None;
+        let mut has_seen_primary = false;
         let mut told = None;
         let mut doubts = 0;
         // Since when looks have found no primary, and a host gave no answer in time.
@@ -162,7 +172,10 @@ impl Server {
             silence = None;
             let (state, class) = (seen.state, seen.class());
             last = Some(state);
-            let reason = seen.reason();
+            has_seen_primary |= state == ServerState::Primary;
+            // That a server alone is a standby needs no explanation, if it was never anything else.
+            let is_expected = seen.is_asked && hosts == 1 && !has_seen_primary;
+            let reason = seen.reason().filter(|_| !is_expected);
             if told
                 .as_ref()
                 .is_none_or(|(was, of, _)| (*was, *of) != (state, class))
@@ -309,7 +322,6 @@ impl Answers {
     }
 
     fn seen(self, last: ServerState) -> Seen {
-        let is_one = self.others.len() == 1;
         let error = || DatabaseError::of_each(self.others);
         match self.best {
             Some((state @ ServerState::Primary, _)) => Seen {
@@ -318,12 +330,11 @@ impl Answers {
                 is_asked: true,
                 error: None,
             },
-            // One standby alone needs no explanation.
             Some((state, _)) => Seen {
                 state,
                 primary: None,
                 is_asked: true,
-                error: (!is_one).then(error),
+                error: Some(error()),
             },
             None => {
                 let error = error();

@@ -116,6 +116,8 @@ impl ErrorClass {
         match code {
             "40001" | "40P01" | "55P03" => Self::InTheWay,
             "26000" => Self::OutOfDate,
+            // BEGIN READ WRITE during recovery: the sentence is translated, the function that refuses the value is not.
+            "0A000" if routine == Some("call_bool_check_hook") => Self::ReadOnly,
             // Other unsupported features stay unsupported.
             "0A000" if routine == Some("RevalidateCachedQuery") => Self::OutOfDate,
             "25006" => Self::ReadOnly,
@@ -282,6 +284,7 @@ mod tests {
     fn only_a_plan_that_no_longer_fits_is_out_of_date() {
         let of = |routine| ErrorClass::of_statement("0A000", "", routine);
         assert_eq!(of(Some("RevalidateCachedQuery")), ErrorClass::OutOfDate);
+        assert_eq!(of(Some("call_bool_check_hook")), ErrorClass::ReadOnly);
         assert_eq!(of(Some("RewriteQuery")), ErrorClass::ToBeMended);
     }
 }

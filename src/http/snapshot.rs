@@ -19,13 +19,17 @@ use crate::supervision::{Shutdown, WorkerState};
 /// How long a worker that was ready before, and promises nothing, may take to be ready again.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// How long there may be no primary, after there was one, while a worker needs one.
+const WITHOUT_PRIMARY_MAX: Duration = Duration::from_secs(60);
+
 /// The Postmaster and its workers at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Snapshot {
     /// The version of this crate.
     pub version: String,
-    /// `true` if there are workers, and every one of them is healthy.
+    /// `true` if there are workers, every one of them is healthy, and none has waited for a primary for more than a minute
+    /// after this process had seen one.
     pub healthy: bool,
     /// How far the server has come: `postmaster start`, `consistent state` or `recovery finished`.
     pub reached: String,
@@ -48,8 +52,11 @@ pub struct ServerSnapshot {
     pub state: String,
     /// How long it has been in that state, in seconds.
     pub state_seconds: f64,
-    /// Why it is away, or why it cannot be asked.
+    /// Why it is away, cannot be asked, or is not a primary.
     pub reason: Option<String>,
+    /// Seconds without a primary, if there was one before.
+    #[serde(default)]
+    pub without_primary_seconds: Option<f64>,
 }
 
 /// One worker at one moment.
@@ -138,17 +145,27 @@ impl Snapshot {
         let ended: Vec<_> = ended
             .map(|ended| WorkerSnapshot::ended(ended, now))
             .collect();
+        let server = status.server.as_ref();
+        let without_primary = server
+            .and_then(|server| server.without_primary)
+            .map(|since| now.saturating_duration_since(since));
+        let needs_primary =
+            (workers.iter()).any(|worker| worker.worker.start_time == StartTime::RecoveryFinished);
         let workers = workers
             .iter()
             .map(|worker| WorkerSnapshot::registered(worker, &status, now));
         let workers: Vec<_> = workers.chain(ended).collect();
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            healthy: status.counts.registered > 0 && workers.iter().all(|worker| worker.healthy),
-            server: status.server.as_ref().map(|server| ServerSnapshot {
+            healthy: status.counts.registered > 0
+                && workers.iter().all(|worker| worker.healthy)
+                && !(needs_primary
+                    && without_primary.is_some_and(|without| without > WITHOUT_PRIMARY_MAX)),
+            server: server.map(|server| ServerSnapshot {
                 state: server.state.to_string(),
                 state_seconds: now.saturating_duration_since(server.since).as_secs_f64(),
                 reason: server.reason.as_deref().map(str::to_owned),
+                without_primary_seconds: without_primary.map(|without| without.as_secs_f64()),
             }),
             reached: status.reached.to_string(),
             shutdown: status.shutdown.map(|shutdown| {

@@ -243,6 +243,39 @@ async fn a_server_away_for_longer_than_promised_is_not_healthy_but_a_standby_is(
 }
 
 #[actix::test]
+async fn an_instance_that_has_lost_its_primary_for_a_minute_is_not_ready_if_a_worker_needs_one() {
+    let clock = PausedClock::pause();
+    let (postmaster, server) = FakeServer::launch(Limits::default()).unwrap();
+    let probe = Probe::new();
+    let reads = BackgroundWorker::new("reads").start_time(StartTime::ConsistentState);
+    let writes = BackgroundWorker::new("writes");
+    postmaster
+        .register(reads, probe.main(Script::NAPS))
+        .await
+        .unwrap();
+    let readiness = async |state, seconds: u32| {
+        server.becomes(state);
+        clock.advance(seconds * SECOND).await;
+        get(&postmaster, "/readyz").await
+    };
+    // A standby that was never a primary is what this instance was given.
+    assert_eq!(readiness(ServerState::Standby, 100).await.0, StatusCode::OK);
+    assert_eq!(readiness(ServerState::Primary, 1).await.0, StatusCode::OK);
+    // What reads does not need the primary that is lost.
+    assert_eq!(readiness(ServerState::Standby, 100).await.0, StatusCode::OK);
+    postmaster
+        .register(writes, probe.main(Script::NAPS))
+        .await
+        .unwrap();
+    assert_eq!(readiness(ServerState::Primary, 1).await.0, StatusCode::OK);
+    assert_eq!(readiness(ServerState::Standby, 59).await.0, StatusCode::OK);
+    let (status, why) = readiness(ServerState::Standby, 2).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(why, "server is standby for 61 s: there is no primary\n");
+    assert_eq!(readiness(ServerState::Primary, 1).await.0, StatusCode::OK);
+}
+
+#[actix::test]
 async fn a_worker_that_never_succeeds_is_late_counting_from_its_start() {
     let clock = PausedClock::pause();
     let postmaster = postmaster();

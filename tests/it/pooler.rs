@@ -8,13 +8,17 @@ use std::time::Duration;
 use bgworker::Postmaster;
 use bgworker::database::{self, ConnInfo, Database, ServerState};
 use bgworker::supervision::{Limits, Shutdown};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tracing::Level;
 
 use crate::jobs::{EFFECT, EFFECTS, Instance, every};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::files::{give_to_the_server, reachable_directory};
+use crate::support::log::Log;
 use crate::support::proxy::free_port;
 use crate::support::server::{TestServer, conninfo};
-use crate::support::within;
+use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -22,7 +26,9 @@ const SECOND: Duration = Duration::from_secs(1);
 struct Pooler {
     port: u16,
     child: Child,
-    _directory: tempfile::TempDir,
+    /// All of its configuration but where it leads to.
+    configuration: String,
+    directory: tempfile::TempDir,
 }
 
 impl Pooler {
@@ -38,17 +44,12 @@ impl Pooler {
         let ini = directory.path().join("pgbouncer.ini");
         let users = directory.path().join("users");
         fs::write(&users, "\"postgres\" \"\"\n").unwrap();
-        fs::write(
-            &ini,
-            format!(
-                "[databases]\npostgres = host=127.0.0.1 port={} user=postgres\n\
-                 [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n\
-                 auth_file = {}\npool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n{settings}\n",
-                server.port,
-                users.display(),
-            ),
-        )
-        .unwrap();
+        let configuration = format!(
+            "[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n\
+             auth_file = {}\npool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n{settings}\n",
+            users.display(),
+        );
+        fs::write(&ini, format!("{configuration}{}", leading_to(server))).unwrap();
         let mut command = Command::new("pgbouncer");
         command.arg(&ini).stderr(Stdio::null());
         // PgBouncer refuses to run as root.
@@ -62,9 +63,23 @@ impl Pooler {
         Self {
             port,
             child,
-            _directory: directory,
+            configuration,
+            directory,
         }
     }
+
+    /// Leads to another server from now on. Clients keep their connections.
+    fn lead_to(&self, server: &TestServer) {
+        let ini = self.directory.path().join("pgbouncer.ini");
+        let configuration = &self.configuration;
+        fs::write(&ini, format!("{configuration}{}", leading_to(server))).unwrap();
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGHUP).unwrap();
+    }
+}
+
+fn leading_to(server: &TestServer) -> String {
+    let port = server.port;
+    format!("[databases]\npostgres = host=127.0.0.1 port={port} user=postgres\n")
 }
 
 impl Drop for Pooler {
@@ -142,6 +157,42 @@ async fn a_job_leaves_nothing_in_a_session_that_the_pooler_hands_on() {
     }
     let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
     assert_eq!(db.value::<i64>(twice).await, 0);
+}
+
+#[actix::test]
+async fn a_job_that_a_pooler_leads_to_a_standby_waits_for_the_primary_and_goes_on_with_it() {
+    let log = Log::capture();
+    let primary = TestServer::start();
+    let standby = primary.standby().await;
+    let pooler = Pooler::before(&primary);
+    let db = TestDatabase::at(&primary.conninfo()).await;
+    db.execute(EFFECTS).await;
+    let instance = Instance::on(through(&pooler, false), &db, &every("1s", EFFECT)).await;
+    let ticks = async || db.value::<i64>("SELECT count(*) FROM effect").await;
+    eventually("it ticks", async || ticks().await > 0).await;
+    pooler.lead_to(&standby);
+    eventually("there is no primary", async || {
+        !log.with(Level::WARN, "no host is the primary").is_empty()
+    })
+    .await;
+    let reason = instance
+        .postmaster
+        .status()
+        .await
+        .unwrap()
+        .server
+        .unwrap()
+        .reason;
+    assert!(reason.unwrap().contains("server is in hot standby mode"));
+    let before = ticks().await;
+    pooler.lead_to(&primary);
+    within(20 * SECOND, "it ticks again", async || {
+        ticks().await > before
+    })
+    .await;
+    let mistakes = log.with(Level::ERROR, "");
+    assert!(mistakes.is_empty(), "{mistakes:?}");
+    instance.stop(Shutdown::Smart).await;
 }
 
 #[actix::test]
