@@ -56,7 +56,9 @@ pub use self::server::Settings;
 pub use self::server_state::{ServerState, ServerStatus};
 #[cfg(feature = "config")]
 pub(crate) use self::shared::Answer;
-pub(crate) use self::sqlstate::{ErrorClass, is_made_already, is_of_a_row, is_stale};
+pub(crate) use self::sqlstate::{
+    ErrorClass, is_made_already, is_of_a_row, is_of_columns, is_stale,
+};
 #[cfg(feature = "config")]
 pub(crate) use self::sqlstate::{is_conflict, is_for_no_transaction, is_locked};
 pub use self::tls::TlsError;

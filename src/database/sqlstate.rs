@@ -184,6 +184,12 @@ pub(crate) fn is_of_a_row(code: &str) -> bool {
     code.starts_with("22") || code.starts_with("23") || matches!(code, "P0001" | "54000")
 }
 
+/// Returns `true` if a statement does not fit its tables: a column is missing, or has another type (`undefined_column`,
+/// `undefined_function`, `datatype_mismatch`).
+pub(crate) fn is_of_columns(code: &str) -> bool {
+    matches!(code, "42703" | "42883" | "42804")
+}
+
 /// Returns `true` if a row has changed since the snapshot of a transaction (`serialization_failure`).
 pub(crate) fn is_stale(code: &str) -> bool {
     code == "40001"

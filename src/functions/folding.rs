@@ -5,6 +5,7 @@
 
 mod cycle;
 mod large_table;
+mod layout;
 mod pieces;
 mod statement;
 mod vacuum;
@@ -16,11 +17,13 @@ use tokio::time::Instant;
 
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
+pub(super) use self::layout::{CHANGED, COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, Layout};
 pub(super) use self::pieces::{Fold, Found, blocks, blocks_of, count_blocks, number, took};
 pub(super) use self::statement::{
-    Isolation, Piece, Queue, TOOK, bypass_row_security, comment, has_trigger, not_plain,
+    Isolation, MISCOUNTED, Piece, Queue, bypass_row_security, comment, has_trigger, undo,
 };
 use self::vacuum::Vacuum;
+use super::relation::Relation;
 use super::runner::{CycleError, Outcome, Routine, Turn};
 use super::session::{Place, Session};
 use crate::context::WorkerContext;
@@ -49,8 +52,15 @@ pub(super) trait Folder {
     /// How the worker must fold.
     fn terms(settings: &Self::Settings) -> Terms<'_>;
 
+    /// The table in which rows wait.
+    fn relation(settings: &Self::Settings) -> Relation;
+
     /// Where rows wait.
-    fn queue(settings: &Self::Settings) -> Queue;
+    fn queue(settings: &Self::Settings, shape: &Self::Shape) -> Queue;
+
+    /// A condition: the tables are still what the worker has found out about them. A fold under which it no longer holds
+    /// undoes itself with [`CHANGED`].
+    fn holds(settings: &Self::Settings, shape: &Self::Shape) -> String;
 
     /// A scalar that finds a row that no fold takes because of a NULL, if there can be one.
     fn with_null(settings: &Self::Settings, shape: &Self::Shape) -> Option<String>;
@@ -172,9 +182,9 @@ impl<F: Folder> Folding<F> {
             return;
         }
         if let Some(database) = context.database().cloned() {
-            let (worker, queue) = (context.name().to_owned(), F::queue(settings));
+            let (worker, table) = (context.name().to_owned(), F::relation(settings));
             let dbname = terms.place.dbname.map(str::to_owned);
-            self.vacuum.begin(database, worker, dbname, queue);
+            self.vacuum.begin(database, worker, dbname, table);
         }
     }
 }
@@ -191,11 +201,12 @@ impl<F: Folder> Routine for Folding<F> {
     }
 
     fn backlog(settings: &F::Settings) -> String {
-        format!("the deltas of {}", F::queue(settings).relation)
+        format!("the deltas of {}", F::relation(settings))
     }
 
     fn advice(error: &DatabaseError) -> &'static str {
         match error.undone() {
+            Some(CHANGED) => "nothing was changed: its tables are being altered again and again",
             Some(undone) => F::at_fault(undone),
             None if error.class() == ErrorClass::Cancelled => {
                 "the deltas are kept: give it a longer statement_timeout"

@@ -16,11 +16,13 @@ mod shape;
 mod statement;
 mod tables;
 mod unusable;
+mod view;
 
 use tokio::sync::watch;
 
 use self::by_key::ByKey;
 pub use self::settings::{OnPoison, Settings};
+use self::shape::Number;
 pub use self::unusable::UnusableRollup;
 use super::folding::{Folding, Known};
 use super::function::{Claim, Function, Mistake, Objects};
@@ -74,7 +76,7 @@ impl Function for Rollup {
         let rejected = settings.rejected();
         let rejected = rejected.map(|rejected| objects::create_rejected(settings, &rejected));
         let view = settings.view.iter();
-        let view = view.flat_map(|view| objects::create_view(settings, view));
+        let view = view.flat_map(|view| view::create(settings, view, Number::BigInt));
         let mut statements: Vec<_> = rejected.into_iter().chain(view).collect();
         statements.extend(objects::grant(settings, role));
         Objects {

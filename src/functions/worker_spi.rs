@@ -24,6 +24,7 @@
 
 mod fold;
 mod initialize;
+mod shape;
 mod statement;
 mod table;
 mod truncation;

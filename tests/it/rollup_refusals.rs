@@ -11,7 +11,7 @@ const KEYS: &str =
 
 /// Statements that make unusable tables, each with a part of the refusal. `{q}`, `{t}` and `{both}` stand for the
 /// statements that make the queue, the totals, and both, as they should be.
-const REFUSALS: [(&str, &str); 22] = [
+const REFUSALS: [(&str, &str); 24] = [
     (
         "{q}",
         "s.t does not exist; this makes it: CREATE TABLE \"s\".\"t\" (\"k\" integer NOT NULL, \"v\" bigint NOT NULL DEFAULT 0, ",
@@ -99,6 +99,16 @@ const REFUSALS: [(&str, &str); 22] = [
     (
         "{both}CREATE VIEW s.now AS SELECT k, v, n FROM s.t",
         "the view s.now does not read s.q",
+    ),
+    (
+        "{q}CREATE TABLE s.t (k int PRIMARY KEY, v bigint, n numeric); CREATE VIEW s.now AS SELECT k, v, n::bigint AS n \
+         FROM (SELECT k, v, n FROM s.t UNION ALL SELECT k, v, 1 FROM s.q) AS u",
+        "the view s.now rounds the column \"n\"",
+    ),
+    (
+        "{both}ALTER TABLE s.q ADD COLUMN n int DEFAULT 1; CREATE VIEW s.now AS SELECT k, sum(v) AS v, sum(n)::bigint AS n \
+         FROM (SELECT k, v, n FROM s.t UNION ALL SELECT k, v, 1 FROM s.q) AS u GROUP BY k",
+        "the view s.now counts the rows of s.q and not its column \"n\"",
     ),
 ];
 

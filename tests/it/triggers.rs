@@ -57,7 +57,7 @@ async fn a_trigger_that_keeps_the_deltas_is_reported_as_such_and_writes_nothing(
         .await;
     triggered.told("of 20000 deltas 0 could be deleted").await;
     triggered
-        .told("a trigger or a rule on DELETE keeps deltas in the table")
+        .told("a trigger on DELETE keeps deltas in the table")
         .await;
     // After several attempts, less and less frequent: the error was logged once, and each attempt undone.
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -9,9 +9,9 @@ use tracing::{info, warn};
 
 use super::large_table::LargeTable;
 use super::pieces::{Folds, Found, Pieces};
-use super::{At, Folder, PROBE};
+use super::{At, CHANGED, Folder, PROBE};
 use crate::context::WorkerContext;
-use crate::database::Tid;
+use crate::database::{DatabaseError, Tid, is_of_columns};
 use crate::functions::runner::CycleError;
 use crate::functions::session::{Probe, Session, looks_in_order};
 
@@ -107,8 +107,26 @@ impl<F: Folder> Cycle<F> {
         self.large.is_sweeping()
     }
 
-    /// Looks once, after the preparations that this needs, and folds if there is something to fold.
+    /// Looks once, after the preparations that this needs, and folds if there is something to fold. If a fold finds
+    /// that its tables have changed, looks at them again, and at the queue once more.
     pub(super) async fn run(
+        &mut self,
+        folder: &mut F,
+        session: &Session,
+        settings: &F::Settings,
+        context: &mut WorkerContext,
+    ) -> Result<Found<F::Folded>, CycleError> {
+        match self.look(folder, session, settings, context).await {
+            Err(CycleError::Database(error)) if has_changed(&error) => {
+                self.forget();
+                // Rare, so boxed: other workers should not pay for its size.
+                Box::pin(self.look(folder, session, settings, context)).await
+            }
+            found => found,
+        }
+    }
+
+    async fn look(
         &mut self,
         folder: &mut F,
         session: &Session,
@@ -168,7 +186,7 @@ impl<F: Folder> Cycle<F> {
             self.known.set(look.shape.clone());
         }
         if null.is_some() && !self.nulls_reported {
-            let (worker, queue) = (at.context.name(), F::queue(at.settings).relation);
+            let (worker, queue) = (at.context.name(), F::relation(at.settings));
             warn!(
                 worker,
                 "{worker}: {queue} has rows whose value is NULL: they are left alone"
@@ -176,7 +194,10 @@ impl<F: Folder> Cycle<F> {
         }
         self.nulls_reported = null.is_some();
         let Some(Tid { block }) = delta else {
-            self.large.ask_size_if_due::<F>(at).await?;
+            if !self.large.ask_size_if_due::<F>(at, &look.shape).await? {
+                // The next cycle looks at them.
+                self.forget();
+            }
             return Ok(Found::Idle);
         };
         let is_first = looks_in_order(at.context, F::terms(at.settings).place);
@@ -218,7 +239,7 @@ impl<F: Folder> Cycle<F> {
             .is_some_and(|database| !database.settings().prepare);
         let with_null = F::with_null(settings, &shape);
         let for_nulls = with_null.is_some();
-        let queue = F::queue(settings);
+        let queue = F::queue(settings, &shape);
         let sql = queue.probe(worker, with_null, for_row_security);
         let probe = session.prepare("prepare to look for deltas", sql).await?;
         if !std::mem::replace(&mut self.is_initialized, true) {
@@ -237,4 +258,9 @@ impl<F: Folder> Cycle<F> {
             has_answered: false,
         })
     }
+}
+
+/// `true` if a statement found that its tables are not what the worker knows of them.
+fn has_changed(error: &DatabaseError) -> bool {
+    error.undone() == Some(CHANGED) || error.sqlstate().is_some_and(is_of_columns)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::pieces::{Folds, Found, Pieces, blocks_in, count_blocks};
+use super::pieces::{Folds, Found, Pieces, blocks_in};
 use super::windows::{WINDOW, Windows};
 use super::{At, Folder, PROBE, Piece};
 use crate::functions::runner::CycleError;
@@ -35,10 +35,11 @@ struct Looked {
 async fn look<F: Folder>(
     folder: &F,
     at: At<'_, F::Settings>,
+    shape: &F::Shape,
     (from, end): (u32, u32),
 ) -> Result<Looked, CycleError> {
     let blocks = end - from;
-    let sql = F::queue(at.settings).look(at.context.name(), Piece { from, blocks });
+    let sql = F::queue(at.settings, shape).look(at.context.name(), Piece { from, blocks });
     let begin = Instant::now();
     let rows = at
         .session
@@ -78,11 +79,13 @@ impl LargeTable {
         self.windows = Windows::of(blocks);
     }
 
-    /// Asks how large the table is, once in a while: another instance may fold its deltas, and it may grow.
+    /// Asks how large the table is, once in a while: another instance may fold its deltas, and it may grow. Returns `false`
+    /// if the tables are no longer what the worker knows of them.
     pub(super) async fn ask_size_if_due<F: Folder>(
         &mut self,
         at: At<'_, F::Settings>,
-    ) -> Result<(), CycleError> {
+        shape: &F::Shape,
+    ) -> Result<bool, CycleError> {
         let now = Instant::now();
         // The first time is random: otherwise thousands of workers would ask at once.
         let due = *self
@@ -90,11 +93,15 @@ impl LargeTable {
             .get_or_insert_with(|| now + SIZE_EVERY.mul_f64(fastrand::f64()));
         if due <= now {
             self.asks_size_at = Some(now + SIZE_EVERY);
-            let queue = F::queue(at.settings);
-            let blocks = count_blocks(at.session, &queue, at.context.name()).await?;
-            self.has(blocks);
+            let (settings, worker) = (at.settings, at.context.name());
+            let holds = F::holds(settings, shape);
+            let sql = F::queue(settings, shape).measure(worker, &holds);
+            let rows = at.session.query("look at its size", &sql, Vec::new());
+            let rows = rows.await?;
+            self.has(rows.first().map_or(0, |row| blocks_in(row, 0)));
+            return Ok(rows.first().is_some_and(|row| row.get(1)));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Looks at the end of a large table, then sweeps a part of what lies before it. `None` if the table is small by
@@ -111,7 +118,7 @@ impl LargeTable {
         };
         let mut from = windows.tail();
         let mut found = loop {
-            let look = look(folder, at, (from, from.saturating_add(WINDOW))).await?;
+            let look = look(folder, at, shape, (from, from.saturating_add(WINDOW))).await?;
             if look.blocks < windows.tail() {
                 // It has shrunk.
                 self.has(look.blocks);
@@ -147,7 +154,7 @@ impl LargeTable {
             let Some((from, end)) = windows.next_window(begin).filter(|_| goes_on) else {
                 break;
             };
-            let delta = look(folder, at, (from, end)).await?.delta;
+            let delta = look(folder, at, shape, (from, end)).await?.delta;
             // The time of the fold does not count as looking.
             let looked = begin.elapsed();
             if delta.is_some() {

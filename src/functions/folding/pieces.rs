@@ -5,9 +5,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::{Row, SimpleQueryRow};
 
-use super::statement::NOT_PLAIN;
-use super::{At, Folded, Folder, Isolation, Piece, Queue};
+use super::layout::CHANGED;
+use super::statement::{self, NOT_PLAIN};
+use super::{At, Folded, Folder, Isolation, Piece};
 use crate::database::{DatabaseError, is_of_a_row, is_stale};
+use crate::functions::relation::Relation;
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 
@@ -197,7 +199,10 @@ pub(in crate::functions) fn blocks_of(deltas: usize) -> u32 {
 /// `true` if a fold that failed at one snapshot may succeed without it, or must fail without it to be dealt with.
 fn is_to_be_repeated(error: &DatabaseError) -> bool {
     let is_such = |code: &str| is_stale(code) || is_of_a_row(code);
-    error.undone().is_some() || error.sqlstate().is_some_and(is_such)
+    match error.undone() {
+        Some(undone) => undone != CHANGED,
+        None => error.sqlstate().is_some_and(is_such),
+    }
 }
 
 /// A number in a row of text; 0 if there is none.
@@ -224,13 +229,13 @@ pub(super) fn blocks_in(row: &Row, column: usize) -> u32 {
     u32::try_from(row.get::<_, i64>(column)).unwrap_or(u32::MAX)
 }
 
-/// Asks how many blocks the table has.
+/// Asks how many blocks a table has.
 pub(in crate::functions) async fn count_blocks(
     session: &Session,
-    queue: &Queue,
+    table: &Relation,
     worker: &str,
 ) -> Result<u32, DatabaseError> {
-    let sql = queue.count_blocks(worker);
+    let sql = statement::count_blocks(worker, table);
     let rows = session.query("look at its size", &sql, Vec::new());
     Ok(rows.await?.first().map_or(0, |row| blocks_in(row, 0)))
 }

@@ -2,6 +2,7 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::layout::CHANGED;
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 use crate::functions::session::ProbeSql;
@@ -13,20 +14,22 @@ const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.');
 
-/// What a fold ends with: a statement that returns how many seconds the fold has taken on the server.
-///
-/// It is a statement of its own, because a deletion whose rows nothing reads runs after everything else in its statement.
-pub(in crate::functions) const TOOK: &str = "; SELECT pg_catalog.date_part('epoch', \
-    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
-
 /// Why a fold at one snapshot undoes itself before it has done anything.
-pub(super) const NOT_PLAIN: &str = "the queue is not a plain table";
+pub(super) const NOT_PLAIN: &str = "the queue or the totals have a trigger";
+
+/// How the reason begins for which the last statement of a fold undoes it.
+pub(in crate::functions) const MISCOUNTED: &str =
+    "the deltas added up and the rows deleted differ by";
+
+/// The setting, for the length of a transaction, with which a fold tells its last statement how many rows the session
+/// must have deleted from the queue by then.
+const DELETED: &str = "bgworker.deleted";
 
 /// The transaction isolation of a fold: how it makes sure that it deletes exactly what it adds up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::functions) enum Isolation {
     /// It adds up and deletes the rows of one snapshot, and fails if another client has changed one of them since. The
-    /// queue must be a plain table: a trigger or a rule could keep a row that was added up.
+    /// queue must have neither triggers nor children: a trigger could keep a row that was added up.
     RepeatableRead,
     /// It adds up what the deletion returns, which takes a third longer. A row that another client has changed counts as
     /// it is now.
@@ -39,6 +42,8 @@ pub(in crate::functions) struct Queue {
     pub(in crate::functions) relation: Relation,
     /// The condition for a row that can be folded.
     pub(in crate::functions) delta: &'static str,
+    /// Its children's rows wait as well.
+    pub(in crate::functions) has_children: bool,
 }
 
 /// Consecutive blocks of a table.
@@ -88,12 +93,19 @@ impl Queue {
             comment(worker),
             self.relation.sql(),
             self.deltas(piece),
-            self.relation.blocks(),
+            self.blocks(),
             self.relation.regclass(),
         )
     }
 
-    /// The condition for a delta in these blocks.
+    /// The words that read, or delete from, the queue with its children if it has any, and else the queue alone: a child
+    /// that it gets meanwhile has to wait.
+    pub(in crate::functions) fn from(&self) -> String {
+        let only = if self.has_children { "" } else { "ONLY " };
+        format!("FROM {only}{}", self.relation.sql())
+    }
+
+    /// The condition for a delta in these blocks, of a child as well.
     pub(in crate::functions) fn deltas(&self, Piece { from, blocks }: Piece) -> String {
         let end = from.saturating_add(blocks);
         format!(
@@ -105,30 +117,96 @@ impl Queue {
 
     /// What a fold begins with.
     ///
-    /// The lock comes before the snapshot: from then on, no other client can give the queue a trigger or a rule. It may
-    /// still get a child, so the fold takes rows from the queue only.
-    pub(in crate::functions) fn begin(&self, worker: &str, isolation: Isolation) -> String {
+    /// The locks come before the snapshot: from then on, no other client can give one of the tables another column, a
+    /// trigger or a rule, and the snapshot shows those that are there. The queue may still get a child.
+    pub(in crate::functions) fn begin(
+        &self,
+        worker: &str,
+        isolation: Isolation,
+        totals: Option<&Relation>,
+    ) -> String {
         let set = match isolation {
-            Isolation::RepeatableRead => format!(
-                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; LOCK TABLE {} IN ROW EXCLUSIVE MODE; ",
-                self.relation.sql()
-            ),
+            Isolation::RepeatableRead => {
+                let totals =
+                    totals.map_or_else(String::new, |totals| format!(", {}", totals.sql()));
+                format!(
+                    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; LOCK TABLE {}{totals} IN ROW EXCLUSIVE MODE; ",
+                    self.relation.sql()
+                )
+            }
             Isolation::ReadCommitted => String::new(),
         };
         format!("{} {set}", comment(worker))
     }
 
-    /// A scalar that tells whether a fold with this isolation deletes exactly what it adds up.
-    pub(in crate::functions) fn is_plain(&self, isolation: Isolation) -> String {
-        match isolation {
-            Isolation::RepeatableRead => format!(
-                "(SELECT relkind OPERATOR(pg_catalog.=) 'r' AND NOT (relhasrules OR relhassubclass) \
-                 FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) AND NOT {}",
-                self.relation.regclass(),
-                has_trigger(&self.relation),
-            ),
-            Isolation::ReadCommitted => "true".to_owned(),
+    /// What a fold ends with: a statement that returns how many seconds the fold has taken on the server, and undoes it if
+    /// the server has deleted another number of rows than the fold has [expected](Self::expects).
+    ///
+    /// It is a statement of its own, because a deletion whose rows nothing reads runs after everything else in its
+    /// statement, and a cascade after that.
+    pub(in crate::functions) fn end(&self) -> String {
+        let took = "; SELECT pg_catalog.date_part('epoch', \
+                    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
+        if self.has_children {
+            return took.to_owned();
         }
+        let surplus = format!(
+            "{} OPERATOR(pg_catalog.-) pg_catalog.current_setting('{DELETED}')::pg_catalog.int8",
+            self.deleted()
+        );
+        format!(
+            "{took}, CASE WHEN pg_catalog.current_setting('track_counts')::pg_catalog.bool \
+             AND ({surplus}) OPERATOR(pg_catalog.<>) 0 THEN pg_catalog.format(\
+             'bgworker: {MISCOUNTED} %s', {surplus})::pg_catalog.int4 END"
+        )
+    }
+
+    /// An expression for the number of rows that the session has deleted from the queue; only the difference of two counts.
+    pub(in crate::functions) fn deleted(&self) -> String {
+        format!(
+            "pg_catalog.pg_stat_get_xact_tuples_deleted({}::pg_catalog.oid)",
+            self.relation.regclass()
+        )
+    }
+
+    /// An expression by which a fold says how many rows the session must have deleted when the fold ends.
+    pub(in crate::functions) fn expects(&self, deleted: &str) -> String {
+        format!("pg_catalog.set_config('{DELETED}', ({deleted})::pg_catalog.text, true)")
+    }
+
+    /// An expression for the number of blocks of the queue, or of its largest child.
+    pub(in crate::functions) fn blocks(&self) -> String {
+        if !self.has_children {
+            return self.relation.blocks();
+        }
+        format!(
+            "(WITH RECURSIVE tree AS (SELECT {}::pg_catalog.oid AS oid UNION SELECT i.inhrelid \
+             FROM pg_catalog.pg_inherits AS i JOIN tree ON i.inhparent OPERATOR(pg_catalog.=) tree.oid) \
+             SELECT pg_catalog.max(pg_catalog.pg_relation_size(oid)) OPERATOR(pg_catalog./) \
+             pg_catalog.current_setting('block_size')::pg_catalog.int8 FROM tree)",
+            self.relation.regclass()
+        )
+    }
+
+    /// A scalar that says why a fold must undo itself before it has done anything; NULL if it need not. `holds` is the
+    /// condition that the tables are what the worker knows of them.
+    ///
+    /// At one snapshot the deletion comes last, so a trigger on other `totals` would still find the deltas, and must not
+    /// exist either.
+    pub(in crate::functions) fn obstacle(
+        &self,
+        isolation: Isolation,
+        holds: &str,
+        totals: Option<&Relation>,
+    ) -> String {
+        let is_plain = match isolation {
+            Isolation::RepeatableRead => std::iter::once(&self.relation)
+                .chain(totals)
+                .map(|table| format!(" WHEN {} THEN '{NOT_PLAIN}'", has_trigger(table)))
+                .collect(),
+            Isolation::ReadCommitted => String::new(),
+        };
+        format!("CASE WHEN NOT ({holds}) THEN '{CHANGED}'{is_plain} END")
     }
 
     /// A scalar that lets the transaction commit without waiting until its commit is on disk.
@@ -144,15 +222,20 @@ impl Queue {
         )
     }
 
-    /// Gives the room of folded deltas back.
-    pub(super) fn vacuum(&self, worker: &str) -> String {
-        format!("{} VACUUM {}", comment(worker), self.relation.sql())
+    /// How many blocks the table has, and whether this condition holds.
+    pub(super) fn measure(&self, worker: &str, holds: &str) -> String {
+        format!("{} SELECT {}, {holds}", comment(worker), self.blocks())
     }
+}
 
-    /// How many blocks the table has.
-    pub(super) fn count_blocks(&self, worker: &str) -> String {
-        format!("{} SELECT {}", comment(worker), self.relation.blocks())
-    }
+/// Gives the room of folded deltas back.
+pub(super) fn vacuum(worker: &str, table: &Relation) -> String {
+    format!("{} VACUUM {}", comment(worker), table.sql())
+}
+
+/// How many blocks a table has.
+pub(super) fn count_blocks(worker: &str, table: &Relation) -> String {
+    format!("{} SELECT {}", comment(worker), table.blocks())
 }
 
 /// Lets a role see all rows of every table, whatever the policies are.
@@ -160,21 +243,21 @@ pub(in crate::functions) fn bypass_row_security(role: &str) -> String {
     format!("ALTER ROLE {} BYPASSRLS", identifier(role))
 }
 
-/// An expression that tells whether a table has a trigger, other than those of its constraints: they never keep a row.
+/// An expression that tells whether a table has a trigger, other than those of constraints: they run after a row was
+/// deleted, and cannot keep it.
+///
+/// A trigger that a partition has of its parent counts. Not every version tells it from a constraint's by `tgisinternal`.
 pub(in crate::functions) fn has_trigger(relation: &Relation) -> String {
     format!(
-        "EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE NOT tgisinternal \
-         AND tgrelid OPERATOR(pg_catalog.=) {}::pg_catalog.oid)",
+        "EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid OPERATOR(pg_catalog.=) {}::pg_catalog.oid \
+         AND tgconstraint OPERATOR(pg_catalog.=) 0::pg_catalog.oid)",
         relation.regclass()
     )
 }
 
-/// An expression of type integer that undoes the statement because the queue is not plain. Its text depends on a row, or
-/// the planner would evaluate it.
-pub(in crate::functions) fn not_plain(step: &str) -> String {
-    format!(
-        "pg_catalog.format('bgworker: {NOT_PLAIN}%s', (SELECT '' FROM {step}))::pg_catalog.int4"
-    )
+/// An expression of type integer that undoes the statement for the obstacle that a step has found.
+pub(in crate::functions) fn undo(step: &str) -> String {
+    format!("pg_catalog.format('bgworker: %s', (SELECT obstacle FROM {step}))::pg_catalog.int4")
 }
 
 /// A comment that names the worker whose statement it is.

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
-use super::Queue;
+use super::statement;
 use crate::database::{Database, DatabaseError};
+use crate::functions::relation::Relation;
 
 /// A table that has more blocks than this after a vacuum (32 MB in blocks of 8 kB) is reported.
 const LARGE: i64 = 4_096;
@@ -44,17 +45,16 @@ impl Vacuum {
         database: Database,
         worker: String,
         dbname: Option<String>,
-        queue: Queue,
+        table: Relation,
     ) {
         self.folded = 0;
         let told = Arc::clone(&self.told);
         let vacuuming = async move {
-            match vacuum(&database, &worker, dbname.as_deref(), &queue).await {
+            match vacuum(&database, &worker, dbname.as_deref(), &table).await {
                 Ok(blocks) => {
                     debug!(worker, "{worker}: vacuumed its table");
                     let is_large = blocks > LARGE;
                     if is_large && !told.load(Ordering::Relaxed) {
-                        let table = &queue.relation;
                         let megabytes = blocks / 128;
                         warn!(
                             worker,
@@ -85,14 +85,14 @@ async fn vacuum(
     database: &Database,
     worker: &str,
     dbname: Option<&str>,
-    queue: &Queue,
+    table: &Relation,
 ) -> Result<i64, DatabaseError> {
     let _turn = database.housekeeping().await;
     let connection = database.connect(worker, dbname).await?;
     let vacuumed = connection
-        .batch_execute("vacuum", &queue.vacuum(worker))
+        .batch_execute("vacuum", &statement::vacuum(worker, table))
         .await;
-    let size = queue.count_blocks(worker);
+    let size = statement::count_blocks(worker, table);
     let blocks = match vacuumed {
         Ok(()) => connection.query("look at its size", &size, &[]).await,
         Err(error) => Err(error),

@@ -14,8 +14,10 @@ use super::statement::{self, How, Statements, Which};
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
 use crate::database::{DatabaseError, is_locked, is_made_already, is_of_a_row};
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, blocks, number, took,
+    At, CHANGED, Fold, Folded, Folder, Found, Isolation, MISCOUNTED, Piece, Queue, Terms, blocks,
+    number, took,
 };
+use crate::functions::relation::Relation;
 use crate::functions::runner::CycleError;
 
 /// How often to look at the tables again at once when another session created something first.
@@ -164,8 +166,16 @@ impl Folder for ByKey {
         }
     }
 
-    fn queue(settings: &Settings) -> Queue {
+    fn relation(settings: &Settings) -> Relation {
+        settings.queue.clone()
+    }
+
+    fn queue(settings: &Settings, _: &Shape) -> Queue {
         statement::queue(&settings.queue)
+    }
+
+    fn holds(settings: &Settings, shape: &Shape) -> String {
+        statement::holds(&settings.queue, &settings.totals, shape)
     }
 
     fn with_null(_: &Settings, _: &Shape) -> Option<String> {
@@ -174,7 +184,9 @@ impl Folder for ByKey {
     }
 
     fn at_fault(undone: &str) -> &'static str {
-        if undone.contains("deleted") {
+        if undone.starts_with(MISCOUNTED) {
+            "nothing was changed: a trigger or a foreign key of the queue keeps deltas or deletes other rows"
+        } else if undone.contains("deleted") {
             "nothing was changed: a trigger on DELETE keeps deltas in the queue"
         } else {
             "nothing was changed: a trigger alters or suppresses totals"
@@ -193,12 +205,22 @@ impl Folder for ByKey {
                     }
                     return Ok(shape);
                 }
-                Verdict::Make { what, sql } => match at.session.batch_execute(what, &sql).await {
-                    Err(error)
-                        if error.sqlstate().is_some_and(is_made_already)
-                            && attempts.next().is_some() => {}
-                    made => made?,
-                },
+                Verdict::Make { what, told, sql } => {
+                    let is_last = attempts.next().is_none();
+                    match at.session.batch_execute(what, &sql).await {
+                        Ok(()) if is_last => {
+                            let why = "its tables change while the worker looks at them";
+                            return Err(CycleError::Unusable(why.into()));
+                        }
+                        Ok(()) => {
+                            let worker = at.context.name();
+                            info!(worker, "{worker}: {told}");
+                        }
+                        Err(error) if !is_last && error.sqlstate().is_some_and(is_made_already) => {
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
             }
         }
     }
@@ -234,7 +256,9 @@ impl Folder for ByKey {
         let folding = self.run(at, &statements, piece, Which::AllBut(&left_out), isolation);
         let mut fold = match folding.await {
             Ok(fold) => fold,
-            Err(Failure::Poison(error)) if isolation == Isolation::RepeatableRead => {
+            Err(Failure::Poison(error))
+                if isolation == Isolation::RepeatableRead || is_not_of_a_key(&error) =>
+            {
                 return Err(error.into());
             }
             // Boxed because it is rare: not every worker should pay for its size.
@@ -314,10 +338,21 @@ fn unusable(error: UnusableRollup) -> CycleError {
 
 /// `true` if a fold that undid itself may succeed when it is run again at once.
 fn is_passing(undone: &str) -> bool {
-    !undone.starts_with("a sum")
+    !undone.starts_with("a sum") && undone != CHANGED
+}
+
+/// `true` if the queue keeps every delta, or loses others than those deleted: no key is at fault.
+fn is_not_of_a_key(error: &DatabaseError) -> bool {
+    let is_such = |undone: &str| {
+        undone.ends_with(" deltas 0 could be deleted") || undone.starts_with(MISCOUNTED)
+    };
+    error.undone().is_some_and(is_such)
 }
 
 /// `true` if some of the deltas are at fault, and not the statement, the session or the server.
 fn is_poison(error: &DatabaseError) -> bool {
-    error.undone().is_some() || error.sqlstate().is_some_and(is_of_a_row)
+    match error.undone() {
+        Some(undone) => undone != CHANGED,
+        None => error.sqlstate().is_some_and(is_of_a_row),
+    }
 }

@@ -6,6 +6,7 @@ use super::settings::Settings;
 use super::shape::Shape;
 use super::tables::{Table, Tables};
 use super::unusable::UnusableRollup;
+use super::view::{self, Flaw};
 use crate::functions::folding::bypass_row_security;
 use crate::functions::ownership::UntrustedTables;
 use crate::functions::quote::identifier;
@@ -16,8 +17,13 @@ use crate::functions::relation::Relation;
 pub(super) enum Verdict {
     /// Nothing: the tables can be worked on.
     Usable(Shape),
-    /// Create what is missing, in one transaction.
-    Make { what: &'static str, sql: String },
+    /// Create what is missing, or replace the view, in one transaction.
+    Make {
+        what: &'static str,
+        /// What the log says afterwards.
+        told: String,
+        sql: String,
+    },
 }
 
 /// Decides what a worker does with the tables found.
@@ -31,14 +37,14 @@ pub(super) fn check(settings: &Settings, tables: &Tables) -> Result<Verdict, Unu
     are_there(settings, tables)?;
     is_kind(&settings.queue, queue, &["r"], "an ordinary table")?;
     is_kind(&settings.totals, totals, &["r", "p"], "a table")?;
-    if queue.has_children {
-        return Err(UnusableRollup::Kind {
-            relation: settings.queue.to_string(),
-            found: "a table with children".to_owned(),
-            expected: "an ordinary table",
-        });
-    }
     for (relation, table) in [(&settings.queue, queue), (&settings.totals, totals)] {
+        if table.layout.has_children {
+            return Err(UnusableRollup::Kind {
+                relation: relation.to_string(),
+                found: "a table with children".to_owned(),
+                expected: "an ordinary table",
+            });
+        }
         has_no_rule(relation, table)?;
         hides_nothing(relation, table, role)?;
     }
@@ -55,6 +61,9 @@ pub(super) fn check(settings: &Settings, tables: &Tables) -> Result<Verdict, Unu
     Ok(Verdict::Usable(Shape {
         keys: settings.keys.clone(),
         sums,
+        queue: queue.layout.clone(),
+        totals: totals.layout.clone(),
+        view: tables.view.oid,
     }))
 }
 
@@ -74,7 +83,11 @@ pub(super) fn warnings(settings: &Settings, tables: &Tables) -> Vec<String> {
             objects::key_list(keys)
         )
     });
-    indexed.into_iter().chain(second).collect()
+    let view = settings.view.as_ref().and_then(|view| {
+        let flaw = view::flaw(settings, tables)?;
+        Some(unusable_view(settings, view, tables, flaw).to_string())
+    });
+    indexed.into_iter().chain(second).chain(view).collect()
 }
 
 fn are_there(
@@ -260,59 +273,94 @@ fn is_trusted(relation: &Relation, tables: &Tables) -> Result<(), UnusableRollup
     })
 }
 
-/// What is missing and can be created: the table for poison, then the view. Refuses a view that does not fit.
+/// What is missing and can be created: the table for poison, then the view.
 fn missing(settings: &Settings, tables: &Tables) -> Result<Option<Verdict>, UnusableRollup> {
-    let make = |relation: &Relation, table: &Table, what, sql: String| {
-        if table.may_create {
-            return Ok(Some(Verdict::Make { what, sql }));
-        }
-        Err(UnusableRollup::NotMade {
-            relation: relation.to_string(),
-            mend: sql,
-        })
-    };
     if let Some(relation) = settings.rejected() {
         if tables.rejected.kind.is_none() {
             let sql = objects::create_rejected(settings, &relation);
-            return make(
-                &relation,
-                &tables.rejected,
-                "create the table for poison",
+            let made = Verdict::Make {
+                what: "create the table for poison",
+                told: format!("made {relation}, to which poison is moved"),
                 sql,
-            );
+            };
+            return make(&relation, &tables.rejected, made).map(Some);
         }
         is_kind(&relation, &tables.rejected, &["r"], "an ordinary table")?;
         is_trusted(&relation, tables)?;
     }
-    let Some(view) = &settings.view else {
-        return Ok(None);
-    };
+    match &settings.view {
+        None => Ok(None),
+        Some(view) => missing_view(settings, view, tables),
+    }
+}
+
+/// Creates what is missing, or refuses to work without it if the role may not.
+fn make(relation: &Relation, table: &Table, made: Verdict) -> Result<Verdict, UnusableRollup> {
+    match made {
+        Verdict::Make { sql, .. } if !table.may_create => Err(UnusableRollup::NotMade {
+            relation: relation.to_string(),
+            mend: sql,
+        }),
+        made => Ok(made),
+    }
+}
+
+/// Creates the view if it is missing, and replaces one that a worker made before. Refuses one that shows something else.
+fn missing_view(
+    settings: &Settings,
+    view: &Relation,
+    tables: &Tables,
+) -> Result<Option<Verdict>, UnusableRollup> {
+    let sql = view::create(settings, view, view::count(settings, tables)).join("; ");
     if tables.view.kind.is_none() {
-        let sql = objects::create_view(settings, view).join("; ");
-        return make(view, &tables.view, "create the view", sql);
+        let made = Verdict::Make {
+            what: "create the view",
+            told: format!(
+                "made the view {view}: only its owner may read it until others are granted SELECT"
+            ),
+            sql,
+        };
+        return make(view, &tables.view, made).map(Some);
     }
     is_kind(view, &tables.view, &["v"], "a view")?;
-    let columns = settings
-        .keys
-        .iter()
-        .map(String::as_str)
-        .chain(settings.total_columns());
-    let lacking = columns
-        .into_iter()
-        .find(|name| tables.view.columns.get(name).is_none());
-    let why = match lacking {
-        Some(column) => format!("has no column \"{column}\""),
-        None if !tables.view.does_read(&settings.queue) => {
-            format!("does not read {}", settings.queue)
-        }
-        None if !tables.view.does_read(&settings.totals) => {
-            format!("does not read {}", settings.totals)
-        }
-        None => return Ok(None),
+    let Some(flaw) = view::flaw(settings, tables) else {
+        return Ok(None);
     };
-    Err(UnusableRollup::View {
+    let may_be_replaced = tables.view.may_create && tables.view.is_owned;
+    if flaw.is_ours && flaw.is_replaceable && may_be_replaced {
+        return Ok(Some(Verdict::Make {
+            what: "replace the view",
+            told: format!(
+                "replaced the view {view}, which {}; its grants stay",
+                flaw.why
+            ),
+            sql,
+        }));
+    }
+    if flaw.is_wrong {
+        return Err(unusable_view(settings, view, tables, flaw));
+    }
+    Ok(None)
+}
+
+/// A view with this flaw, and the statements that mend it.
+fn unusable_view(
+    settings: &Settings,
+    view: &Relation,
+    tables: &Tables,
+    flaw: Flaw,
+) -> UnusableRollup {
+    let sql = view::create(settings, view, view::count(settings, tables)).join("; ");
+    let (how, mend) = if flaw.is_replaceable {
+        ("replaces it, and its grants stay", sql)
+    } else {
+        let drop = format!("DROP VIEW {}; {sql}", view.sql());
+        ("recreates it, without its grants", drop)
+    };
+    UnusableRollup::View {
         view: view.to_string(),
-        why,
-        mend: objects::replace_view(settings, view),
-    })
+        why: flaw.why,
+        how,
+        mend,
+    }
 }

@@ -1,68 +1,10 @@
-//! The statements that create a roll-up's tables and view, and repair what is wrong with them. Pure text.
+//! The statements that create a roll-up's tables, and repair what is wrong with them. Pure text.
 
 use super::settings::Settings;
 use super::shape::Number;
 use super::tables::{Columns, Deferrable, TableColumn};
-use crate::functions::quote::{identifier, literal};
+use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
-
-/// The view of totals and queue together: exact at every moment, since a fold is one transaction. It reads the whole
-/// queue.
-///
-/// From PostgreSQL 15 on, readers need SELECT on both tables: the view does not lend them its owner's rights. The
-/// server finds out whether the queue has a column that counts: if it has none, the name resolves to the 1 beside it.
-pub(super) fn create_view(settings: &Settings, view: &Relation) -> Vec<String> {
-    let keys = key_list(&settings.keys);
-    let mut outer = vec![keys.clone()];
-    let (mut of_totals, mut of_queue) = (vec![keys.clone()], Vec::new());
-    of_queue.extend(
-        settings
-            .keys
-            .iter()
-            .map(|key| format!("q.{}", identifier(key))),
-    );
-    for column in &settings.sum.0 {
-        let (total, delta) = (identifier(&column.total), identifier(&column.delta));
-        outer.push(format!("coalesce(pg_catalog.sum({total}), 0) AS {total}"));
-        of_totals.push(total.clone());
-        of_queue.push(format!("q.{delta} AS {total}"));
-    }
-    let (mut one, mut having) = (String::new(), String::new());
-    if let Some(count) = &settings.count {
-        let count = identifier(count);
-        outer.push(format!(
-            "coalesce(pg_catalog.sum({count}), 0)::pg_catalog.int8 AS {count}"
-        ));
-        of_totals.push(count.clone());
-        of_queue.push(format!("c.{count}"));
-        one = format!(
-            " CROSS JOIN (SELECT 1 AS {count}) AS one \
-             CROSS JOIN LATERAL (SELECT {count} FROM (SELECT q.*) AS r) AS c"
-        );
-        having = format!(" HAVING pg_catalog.sum({count}) OPERATOR(pg_catalog.<>) 0");
-    }
-    let view = view.sql();
-    vec![
-        format!(
-            "CREATE VIEW {view} AS SELECT {} FROM (SELECT {} FROM {} UNION ALL SELECT {} FROM {} AS q{one}) AS rows \
-             GROUP BY {keys}{having}",
-            outer.join(", "),
-            of_totals.join(", "),
-            settings.totals.sql(),
-            of_queue.join(", "),
-            settings.queue.sql(),
-        ),
-        // Older servers do not know `security_invoker`.
-        format!(
-            "DO {}",
-            literal(&format!(
-                "BEGIN IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 \
-                 OPERATOR(pg_catalog.>=) 150000 THEN EXECUTE {}; END IF; END",
-                literal(&format!("ALTER VIEW {view} SET (security_invoker = true)"))
-            ))
-        ),
-    ]
-}
 
 /// Creates the table that poison is moved to.
 pub(super) fn create_rejected(settings: &Settings, rejected: &Relation) -> String {
@@ -241,15 +183,6 @@ pub(super) fn check_at_once(totals: &Relation, found: &Deferrable) -> String {
 
 pub(super) fn drop_rule(table: &Relation, rule: &str) -> String {
     format!("DROP RULE {} ON {}", identifier(rule), table.sql())
-}
-
-/// Drops a view and creates it again.
-pub(super) fn replace_view(settings: &Settings, view: &Relation) -> String {
-    format!(
-        "DROP VIEW {}; {}",
-        view.sql(),
-        create_view(settings, view).join("; ")
-    )
 }
 
 /// A column with its type and its collation, as in `CREATE TABLE`.

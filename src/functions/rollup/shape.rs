@@ -1,5 +1,7 @@
 //! The shape of a roll-up's tables, as its statements need it.
 
+use crate::functions::folding::Layout;
+
 /// The columns of a queue and its totals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -7,6 +9,10 @@ pub(super) struct Shape {
     pub(super) keys: Vec<String>,
     /// The columns that are added up.
     pub(super) sums: Vec<Sum>,
+    pub(super) queue: Layout,
+    pub(super) totals: Layout,
+    /// The oid of the view, if there is to be one.
+    pub(super) view: Option<u32>,
 }
 
 /// A column of the totals that is added to.

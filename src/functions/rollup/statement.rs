@@ -1,7 +1,7 @@
 //! The SQL of a roll-up's folds: a shape in, statements out. Pure text.
 
 use super::shape::{Shape, Sum};
-use crate::functions::folding::{Isolation, Piece, Queue, TOOK, comment, has_trigger, not_plain};
+use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, undo};
 use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
@@ -93,10 +93,12 @@ impl Statements<'_> {
     /// - What is deleted is what is added up: see [`Isolation`].
     /// - Existing totals are locked in the order of their keys, an order that clients can follow too. Then the upsert
     ///   adds to them.
+    /// - The tables and the view must be what the worker knows of them: see [`holds`].
     /// - Each new total must equal the old one plus the sum of the deltas, and all deltas found must have been deleted,
     ///   or the statement fails on purpose, by casting a sentence to a number, and is undone: so neither a trigger that
     ///   alters or suppresses a total nor one that keeps deltas can make the fold lose a delta or count it twice. The
-    ///   deltas found are counted only if the queue has triggers.
+    ///   deltas found are counted only if the queue has triggers, or if none was deleted. Last, the server is asked how
+    ///   many it has deleted: see [`Queue::end`].
     /// - Sums have the type in which the server adds them up, and new totals are compared with them: a column that
     ///   rounds, because its type was changed, undoes the fold as well.
     /// - NULL counts as 0, in deltas and in totals. NaN and infinity, after which no total would ever be right again,
@@ -139,21 +141,24 @@ impl Statements<'_> {
         };
         let steps = std::iter::once(self.mine(how)).chain(steps);
         let steps = steps.chain([self.put(), self.counted(&deltas, how)]);
+        let expected = "gone OPERATOR(pg_catalog.+) (SELECT deleted FROM mine)";
         format!(
             "{begin}WITH {steps} SELECT (SELECT ok FROM mine), gone, keys, {left}, {blocks}, CASE \
-             WHEN NOT (SELECT is_plain FROM mine) THEN {not_plain} \
+             WHEN (SELECT obstacle FROM mine) IS NOT NULL THEN {undo} \
              WHEN found OPERATOR(pg_catalog.<>) gone THEN \
              pg_catalog.format('bgworker: of %s deltas %s could be deleted', found, gone)::pg_catalog.int4 \
              WHEN EXISTS (SELECT FROM folded WHERE {is_no_number}) THEN \
              pg_catalog.format('bgworker: a sum of %s deltas is NaN or infinite', gone)::pg_catalog.int4 \
              WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN \
              pg_catalog.format('bgworker: of %s totals %s are what they should be', keys, right_keys)::pg_catalog.int4 \
-             ELSE 0 END FROM counted{TOOK}",
-            begin = queue.begin(self.worker, how.isolation()),
+             ELSE 0 END, {expects} FROM counted{end}",
+            begin = queue.begin(self.worker, how.isolation(), Some(self.totals)),
             steps = steps.collect::<Vec<_>>().join(", "),
-            not_plain = not_plain("mine"),
-            blocks = self.queue.blocks(),
+            undo = undo("mine"),
+            blocks = queue.blocks(),
             is_no_number = self.is_no_number(),
+            expects = queue.expects(expected),
+            end = queue.end(),
         )
     }
 
@@ -165,14 +170,17 @@ impl Statements<'_> {
                 "{regclass}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4"
             )
         };
+        let queue = queue(self.queue);
+        let holds = holds(self.queue, self.totals, self.shape);
         format!(
-            "mine AS MATERIALIZED (SELECT is_plain, \
-             is_plain AND pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, {} \
-             FROM (SELECT {} AS is_plain) AS queue), \
+            "mine AS MATERIALIZED (SELECT obstacle, \
+             obstacle IS NULL AND pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, {}, {} AS deleted \
+             FROM (SELECT {} AS obstacle OFFSET 0) AS queue), \
              turn AS MATERIALIZED (SELECT pg_catalog.pg_advisory_xact_lock({TOTALS_LOCK}, {}) FROM mine WHERE ok)",
             oid(self.queue),
-            queue(self.queue).unflushed(),
-            self.is_plain(how),
+            queue.unflushed(),
+            queue.deleted(),
+            queue.obstacle(how.isolation(), &holds, Some(self.totals)),
             oid(self.totals),
         )
     }
@@ -180,7 +188,7 @@ impl Statements<'_> {
     /// Step that lists the keys of the deltas.
     fn wanted(&self, deltas: &str) -> String {
         format!(
-            "wanted AS MATERIALIZED (SELECT DISTINCT {} FROM {} AS q WHERE {deltas} AND {IS_MY_TURN})",
+            "wanted AS MATERIALIZED (SELECT DISTINCT {} FROM ONLY {} AS q WHERE {deltas} AND {IS_MY_TURN})",
             self.each_key(", ", |n, key| format!("q.{key} AS k{n}")),
             self.queue.sql(),
         )
@@ -206,20 +214,10 @@ impl Statements<'_> {
             None => String::new(),
         });
         format!(
-            "gone AS (DELETE FROM {} AS q WHERE {deltas} AND {IS_MY_TURN} RETURNING {}{values})",
+            "gone AS (DELETE FROM ONLY {} AS q WHERE {deltas} AND {IS_MY_TURN} RETURNING {}{values})",
             self.queue.sql(),
             self.each_key(", ", |n, key| format!("q.{key} AS k{n}")),
         )
-    }
-
-    /// The condition that a fold deletes exactly what it adds up. At one snapshot the deletion comes last, so a trigger on
-    /// the totals would still find the deltas, and must not exist.
-    fn is_plain(&self, how: How) -> String {
-        let queue = queue(self.queue).is_plain(how.isolation());
-        match how {
-            How::Snapshot => format!("{queue} AND NOT {}", has_trigger(self.totals)),
-            How::Wait | How::Around => queue,
-        }
     }
 
     /// Step that deletes deltas from the queue without a look at what they are. Nothing reads it, so it runs last.
@@ -299,8 +297,8 @@ impl Statements<'_> {
         let found = match how {
             How::Snapshot => "NULL::pg_catalog.int8".to_owned(),
             How::Wait | How::Around => format!(
-                "CASE WHEN {IS_MY_TURN} AND {} \
-                 THEN (SELECT pg_catalog.count(*) FROM {} AS q WHERE {deltas}) END",
+                "CASE WHEN {IS_MY_TURN} AND ({} OR NOT EXISTS (SELECT FROM folded)) \
+                 THEN (SELECT pg_catalog.count(*) FROM ONLY {} AS q WHERE {deltas}) END",
                 has_trigger(self.queue),
                 self.queue.sql(),
             ),
@@ -357,7 +355,7 @@ impl Statements<'_> {
     /// Selects up to two of the keys that the selected deltas have.
     pub(super) fn two_keys(&self, piece: Piece, which: Which<'_>) -> String {
         format!(
-            "{} SELECT DISTINCT {} FROM {} AS q WHERE {}{} LIMIT 2",
+            "{} SELECT DISTINCT {} FROM ONLY {} AS q WHERE {}{} LIMIT 2",
             comment(self.worker),
             self.key(),
             self.queue.sql(),
@@ -369,7 +367,7 @@ impl Statements<'_> {
     /// Selects the places of the deltas of a key.
     pub(super) fn places(&self, piece: Piece, key: &str) -> String {
         format!(
-            "{} SELECT ctid::pg_catalog.text FROM {} AS q WHERE {}{}",
+            "{} SELECT ctid::pg_catalog.text FROM ONLY {} AS q WHERE {}{}",
             comment(self.worker),
             self.queue.sql(),
             queue(self.queue).deltas(piece),
@@ -380,7 +378,7 @@ impl Statements<'_> {
     /// Moves one delta of a key to another table.
     pub(super) fn set_aside(&self, place: &str, key: &str, rejected: &Relation) -> String {
         format!(
-            "{} WITH gone AS (DELETE FROM {} AS q WHERE ctid OPERATOR(pg_catalog.=) {}::pg_catalog.tid{} RETURNING q.*) \
+            "{} WITH gone AS (DELETE FROM ONLY {} AS q WHERE ctid OPERATOR(pg_catalog.=) {}::pg_catalog.tid{} RETURNING q.*) \
              INSERT INTO {} SELECT * FROM gone",
             comment(self.worker),
             self.queue.sql(),
@@ -450,7 +448,17 @@ pub(super) fn queue(relation: &Relation) -> Queue {
     Queue {
         relation: relation.clone(),
         delta: "true",
+        has_children: false,
     }
+}
+
+/// A condition: queue and totals are what the worker knows of them, and its view has not been dropped.
+pub(super) fn holds(queue: &Relation, totals: &Relation, shape: &Shape) -> String {
+    let view = shape.view.map_or_else(String::new, |view| {
+        format!(" AND EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {view}::pg_catalog.oid)")
+    });
+    let (of_queue, of_totals) = (shape.queue.holds(queue), shape.totals.holds(totals));
+    format!("{of_queue} AND {of_totals}{view}")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 use super::settings::Settings;
 use super::shape::Number;
 use crate::database::{DatabaseError, Parameters};
+use crate::functions::folding::{COLUMN_VERSIONS, HAS_CHILDREN, Layout};
 use crate::functions::ownership::{self, Facts};
 use crate::functions::relation::Relation;
 use crate::functions::session::Session;
@@ -45,7 +46,8 @@ pub(super) struct Deferrable {
 pub(super) struct Table {
     /// `relkind`; `None` if the relation does not exist.
     pub(super) kind: Option<String>,
-    pub(super) has_children: bool,
+    pub(super) oid: Option<u32>,
+    pub(super) layout: Layout,
     pub(super) row_security: bool,
     /// A rule on INSERT, UPDATE or DELETE.
     pub(super) rule: Option<String>,
@@ -55,8 +57,12 @@ pub(super) struct Table {
     pub(super) may_insert: bool,
     pub(super) may_update: bool,
     pub(super) may_delete: bool,
-    /// The relations that a view reads: schema and name of each in turn.
+    /// The role may do what only the owner may.
+    pub(super) is_owned: bool,
+    /// What a view reads: schema, name and column of each in turn; the column is empty for the relation itself.
     pub(super) reads: Vec<String>,
+    /// The name of a subquery by which a view is known as a worker's.
+    pub(super) rows: Option<String>,
     pub(super) columns: Columns,
     /// Whose it is, and what runs code in it.
     pub(super) facts: Facts,
@@ -95,10 +101,12 @@ const WANTED: &str = "(VALUES (0, $1::pg_catalog.text, $2::pg_catalog.text), (1,
     AND c.relname OPERATOR(pg_catalog.=) wanted.name";
 
 /// One row for each relation that is wanted.
+///
+/// A view that a worker has made is known by a name in its query. It is looked for in the server's own form of the query,
+/// since to show it in SQL, the server itself uses operators that it looks up in the search path.
 const RELATIONS: &str = "\
     SELECT place, current_user::pg_catalog.text AS role, c.relkind::pg_catalog.text AS kind, \
-    EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent OPERATOR(pg_catalog.=) c.oid) AS has_children, \
-    pg_catalog.row_security_active(c.oid) AS row_security, \
+    c.oid AS oid, pg_catalog.row_security_active(c.oid) AS row_security, \
     (SELECT rulename::pg_catalog.text FROM pg_catalog.pg_rewrite WHERE ev_class OPERATOR(pg_catalog.=) c.oid \
     AND ev_type OPERATOR(pg_catalog.<>) '1' ORDER BY rulename LIMIT 1) AS rule, \
     pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS may_use_schema, \
@@ -109,10 +117,20 @@ const RELATIONS: &str = "\
     pg_catalog.has_table_privilege(c.oid, 'DELETE') AS may_delete, \
     ARRAY(SELECT part FROM pg_catalog.pg_rewrite AS w \
     JOIN pg_catalog.pg_depend AS d ON d.objid OPERATOR(pg_catalog.=) w.oid \
+    AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid \
     JOIN pg_catalog.pg_class AS r ON r.oid OPERATOR(pg_catalog.=) d.refobjid \
     JOIN pg_catalog.pg_namespace AS rn ON rn.oid OPERATOR(pg_catalog.=) r.relnamespace \
-    CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[rn.nspname::pg_catalog.text, r.relname::pg_catalog.text]) AS part \
-    WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid AND r.oid OPERATOR(pg_catalog.<>) c.oid) AS reads";
+    LEFT JOIN pg_catalog.pg_attribute AS ra ON ra.attrelid OPERATOR(pg_catalog.=) d.refobjid \
+    AND d.refobjsubid OPERATOR(pg_catalog.>) 0 AND ra.attnum OPERATOR(pg_catalog.=) d.refobjsubid \
+    CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[rn.nspname::pg_catalog.text, r.relname::pg_catalog.text, \
+    coalesce(ra.attname::pg_catalog.text, '')]) AS part \
+    WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid AND r.oid OPERATOR(pg_catalog.<>) c.oid) AS reads, \
+    pg_catalog.pg_has_role(c.relowner, 'USAGE') AS is_owned, \
+    (SELECT CASE WHEN pg_catalog.strpos(tree, ':aliasname one ') OPERATOR(pg_catalog.>) 0 \
+    AND pg_catalog.strpos(tree, ':aliasname rows ') OPERATOR(pg_catalog.>) 0 THEN 'rows' \
+    ELSE pg_catalog.substring(tree, ':aliasname (rows_[0-9a-f]{8}) ') END \
+    FROM (SELECT ev_action::pg_catalog.text AS tree FROM pg_catalog.pg_rewrite \
+    WHERE ev_class OPERATOR(pg_catalog.=) c.oid AND ev_type OPERATOR(pg_catalog.=) '1') AS view) AS rows";
 
 /// One row for each column of these relations.
 ///
@@ -185,7 +203,10 @@ pub(super) async fn look(
         names.collect::<Parameters>()
     };
     let doing = "look for the tables";
-    let sql = format!("{RELATIONS}, {} FROM {WANTED}", ownership::columns());
+    let sql = format!(
+        "{RELATIONS}, {COLUMN_VERSIONS}::pg_catalog.text AS layout, {HAS_CHILDREN} AS has_children, {} FROM {WANTED}",
+        ownership::columns()
+    );
     let mut tables = Tables {
         trusted_owners: trusted_owners.to_vec(),
         ..Tables::default()
@@ -252,7 +273,11 @@ impl From<&Row> for Table {
         let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
         Self {
             kind: row.get("kind"),
-            has_children: is("has_children"),
+            oid: row.get("oid"),
+            layout: Layout {
+                columns: row.get::<_, Option<String>>("layout").unwrap_or_default(),
+                has_children: is("has_children"),
+            },
             row_security: is("row_security"),
             rule: row.get("rule"),
             may_use_schema: is("may_use_schema"),
@@ -261,7 +286,9 @@ impl From<&Row> for Table {
             may_insert: is("may_insert"),
             may_update: is("may_update"),
             may_delete: is("may_delete"),
+            is_owned: is("is_owned"),
             reads: row.get("reads"),
+            rows: row.get("rows"),
             columns: Columns::default(),
             facts: Facts::of(row),
         }
@@ -293,7 +320,15 @@ impl Table {
     /// that SQL reserves.
     pub(super) fn does_read(&self, relation: &Relation) -> bool {
         let names = [&relation.schema, &relation.name];
-        self.reads.chunks(2).any(|read| read.iter().eq(names))
+        self.reads
+            .chunks(3)
+            .any(|read| read.iter().take(2).eq(names))
+    }
+
+    /// `true` if it is a view that reads this column of this relation.
+    pub(super) fn does_read_column(&self, relation: &Relation, column: &str) -> bool {
+        let names = [&*relation.schema, &*relation.name, column];
+        self.reads.chunks(3).any(|read| read.iter().eq(names))
     }
 }
 

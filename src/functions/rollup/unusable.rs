@@ -169,12 +169,14 @@ pub enum UnusableRollup {
         mend: String,
     },
     /// The view shows something else.
-    #[error("the view {view} {why}; this recreates it: {mend}")]
+    #[error("the view {view} {why}; this {how}: {mend}")]
     View {
         /// The view.
         view: String,
         /// What is wrong with it.
         why: String,
+        /// What the statements do to it.
+        how: &'static str,
         /// The statements.
         mend: String,
     },

@@ -7,14 +7,16 @@ use tracing::{debug, info, warn};
 use super::initialize::{
     InitializeError, hidden_by_row_security, initialize, insert_initial_total,
 };
+use super::shape::Shape;
 use super::statement;
 use super::truncation::{Truncation, truncate};
 use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, blocks, blocks_of,
+    At, Fold, Folded, Folder, Found, Isolation, MISCOUNTED, Piece, Queue, Terms, blocks, blocks_of,
     count_blocks, number, took,
 };
+use crate::functions::relation::Relation;
 use crate::functions::runner::CycleError;
 
 /// Why a fold does nothing, though there are deltas.
@@ -109,8 +111,7 @@ impl OneTotal {
 
 impl Folder for OneTotal {
     type Settings = Settings;
-    /// `true` if values may be NULL.
-    type Shape = bool;
+    type Shape = Shape;
     type Folded = Total;
 
     const CAREFUL: u32 = 1;
@@ -124,23 +125,33 @@ impl Folder for OneTotal {
         }
     }
 
-    fn queue(settings: &Settings) -> Queue {
-        settings.table().queue()
+    fn relation(settings: &Settings) -> Relation {
+        settings.table().relation().clone()
     }
 
-    fn with_null(settings: &Settings, may_be_null: &bool) -> Option<String> {
-        may_be_null.then(|| settings.table().with_null())
+    fn queue(settings: &Settings, shape: &Shape) -> Queue {
+        settings.table().queue(shape)
+    }
+
+    fn holds(settings: &Settings, shape: &Shape) -> String {
+        shape.layout.holds(settings.table().relation())
+    }
+
+    fn with_null(settings: &Settings, shape: &Shape) -> Option<String> {
+        shape.may_be_null.then(|| settings.table().with_null())
     }
 
     fn at_fault(undone: &str) -> &'static str {
-        if undone.contains("deltas") {
-            "nothing was changed: a trigger or a rule on DELETE keeps deltas in the table"
+        if undone.starts_with(MISCOUNTED) {
+            "nothing was changed: a trigger or a foreign key of the table keeps deltas or deletes other rows"
+        } else if undone.contains("deltas") {
+            "nothing was changed: a trigger on DELETE keeps deltas in the table or in a child"
         } else {
             "nothing was changed: a trigger on UPDATE alters or suppresses the total"
         }
     }
 
-    async fn initialize(&self, at: At<'_, Settings>) -> Result<bool, CycleError> {
+    async fn initialize(&self, at: At<'_, Settings>) -> Result<Shape, CycleError> {
         let (table, initial_total) = (at.settings.table(), at.settings.initial_total);
         Ok(initialize(at.session, &table, initial_total).await?)
     }
@@ -160,8 +171,8 @@ impl Folder for OneTotal {
         if at.settings.fold == HowToFold::Delete {
             return Ok(None);
         }
-        let queue = at.settings.table().queue();
-        let blocks = count_blocks(at.session, &queue, at.context.name()).await?;
+        let table = at.settings.table();
+        let blocks = count_blocks(at.session, table.relation(), at.context.name()).await?;
         if blocks <= from.saturating_add(blocks_of(at.settings.batch)) {
             return Ok(None);
         }
@@ -171,12 +182,18 @@ impl Folder for OneTotal {
     async fn fold(
         &mut self,
         at: At<'_, Settings>,
-        _: &bool,
+        shape: &Shape,
         piece: Piece,
         isolation: Isolation,
     ) -> Result<Fold<Total>, CycleError> {
         let table = at.settings.table();
-        let sql = table.fold(at.context.name(), piece, isolation);
+        let isolation = if shape.layout.has_children {
+            // A trigger of a child can keep its rows.
+            Isolation::ReadCommitted
+        } else {
+            isolation
+        };
+        let sql = table.fold(at.context.name(), shape, piece, isolation);
         let rows = at.session.simple_query("fold", &sql).await?;
         let Some(row) = rows.first() else {
             return Ok(Fold {

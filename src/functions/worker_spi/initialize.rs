@@ -7,10 +7,13 @@ use thiserror::Error;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::shape::Shape;
 use super::table::Table;
 use super::unusable::UnusableTable;
 use crate::database::{DatabaseError, Parameters, is_made_already};
-use crate::functions::folding::bypass_row_security;
+use crate::functions::folding::{
+    COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, Layout, bypass_row_security,
+};
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 
@@ -35,14 +38,14 @@ impl From<InitializeError> for CycleError {
 /// How often to look again at once after another session made something first.
 const ATTEMPTS_MAX: usize = 5;
 
-/// Returns what exists, in one row: the schema, the table, its two columns, and whether a unique index keeps the
-/// total the only one.
+/// The rest of a query for what exists, in one row: the schema, the table, its two columns, and whether a unique index
+/// keeps the total the only one.
 ///
 /// Types are recognized by their names in `pg_catalog`, and shown as the server shows them, which depends on the
 /// search path. How the server shows the predicate of an index depends on it too. The predicate is compared as text,
 /// and its qualified form counts as the same.
 const LOOK: &str = "\
-    SELECT n.oid IS NOT NULL AS has_schema, c.relkind::pg_catalog.text AS kind, \
+    n.oid IS NOT NULL AS has_schema, c.relkind::pg_catalog.text AS kind, \
     current_user::pg_catalog.text AS role, \
     pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS may_use_schema, \
     pg_catalog.has_table_privilege(c.oid, 'SELECT') AS may_select, \
@@ -50,8 +53,6 @@ const LOOK: &str = "\
     pg_catalog.has_column_privilege(c.oid, v.attnum, 'UPDATE') AS may_update, \
     pg_catalog.has_table_privilege(c.oid, 'INSERT') AS may_insert, \
     pg_catalog.row_security_active(c.oid) AS row_security, \
-    EXISTS (SELECT FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class OPERATOR(pg_catalog.=) c.oid \
-        AND (r.ev_type OPERATOR(pg_catalog.=) '2' OR r.ev_type OPERATOR(pg_catalog.=) '4')) AS has_rules, \
     c.relispartition OR c.reloftype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AS is_bound, \
     pg_catalog.format_type(t.atttypid, NULL::pg_catalog.int4) AS type_type, \
     pg_catalog.format_type(v.atttypid, NULL::pg_catalog.int4) AS value_type, \
@@ -91,7 +92,7 @@ const LOOK: &str = "\
     LEFT JOIN pg_catalog.pg_attribute AS v ON v.attrelid OPERATOR(pg_catalog.=) c.oid \
         AND v.attname OPERATOR(pg_catalog.=) 'value' AND NOT v.attisdropped";
 
-/// Makes the table if it is missing, checks that the worker can use it, and returns whether its values may be NULL.
+/// Makes the table if it is missing, checks that the worker can use it, and returns its shape.
 ///
 /// # Errors
 ///
@@ -100,11 +101,11 @@ pub(super) async fn initialize(
     session: &Session,
     table: &Table,
     initial_total: Option<i64>,
-) -> Result<bool, InitializeError> {
+) -> Result<Shape, InitializeError> {
     let mut attempts = 1..=ATTEMPTS_MAX;
-    let may_be_null = loop {
+    let shape = loop {
         match look_and_make(session, table, initial_total.is_some()).await {
-            Ok(Some(may_be_null)) => break may_be_null,
+            Ok(Some(shape)) => break shape,
             Ok(None) => {}
             Err(InitializeError::Database(error))
                 if error.sqlstate().is_some_and(is_made_already) && attempts.next().is_some() => {}
@@ -114,7 +115,7 @@ pub(super) async fn initialize(
     if let Some(total) = initial_total {
         insert_initial_total(session, table, total).await?;
     }
-    Ok(may_be_null)
+    Ok(shape)
 }
 
 /// Inserts a total if there is none.
@@ -148,12 +149,16 @@ async fn look_and_make(
     session: &Session,
     table: &Table,
     inserts: bool,
-) -> Result<Option<bool>, InitializeError> {
+) -> Result<Option<Shape>, InitializeError> {
     let name = |name: &str| -> (Box<dyn ToSql + Sync + Send>, Type) {
         (Box::new(name.to_owned()), Type::TEXT)
     };
     let names = vec![name(table.schema()), name(table.name())];
-    let rows = session.query("look for the table", LOOK, names).await?;
+    let look = format!(
+        "SELECT {COLUMN_VERSIONS}::pg_catalog.text AS columns, {HAS_CHILDREN} AS has_children, \
+         {HAS_RULES} AS has_rules, {LOOK}"
+    );
+    let rows = session.query("look for the table", &look, names).await?;
     let Some(row) = rows.first() else {
         return Ok(None);
     };
@@ -167,14 +172,14 @@ async fn look_and_make(
     Ok(None)
 }
 
-/// Refuses an existing table that cannot be worked on; returns whether its values may be NULL.
+/// Refuses an existing table that cannot be worked on; returns its shape.
 async fn check(
     session: &Session,
     table: &Table,
     kind: &str,
     row: &Row,
     inserts: bool,
-) -> Result<bool, InitializeError> {
+) -> Result<Shape, InitializeError> {
     let shown = || table.to_string();
     let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
     if kind != "r" {
@@ -189,7 +194,13 @@ async fn check(
     if !is("has_index") {
         return Err(without_index(session, table, row).await?.into());
     }
-    Ok(!is("value_not_null"))
+    Ok(Shape {
+        may_be_null: !is("value_not_null"),
+        layout: Layout {
+            columns: row.get("columns"),
+            has_children: is("has_children"),
+        },
+    })
 }
 
 fn check_type(table: &Table, row: &Row) -> Result<(), UnusableTable> {

@@ -2,18 +2,20 @@
 //!
 //! Pure text; nothing here talks to a server. The names of tables are quoted by [`Table`].
 
+use super::shape::Shape;
 use super::table::Table;
-use crate::functions::folding::{Isolation, Piece, Queue, TOOK, comment, has_trigger, not_plain};
+use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, undo};
 use crate::functions::quote::identifier;
 
 // === impl Table ===
 
 impl Table {
-    /// The queue, where its deltas wait. Rows with NULL are left alone.
-    pub(super) fn queue(&self) -> Queue {
+    /// The queue, where its deltas wait, with those of its children. Rows with NULL are left alone.
+    pub(super) fn queue(&self, shape: &Shape) -> Queue {
         Queue {
             relation: self.relation().clone(),
             delta: DELTA_TO_FOLD,
+            has_children: shape.layout.has_children,
         }
     }
 
@@ -36,82 +38,64 @@ impl Table {
     /// - What is deleted is what is added up: see [`Isolation`].
     /// - The update finds the total by its type, not by the place where it was locked: a total that was updated in
     ///   between has moved.
+    /// - The table must be what the worker knows of it: see [`Layout`](crate::functions::folding::Layout). Of a child,
+    ///   deltas count, but not a total.
     /// - The deltas found, the deltas deleted, their sum and the new total must agree. Otherwise the statement undoes
     ///   itself by casting a sentence to a number, so that a trigger that keeps deltas or alters the total can
-    ///   neither lose a delta nor count one twice. The deltas found are counted only if the table has triggers;
-    ///   without triggers, each is deleted, or another session has it.
+    ///   neither lose a delta nor count one twice. The deltas found are counted only if the table has triggers or
+    ///   children, or none was deleted; else each is deleted, or another session has it. Last, the server is asked
+    ///   how many it has deleted: see [`Queue::end`].
     /// - A sum of zero may leave the total untouched.
     /// - Rows with NULL, which a table that bgworker made cannot have, are left alone.
     /// - It does not wait for its commit to reach the disk: see [`Queue::unflushed`].
     ///
     /// The block numbers stand in its text, so that it is planned for the table as it is now: a plan made for a small
     /// table would read the whole of a large one for each piece.
-    pub(super) fn fold(&self, worker: &str, piece: Piece, isolation: Isolation) -> String {
-        let (table, queue) = (self.sql(), self.queue());
-        let deltas = queue.deltas(piece);
+    pub(super) fn fold(
+        &self,
+        worker: &str,
+        shape: &Shape,
+        piece: Piece,
+        isolation: Isolation,
+    ) -> String {
+        let (table, queue) = (self.sql(), self.queue(shape));
+        let deltas = format!("{} WHERE {}", queue.from(), queue.deltas(piece));
+        let holds = shape.layout.holds(self.relation());
         format!(
-            "{begin}WITH pending AS MATERIALIZED (SELECT is_plain, \
-             is_plain AND EXISTS (SELECT FROM {table} WHERE {deltas}) AS found, {unflushed} \
-             FROM (SELECT {is_plain} AS is_plain) AS queue\
+            "{begin}WITH pending AS MATERIALIZED (SELECT obstacle, \
+             obstacle IS NULL AND EXISTS (SELECT {deltas}) AS found, {deleted} AS deleted, {unflushed} \
+             FROM (SELECT {obstacle} AS obstacle OFFSET 0) AS queue\
              ), total AS MATERIALIZED (\
-             SELECT value FROM {table} WHERE {TOTAL} AND value IS NOT NULL \
+             SELECT value FROM ONLY {table} WHERE {TOTAL} AND value IS NOT NULL \
              AND (SELECT found FROM pending) FOR UPDATE SKIP LOCKED\
              ), {folded}, updated AS (\
-             UPDATE {table} AS t SET value = t.value OPERATOR(pg_catalog.+) folded.sum FROM folded \
+             UPDATE ONLY {table} AS t SET value = t.value OPERATOR(pg_catalog.+) folded.sum FROM folded \
              WHERE t.{TOTAL} AND folded.rows OPERATOR(pg_catalog.>) 0 RETURNING t.type, t.value\
              ), checked AS (\
              SELECT folded.rows, folded.sum, total.value AS before, {found} AS found, \
              CASE WHEN EXISTS (SELECT FROM updated) THEN (SELECT value FROM updated WHERE {TOTAL}) \
              ELSE total.value END AS after FROM folded, total\
              ) SELECT (SELECT after::pg_catalog.int8 FROM checked), (SELECT rows FROM folded), CASE \
-             WHEN NOT (SELECT is_plain FROM pending) THEN {not_plain}::pg_catalog.text \
+             WHEN (SELECT obstacle FROM pending) IS NOT NULL THEN {undo}::pg_catalog.text \
              WHEN NOT (SELECT found FROM pending) THEN '{IDLE}' \
              WHEN NOT EXISTS (SELECT FROM total) THEN CASE \
-             WHEN EXISTS (SELECT FROM {table} WHERE {TOTAL} AND value IS NOT NULL) \
+             WHEN EXISTS (SELECT FROM ONLY {table} WHERE {TOTAL} AND value IS NOT NULL) \
              THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END \
-             ELSE (SELECT {outcome} FROM checked) END, {blocks}{TOOK}",
-            begin = queue.begin(worker, isolation),
-            is_plain = queue.is_plain(isolation),
+             ELSE (SELECT {outcome} FROM checked) END, {blocks}, {expects}{end}",
+            begin = queue.begin(worker, isolation, None),
+            obstacle = queue.obstacle(isolation, &holds, None),
+            deleted = queue.deleted(),
             unflushed = queue.unflushed(),
-            folded = self.folded(&deltas, isolation),
-            found = self.found(&deltas, isolation),
-            not_plain = not_plain("pending"),
+            folded = folded(&deltas, isolation),
+            found = found(&queue, &deltas, isolation),
+            undo = undo("pending"),
             outcome = outcome(),
-            blocks = self.relation().blocks(),
-        )
-    }
-
-    /// The steps that add the deltas up and delete them.
-    fn folded(&self, deltas: &str, isolation: Isolation) -> String {
-        let only = match isolation {
-            Isolation::RepeatableRead => "ONLY ",
-            Isolation::ReadCommitted => "",
-        };
-        let table = self.sql();
-        let from = format!("FROM {only}{table} WHERE {deltas} AND EXISTS (SELECT FROM total)");
-        let sums = "SELECT pg_catalog.sum(value) AS sum, pg_catalog.count(*) AS rows";
-        match isolation {
-            Isolation::RepeatableRead => {
-                format!("folded AS MATERIALIZED ({sums} {from}), deleted AS (DELETE {from})")
-            }
-            Isolation::ReadCommitted => {
-                format!(
-                    "deleted AS (DELETE {from} RETURNING value), folded AS ({sums} FROM deleted)"
-                )
-            }
-        }
-    }
-
-    /// An expression for the number of deltas that should have been deleted.
-    fn found(&self, deltas: &str, isolation: Isolation) -> String {
-        match isolation {
-            Isolation::RepeatableRead => "folded.rows".to_owned(),
-            Isolation::ReadCommitted => format!(
-                "CASE WHEN {} THEN (SELECT pg_catalog.count(*) FROM {} WHERE {deltas}) ELSE folded.rows END",
-                has_trigger(self.relation()),
-                self.sql(),
+            blocks = queue.blocks(),
+            expects = queue.expects(
+                "SELECT deleted OPERATOR(pg_catalog.+) coalesce((SELECT rows FROM folded), 0) FROM pending"
             ),
-        }
+            end = queue.end(),
+        )
     }
 
     /// Begins a transaction that locks all other clients out of the table, if it gets the lock soon.
@@ -205,7 +189,7 @@ impl Table {
     /// Merges several totals into one, then makes the index that keeps it the only one.
     pub(super) fn merge_totals(&self) -> String {
         format!(
-            "BEGIN; LOCK TABLE {table}; WITH totals AS (DELETE FROM {table} WHERE {TOTAL} \
+            "BEGIN; LOCK TABLE {table}; WITH totals AS (DELETE FROM ONLY {table} WHERE {TOTAL} \
              RETURNING value) INSERT INTO {table} (type, value) \
              SELECT 'total', coalesce(pg_catalog.sum(value), 0) FROM totals; {index}; COMMIT",
             table = self.sql(),
@@ -221,7 +205,7 @@ impl Table {
              AND NOT (SELECT relhastriggers FROM pg_catalog.pg_class \
              WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid) \
              AND pg_catalog.abs(coalesce(pg_catalog.sum(value), 0)) OPERATOR(pg_catalog.<=) {value_max} \
-             FROM {table} AS t WHERE {TOTAL}",
+             FROM ONLY {table} AS t WHERE {TOTAL}",
             columns = COUNT_COLUMNS.replace(
                 "c.oid",
                 &format!("{}::pg_catalog.oid", self.relation().regclass())
@@ -282,6 +266,33 @@ pub(super) const IDLE: &str = "idle";
 pub(super) const SKIPPED: &str = "skipped";
 /// The outcome of a fold: there are deltas and no total.
 pub(super) const NO_TOTAL: &str = "no total";
+
+/// The steps that add up and delete these deltas.
+fn folded(deltas: &str, isolation: Isolation) -> String {
+    let from = format!("{deltas} AND EXISTS (SELECT FROM total)");
+    let sums = "SELECT pg_catalog.sum(value) AS sum, pg_catalog.count(*) AS rows";
+    match isolation {
+        Isolation::RepeatableRead => {
+            format!("folded AS MATERIALIZED ({sums} {from}), deleted AS (DELETE {from})")
+        }
+        Isolation::ReadCommitted => {
+            format!("deleted AS (DELETE {from} RETURNING value), folded AS ({sums} FROM deleted)")
+        }
+    }
+}
+
+/// An expression for the number of these deltas that should have been deleted.
+fn found(queue: &Queue, deltas: &str, isolation: Isolation) -> String {
+    let all = format!("(SELECT pg_catalog.count(*) {deltas})");
+    match isolation {
+        Isolation::RepeatableRead => "folded.rows".to_owned(),
+        Isolation::ReadCommitted if queue.has_children => all,
+        Isolation::ReadCommitted => format!(
+            "CASE WHEN folded.rows OPERATOR(pg_catalog.=) 0 OR {} THEN {all} ELSE folded.rows END",
+            has_trigger(&queue.relation),
+        ),
+    }
+}
 
 /// An expression for the outcome of a fold that has locked the total. It undoes the fold if something does not agree.
 fn outcome() -> String {
