@@ -46,6 +46,8 @@ use self::connect::Sharing;
 pub use self::connection::{CancelToken, Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
+#[cfg(feature = "http")]
+pub(crate) use self::error::{DETAIL, HINT};
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
 pub(crate) use self::home::{HomeProbe, Tid, probe_all};

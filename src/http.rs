@@ -30,18 +30,29 @@ mod detail;
 mod events;
 mod history;
 mod metrics;
+mod moment;
+mod published;
+mod sent;
 mod snapshot;
 mod state;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
-use actix_web::web::{self, Query, ServiceConfig};
+use actix_web::body::SizedStream;
+use actix_web::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CROSS_ORIGIN_OPENER_POLICY,
+    CROSS_ORIGIN_RESOURCE_POLICY, HeaderName, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use actix_web::web::{self, Bytes, Query, ServiceConfig};
 use actix_web::{FromRequest, Handler, HttpResponse, HttpResponseBuilder, Resource, Responder};
 use serde::Deserialize;
 
 use self::detail::Detail;
+use self::events::Broadcast;
 use self::history::History;
+use self::moment::{Moment, Moments};
+use self::sent::pieces;
 pub use self::snapshot::{JobSnapshot, ServerSnapshot, Snapshot, WorkerSnapshot};
 pub use self::state::State;
 use crate::postmaster::PostmasterHandle;
@@ -52,6 +63,18 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// The page may use its own style and script, and ask the server that it comes from.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// What a browser may do with each answer: nothing of it is a script or a frame, and pages of other origins get none.
+const CAUTIONS: [(HeaderName, &str); 5] = [
+    (
+        CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'",
+    ),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (CROSS_ORIGIN_RESOURCE_POLICY, "same-origin"),
+    (CROSS_ORIGIN_OPENER_POLICY, "same-origin"),
+    (REFERRER_POLICY, "no-referrer"),
+];
 
 /// Adds the endpoints to an application, or to a scope of it.
 ///
@@ -70,33 +93,35 @@ pub fn configure_with(
     postmaster: PostmasterHandle,
     configuration: impl Fn(&str) -> Option<String> + Clone + Send + 'static,
 ) -> impl FnOnce(&mut ServiceConfig) + Clone + Send {
-    let history = History::default();
+    let (history, broadcast) = (History::default(), Broadcast::new());
+    let moments = Moments::new(postmaster.clone());
     move |config| {
         history.sample(postmaster.clone());
-        let handle = postmaster.clone();
+        broadcast.begin(moments.clone());
+        let all = moments.clone();
         config.service(answering("/worker", move |asked: Query<Asked>| {
             let configuration = configuration(&asked.name);
-            worker(
-                handle.clone(),
-                asked.into_inner(),
-                history.clone(),
-                configuration,
-            )
+            let asked = asked.into_inner();
+            worker(all.clone(), asked, history.clone(), configuration)
         }));
         // A scope passes on what follows its prefix, with the slash or without.
         for path in ["", "/"] {
             config.service(answering(path, page));
         }
-        let handle = postmaster.clone();
-        config.service(answering("/livez", move || live(handle.clone())));
-        let handle = postmaster.clone();
-        config.service(answering("/readyz", move || ready(handle.clone())));
-        let handle = postmaster.clone();
-        config.service(answering("/status", move || snapshot(handle.clone())));
-        let handle = postmaster.clone();
-        config.service(answering("/metrics", move || metrics_text(handle.clone())));
-        let handle = postmaster;
-        config.service(answering("/events", move || events::events(handle.clone())));
+        config.service(answering("/livez", move || live(postmaster.clone())));
+        let all = moments.clone();
+        config.service(answering("/readyz", move || ready(all.clone())));
+        let all = moments.clone();
+        config.service(answering("/status", move || {
+            text(all.clone(), Moment::json, "application/json")
+        }));
+        let all = moments.clone();
+        config.service(answering("/metrics", move || {
+            text(all.clone(), Moment::metrics, metrics::CONTENT_TYPE)
+        }));
+        config.service(answering("/events", move || {
+            events::events(broadcast.clone(), moments.clone())
+        }));
     }
 }
 
@@ -107,21 +132,21 @@ struct Asked {
 }
 
 async fn worker(
-    postmaster: PostmasterHandle,
+    moments: Moments,
     Asked { name }: Asked,
     history: History,
     configuration: Option<String>,
 ) -> HttpResponse {
-    let taking = Detail::take(&postmaster, &name, &history, configuration);
-    match tokio::time::timeout(ANSWER_TIMEOUT, taking).await {
-        Ok(Ok(Some(detail))) => fresh(HttpResponse::Ok())
+    let moment = match take(&moments).await {
+        Ok(moment) => moment,
+        Err(unavailable) => return unavailable,
+    };
+    let detail = move |moment: &Moment| Detail::of(moment, &name, &history, configuration);
+    match moment.make(detail).await.flatten() {
+        Some(detail) => fresh(HttpResponse::Ok())
             .content_type("application/json")
             .json(detail),
-        Ok(Ok(None)) => {
-            fresh(HttpResponse::NotFound()).body("no background worker has this name\n")
-        }
-        Ok(Err(error)) => unavailable(&error),
-        Err(_) => unavailable(&"the Postmaster does not answer"),
+        None => fresh(HttpResponse::NotFound()).body("no background worker has this name\n"),
     }
 }
 
@@ -151,13 +176,18 @@ async fn live(postmaster: PostmasterHandle) -> HttpResponse {
     }
 }
 
-async fn ready(postmaster: PostmasterHandle) -> HttpResponse {
-    match take(&postmaster).await {
-        Ok(snapshot) if snapshot.healthy => {
-            fresh(HttpResponse::Ok()).body("every background worker is healthy\n")
-        }
-        Ok(snapshot) => unavailable(&why_not_ready(&snapshot).join("\n")),
+async fn ready(moments: Moments) -> HttpResponse {
+    let why_not = |moment: &Moment| {
+        let snapshot = moment.snapshot();
+        (!snapshot.healthy).then(|| why_not_ready(snapshot).join("\n"))
+    };
+    match take(&moments).await {
         Err(unavailable) => unavailable,
+        Ok(moment) => match moment.make(why_not).await {
+            Some(Some(why)) => unavailable(&why),
+            Some(None) => fresh(HttpResponse::Ok()).body("every background worker is healthy\n"),
+            None => unavailable(&"the server is stopping"),
+        },
     }
 }
 
@@ -193,28 +223,27 @@ fn why_it_is_ill(worker: &WorkerSnapshot) -> String {
     format!("background worker \"{name}\" is {state}{why}")
 }
 
-async fn snapshot(postmaster: PostmasterHandle) -> HttpResponse {
-    match take(&postmaster).await {
-        Ok(snapshot) => fresh(HttpResponse::Ok())
-            .content_type("application/json")
-            .json(snapshot),
-        Err(unavailable) => unavailable,
-    }
+/// What [`Moment`] makes of itself. It may be large, and is sent in pieces.
+async fn text(
+    moments: Moments,
+    make: fn(&Moment) -> Bytes,
+    content_type: &'static str,
+) -> HttpResponse {
+    let moment = match take(&moments).await {
+        Ok(moment) => moment,
+        Err(unavailable) => return unavailable,
+    };
+    let text = moment.make(make).await.unwrap_or_default();
+    let length = text.len() as u64;
+    fresh(HttpResponse::Ok())
+        .content_type(content_type)
+        .body(SizedStream::new(length, Box::pin(pieces(text))))
 }
 
-async fn metrics_text(postmaster: PostmasterHandle) -> HttpResponse {
-    match take(&postmaster).await {
-        Ok(snapshot) => fresh(HttpResponse::Ok())
-            .content_type(metrics::CONTENT_TYPE)
-            .body(metrics::render(&snapshot)),
-        Err(unavailable) => unavailable,
-    }
-}
-
-/// Takes a snapshot, within [`ANSWER_TIMEOUT`].
-async fn take(postmaster: &PostmasterHandle) -> Result<Snapshot, HttpResponse> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, Snapshot::take(postmaster)).await {
-        Ok(Ok(snapshot)) => Ok(snapshot),
+/// Takes a moment, within [`ANSWER_TIMEOUT`].
+async fn take(moments: &Moments) -> Result<Arc<Moment>, HttpResponse> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, moments.take()).await {
+        Ok(Ok(moment)) => Ok(moment),
         Ok(Err(error)) => Err(unavailable(&error)),
         Err(_) => Err(unavailable(&"the Postmaster does not answer")),
     }
@@ -227,6 +256,9 @@ fn unavailable(why: &dyn std::fmt::Display) -> HttpResponse {
 /// Forbids caching: what is true now may be false in a second.
 fn fresh(mut response: HttpResponseBuilder) -> HttpResponseBuilder {
     response.insert_header((CACHE_CONTROL, "no-store"));
+    for caution in CAUTIONS {
+        response.insert_header(caution);
+    }
     response.content_type("text/plain; charset=utf-8");
     response
 }

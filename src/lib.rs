@@ -102,6 +102,7 @@ pub mod http;
 mod keys;
 mod latch;
 mod postmaster;
+mod regular_file;
 #[cfg(feature = "config")]
 pub mod reload;
 #[cfg(feature = "config")]

@@ -1,11 +1,19 @@
 //! Finding and reading the configuration file.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bgworker::config::{ConfigFile, Functions, Problems, Settings, Sources};
 use clap::Args;
 use thiserror::Error;
+
+/// How long a configuration may take to be read while workers run.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// More than any configuration has.
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Where settings come from.
 #[derive(Clone, Debug, Args)]
@@ -35,6 +43,12 @@ pub(crate) enum ConfigurationError {
     /// The file exists, but cannot be what was meant.
     #[error("the configuration file \"{}\" {why}", .path.display())]
     NotWhole { path: PathBuf, why: &'static str },
+    /// The file, or a file that it names, was not read in time.
+    #[error(
+        "the configuration file, or a file that it names, was not read within {}: does its file system answer?",
+        humantime::format_duration(*.after)
+    )]
+    Late { after: Duration },
     /// A variable that settings may come from is not UTF-8.
     #[error("{variable}: its value is not UTF-8")]
     NotText { variable: String },
@@ -56,9 +70,23 @@ pub(crate) fn path(configuration: &Configuration) -> String {
     path.map_or_else(|_| String::new(), |path| path.display().to_string())
 }
 
+/// Reads the settings again, as [`read_again`] does, on a thread that may wait for a file system.
+pub(crate) async fn read_beside(
+    configuration: &Configuration,
+) -> Result<Settings, ConfigurationError> {
+    let configuration = configuration.clone();
+    let reading = tokio::task::spawn_blocking(move || read_again(&configuration));
+    match tokio::time::timeout(READ_TIMEOUT, reading).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(_)) | Err(_) => Err(ConfigurationError::Late {
+            after: READ_TIMEOUT,
+        }),
+    }
+}
+
 /// Reads the settings again, and refuses what may be only the rest of a configuration: a pipe that was read before,
 /// a file that is empty or being written.
-pub(crate) fn read_again(configuration: &Configuration) -> Result<Settings, ConfigurationError> {
+fn read_again(configuration: &Configuration) -> Result<Settings, ConfigurationError> {
     let path = find(configuration.config.as_deref())?;
     let unreadable = |error| ConfigurationError::Unreadable {
         path: path.clone(),
@@ -96,10 +124,16 @@ fn check(
     Ok(bgworker::config::read(&sources, &Functions::built_in())?)
 }
 
+/// Reads the file, which may be a pipe.
 fn read_text(path: &Path) -> Result<String, ConfigurationError> {
-    let text = std::fs::read(path).and_then(|bytes| {
-        String::from_utf8(bytes)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+    let text = File::open(path).and_then(|file| {
+        let mut bytes = Vec::new();
+        file.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        let wrong = |why| io::Error::new(io::ErrorKind::InvalidData, why);
+        if bytes.len() as u64 > BYTES_MAX {
+            return Err(wrong("it has no end within 64 MB"));
+        }
+        String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8"))
     });
     text.map_err(|error| ConfigurationError::Unreadable {
         path: path.to_owned(),

@@ -1,9 +1,18 @@
-//! The log, on standard error, for people or for programs. One event is one line, whatever its text holds.
+//! The log, on standard error, for people or for programs. One event is one line, whatever its text holds. A reader of the
+//! log that stalls stops nothing: `queue` holds its lines.
+
+mod queue;
 
 use std::io::{self, IsTerminal as _, Write};
+use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+
+use self::queue::Queue;
+
+/// The lines that wait for the reader of the log, once there is a log.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// How the log is written.
 #[derive(Clone, Copy, Debug, Args)]
@@ -34,20 +43,30 @@ pub(crate) fn init(format: Option<LogFormat>, level: &str) {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
     let wanted = Some(&*wanted).filter(|wanted| !wanted.is_empty());
     let filter = wanted.map(EnvFilter::try_new).transpose();
+    // Without a thread nothing could run, so there is nothing that a log could be about.
+    let report = |lost| {
+        tracing::error!(
+            "{lost} lines of the log were lost, since its reader stalled or its disk was full"
+        );
+    };
+    let Ok(queue) = Queue::new(io::stderr(), report) else {
+        return;
+    };
+    let queue = QUEUE.get_or_init(|| queue);
     let log = tracing_subscriber::fmt()
         .with_env_filter(match &filter {
             Ok(Some(filter)) => filter.clone(),
             // The web server's own messages are of interest only if it is in trouble.
             Ok(None) | Err(_) => EnvFilter::new(format!("{level},actix_server=warn")),
         })
-        .with_writer(io::stderr)
+        .with_writer(|| queue.clone())
         // If nothing reads the log any longer, the workers must not suffer for it.
         .log_internal_errors(false)
         .with_ansi(is_terminal);
     match format {
         LogFormat::Text => log
             .with_target(false)
-            .with_writer(|| Lines(io::stderr()))
+            .with_writer(|| Lines(queue.clone()))
             .init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
@@ -55,6 +74,13 @@ pub(crate) fn init(format: Option<LogFormat>, level: &str) {
         tracing::warn!("RUST_LOG is not understood, and \"{level}\" is used instead: {error}");
     }
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+}
+
+/// Waits for the log to be written, but not for long. To be called before the process exits.
+pub(crate) fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush_within_bounds();
+    }
 }
 
 /// Writes events as lines: a line break inside an event is written as `\n`, so that a server's message cannot pass

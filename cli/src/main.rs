@@ -10,6 +10,7 @@ mod completions;
 mod configuration;
 mod ddl;
 mod demo;
+mod descriptors;
 mod exit;
 mod init;
 mod logging;
@@ -120,6 +121,7 @@ fn main() {
         Command::Man(arguments) => man::man(&arguments, Arguments::command()),
         Command::Schema => schema::schema(),
     };
+    logging::flush();
     // Ends the process without waiting for threads that are still at work.
     std::process::exit(Exit::code(exit));
 }

@@ -106,7 +106,8 @@ async fn supervise(
     mut signals: Signals,
 ) -> Exit {
     let shown = Shown::default();
-    let (postmaster, web, in_force) = match launch(settings, conninfo, &shown).await {
+    let descriptors = crate::descriptors::raise_limit();
+    let (postmaster, web, in_force) = match launch(settings, conninfo, descriptors, &shown).await {
         Ok(launched) => launched,
         Err(error) => {
             error!("{error}");
@@ -171,6 +172,7 @@ fn how_it_ended(exit: Result<PostmasterExit, RequestError>, has_server: bool) ->
 async fn launch(
     settings: Settings,
     conninfo: ConnInfo,
+    descriptors: u64,
     shown: &Shown,
 ) -> Result<(PostmasterHandle, Option<Web>, InForce), Box<dyn std::error::Error>> {
     if settings.workers.is_empty() {
@@ -179,9 +181,7 @@ async fn launch(
     let database = Database::new(conninfo, settings.database_settings.clone())?;
     let postmaster = Postmaster::launch(settings.limits.clone(), Some(database))?;
     // Before a worker has done anything: an instance that cannot listen must not have done any work.
-    let listen = settings.http.listen;
-    let web = listen.map(|listen| Web::serve(listen, &postmaster, shown));
-    let web = web.transpose()?;
+    let web = Web::serve(&settings.http, descriptors, &postmaster, shown)?;
     shown.show(&settings);
     let in_force = InForce::register(settings, postmaster.clone()).await?;
     Ok((postmaster, web, in_force))
@@ -198,7 +198,7 @@ async fn settled(reloading: &mut Option<Pin<Box<impl Future<Output = InForce>>>>
 /// Reads the configuration again, and applies it whole or not at all.
 async fn reload(configuration: &Configuration, mut in_force: InForce, shown: Shown) -> InForce {
     info!("received SIGHUP, reloading configuration files");
-    match configuration::read_again(configuration) {
+    match configuration::read_beside(configuration).await {
         Ok(settings) => {
             if settings.workers.is_empty() {
                 warn!("the configuration has no [[worker]]: there is nothing to do");

@@ -4,12 +4,13 @@ use std::cell::Cell;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bgworker::{PostmasterHandle, RequestError, Status};
 use sd_notify::NotifyState;
 use tokio::task::AbortHandle;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// How often the status line is sent, unless the watchdog is fed more often.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -112,8 +113,17 @@ fn line(status: &Status) -> String {
 }
 
 fn tell(what: &[NotifyState<'_>]) {
+    static IS_KNOWN: AtomicBool = AtomicBool::new(false);
     if let Err(error) = send(what) {
-        debug!("could not tell the service manager: {error}");
+        if IS_KNOWN.swap(true, Ordering::Relaxed) {
+            debug!("could not tell the service manager: {error}");
+        } else {
+            // Once: it is told every few seconds.
+            warn!(
+                "could not tell the service manager at NOTIFY_SOCKET: {error}: it takes this program for one that is \
+                 never ready, and may end it"
+            );
+        }
     }
 }
 

@@ -48,6 +48,12 @@ enum StatusError {
     NotListening,
     #[error("could not ask {url}: {error}: is bgworker running, with [http] listen?")]
     Unreachable { url: String, error: ureq::Error },
+    #[error("{url} answered with {status}: {}", text.trim_end())]
+    Refused {
+        url: String,
+        status: u16,
+        text: String,
+    },
     #[error("{url} did not answer like bgworker: {error}")]
     Strange {
         url: String,
@@ -151,19 +157,25 @@ fn ask(url: &str) -> Result<(String, Snapshot), StatusError> {
     let settings = ureq::Agent::config_builder()
         .timeout_global(Some(TIMEOUT))
         .proxy(None)
+        .http_status_as_error(false)
         .build();
     let answer = ureq::Agent::new_with_config(settings).get(url).call();
     let text = answer.and_then(|mut answer| {
-        answer
-            .body_mut()
-            .with_config()
-            .limit(u64::MAX)
-            .read_to_string()
+        let status = answer.status();
+        let body = answer.body_mut().with_config().limit(u64::MAX);
+        Ok((status, body.read_to_string()?))
     });
-    let text = text.map_err(|error| StatusError::Unreachable {
+    let (status, text) = text.map_err(|error| StatusError::Unreachable {
         url: url.to_owned(),
         error,
     })?;
+    if !status.is_success() {
+        return Err(StatusError::Refused {
+            url: url.to_owned(),
+            status: status.as_u16(),
+            text,
+        });
+    }
     match serde_json::from_str(&text) {
         Ok(snapshot) => Ok((text, snapshot)),
         Err(error) => Err(StatusError::Strange {

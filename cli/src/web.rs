@@ -1,16 +1,31 @@
 //! The endpoints and the page, served if `[http] listen` is set.
 
+mod connections;
+mod door;
+mod host;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use actix_web::dev::ServerHandle;
-use actix_web::{App, HttpServer};
+use actix_server::{Server, ServerHandle};
 use bgworker::PostmasterHandle;
-use bgworker::config::{Setting, Settings};
+use bgworker::config::{Http, Setting, Settings};
 use thiserror::Error;
 use tracing::info;
+
+use self::connections::Connections;
+use self::door::Door;
+
+/// The most connections at a time, if the process may have twice as many descriptors.
+const CONNECTIONS_MAX: usize = 512;
+
+/// The most connections beyond those, which are being closed.
+const BEING_CLOSED_MAX: usize = 16;
+
+/// How many answers are made at a time.
+const RENDERING_THREADS: usize = 2;
 
 /// Why nothing is served.
 #[derive(Debug, Error)]
@@ -70,31 +85,50 @@ impl Shown {
 // === impl Web ===
 
 impl Web {
-    /// Starts to serve. The server does not handle signals.
+    /// Starts to serve, on threads of its own. The server does not handle signals.
+    ///
+    /// Most descriptors are left to the database: connections take at most half of those that the process may have.
     pub(crate) fn serve(
-        listen: SocketAddr,
+        http: &Http,
+        descriptors: u64,
         postmaster: &PostmasterHandle,
         shown: &Shown,
-    ) -> Result<Self, ListenError> {
+    ) -> Result<Option<Self>, ListenError> {
+        let Some(listen) = http.listen else {
+            return Ok(None);
+        };
+        let most = usize::try_from(descriptors / 2).unwrap_or(usize::MAX);
+        let most = most.min(CONNECTIONS_MAX);
+        let door = Door {
+            connections: Arc::new(Mutex::new(Connections::new(most))),
+            hosts: http.hosts.clone().into(),
+        };
         let (postmaster, shown) = (postmaster.clone(), shown.clone());
         let configuration = move |name: &str| shown.of(name);
         // Made once: each thread of the server shares the history of the workers.
         let endpoints = bgworker::http::configure_with(postmaster, configuration);
-        let app = move || App::new().configure(endpoints.clone());
-        let server = HttpServer::new(app)
-            .workers(1)
-            .disable_signals()
-            .shutdown_timeout(1)
-            .bind(listen)
-            .map_err(|error| ListenError { listen, error })?;
-        // The actual port: the configuration may leave the choice to the system.
-        for address in server.addrs() {
+        let server = (|| {
+            let listener = TcpListener::bind(listen)?;
+            // The actual port: the configuration may leave the choice to the system.
+            let address = listener.local_addr()?;
+            let server = Server::build()
+                .workers(1)
+                .worker_max_blocking_threads(RENDERING_THREADS)
+                // Those beyond `most` have just been accepted, or are being closed.
+                .max_concurrent_connections(most + BEING_CLOSED_MAX)
+                .disable_signals()
+                .shutdown_timeout(1);
+            let stopping = server.graceful_shutdown_signal();
+            let server = server.listen("http", listener, move || {
+                door.connections(&endpoints, stopping.clone())
+            })?;
             info!("listening on http://{address}/");
-        }
-        let server = server.run();
+            Ok(server.run())
+        })();
+        let server = server.map_err(|error| ListenError { listen, error })?;
         let handle = server.handle();
         actix::spawn(server);
-        Ok(Self(handle))
+        Ok(Some(Self(handle)))
     }
 
     /// Stops the server. The Postmaster has exited by then, so listeners to its events have been notified.

@@ -40,6 +40,9 @@ pub struct Http {
     #[serde(deserialize_with = "listen")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub listen: Option<SocketAddr>,
+    /// The names under which clients may ask, besides `localhost` and addresses.
+    #[serde(deserialize_with = "hosts")]
+    pub hosts: Vec<String>,
 }
 
 /// A section: its name, and what its keys are read into.
@@ -156,4 +159,24 @@ fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAdd
              \"9187\", is one of 127.0.0.1)"
         ))
     })
+}
+
+/// Reads names without ports.
+fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let hosts = Vec::<String>::deserialize(deserializer)?;
+    let is_name = |host: &String| {
+        let mut parts = host.split('.');
+        parts.all(|part| {
+            !part.is_empty()
+                && part
+                    .chars()
+                    .all(|c| c.is_alphanumeric() || "-_".contains(c))
+        })
+    };
+    if hosts.iter().all(is_name) {
+        return Ok(hosts);
+    }
+    Err(D::Error::custom(
+        "a host is a name without scheme and port, such as \"bgworker.example\"",
+    ))
 }

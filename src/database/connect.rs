@@ -17,8 +17,9 @@ use super::error::DatabaseError;
 use super::error::is_handshake;
 use super::server::Server;
 use super::sqlstate;
-use super::tls::TlsError;
+use super::tls::{Connector, TlsError};
 use crate::backoff::{doubled, jittered};
+use crate::regular_file;
 
 /// How much later than the server bgworker gives up on a statement.
 const STATEMENT_SLACK: Duration = Duration::from_secs(1);
@@ -34,6 +35,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 #[cfg(feature = "config")]
 const JOB_OPTIONS: &str = "-c client_connection_check_interval=5000 -c idle_session_timeout=0 \
     -c tcp_user_timeout=5000 -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3";
+
+/// How long the files may take to be read that the settings name.
+const FILES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// First wait between two attempts to connect.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(100);
@@ -67,6 +71,15 @@ enum Suits {
 pub(super) struct Standing {
     pub(super) is_standby: bool,
     is_read_only: bool,
+}
+
+/// What the files say that the settings name.
+struct FromFiles {
+    config: tokio_postgres::Config,
+    /// What is wrong with the password file.
+    warning: Option<String>,
+    /// `None` if no attempt uses TLS.
+    connector: Option<Result<Connector, TlsError>>,
 }
 
 /// Why one attempt to connect failed.
@@ -216,22 +229,29 @@ impl Server {
         after: Duration,
     ) -> Result<Connection, DatabaseError> {
         let conninfo = &self.conninfo;
-        let (mut config, passfile) = conninfo.client_config(host, application_name, dbname);
-        self.say_once(passfile);
+        let FromFiles {
+            mut config,
+            warning,
+            connector,
+        } = self.read_files(host, application_name, dbname).await?;
+        self.say_once(warning);
         config.connect_timeout(after);
-        if let Some(file) = &self.settings.password_file {
-            config.password(read_password(file)?);
-        }
         if let Some(options) = self.session_options(sharing) {
             config.options(options);
         }
         if conninfo.tls().is_direct() {
             config.ssl_negotiation(SslNegotiation::Direct);
         }
+        // No two attempts use TLS.
+        let mut connector = connector;
         let mut errors = Vec::new();
         for attempt in conninfo.tls().attempts(host.is_socket()) {
             config.ssl_mode((*attempt).into());
-            match self.attempt(&config, host, *attempt).await {
+            let tls = match attempt {
+                Attempt::Plain => None,
+                Attempt::EncryptedIfOffered | Attempt::Encrypted => connector.take(),
+            };
+            match self.attempt(&config, host, tls).await {
                 Ok(connection) => return Ok(connection),
                 // The other way may not need TLS.
                 Err(AttemptError::Tls(error)) => errors.push(DatabaseError::Tls(error)),
@@ -248,18 +268,56 @@ impl Server {
         Err(DatabaseError::of_each(errors))
     }
 
+    /// Reads the files that the settings name, on a thread that may wait for their file system.
+    async fn read_files(
+        &self,
+        host: &Host,
+        application_name: &str,
+        dbname: Option<&str>,
+    ) -> Result<FromFiles, DatabaseError> {
+        let (conninfo, last_connector) = (self.conninfo.clone(), self.last_connector.clone());
+        let password_file = self.settings.password_file.clone();
+        let (host, dbname) = (host.clone(), dbname.map(str::to_owned));
+        let application_name = application_name.to_owned();
+        let read = move || {
+            let dbname = dbname.as_deref();
+            let (mut config, warning) = conninfo.client_config(&host, &application_name, dbname);
+            if let Some(file) = password_file {
+                config.password(read_password(&file)?);
+            }
+            let attempts = conninfo.tls().attempts(host.is_socket());
+            let is_plain = attempts.iter().all(|attempt| *attempt == Attempt::Plain);
+            Ok(FromFiles {
+                config,
+                warning,
+                connector: (!is_plain).then(|| last_connector.get(conninfo.tls())),
+            })
+        };
+        let reading = async {
+            // One at a time: a file system that does not answer holds up one thread and not all of them.
+            let turn = Arc::clone(&self.files).acquire_owned().await;
+            let read = tokio::task::spawn_blocking(move || {
+                let read = read();
+                drop(turn);
+                read
+            });
+            read.await.ok()
+        };
+        match tokio::time::timeout(FILES_TIMEOUT, reading).await {
+            Ok(Some(read)) => read,
+            Ok(None) | Err(_) => Err(DatabaseError::FilesDeadline {
+                after: FILES_TIMEOUT,
+            }),
+        }
+    }
+
     async fn attempt(
         &self,
         config: &tokio_postgres::Config,
         host: &Host,
-        attempt: Attempt,
+        tls: Option<Result<Connector, TlsError>>,
     ) -> Result<Connection, AttemptError> {
-        let tls = match attempt {
-            Attempt::Plain => None,
-            Attempt::EncryptedIfOffered | Attempt::Encrypted => {
-                Some(self.last_connector.get(self.conninfo.tls())?)
-            }
-        };
+        let tls = tls.transpose()?;
         let terms = Terms {
             host: host.clone(),
             tls: tls.clone(),
@@ -323,13 +381,14 @@ impl Server {
     }
 }
 
-/// Reads the password from a file that holds nothing else: the whole text, without trailing line endings.
-fn read_password(file: &Path) -> Result<String, DatabaseError> {
-    let text = std::fs::read_to_string(file).map_err(|error| DatabaseError::PasswordFile {
+/// Reads the password from a file that holds nothing else: all of it, without trailing line endings.
+fn read_password(file: &Path) -> Result<Vec<u8>, DatabaseError> {
+    let mut password = regular_file::read(file).map_err(|error| DatabaseError::PasswordFile {
         file: file.to_owned(),
         error,
     })?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    while password.pop_if(|byte| b"\r\n".contains(byte)).is_some() {}
+    Ok(password)
 }
 
 /// Returns `true` if the same host may be reachable the other way, with or without encryption: the handshake failed, or

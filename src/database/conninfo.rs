@@ -123,6 +123,12 @@ pub enum ConnInfoError {
     /// Two settings contradict each other.
     #[error("{0}")]
     Contradiction(String),
+    /// No role is named, and the user of this process has no name. The sentence is libpq's.
+    #[error("local user{} does not exist: name the role, with user= or PGUSER", with_id(*.id))]
+    NoUser {
+        /// The user's number, where the system says it.
+        id: Option<u32>,
+    },
     /// The service could not be looked up.
     #[error(transparent)]
     Service(#[from] ServiceError),
@@ -208,7 +214,7 @@ impl ConnInfo {
         Ok(Self {
             hosts: values.hosts()?,
             dbname,
-            user: values.get("user").or_else(|| whoami::username().ok()),
+            user: values.get("user").map_or_else(process_user, Ok).map(Some)?,
             password: values.get("password").map(Password),
             passfile: values.file("passfile", ".pgpass"),
             application_name: values.get("application_name"),
@@ -281,7 +287,7 @@ impl ConnInfo {
     /// The settings for one host in the client library's form, and a warning if the password file is there but not
     /// used. How the connection is encrypted is left to the caller.
     ///
-    /// Reads the password file, if there is one and no password is given.
+    /// Reads the password file, if there is one and no password is given: blocks while its file system does.
     pub(super) fn client_config(
         &self,
         host: &Host,
@@ -320,7 +326,8 @@ impl ConnInfo {
                 None
             })
         };
-        if let Some(Password(password)) = self.password.clone().or_else(from_file) {
+        let given = |Password(password): &Password| password.clone().into_bytes();
+        if let Some(password) = self.password.as_ref().map(given).or_else(from_file) {
             config.password(password);
         }
         let theirs = self.application_name.as_deref();
@@ -359,6 +366,26 @@ fn check_keyword(keyword: &str) -> Result<(), ConnInfoError> {
             })
         }
     }
+}
+
+/// The user of this process, whose name is also that of a role, unless another one is named.
+fn process_user() -> Result<String, ConnInfoError> {
+    whoami::username().map_err(|_| ConnInfoError::NoUser { id: user_id() })
+}
+
+#[cfg(target_os = "linux")]
+fn user_id() -> Option<u32> {
+    let process = std::fs::metadata("/proc/self").ok()?;
+    Some(std::os::unix::fs::MetadataExt::uid(&process))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn user_id() -> Option<u32> {
+    None
+}
+
+fn with_id(id: Option<u32>) -> String {
+    id.map_or_else(String::new, |id| format!(" with ID {id}"))
 }
 
 fn hint(nearest: Option<&str>) -> String {

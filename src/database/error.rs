@@ -83,6 +83,16 @@ pub enum DatabaseError {
         /// What the system says.
         error: io::Error,
     },
+    /// The files that the settings name could not be read in time.
+    #[error(
+        "could not read the files of the connection settings (password, certificates) within {}: does their file \
+         system answer?",
+        humantime::format_duration(*.after)
+    )]
+    FilesDeadline {
+        /// The deadline.
+        after: Duration,
+    },
     /// Several attempts failed: at several hosts, or with and without encryption.
     #[error("{}", Each(.0))]
     EveryAttempt(
@@ -126,6 +136,12 @@ pub enum DatabaseError {
     },
 }
 
+/// What comes before the detail of an error, which may quote rows.
+pub(crate) const DETAIL: &str = "; DETAIL: ";
+
+/// What comes before the hint of an error, after its detail. No detail holds it.
+pub(crate) const HINT: &str = "; HINT: ";
+
 /// Several errors, shown one after the other.
 struct Each<'e>(&'e [DatabaseError]);
 
@@ -157,6 +173,7 @@ impl DatabaseError {
             | Self::NotAtHome
             | Self::NoPassword { .. }
             | Self::PasswordFile { .. }
+            | Self::FilesDeadline { .. }
             | Self::Tls(_) => None,
         }
     }
@@ -196,7 +213,10 @@ impl DatabaseError {
                 ErrorClass::of_connection(code, cause)
             }
             Self::NoPassword { .. } => ErrorClass::Refused,
-            Self::Tls(_) | Self::PasswordFile { .. } | Self::NotAtHome => ErrorClass::Ours,
+            Self::Tls(_)
+            | Self::PasswordFile { .. }
+            | Self::FilesDeadline { .. }
+            | Self::NotAtHome => ErrorClass::Ours,
             Self::Home(error) => error.class(),
             Self::EveryAttempt(errors) => {
                 let classes = errors.iter().map(Self::class);
@@ -343,10 +363,12 @@ impl fmt::Display for Cause<'_> {
         if let Some(db) = self.0.as_db_error() {
             let (severity, message) = (OneLine(db.severity()), OneLine(db.message()));
             write!(f, "{severity}: {message} (SQLSTATE {})", db.code().code())?;
-            for (label, text) in [("DETAIL", db.detail()), ("HINT", db.hint())] {
-                if let Some(text) = text {
-                    write!(f, "; {label}: {}", OneLine(text))?;
-                }
+            if let Some(detail) = db.detail() {
+                let detail = detail.replace(HINT, ", HINT: ");
+                write!(f, "{DETAIL}{}", OneLine(&detail))?;
+            }
+            if let Some(hint) = db.hint() {
+                write!(f, "{HINT}{}", OneLine(hint))?;
             }
             return Ok(());
         }

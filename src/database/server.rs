@@ -23,6 +23,8 @@ pub(super) struct Server {
     pub(super) conninfo: ConnInfo,
     pub(super) settings: Settings,
     pub(super) last_connector: LastConnector,
+    /// The turn of a connection that reads its files.
+    pub(super) files: Arc<Semaphore>,
     pub(super) begin: Instant,
     pub(super) housekeeping: Semaphore,
     /// The turn of a worker that waits for room for another connection.
@@ -114,6 +116,7 @@ impl Server {
         Ok(Self {
             conninfo,
             last_connector,
+            files: Arc::new(Semaphore::new(1)),
             begin: Instant::now(),
             housekeeping: Semaphore::new(1),
             room: Semaphore::new(1),

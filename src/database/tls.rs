@@ -5,7 +5,7 @@
 mod stream;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 use std::{fmt, fs};
 
@@ -15,6 +15,7 @@ use thiserror::Error;
 
 pub(super) use self::stream::Connector;
 use super::conninfo::ssl::{Roots, SslMode, TlsSettings};
+use crate::regular_file;
 
 /// TLS could not be set up.
 #[derive(Debug, Error)]
@@ -78,9 +79,9 @@ pub enum TlsError {
 }
 
 /// The last connector, and the files that it was made from. Making one takes tens of milliseconds if the system's roots
-/// are read, too long to spend at every connect.
-#[derive(Debug, Default)]
-pub(super) struct LastConnector(Mutex<Option<(Files, Connector)>>);
+/// are read, too long to spend at every connect. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastConnector(Arc<Mutex<Option<(Files, Connector)>>>);
 
 /// Files, and when each was last modified; `None` if it is not there.
 type Files = Vec<(PathBuf, Option<SystemTime>)>;
@@ -88,7 +89,8 @@ type Files = Vec<(PathBuf, Option<SystemTime>)>;
 // === impl LastConnector ===
 
 impl LastConnector {
-    /// Returns the connector for a connection made now: the last one, unless a file has changed.
+    /// Returns the connector for a connection made now: the last one, unless a file has changed. Blocks while the files'
+    /// file system does.
     pub(super) fn get(&self, tls: &TlsSettings) -> Result<Connector, TlsError> {
         let files = files(tls);
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -196,7 +198,7 @@ fn identity(tls: &TlsSettings) -> Result<Option<Identity>, TlsError> {
 }
 
 fn read_if_there(what: &'static str, file: &Path) -> Result<Option<Vec<u8>>, TlsError> {
-    match fs::read(file) {
+    match regular_file::read(file) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(what, file, &error)),

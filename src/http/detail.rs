@@ -1,11 +1,11 @@
 //! One worker at one moment, with all that is known of it: what the page shows when a worker is chosen.
 
 use serde::Serialize;
-use tokio::time::Instant;
 
 use super::history::{History, Series};
+use super::moment::Moment;
+use super::published::published;
 use super::snapshot::WorkerSnapshot;
-use crate::postmaster::{PostmasterHandle, RequestError};
 
 /// A worker with its last hour.
 #[derive(Debug, Serialize)]
@@ -32,35 +32,29 @@ struct Run {
 }
 
 impl Detail {
-    /// Asks for the registered worker of this name; `None` if there is none.
-    pub(super) async fn take(
-        postmaster: &PostmasterHandle,
+    /// The registered worker of this name; `None` if there is none.
+    pub(super) fn of(
+        moment: &Moment,
         name: &str,
         history: &History,
         configuration: Option<String>,
-    ) -> Result<Option<Self>, RequestError> {
-        let workers = postmaster.workers().await?;
-        let Some(status) = workers
-            .registered
-            .iter()
-            .find(|one| *one.worker.name == *name)
-        else {
-            return Ok(None);
-        };
-        let (postmaster, now) = (postmaster.status().await?, Instant::now());
+    ) -> Option<Self> {
+        let registered = &moment.workers.registered;
+        let status = registered.iter().find(|one| *one.worker.name == *name)?;
+        let now = moment.now;
         let runs = status.progress.runs();
         let runs = runs.into_iter().rev().map(|run| Run {
             seconds_ago: now.saturating_duration_since(run.end).as_secs_f64(),
             took_seconds: run.took.as_secs_f64(),
-            what: run.what.to_string(),
+            what: published(&run.what),
             failed: run.failed,
         });
-        Ok(Some(Self {
-            worker: WorkerSnapshot::registered(status, &postmaster, now),
+        Some(Self {
+            worker: WorkerSnapshot::registered(status, &moment.status, now),
             start_time: status.worker.start_time.to_string(),
             history: history.of(status.id, &status.report),
             runs: runs.collect(),
             configuration,
-        }))
+        })
     }
 }

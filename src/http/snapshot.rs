@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::published::published;
 use super::state::State;
 use crate::background_worker::{ExitStatus, StartTime};
 use crate::context::{Figure, Histogram, JobState, Report};
@@ -87,7 +88,7 @@ pub struct WorkerSnapshot {
     pub cycles: u64,
     /// How many failures there have been since the last success.
     pub consecutive_failures: u32,
-    /// The last failure, with its whole cause.
+    /// The last failure, with its cause, but without the server's DETAIL, which quotes rows.
     pub last_error: Option<String>,
     /// Seconds since a cycle last succeeded; of a job, since its last run that was done, by any instance, ended.
     pub last_success_seconds: Option<f64>,
@@ -129,13 +130,18 @@ impl Snapshot {
     /// If it is gone.
     pub async fn take(postmaster: &PostmasterHandle) -> Result<Self, RequestError> {
         let status = postmaster.status().await?;
+        let workers = postmaster.workers().await?;
+        Ok(Self::of(&status, &workers, Instant::now()))
+    }
+
+    /// What a Postmaster has answered at this moment.
+    pub(super) fn of(status: &Status, workers: &Workers, now: Instant) -> Self {
         let Workers {
             registered: workers,
             ended,
             histograms,
             ..
-        } = postmaster.workers().await?;
-        let now = Instant::now();
+        } = workers;
         // An ended worker is no longer of interest once another one has its name.
         let ended = ended.iter().filter(|ended| {
             !workers
@@ -153,9 +159,9 @@ impl Snapshot {
             (workers.iter()).any(|worker| worker.worker.start_time == StartTime::RecoveryFinished);
         let workers = workers
             .iter()
-            .map(|worker| WorkerSnapshot::registered(worker, &status, now));
+            .map(|worker| WorkerSnapshot::registered(worker, status, now));
         let workers: Vec<_> = workers.chain(ended).collect();
-        Ok(Self {
+        Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             healthy: status.counts.registered > 0
                 && workers.iter().all(|worker| worker.healthy)
@@ -164,7 +170,7 @@ impl Snapshot {
             server: server.map(|server| ServerSnapshot {
                 state: server.state.to_string(),
                 state_seconds: now.saturating_duration_since(server.since).as_secs_f64(),
-                reason: server.reason.as_deref().map(str::to_owned),
+                reason: server.reason.as_deref().map(published),
                 without_primary_seconds: without_primary.map(|without| without.as_secs_f64()),
             }),
             reached: status.reached.to_string(),
@@ -177,8 +183,8 @@ impl Snapshot {
                 .to_owned()
             }),
             workers,
-            histograms,
-        })
+            histograms: histograms.clone(),
+        }
     }
 }
 
@@ -273,7 +279,7 @@ impl WorkerSnapshot {
             restarts: 0,
             cycles: report.cycles,
             consecutive_failures: report.consecutive_failures,
-            last_error: report.last_error.as_deref().map(str::to_owned),
+            last_error: report.last_error.as_deref().map(published),
             last_success_seconds: report.last_success.map(age),
             last_cycle_seconds: report.last_cycle.map(age),
             job: report.job.as_ref().map(|job| {
@@ -284,7 +290,7 @@ impl WorkerSnapshot {
                 JobSnapshot {
                     state: state.to_string(),
                     state_seconds: age(since),
-                    why: why.map(str::to_owned),
+                    why: why.map(published),
                     needs_attention: state.needs_attention(),
                 }
             }),

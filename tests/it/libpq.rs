@@ -282,6 +282,13 @@ async fn the_password_file_is_read_at_every_connect_as_psql_reads_it() {
             );
         }
     }
+    // One password that is not UTF-8 does not hide the others.
+    let lines = format!("\u{e9}:*:*:*:x\n127.0.0.1:{port}:*:app:{secret}\n");
+    let lines: Vec<u8> = lines.chars().map(|c| u32::from(c) as u8).collect();
+    fs::write(&file, lines).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    assert!(psqls(&conninfo, &environment).is_some());
+    ours(&conninfo, &environment).await.unwrap();
 }
 
 #[actix::test]
@@ -432,6 +439,10 @@ fn a_service_that_cannot_be_found_or_read_says_which_and_where() {
         parse("d"),
         at(8) + "nested service specifications not supported"
     );
+    // Another service's settings may have any encoding.
+    fs::write(&file, b"[b]\nuser=\xe9\n[a]\nhst=h\n[c]\nuser=\xe9\n").unwrap();
+    assert!(parse("a").starts_with(&(at(4) + "invalid connection option \"hst\"")));
+    assert_eq!(parse("c"), at(6) + "it is not UTF-8");
 }
 
 #[test]

@@ -8,6 +8,7 @@
     reason = "a test that is surprised fails, and some measure real time and say what they find"
 )]
 
+mod broadcast;
 mod configuration;
 mod connection;
 mod conninfo;

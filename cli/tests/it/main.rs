@@ -9,9 +9,11 @@
 
 mod beginning;
 mod bench;
+mod clients;
 mod configuration;
 mod daemon;
 mod documentation;
+mod files;
 mod job_examples;
 mod jobs;
 mod monitoring;

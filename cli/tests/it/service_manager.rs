@@ -129,11 +129,9 @@ async fn the_program_is_ready_while_it_waits_for_its_server() {
     let mut manager = ServiceManager::listen(&config);
     let mut daemon = Daemon::start(&mut ServiceManager::command(&config));
     assert_eq!(manager.next(), ["READY=1"]);
-    let status = manager.next_of_any_kind();
-    assert_eq!(
-        status[0],
-        "STATUS=0 of 1 background workers run, server is away"
-    );
+    // The first message may come before the first look at the server.
+    let expected = "STATUS=0 of 1 background workers run, server is away";
+    while manager.next_of_any_kind()[0] != expected {}
     daemon.signal(Signal::SIGTERM);
     assert_eq!(manager.next(), ["STOPPING=1"]);
     assert_eq!(daemon.wait().0, Some(0));
@@ -221,4 +219,19 @@ fn a_private_server_does_not_speak_for_the_program() {
         "{:?}",
         manager.heard
     );
+}
+
+#[actix::test]
+async fn a_socket_that_nothing_listens_on_is_warned_of_once() {
+    let db = TestDatabase::new().await;
+    let config = Config::given(&db, "20ms", &["s"]);
+    let mut command = ServiceManager::command(&config);
+    let mut daemon = Daemon::start(command.env("WATCHDOG_USEC", "200000"));
+    daemon.wait_for("could not tell the service manager at NOTIFY_SOCKET: ");
+    daemon.wait_for("initialized");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().0, Some(0));
+    let said = daemon.said.iter();
+    let warnings = said.filter(|line| line.contains("could not tell the service manager"));
+    assert_eq!(warnings.count(), 1);
 }

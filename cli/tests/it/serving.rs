@@ -14,7 +14,7 @@ use crate::support::database::TestDatabase;
 use crate::support::eventually;
 
 /// What a test appends to a configuration to listen on any free port.
-const LISTEN: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
+pub(crate) const LISTEN: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
 
 /// The URL where the program logs that it listens.
 pub(crate) fn url(daemon: &mut Daemon) -> String {

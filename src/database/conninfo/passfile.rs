@@ -6,7 +6,8 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::path::Path;
 
-use super::{Host, Password};
+use super::Host;
+use crate::regular_file;
 
 /// The host name that a socket in the default directory counts as.
 const LOCALHOST: &str = "localhost";
@@ -24,7 +25,7 @@ pub(super) fn find(
     host: &Host,
     dbname: &str,
     user: &str,
-) -> Result<Option<Password>, String> {
+) -> Result<Option<Vec<u8>>, String> {
     let shown = file.display();
     let metadata = match fs::metadata(file) {
         Ok(metadata) => metadata,
@@ -40,7 +41,7 @@ pub(super) fn find(
              or less: it is not used"
         ));
     }
-    let text = fs::read_to_string(file)
+    let text = regular_file::read(file)
         .map_err(|error| format!("could not read password file \"{shown}\": {error}"))?;
     let address = host.address.map(|address| address.to_string());
     let host_name = match host.name.as_deref().or(address.as_deref()) {
@@ -49,8 +50,9 @@ pub(super) fn find(
     };
     let port = host.port.to_string();
     let wanted = [host_name, &port, dbname, user];
-    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
-    Ok(lines.find_map(|line| password(line, wanted)).map(Password))
+    // The password of another line may have any encoding.
+    let mut lines = text.split(|byte| *byte == b'\n');
+    Ok(lines.find_map(|line| password(line, wanted)))
 }
 
 #[cfg(unix)]
@@ -64,12 +66,16 @@ fn can_others_read(_: &Metadata) -> bool {
 }
 
 /// The password of a line, if its first four fields match.
-fn password(line: &str, wanted: [&str; 4]) -> Option<String> {
+fn password(line: &[u8], wanted: [&str; 4]) -> Option<Vec<u8>> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.starts_with(b"#") {
+        return None;
+    }
     let mut rest = line;
     for wanted in wanted {
         let (field, after) = take_field(rest)?;
         // A lone star matches everything; an escaped one is a star.
-        if field != wanted && !rest.starts_with("*:") {
+        if field != wanted.as_bytes() && !rest.starts_with(b"*:") {
             return None;
         }
         rest = after;
@@ -78,21 +84,25 @@ fn password(line: &str, wanted: [&str; 4]) -> Option<String> {
 }
 
 /// The field up to the next unescaped colon, and what follows that.
-fn take_field(text: &str) -> Option<(String, &str)> {
+fn take_field(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut escaped = false;
-    let end = text.find(|c| {
-        let is_end = c == ':' && !escaped;
-        escaped = c == '\\' && !escaped;
+    let end = text.iter().position(|byte| {
+        let is_end = *byte == b':' && !escaped;
+        escaped = *byte == b'\\' && !escaped;
         is_end
     })?;
     Some((unescaped(&text[..end]), &text[end + 1..]))
 }
 
-fn unescaped(text: &str) -> String {
-    let mut plain = String::new();
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        plain.extend(if c == '\\' { chars.next() } else { Some(c) });
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        plain.extend(if *byte == b'\\' {
+            bytes.next()
+        } else {
+            Some(byte)
+        });
     }
     plain
 }

@@ -1,12 +1,12 @@
 //! The service file: named sets of connection settings. Mirrors libpq's `parseServiceInfo`.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use thiserror::Error;
 
 use super::{ConnInfoError, check_keyword};
-use crate::spelling;
+use crate::{regular_file, spelling};
 
 /// Why a service has no settings. The sentences are libpq's where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -69,7 +69,7 @@ pub(super) fn find(
 
 /// The settings of a service in a file, if the file defines it.
 fn read(service: &str, file: &Path) -> Result<Option<Vec<(String, String)>>, ServiceError> {
-    let text = match fs::read_to_string(file) {
+    let text = match regular_file::read(file) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
@@ -80,13 +80,18 @@ fn read(service: &str, file: &Path) -> Result<Option<Vec<(String, String)>>, Ser
         }
     };
     let mut settings = None;
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
         let wrong = |cause: String| ServiceError::Syntax {
             file: file.to_owned(),
             line: number + 1,
             cause,
         };
-        let line = line.trim();
+        let line = match str::from_utf8(line) {
+            Ok(line) => line.trim(),
+            Err(_) if settings.is_some() => return Err(wrong("it is not UTF-8".to_owned())),
+            // Another service's settings may have any encoding.
+            Err(_) => continue,
+        };
         if line.is_empty() || line.starts_with('#') {
             continue;
         }

@@ -12,6 +12,7 @@ use crate::background_worker::{BackgroundWorker, Backoff, RestartTime, StartTime
 use crate::database::DatabaseError;
 use crate::functions::function::Mistake;
 use crate::functions::session::{ConnectionKind, Place, Session};
+use crate::regular_file;
 use crate::schedule::{InvalidSchedule, Schedule, Timestamp};
 
 /// The time after its timeout within which a run releases its row, even if its instance is frozen.
@@ -192,7 +193,7 @@ impl Settings {
             let mistake = Mistake::new("sql_file", "both \"sql\" and \"sql_file\" are set");
             return Some(mistake.hint("keep only one of them"));
         }
-        match std::fs::read_to_string(file) {
+        match regular_file::read_to_string(file) {
             Ok(text) => {
                 self.sql = Some(text);
                 None
