@@ -99,9 +99,8 @@ pub(super) async fn events(broadcast: Broadcast, moments: Moments) -> HttpRespon
         Err(_) => return unavailable(&"the Postmaster does not answer"),
     }
     // Before the answer begins: a client that has it misses no event.
-    let place = match tokio::time::timeout(PLACE_TIMEOUT, broadcast.join()).await {
-        Ok(place) => place,
-        Err(_) => return unavailable(&"the Postmaster does not answer"),
+    let Ok(place) = tokio::time::timeout(PLACE_TIMEOUT, broadcast.join()).await else {
+        return unavailable(&"the Postmaster does not answer");
     };
     let (rest, next) =
         place.map_or_else(Default::default, |place| (place.snapshot, Some(place.next)));

@@ -144,7 +144,7 @@ mod tests {
         connections.leave(&places[0]);
         assert_eq!(open(&mut places), [1]);
         connections.leave(&places[1]);
-        assert_eq!(open(&mut places), []);
+        assert!(open(&mut places).is_empty());
         assert!(connections.open.is_empty());
     }
 }
