@@ -78,9 +78,10 @@ pub(super) trait Folder {
     async fn fold_at_once(
         &mut self,
         at: At<'_, Self::Settings>,
+        shape: &Self::Shape,
         from: u32,
     ) -> Result<Option<Found<Self::Folded>>, CycleError> {
-        let _ = (at, from);
+        let _ = (at, shape, from);
         Ok(None)
     }
 

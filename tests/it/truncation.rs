@@ -157,6 +157,29 @@ async fn a_table_with_triggers_rules_or_children_is_never_truncated() {
 }
 
 #[actix::test]
+async fn values_that_have_come_to_have_fractions_are_never_truncated() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let postmaster = db.postmaster();
+    napping(&db, &postmaster).await;
+    db.execute(
+        "ALTER TABLE s.t ALTER value TYPE numeric; INSERT INTO s.t VALUES ('total', 0); \
+         INSERT INTO s.t SELECT 'delta', 0.25 FROM generate_series(1, 20001)",
+    )
+    .await;
+    postmaster.sighup();
+    eventually("it is refused", || async {
+        !log.with(Level::ERROR, "numeric").is_empty()
+    })
+    .await;
+    assert_eq!(
+        db.value::<i64>("SELECT count(*) FROM s.t").await,
+        20_002,
+        "each is still there"
+    );
+}
+
+#[actix::test]
 async fn rows_hidden_by_row_security_are_never_truncated() {
     let log = Log::capture();
     let db = TestDatabase::new().await;

@@ -203,7 +203,7 @@ impl<F: Folder> Cycle<F> {
         let is_first = looks_in_order(at.context, F::terms(at.settings).place);
         let from = if is_first { block } else { 0 };
         let begin = Instant::now();
-        if let Some(found) = folder.fold_at_once(at, from).await? {
+        if let Some(found) = folder.fold_at_once(at, &look.shape, from).await? {
             at.has_folded(&found, begin);
             return Ok(found);
         }

@@ -133,7 +133,7 @@ impl LargeTable {
                 let is_first = looks_in_order(at.context, F::terms(at.settings).place);
                 let block = if is_first { block } else { from };
                 let begin = Instant::now();
-                if let Some(found) = folder.fold_at_once(at, block).await? {
+                if let Some(found) = folder.fold_at_once(at, shape, block).await? {
                     at.has_folded(&found, begin);
                     break found;
                 }

@@ -66,9 +66,10 @@ impl OneTotal {
             settings,
             context,
         }: At<'_, Settings>,
+        shape: &Shape,
     ) -> Result<Option<Found<Total>>, CycleError> {
         let (worker, table) = (context.name(), settings.table());
-        match truncate(session, &table, worker).await? {
+        match truncate(session, &table, shape, worker).await? {
             Truncation::Folded { rows, total } => {
                 self.impossible_reported = false;
                 return Ok(Some(folded(context, rows, total)));
@@ -166,6 +167,7 @@ impl Folder for OneTotal {
     async fn fold_at_once(
         &mut self,
         at: At<'_, Settings>,
+        shape: &Shape,
         from: u32,
     ) -> Result<Option<Found<Total>>, CycleError> {
         if at.settings.fold == HowToFold::Delete {
@@ -176,7 +178,7 @@ impl Folder for OneTotal {
         if blocks <= from.saturating_add(blocks_of(at.settings.batch)) {
             return Ok(None);
         }
-        self.truncate(at).await
+        self.truncate(at, shape).await
     }
 
     async fn fold(

@@ -115,13 +115,14 @@ impl Table {
     /// rows, of its deltas and of its totals that are not NULL, and the sum of all values.
     ///
     /// A table is not plain if something depends on its deletions or hides rows of it: triggers, foreign keys, rules,
-    /// children, row security. Nor is a partition.
-    pub(super) fn sum_up(&self, worker: &str) -> String {
+    /// children, row security. Nor is a partition, or one that is no longer what the worker knows of it: a sum of its values
+    /// may not be a bigint.
+    pub(super) fn sum_up(&self, worker: &str, shape: &Shape) -> String {
         let table = self.sql();
         format!(
             "{worker} SELECT (SELECT relkind OPERATOR(pg_catalog.=) 'r' \
              AND NOT (relhastriggers OR relhasrules OR relhassubclass \
-             OR relispartition OR pg_catalog.row_security_active(oid)) AND {columns} OPERATOR(pg_catalog.=) 2 \
+             OR relispartition OR pg_catalog.row_security_active(oid)) AND {columns} OPERATOR(pg_catalog.=) 2 AND {holds} \
              FROM pg_catalog.pg_class AS c WHERE oid OPERATOR(pg_catalog.=) {regclass}::pg_catalog.oid), \
              pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE {DELTA} AND value IS NOT NULL), \
              (SELECT pg_catalog.count(*) FROM {table} WHERE {TOTAL} AND value IS NOT NULL), \
@@ -129,6 +130,7 @@ impl Table {
             worker = comment(worker),
             regclass = self.relation().regclass(),
             columns = COUNT_COLUMNS,
+            holds = shape.layout.holds(self.relation()),
         )
     }
 

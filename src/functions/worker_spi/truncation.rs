@@ -8,6 +8,7 @@ use std::fmt;
 
 use tracing::debug;
 
+use super::shape::Shape;
 use super::table::Table;
 use crate::database::{DatabaseError, ErrorClass, Parameters};
 use crate::functions::session::Session;
@@ -40,9 +41,10 @@ pub(super) enum Impossible {
 pub(super) async fn truncate(
     session: &Session,
     table: &Table,
+    shape: &Shape,
     worker: &str,
 ) -> Result<Truncation, DatabaseError> {
-    let folded = fold(session, table, worker).await;
+    let folded = fold(session, table, shape, worker).await;
     let given_way = match folded {
         Ok(Some((rows, total))) => return Ok(Truncation::Folded { rows, total }),
         Ok(None) => Truncation::Impossible(Impossible::Shape),
@@ -66,11 +68,12 @@ pub(super) async fn truncate(
 async fn fold(
     session: &Session,
     table: &Table,
+    shape: &Shape,
     worker: &str,
 ) -> Result<Option<(u64, i64)>, DatabaseError> {
     let sql = table.lock(worker);
     session.batch_execute("lock the table", &sql).await?;
-    let sql = table.sum_up(worker);
+    let sql = table.sum_up(worker, shape);
     let rows = session
         .query("sum the table up", &sql, Parameters::new())
         .await?;
