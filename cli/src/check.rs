@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
-use bgworker::config::{Server, Settings};
+use bgworker::config::{Origin, Server, Settings};
 use clap::Args;
 
 use crate::configuration::{self, Configuration};
@@ -41,6 +43,9 @@ pub(crate) fn check(arguments: &CheckArguments) -> Exit {
     } else {
         let path = configuration::path(&arguments.configuration);
         let _ = out.write_all(summary(&path, &settings).as_bytes());
+        for warning in warnings(&path, &settings) {
+            let _ = writeln!(out, "Warning: {warning}");
+        }
     }
     Exit::Clean
 }
@@ -72,4 +77,42 @@ fn summary(path: &str, settings: &Settings) -> String {
         "{path}: no mistakes\n  workers  {workers}\n  server   {server}\n  listens  {listen}\nNot checked: the server, \
          its tables and the rights of the role, since no connection was made\n"
     )
+}
+
+/// What is no mistake, and still may not be meant.
+fn warnings(path: &str, settings: &Settings) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(listen) = settings.http.listen
+        && listen.ip().is_unspecified()
+    {
+        warnings.push(format!(
+            "[http] listen = \"{listen}\" is every address of this machine, and the page has no password: keep the port \
+             from untrusted networks"
+        ));
+    }
+    let mut readable = |path: &Path, what| {
+        if can_everyone_read(path) {
+            let path = path.display();
+            warnings.push(format!(
+                "every user of this machine can read \"{path}\", {what}: chmod o-r \"{path}\""
+            ));
+        }
+    };
+    let of_url = settings.shown.iter().find(|one| one.key == "database.url");
+    if let Server::Given { conninfo, .. } = &settings.server
+        && of_url.is_some_and(|url| matches!(url.origin, Origin::File { .. }))
+        && conninfo.has_password()
+        && std::env::var_os("PGPASSWORD").is_none()
+    {
+        readable(Path::new(path), "which has a password");
+    }
+    if let Some(file) = &settings.database_settings.password_file {
+        readable(file, "which is a password");
+    }
+    warnings
+}
+
+fn can_everyone_read(file: &Path) -> bool {
+    let metadata = std::fs::metadata(file);
+    metadata.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o004 != 0)
 }

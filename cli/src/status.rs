@@ -34,6 +34,9 @@ pub(crate) struct StatusArguments {
     /// Show the table again every second, in place, until interrupted.
     #[arg(long, conflicts_with = "json")]
     pub(crate) watch: bool,
+    /// Only ask whether it is alive, whatever its workers do. For what restarts it if it is not.
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub(crate) live: bool,
 }
 
 /// Why there is nothing to show.
@@ -68,7 +71,10 @@ pub(crate) fn status(arguments: &StatusArguments) -> Exit {
         None => url(&arguments.configuration),
     };
     let url = match url {
-        Ok(url) => format!("{}/status", url.trim_end_matches('/')),
+        Ok(url) => {
+            let path = if arguments.live { "livez" } else { "status" };
+            format!("{}/{path}", url.trim_end_matches('/'))
+        }
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");
             return match error {
@@ -77,10 +83,26 @@ pub(crate) fn status(arguments: &StatusArguments) -> Exit {
             };
         }
     };
-    if arguments.watch {
+    if arguments.live {
+        is_alive(&url)
+    } else if arguments.watch {
         watch(&url)
     } else {
         once(&url, arguments.json)
+    }
+}
+
+/// Shows whether the instance is alive.
+fn is_alive(url: &str) -> Exit {
+    match get(url) {
+        Ok(text) => {
+            let _ = write!(io::stdout().lock(), "{text}");
+            Exit::Clean
+        }
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{error}");
+            Exit::Failed
+        }
     }
 }
 
@@ -153,6 +175,17 @@ fn show_in_place(terminal: &Term, text: &str) -> io::Result<()> {
 }
 
 fn ask(url: &str) -> Result<(String, Snapshot), StatusError> {
+    let text = get(url)?;
+    match serde_json::from_str(&text) {
+        Ok(snapshot) => Ok((text, snapshot)),
+        Err(error) => Err(StatusError::Strange {
+            url: url.to_owned(),
+            error,
+        }),
+    }
+}
+
+fn get(url: &str) -> Result<String, StatusError> {
     // A proxy for the outside world knows nothing of bgworker's instances.
     let settings = ureq::Agent::config_builder()
         .timeout_global(Some(TIMEOUT))
@@ -176,13 +209,7 @@ fn ask(url: &str) -> Result<(String, Snapshot), StatusError> {
             text,
         });
     }
-    match serde_json::from_str(&text) {
-        Ok(snapshot) => Ok((text, snapshot)),
-        Err(error) => Err(StatusError::Strange {
-            url: url.to_owned(),
-            error,
-        }),
-    }
+    Ok(text)
 }
 
 /// Where the instance of this configuration listens.

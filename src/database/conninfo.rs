@@ -256,6 +256,12 @@ impl ConnInfo {
         self.user.as_deref()
     }
 
+    /// `true` if the settings have a password, which may also be in a file that they do not name.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        self.password.is_some()
+    }
+
     pub(super) fn dbname(&self) -> Option<&str> {
         self.dbname.as_deref()
     }

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use crate::configuration::{Config, given};
@@ -109,4 +110,48 @@ fn a_host_with_a_port_is_refused_with_what_to_write() {
         err.contains("a host is a name without scheme and port"),
         "{err}"
     );
+}
+
+#[test]
+fn check_warns_of_a_page_for_everyone_and_of_passwords_that_everyone_can_read() {
+    let password = "[database]\nurl = \"postgresql://app:hunter2@db.example/x\"\n";
+    let config = Config::new(&format!("{password}[http]\nlisten = \"0.0.0.0:9187\"\n"));
+    let check = |mode: u32| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&config.path, mode).unwrap();
+        let (code, out, err) = run(bgworker().args(["check", "--config"]).arg(&config.path));
+        assert_eq!((code, &*err), (0, ""));
+        out
+    };
+    let out = check(0o644);
+    assert!(
+        out.contains("Warning: [http] listen = \"0.0.0.0:9187\" is every address"),
+        "{out}"
+    );
+    assert!(
+        out.contains("Warning: every user of this machine can read"),
+        "{out}"
+    );
+    assert!(!out.contains("hunter2"), "{out}");
+    assert!(!check(0o640).contains("can read"));
+    config.write("[database]\nurl = \"postgresql://app@db.example/x\"\n");
+    assert!(!check(0o644).contains("Warning"));
+}
+
+#[test]
+fn an_instance_whose_workers_fail_is_alive() {
+    let text = "[database]\nurl = \"postgresql://app@127.0.0.1:1/x\"\n\
+                [[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"t\"\n";
+    let config = Config::new(&(text.to_owned() + LISTEN));
+    let mut daemon = start(&config.path);
+    let url = url(&mut daemon);
+    let status = |flag: &str| run(bgworker().args(["status", flag, "--url", &url]));
+    assert_eq!(status("--json").0, 1);
+    assert_eq!(
+        status("--live"),
+        (0, "the Postmaster answers\n".to_owned(), String::new())
+    );
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    daemon.wait();
+    assert_eq!(status("--live").0, 1);
 }
