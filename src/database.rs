@@ -30,7 +30,10 @@ mod error;
 mod home;
 #[cfg(feature = "config")]
 mod jobs;
+mod notices;
 mod server;
+#[cfg(feature = "config")]
+mod server_life;
 mod server_state;
 #[cfg(feature = "config")]
 mod shared;
@@ -46,6 +49,8 @@ use self::connect::Sharing;
 pub use self::connection::{CancelToken, Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
+#[cfg(feature = "config")]
+pub(crate) use self::error::OneLine;
 #[cfg(feature = "http")]
 pub(crate) use self::error::{DETAIL, HINT};
 use self::home::Lines;
@@ -55,6 +60,8 @@ pub(crate) use self::home::{HomeProbe, Tid, probe_all};
 pub(crate) use self::jobs::JobConnection;
 use self::server::Server;
 pub use self::server::Settings;
+#[cfg(feature = "config")]
+pub(crate) use self::server_life::{Continuity, ServerLife};
 pub use self::server_state::{ServerState, ServerStatus};
 #[cfg(feature = "config")]
 pub(crate) use self::shared::Answer;
@@ -62,7 +69,7 @@ pub(crate) use self::sqlstate::{
     ErrorClass, is_made_already, is_of_a_row, is_of_columns, is_stale,
 };
 #[cfg(feature = "config")]
-pub(crate) use self::sqlstate::{is_conflict, is_for_no_transaction, is_locked};
+pub(crate) use self::sqlstate::{SessionEnd, is_conflict, is_for_no_transaction, is_locked};
 pub use self::tls::TlsError;
 
 /// A server, and the settings for talking to it. Clones share the server and its home connections.
@@ -116,8 +123,8 @@ impl Database {
     }
 
     /// Waits for a job's turn, since only a limited number of jobs run at once, and returns a connection whose session
-    /// is like any other client's. Returns `None` if the turn does not come within ten seconds. A job for which
-    /// `counts` is `false` does not wait for a turn.
+    /// is like any other client's. A job for which `counts` is `false` does not wait for a turn. While one waits,
+    /// `waits` is called each second with its place in the queue, from 1.
     ///
     /// # Errors
     ///
@@ -128,11 +135,11 @@ impl Database {
         application_name: &str,
         dbname: Option<&str>,
         counts: bool,
-    ) -> Result<Option<JobConnection<'_>>, DatabaseError> {
+        waits: impl FnMut(usize),
+    ) -> Result<JobConnection<'_>, DatabaseError> {
         let server = &self.server;
-        server
-            .job_connection(application_name, dbname, counts)
-            .await
+        let connecting = server.job_connection(application_name, dbname, counts, waits);
+        connecting.await
     }
 
     /// Connects as soon as there is room for another connection, and calls `full` once if there is none.
@@ -165,6 +172,12 @@ impl Database {
     /// new one.
     pub(crate) fn drop_home_connections(&self) {
         self.lines.drop_all();
+    }
+
+    /// Makes jobs run in new sessions from now on, in which what has been set for the role or the database counts.
+    pub(crate) fn renew_job_sessions(&self) {
+        #[cfg(feature = "config")]
+        self.server.give_up_kept();
     }
 
     /// Closes every home connection and every connection kept for jobs, and waits until they are closed. Home

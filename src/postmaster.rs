@@ -372,6 +372,9 @@ impl Handler<Sighup> for Postmaster {
     type Result = ();
 
     fn handle(&mut self, Sighup: Sighup, ctx: &mut Self::Context) {
+        if let Some(database) = &self.database {
+            database.renew_job_sessions();
+        }
         self.advance(ctx, StateMachine::sighup);
     }
 }

@@ -118,6 +118,29 @@ impl Schedule {
         }
     }
 
+    /// The oldest of the newest ticks, this many of them at most, that are after one time and not after another.
+    #[cfg_attr(
+        not(feature = "config"),
+        expect(dead_code, reason = "jobs come with configuration")
+    )]
+    pub(crate) fn oldest_of_newest(
+        &self,
+        most: usize,
+        after: Timestamp,
+        until: Timestamp,
+    ) -> Option<Timestamp> {
+        match &self.0 {
+            Kind::Every(every) => {
+                let first = aligned(after, *every, 1)?;
+                let others = i64::try_from(most).ok()?.saturating_sub(1);
+                let oldest = aligned(until, *every, -others);
+                let oldest = oldest.map_or(first, |oldest| oldest.max(first));
+                (oldest <= until).then_some(oldest)
+            }
+            Kind::Cron(cron) => cron.oldest_of_newest(most, after, until),
+        }
+    }
+
     /// A tick as text, in the time zone of its schedule: with its offset, and the zone if that is not UTC. Adds a note
     /// if the clocks skip its time, so that it comes at the moment of the change.
     #[must_use]

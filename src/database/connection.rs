@@ -14,14 +14,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_postgres::error::Severity;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
 use tracing::debug;
 
 use super::conninfo::Host;
-use super::error::Cause;
+use super::error::{Cause, Report};
+use super::notices::Notices;
 use super::whereabouts::{Lookout, Origin, Whereabouts};
-use super::{DatabaseError, tls};
+use super::{DatabaseError, sqlstate, tls};
 
 /// How long a cancellation, a cancelled statement, or a connection that ends may take.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -41,6 +43,11 @@ pub struct Connection {
     statement_deadline: Duration,
     /// `true` if a statement was sent and not answered.
     is_waiting: AtomicBool,
+    /// Where the server's notices are logged.
+    notices: Arc<Notices>,
+    /// The major version of the server, as far as it is known.
+    #[cfg(feature = "config")]
+    server_version: Option<u32>,
     /// How the connection ended, once it has.
     end: watch::Receiver<Option<End>>,
     /// Its host, with the address.
@@ -97,12 +104,15 @@ enum End {
 async fn drive<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
     lookout: Lookout,
+    notices: Arc<Notices>,
     ended: watch::Sender<Option<End>>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let mut replaced = pin!(lookout.replaced());
+    // What the server has announced as a warning, before it ends the session without an error.
+    let mut announced = None;
     let end = loop {
         let message = tokio::select! {
             biased;
@@ -111,13 +121,24 @@ async fn drive<S, T>(
             by = &mut replaced => break End::Replaced(by),
         };
         match message {
-            Some(Ok(AsyncMessage::Notice(notice))) => debug!("{notice}"),
+            Some(Ok(AsyncMessage::Notice(notice))) => {
+                let report = Report(&notice).to_string();
+                let code = notice.code().code();
+                let severity = notice.parsed_severity();
+                notices.log(matches!(severity, Some(Severity::Warning)), &report);
+                announced = sqlstate::is_crash_of_another(code).then(|| End::Lost {
+                    cause: report,
+                    sqlstate: Some(code.to_owned()),
+                });
+            }
             Some(Ok(_)) => {}
             Some(Err(error)) => {
-                break End::Lost {
+                let sqlstate = error.code().map(|code| code.code().to_owned());
+                let announced = announced.filter(|_| sqlstate.is_none());
+                break announced.unwrap_or_else(|| End::Lost {
                     cause: Cause(&error).to_string(),
-                    sqlstate: error.code().map(|code| code.code().to_owned()),
-                };
+                    sqlstate,
+                });
             }
             None => break End::lost("closed by bgworker"),
         }
@@ -159,8 +180,15 @@ impl Connection {
         let (ended, end) = watch::channel(None);
         let begun = Arc::new(OnceLock::new());
         let lookout = whereabouts.lookout(host.clone(), Arc::clone(&begun));
-        let driver = tokio::spawn(drive(connection, lookout, ended)).abort_handle();
+        let notices = Arc::<Notices>::default();
+        #[cfg(feature = "config")]
+        let server_version = connection.parameter("server_version").and_then(major);
+        let driving = drive(connection, lookout, Arc::clone(&notices), ended);
+        let driver = tokio::spawn(driving).abort_handle();
         Self {
+            notices,
+            #[cfg(feature = "config")]
+            server_version,
             cancel: client.cancel_token(),
             session: Some(Session { client, driver }),
             is_waiting: AtomicBool::new(false),
@@ -311,6 +339,25 @@ impl Connection {
         driver.abort();
     }
 
+    /// The major version of the server. `None` for a server or pooler that does not report one.
+    #[cfg(feature = "config")]
+    pub(crate) fn server_version(&self) -> Option<u32> {
+        self.server_version
+    }
+
+    /// Logs the server's notices under the name of a worker from now on, a limited number of them; with `None`, as
+    /// messages for debugging.
+    #[cfg_attr(
+        not(feature = "config"),
+        expect(
+            dead_code,
+            reason = "the functions that need it come with configuration"
+        )
+    )]
+    pub(crate) fn log_notices_of(&self, worker: Option<&str>) {
+        self.notices.of(worker);
+    }
+
     /// Returns `true` if a statement was sent and has not been answered.
     pub(crate) fn is_at_work(&self) -> bool {
         self.is_waiting.load(Ordering::Relaxed)
@@ -411,6 +458,9 @@ impl Connection {
         error: tokio_postgres::Error,
     ) -> DatabaseError {
         if !error.is_closed() {
+            if is_out_of_step(&error) {
+                self.abort();
+            }
             return DatabaseError::Statement { doing, error };
         }
         match wait_for_end(self.end.clone()).await {
@@ -458,6 +508,19 @@ impl Drop for Connection {
             self.abort();
         }
     }
+}
+
+/// `true` if the server has sent something that a statement's answer does not hold, such as a request for the data of
+/// `COPY FROM STDIN`: it may wait for something that never comes, or its next answer may belong to another statement.
+fn is_out_of_step(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_none() && error.to_string().starts_with("unexpected message")
+}
+
+/// The first number of a version such as `16.4 (Debian 16.4-1)` or `17beta1`.
+#[cfg(feature = "config")]
+fn major(version: &str) -> Option<u32> {
+    let digits = version.bytes().take_while(u8::is_ascii_digit).count();
+    version[..digits].parse().ok()
 }
 
 /// Runs statements as one transaction, and returns their rows.

@@ -13,6 +13,8 @@ use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::error::{DbError, SqlState};
 
 use super::TlsError;
+#[cfg(feature = "config")]
+use super::sqlstate::SessionEnd;
 use super::sqlstate::{self, ErrorClass};
 
 /// A connection or a statement that failed.
@@ -145,9 +147,15 @@ pub(crate) const HINT: &str = "; HINT: ";
 /// Several errors, shown one after the other.
 struct Each<'e>(&'e [DatabaseError]);
 
+/// The longest text of a server that is shown or kept, in bytes. A statement can make a server say megabytes.
+const TEXT_MAX: usize = 4_096;
+
 /// A text from outside, which may hold anything: shown on one line, with control characters escaped so that none steers
-/// a terminal.
-struct OneLine<'t>(&'t str);
+/// a terminal, and cut if it is too long to keep.
+pub(crate) struct OneLine<'t>(pub(crate) &'t str);
+
+/// What a server reports, with its severity, SQLSTATE, detail and hint.
+pub(super) struct Report<'r>(pub(super) &'r DbError);
 
 /// An error of tokio-postgres with its whole cause.
 pub(super) struct Cause<'e>(pub(super) &'e tokio_postgres::Error);
@@ -238,6 +246,23 @@ impl DatabaseError {
             Self::ConnectDeadline { .. } => true,
             Self::EveryAttempt(errors) => errors.iter().any(Self::is_silence),
             _ => false,
+        }
+    }
+
+    /// What is known of the reason for which the session ended, if this error ended it. A deadline says nothing of it.
+    #[cfg(feature = "config")]
+    pub(crate) fn session_end(&self) -> SessionEnd {
+        match self {
+            Self::Statement { error, .. } => {
+                let said = error.as_db_error();
+                said.map_or(SessionEnd::Silent, |said| {
+                    sqlstate::session_end(said.code().code(), said.message())
+                })
+            }
+            Self::Lost {
+                cause, sqlstate, ..
+            } => sqlstate::session_end(sqlstate.as_deref().unwrap_or(sqlstate::LOST), cause),
+            _ => SessionEnd::Unrelated,
         }
     }
 
@@ -360,20 +385,30 @@ impl fmt::Display for Each<'_> {
 
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(db) = self.0.as_db_error() {
-            let (severity, message) = (OneLine(db.severity()), OneLine(db.message()));
-            write!(f, "{severity}: {message} (SQLSTATE {})", db.code().code())?;
-            if let Some(detail) = db.detail() {
-                let detail = detail.replace(HINT, ", HINT: ");
-                write!(f, "{DETAIL}{}", OneLine(&detail))?;
-            }
-            if let Some(hint) = db.hint() {
-                write!(f, "{HINT}{}", OneLine(hint))?;
-            }
-            return Ok(());
+        if let Some(reported) = self.0.as_db_error() {
+            return Report(reported).fmt(f);
         }
         write!(f, "{}", self.0)?;
         causes(self.0).try_for_each(|cause| write!(f, ": {cause}"))
+    }
+}
+
+// === impl Report ===
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(reported) = self;
+        let (severity, message) = (OneLine(reported.severity()), OneLine(reported.message()));
+        let code = reported.code().code();
+        write!(f, "{severity}: {message} (SQLSTATE {code})")?;
+        if let Some(detail) = reported.detail() {
+            let detail = detail.replace(HINT, ", HINT: ");
+            write!(f, "{DETAIL}{}", OneLine(&detail))?;
+        }
+        if let Some(hint) = reported.hint() {
+            write!(f, "{HINT}{}", OneLine(hint))?;
+        }
+        Ok(())
     }
 }
 
@@ -381,13 +416,39 @@ impl fmt::Display for Cause<'_> {
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = TEXT_MAX;
         for c in self.0.chars() {
-            match c {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let length = escaped
+                .as_ref()
+                .map_or(c.len_utf8(), ExactSizeIterator::len);
+            let Some(rest) = left.checked_sub(length) else {
+                return write!(f, "… (cut, of {} bytes)", self.0.len());
+            };
+            left = rest;
+            match escaped {
+                Some(escaped) => write!(f, "{escaped}")?,
                 // Letters of any script stay as they are.
-                c if c.is_control() => write!(f, "{}", c.escape_default())?,
-                c => f.write_char(c)?,
+                None => f.write_char(c)?,
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_two_characters_and_says_how_long_it_was() {
+        let kept = "é".repeat(TEXT_MAX / 2);
+        assert_eq!(OneLine(&kept).to_string(), kept);
+        let cut = OneLine(&format!("{kept}é")).to_string();
+        assert_eq!(cut, format!("{kept}… (cut, of 4098 bytes)"));
+        let cut = OneLine(&format!("x{kept}")).to_string();
+        assert_eq!(cut.find('…'), Some(TEXT_MAX - 1), "no half of a character");
+        let escaped = OneLine(&"\n".repeat(5_000)).to_string();
+        assert!(escaped.starts_with(r"\n\n") && escaped.len() < TEXT_MAX + 50);
     }
 }

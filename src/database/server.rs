@@ -1,6 +1,10 @@
 //! A server: where it is, how to talk to it, and what is known about it.
 
+#[cfg(feature = "config")]
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+#[cfg(feature = "config")]
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,8 +15,12 @@ use tokio::time::Instant;
 #[cfg(feature = "config")]
 use super::connection::Connection;
 use super::conninfo::ConnInfo;
+#[cfg(feature = "config")]
+use super::server_life::ServerLife;
 use super::tls::{LastConnector, TlsError};
 use super::whereabouts::Whereabouts;
+#[cfg(feature = "config")]
+use crate::backoff::Spell;
 
 /// How long a host that gave no answer is tried after all others.
 const SILENT_FOR: Duration = Duration::from_secs(60);
@@ -32,9 +40,15 @@ pub(super) struct Server {
     /// The turns of jobs.
     #[cfg(feature = "config")]
     pub(super) jobs: Semaphore,
+    /// The jobs that wait for their turn.
+    #[cfg(feature = "config")]
+    pub(super) queue: Mutex<Queue>,
     /// Connections of ended jobs, kept for the next run.
     #[cfg(feature = "config")]
     pub(super) kept: Mutex<Vec<Kept>>,
+    /// Raised to give up all sessions of jobs that have begun so far.
+    #[cfg(feature = "config")]
+    pub(super) generation: AtomicU64,
     /// The host that was last seen to have come furthest.
     pub(super) best_host: AtomicUsize,
     /// When each host last gave no answer in time, unless it has answered since.
@@ -46,12 +60,29 @@ pub(super) struct Server {
     pub(super) said: Mutex<Option<String>>,
 }
 
+/// The jobs that wait for their turn.
+#[cfg(feature = "config")]
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// Their numbers, which grow in the order in which they came.
+    pub(super) waiting: BTreeSet<u64>,
+    /// The number of the next one.
+    pub(super) next: u64,
+    /// Jobs wait for long.
+    pub(super) crowded: Spell,
+}
+
 /// A connection for jobs that waits for the next run.
 #[cfg(feature = "config")]
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) connection: Connection,
+    /// The life of the server that it leads to, if the server says.
+    pub(super) life: Option<ServerLife>,
     pub(super) dbname: Option<String>,
+    pub(super) opened: Instant,
+    /// The generation of sessions that it belongs to.
+    pub(super) generation: u64,
     /// Number of runs it has served.
     pub(super) runs: u32,
 }
@@ -123,7 +154,11 @@ impl Server {
             #[cfg(feature = "config")]
             jobs: Semaphore::new(settings.jobs),
             #[cfg(feature = "config")]
+            queue: Mutex::default(),
+            #[cfg(feature = "config")]
             kept: Mutex::default(),
+            #[cfg(feature = "config")]
+            generation: AtomicU64::default(),
             settings,
             silent: Mutex::new(silent),
             whereabouts: Arc::new(Whereabouts::new()),

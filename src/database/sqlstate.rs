@@ -34,6 +34,19 @@ pub(crate) enum ErrorClass {
     ToBeMended,
 }
 
+/// What is known of the reason for which a session ended.
+#[cfg(feature = "config")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SessionEnd {
+    /// It was terminated, by its own statement or by an administrator, or its transaction or statement took longer than
+    /// the server or a pooler allows.
+    Terminated,
+    /// Another process crashed, the server is starting up or shutting down, or the session was idle for too long.
+    Unrelated,
+    /// Its process or its network ended without a word.
+    Silent,
+}
+
 /// The server's code for a statement that undid itself: a text that is not a number (`invalid_text_representation`).
 pub(crate) const UNDONE: &str = "22P02";
 
@@ -158,6 +171,23 @@ impl ErrorClass {
 /// `system_error`, and two of `connection_exception`.
 fn is_vague(code: &str) -> bool {
     matches!(code, "08P01" | "08004" | "08006" | "XX000" | "58000")
+}
+
+/// The reason for which a session ended, from the code and the message with which it did.
+#[cfg(feature = "config")]
+pub(crate) fn session_end(code: &str, message: &str) -> SessionEnd {
+    match code {
+        "57P01" | "25P04" => SessionEnd::Terminated,
+        "57P02" | "57P03" | "57P05" | "25P03" => SessionEnd::Unrelated,
+        // PgBouncer's words for its own `query_timeout`.
+        code if is_vague(code) && message.contains("query timeout") => SessionEnd::Terminated,
+        _ => SessionEnd::Silent,
+    }
+}
+
+/// Returns `true` for the code with which a server ends all sessions because one of its processes crashed.
+pub(super) fn is_crash_of_another(code: &str) -> bool {
+    code == "57P02"
 }
 
 /// Returns `true` if the same host may be reachable the other way, with or without encryption

@@ -8,11 +8,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::beside::Beside;
 use super::remedy::{Patience, Remedy};
 use super::session::{Place, Session};
+use crate::backoff::Spell;
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::DatabaseError;
 use crate::latch::Wake;
@@ -164,6 +166,7 @@ pub(super) async fn run<R: Routine>(
         patience: Patience::default(),
         renews: false,
         reported: Condition::Well,
+        crowded: Spell::default(),
     };
     let end = runner.cycle_and_nap(initial, settings).await;
     drop(runner.routine);
@@ -181,6 +184,8 @@ struct Runner<R> {
     renews: bool,
     /// The last condition; it is reported only when it changes.
     reported: Condition,
+    /// Other clients are in the way, or there is no room, again and again.
+    crowded: Spell,
 }
 
 /// The condition of a worker, reported once.
@@ -445,8 +450,9 @@ impl<R: Routine> Runner<R> {
 
     fn retry(&mut self, settings: &R::Settings, why: &str) -> Duration {
         let wait = self.patience.retry(R::naptime(settings));
-        let is_due = self.patience.retries() == RETRIES_UNTIL_WARNING;
-        if is_due && self.is_news(Condition::Crowded) {
+        let is_crowded = self.patience.retries() >= RETRIES_UNTIL_WARNING;
+        if is_crowded && self.crowded.is_news(Instant::now().into_std()) {
+            self.reported = Condition::Crowded;
             let (worker, backlog) = (self.context.name(), R::backlog(settings));
             warn!(
                 worker,

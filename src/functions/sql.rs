@@ -5,6 +5,7 @@
 
 mod due;
 mod job;
+mod lost;
 mod mark;
 mod napping;
 mod once;
@@ -15,6 +16,7 @@ mod scheduled;
 mod settings;
 mod statements;
 mod tables;
+mod work;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +27,7 @@ use tracing::{debug, info};
 use self::napping::Napping;
 pub use self::once::{Once, OnceError, OnceReport, TableChange, once};
 use self::scheduled::{Lasting, Scheduled};
-pub use self::settings::{Missed, Settings};
+pub use self::settings::{Isolation, Missed, Settings};
 pub use self::statements::InvalidStatements;
 use super::function::{Function, Mistake, Objects};
 use super::runner;
@@ -95,8 +97,14 @@ impl Function for Sql {
     const NAME: &'static str = "sql";
     // It uses nothing in this process that another worker's crash could have damaged.
     const ACCESS: Access = Access::None;
-    const IN_PLACE: &'static [&'static str] =
-        &["missed", "attempts", "timeout", "history", "connection"];
+    const IN_PLACE: &'static [&'static str] = &[
+        "missed",
+        "attempts",
+        "isolation",
+        "timeout",
+        "history",
+        "connection",
+    ];
 
     type Settings = Settings;
 

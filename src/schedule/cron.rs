@@ -91,6 +91,40 @@ impl Cron {
         found.into_iter().max()
     }
 
+    /// The oldest of the newest ticks, this many of them at most, that are after one time and not after another. It
+    /// reads the ticks of a day at once, and none if there cannot be more ticks than that.
+    pub(super) fn oldest_of_newest(
+        &self,
+        most: usize,
+        after: Timestamp,
+        until: Timestamp,
+    ) -> Option<Timestamp> {
+        let first = self.next(after).filter(|first| *first <= until)?;
+        // No two ticks are less than a minute apart.
+        let minutes = until.duration_since(first).as_secs() / 60;
+        if usize::try_from(minutes).is_ok_and(|minutes| minutes < most) {
+            return Some(first);
+        }
+        let day_of = |time| self.zone.to_datetime(time).date();
+        let first_day = day_of(first).yesterday().ok()?;
+        let days = days(day_of(until).tomorrow().ok()?, Span::new().days(-1));
+        let mut ticks = Vec::new();
+        for day in days.take_while(|day| *day >= first_day) {
+            // Where the clocks go back over midnight, the day before has ticks after the first ones of a day.
+            let had_enough = ticks.len() >= most;
+            if self.means(day, self.some_time) {
+                let of_day = self.ticks_of(day).into_iter();
+                ticks.extend(of_day.filter(|tick| *tick > after && *tick <= until));
+            }
+            if had_enough {
+                break;
+            }
+        }
+        ticks.sort_unstable();
+        ticks.dedup();
+        ticks.get(ticks.len().saturating_sub(most)).copied()
+    }
+
     /// The ticks that suit, of the first day that has one and of the day after it in this order.
     fn search(
         &self,
@@ -191,4 +225,45 @@ fn invalid(error: &ParseError) -> InvalidSchedule {
     let span = error.span();
     let at = (!span.is_empty()).then(|| (span.start() + 1, span.end()));
     InvalidSchedule::Cron { what, at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_oldest_of_the_newest_ticks_is_the_one_that_a_search_tick_by_tick_finds() {
+        for expression in [
+            "* * * * *",
+            "*/7 * * * *",
+            "30 2 * * *",
+            "15 0,2,23 * * 1,4",
+            "0 0 29 2 *",
+        ] {
+            for (after, until) in [
+                ("2026-03-27T11:00:30Z", "2026-03-30T07:00:00Z"),
+                ("2026-10-24T21:59:00Z", "2026-10-26T12:34:56Z"),
+                ("2024-01-31T00:00:00Z", "2026-11-29T00:00:00Z"),
+                ("2026-11-29T10:00:00Z", "2026-11-29T10:00:30Z"),
+            ] {
+                let cron = Cron::new(expression, "Europe/Berlin").unwrap();
+                let (after, until) = (time(after), time(until));
+                let back = |tick: &Timestamp| {
+                    cron.newest(tick.checked_sub(Span::new().nanoseconds(1)).ok()?)
+                };
+                let newest_first = std::iter::successors(cron.newest(until), back);
+                let most = 60;
+                let expected = newest_first
+                    .take(most)
+                    .take_while(|tick| *tick > after)
+                    .last();
+                let found = cron.oldest_of_newest(most, after, until);
+                assert_eq!(found, expected, "{expression} {after} {until}");
+            }
+        }
+    }
 }

@@ -73,6 +73,18 @@ fn an_invalid_job_is_refused_with_its_line_and_a_hint() {
             "b.toml:7:1: worker[0].sql: line 1: COMMIT cannot be run",
         ),
         (
+            "every = '1s'\nsql = 'COPY t FROM stdin'",
+            "b.toml:7:1: worker[0].sql: line 1: COPY FROM STDIN exchanges rows with the client",
+        ),
+        (
+            "every = '1s'\nsql = 'COMMIT'\ntransaction = false",
+            "b.toml:7:1: worker[0].sql: line 1: COMMIT cannot be run: with \"transaction = false\" each statement",
+        ),
+        (
+            "every = '1s'\nsql = 'VACUUM'\ntransaction = false\nisolation = 'serializable'",
+            "b.toml:9:1: worker[0].isolation: with \"transaction = false\" each statement is a transaction",
+        ),
+        (
             "every = '1s'\nsql_file = '/nowhere/x.sql'",
             "b.toml:7:1: worker[0].sql_file: could not read \"/nowhere/x.sql\": No such file",
         ),
@@ -208,17 +220,34 @@ async fn a_row_that_is_held_for_longer_than_a_run_may_take_is_reported() {
     let holder = db.connect().await;
     let hold = "BEGIN; SELECT FROM bgworker.job FOR UPDATE";
     holder.batch_execute("hold", hold).await.unwrap();
+    let pid = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = '";
+    let pid: i32 = db.value(&format!("{pid}{hold}'")).await;
     let trouble = trouble(&instance).await;
-    assert!(
-        trouble.contains("another session has had the row of the job"),
-        "{trouble}"
-    );
+    let expected = format!("another session, pid {pid}, has had the row of the job");
+    assert!(trouble.contains(&expected), "{trouble}");
     let done = runs(&db, "true").await;
     holder.batch_execute("let go", "COMMIT").await.unwrap();
     within(20 * SECOND, "it goes on", async || {
         runs(&db, "true").await > done
     })
     .await;
+    instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn the_session_that_holds_the_lock_of_a_job_outside_of_a_transaction_is_named() {
+    let db = stage().await;
+    let holder = db.connect().await;
+    let hold = "SELECT pg_advisory_lock(1651994417, hashtext('j')), pg_backend_pid()";
+    let pid: i32 = holder.query("hold", hold, &[]).await.unwrap()[0].get(1);
+    let keys = format!(
+        "transaction = false\ntimeout = '1s'\n{}",
+        every("1s", "SELECT 1")
+    );
+    let instance = Instance::new(&db, &keys).await;
+    let trouble = trouble(&instance).await;
+    let expected = format!("another session, pid {pid}, has had the advisory lock of the job");
+    assert!(trouble.contains(&expected), "{trouble}");
     instance.stop(Shutdown::Smart).await;
 }
 

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::Level;
 
-use crate::jobs::{EFFECT, EFFECTS, Instance, every};
+use crate::jobs::{EFFECT, EFFECTS, Instance, every, runs};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::files::{give_to_the_server, reachable_directory};
 use crate::support::log::Log;
@@ -133,7 +133,7 @@ async fn a_job_leaves_nothing_in_a_session_that_the_pooler_hands_on() {
     let db = TestDatabase::at(&server.conninfo()).await;
     db.execute(EFFECTS).await;
     let sets = format!(
-        "{EFFECT};\nSET search_path = pg_temp; SET ROLE pg_monitor; SELECT pg_advisory_lock(1)"
+        "{EFFECT};\nSET search_path = pg_temp; SET ROLE pg_monitor; SELECT pg_advisory_lock(1); PREPARE p1 AS SELECT 1"
     );
     let keys = every("1s", &sets);
     let instances = [
@@ -146,9 +146,10 @@ async fn a_job_leaves_nothing_in_a_session_that_the_pooler_hands_on() {
         .unwrap();
     within(20 * SECOND, "three ticks are done", || async {
         let sql = "SELECT current_setting('search_path') || current_setting('role') || \
-                   (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())";
+                   (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()) || \
+                   (SELECT count(*) FROM pg_prepared_statements WHERE from_sql)";
         let rows = client.query("look at the session", sql, &[]).await.unwrap();
-        assert_eq!(rows[0].get::<_, &str>(0), "\"$user\", publicnone0");
+        assert_eq!(rows[0].get::<_, &str>(0), "\"$user\", publicnone00");
         db.value::<i64>("SELECT count(*) FROM effect").await >= 3
     })
     .await;
@@ -157,6 +158,25 @@ async fn a_job_leaves_nothing_in_a_session_that_the_pooler_hands_on() {
     }
     let twice = "SELECT count(*) - count(DISTINCT tick) FROM effect";
     assert_eq!(db.value::<i64>(twice).await, 0);
+    assert_eq!(runs(&db, "outcome <> 'done'").await, 0);
+}
+
+#[actix::test]
+async fn a_run_that_takes_longer_than_the_pooler_allows_is_an_attempt() {
+    let server = TestServer::start();
+    let pooler = Pooler::with(&server, "query_timeout = 1");
+    let db = TestDatabase::at(&server.conninfo()).await;
+    let keys = format!("attempts = 1\n{}", every("1s", "SELECT pg_sleep(3)"));
+    let instance = Instance::on(through(&pooler, false), &db, &keys).await;
+    within(60 * SECOND, "it is given up", || async {
+        runs(&db, "outcome = 'given up'").await > 0
+    })
+    .await;
+    instance.stop(Shutdown::Fast).await;
+    let message: String = db
+        .value("SELECT message FROM bgworker.job_run LIMIT 1")
+        .await;
+    assert!(message.contains("query timeout"), "{message}");
 }
 
 #[actix::test]

@@ -41,8 +41,8 @@ pub(super) fn due(row: &JobRow, now: Timestamp, schedule: &Schedule, missed: Mis
         return Due::In(until(next, now));
     };
     match row.retry_at {
-        // It failed, and must not be tried again before that time.
-        Some(retry_at) if attempts(row, tick, missed) > 0 && retry_at > now => {
+        // It failed or was lost, and must not be tried again before that time.
+        Some(retry_at) if is_retried(row, tick, missed) && retry_at > now => {
             Due::In(until(Some(retry_at), now))
         }
         _ => Due::Now(tick),
@@ -61,10 +61,16 @@ pub(super) fn due_for(row: &JobRow, now: Timestamp, schedule: &Schedule) -> Dura
 
 /// How often a tick has failed: the failures of older ticks count too, unless those ticks were dropped.
 pub(super) fn attempts(row: &JobRow, tick: Timestamp, missed: Missed) -> u32 {
-    match missed {
-        Missed::Skip if row.attempt_tick != Some(tick) => 0,
-        Missed::Skip | Missed::Once | Missed::Each => row.attempt,
+    if is_retried(row, tick, missed) {
+        row.attempt
+    } else {
+        0
     }
+}
+
+/// `true` if what the row holds of an earlier run is about this tick, or about one whose place it took.
+fn is_retried(row: &JobRow, tick: Timestamp, missed: Missed) -> bool {
+    missed != Missed::Skip || row.attempt_tick == Some(tick)
 }
 
 /// The tick that is to be run, if one is due.
@@ -75,17 +81,7 @@ fn tick(last: Timestamp, now: Timestamp, schedule: &Schedule, missed: Missed) ->
         Missed::Skip => {
             (now.duration_since(newest).unsigned_abs() < MISSED_AFTER).then_some(newest)
         }
-        Missed::Each => {
-            let mut oldest = newest;
-            for _ in 1..EACH_MAX {
-                let before = oldest.checked_sub(Duration::from_nanos(1)).ok()?;
-                match schedule.newest(before).filter(|before| *before > last) {
-                    Some(before) => oldest = before,
-                    None => break,
-                }
-            }
-            Some(oldest)
-        }
+        Missed::Each => schedule.oldest_of_newest(EACH_MAX, last, now),
     }
 }
 

@@ -160,6 +160,40 @@ pub(super) async fn look(
     })
 }
 
+/// The process of the server whose transaction has locked the row of a job.
+const ROW_HOLDER: &str = "\
+    SELECT l.pid FROM bgworker.job AS j JOIN pg_catalog.pg_locks AS l ON l.transactionid OPERATOR(pg_catalog.=) j.xmax \
+    WHERE j.name OPERATOR(pg_catalog.=) $1 AND l.locktype OPERATOR(pg_catalog.=) 'transactionid' AND l.granted";
+
+/// The process of the server whose session has a job's advisory lock.
+const LOCK_HOLDER: &str = "\
+    SELECT l.pid FROM pg_catalog.pg_locks AS l WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
+    AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database AS d \
+    WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+    AND l.classid::pg_catalog.int8 OPERATOR(pg_catalog.=) 1651994417 AND l.objsubid OPERATOR(pg_catalog.=) 2 \
+    AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) \
+    (pg_catalog.hashtext($1)::pg_catalog.int8 OPERATOR(pg_catalog.&) 4294967295)";
+
+/// Finds the process of the session that keeps a job from being run, as far as one can be found: a prepared transaction
+/// has none.
+pub(super) async fn holder(
+    session: &Session,
+    name: &str,
+    in_transaction: bool,
+) -> Result<Option<i32>, DatabaseError> {
+    let sql = if in_transaction {
+        ROW_HOLDER
+    } else {
+        LOCK_HOLDER
+    };
+    let looking = session.query(
+        "look for the session that has the job",
+        sql,
+        vec![text(name)],
+    );
+    Ok(looking.await?.first().and_then(|row| row.get(0)))
+}
+
 /// Declares what a job does, unless it is already declared that way.
 pub(super) async fn declare(
     session: &Session,

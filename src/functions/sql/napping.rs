@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::count;
 use super::due::SLEEP_MAX;
-use super::run::{Failure, RESET, Run};
+use super::run::{Failure, Run};
 use super::settings::Settings;
-use super::{CROWDED, FAILED_RUNS, RUNS, count};
+use super::{FAILED_RUNS, RUNS};
 use crate::context::JobState;
 use crate::database::DatabaseError;
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
@@ -28,8 +29,6 @@ pub(super) enum Untracked {
     },
     /// Its statements failed, for this reason, and were undone.
     Failed(String),
-    /// All connections for jobs are in use.
-    Crowded,
     /// The worker must stop.
     Interrupted,
 }
@@ -39,14 +38,11 @@ pub(super) enum Untracked {
 impl Run<'_> {
     /// Runs the statements in one transaction, and records nothing.
     pub(super) async fn run_untracked(&self) -> Result<Untracked, DatabaseError> {
-        let Some(job_connection) = self.job_connection().await? else {
-            return Ok(Untracked::Crowded);
-        };
+        let job_connection = self.job_connection().await?;
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
         let begun = Instant::now();
-        // The server decides what the transaction may do.
-        let begin = self.begin("");
+        let begin = self.begin(connection);
         connection.batch_execute("begin", &begin).await?;
         let _under_way = self.begin_run();
         let worked = self.work(connection, None).await;
@@ -56,8 +52,8 @@ impl Run<'_> {
         };
         let ran = match worked {
             Ok(rows) => {
-                let end = format!("{RESET}; COMMIT");
-                connection.batch_execute("end the run", &end).await?;
+                self.leave(connection, "").await?;
+                connection.batch_execute("commit the run", "COMMIT").await?;
                 job_connection.keep().await;
                 Untracked::Done {
                     rows,
@@ -131,7 +127,6 @@ impl Routine for Napping {
                 progress.is_able();
                 Outcome::Waits(why)
             }
-            Untracked::Crowded => Outcome::Busy(CROWDED),
             Untracked::Interrupted => Outcome::Done,
         })
     }

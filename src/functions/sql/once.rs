@@ -135,7 +135,7 @@ pub async fn once(
             return match run.run_untracked().await? {
                 Untracked::Done { rows, took } => Ok(OnceReport::of(rows, took)),
                 Untracked::Failed(why) => Err(OnceError::Failed(why)),
-                Untracked::Crowded | Untracked::Interrupted => Err(OnceError::Interrupted),
+                Untracked::Interrupted => Err(OnceError::Interrupted),
             };
         }
         let trusted = &database.settings().trusted_owners;
@@ -181,8 +181,9 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
     match ran {
         Ran::Done { rows, took, .. } => Ok(OnceReport::of(rows, took)),
         Ran::Failed { why, .. } => Err(OnceError::Failed(why)),
+        Ran::Lost(lost) | Ran::Conflicted(lost) => Err(OnceError::Failed(lost.failure.why)),
         Ran::Unmarked(why) => Err(OnceError::Failed(why.to_owned())),
-        Ran::Elsewhere | Ran::Crowded => Err(OnceError::Running),
+        Ran::Elsewhere => Err(OnceError::Running),
         Ran::Changed => Err(OnceError::Changed),
         Ran::Interrupted => Err(OnceError::Interrupted),
     }
@@ -215,7 +216,7 @@ async fn in_transaction(
     tick: Option<Timestamp>,
 ) -> Result<Ran, DatabaseError> {
     connection
-        .batch_execute("begin", &run.begin("READ WRITE"))
+        .batch_execute("begin", &run.begin(connection))
         .await?;
     let Some(taken) = job::take(connection, run.name).await? else {
         return Ok(Ran::Elsewhere);
@@ -253,7 +254,7 @@ async fn dry_run(
     tick: Option<Timestamp>,
 ) -> Result<OnceReport, OnceError> {
     connection
-        .batch_execute("begin", &run.begin("READ WRITE"))
+        .batch_execute("begin", &run.begin(connection))
         .await?;
     let now = job::clock(connection).await?;
     let tick = tick.unwrap_or(now);

@@ -12,21 +12,31 @@ use jiff::Timestamp;
 use tokio_postgres::types::Type;
 
 use super::due::{Due, due};
-use super::job::{self, Claimed};
-use super::run::{Failure, Ran, Run};
+use super::job::{self, Borrowed, Claimed};
+use super::run::{Failure, HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
 use super::tables::SEAL;
-use crate::database::{Connection, DatabaseError};
+use crate::database::{Connection, DatabaseError, OneLine};
 
 /// The key of a job's advisory lock: bgworker's class, and a hash of the name.
 const LOCK: &str = "1651994417, pg_catalog.hashtext($1)";
 
-/// Locks a job for this session, unless another session has it.
+/// Locks a job for this session, unless another session has it. The server ends the session, and so frees the lock, if
+/// the instance freezes; and, whatever its own setting, not because a statement takes long.
 pub(super) async fn lock(connection: &Connection, name: &str) -> Result<bool, DatabaseError> {
+    let bound = if connection.server_version() >= Some(HAS_TRANSACTION_TIMEOUT) {
+        "SET idle_session_timeout = '10s'; SET transaction_timeout = 0"
+    } else {
+        "SET idle_session_timeout = '10s'"
+    };
     let sql = format!("SELECT pg_catalog.pg_try_advisory_lock({LOCK})");
-    let rows = connection
-        .query("lock the job", &sql, &[(&name, Type::TEXT)])
-        .await?;
-    Ok(rows.first().is_some_and(|row| row.get(0)))
+    let parameters: [Borrowed<'_>; 1] = [(&name, Type::TEXT)];
+    // Both are sent at once.
+    let (bound, locked) = tokio::join!(
+        connection.batch_execute("bound the session", bound),
+        connection.query("lock the job", &sql, &parameters)
+    );
+    bound?;
+    Ok(locked?.first().is_some_and(|row| row.get(0)))
 }
 
 /// `true` if this session still has the job's lock.
@@ -93,11 +103,9 @@ impl Run<'_> {
             return Ok(Ran::Changed);
         }
         if claimed.row.running_since.is_some() {
-            let why = "interrupted: the instance or its server went away while it ran".to_owned();
-            let failure = Failure { why, error: None };
-            return self
-                .mark_outside(connection, claimed, tick, Err(failure))
-                .await;
+            let why = "interrupted: the instance or its server went away while it ran";
+            let failure = Err(Failure::without_error(why));
+            return self.mark_outside(connection, claimed, tick, failure).await;
         }
         begin_outside(connection, name).await?;
         self.work_outside(connection, claimed, tick).await
@@ -136,21 +144,20 @@ impl Run<'_> {
         worked: Result<u64, Failure>,
     ) -> Result<Ran, DatabaseError> {
         let name = self.name;
-        let reset = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; BEGIN";
-        connection.batch_execute("mark the tick", reset).await?;
+        let bounds = bounds(connection);
+        let reset = format!("RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; BEGIN; {bounds}");
+        connection.batch_execute("mark the tick", &reset).await?;
         let worked = if is_locked(connection, name).await? {
             worked
         } else {
             let why =
                 "a statement gave the lock away that keeps other instances from running the job";
-            Err(Failure {
-                why: why.to_owned(),
-                error: None,
-            })
+            Err(Failure::without_error(why))
         };
         let worked = match worked {
             Err(mut failure) => {
                 if let Some(indexes) = invalid_indexes(connection).await? {
+                    let indexes = OneLine(&indexes);
                     failure.why += &format!("; indexes that are not valid: {indexes}");
                 }
                 Err(failure)
@@ -161,6 +168,6 @@ impl Run<'_> {
         if !self.are_as_looked_at(&claimed) {
             return Ok(Ran::Changed);
         }
-        self.settle(connection, &claimed, tick, worked).await
+        self.settle(connection, &claimed, tick, &worked).await
     }
 }

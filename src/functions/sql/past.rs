@@ -106,7 +106,7 @@ impl Past {
     pub(super) fn state(&self, row: &JobRow) -> (JobState, Option<&Ended>) {
         let state = |how| match how {
             How::GivenUp => JobState::GivenUp,
-            How::Failed if row.attempt > 0 => JobState::Failing,
+            How::Failed if row.attempt > 0 || row.retry_at.is_some() => JobState::Failing,
             How::Failed | How::Done => JobState::Idle,
         };
         match &self.last {
@@ -131,7 +131,7 @@ pub(super) async fn ask(session: &Session, name: &str) -> Result<Found, Database
         let last = Ended {
             how: match row.get(0) {
                 "given up" => How::GivenUp,
-                "failed" => How::Failed,
+                "failed" | mark::LOST => How::Failed,
                 _ => How::Done,
             },
             at: time(row.get(2))?,

@@ -13,14 +13,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::due::{Due, attempts, done_with, due};
+use super::CROWDED;
+use super::due::{Due, OVERDUE_AFTER, attempts, done_with, due};
 use super::job::{self, Claimed, Look};
 use super::mark::{self, Mark};
 use super::settings::{Job, Settings};
-use crate::context::{Progress, RunUnderWay, WorkerContext};
+use crate::context::{JobState, Progress, RunUnderWay, WorkerContext};
 use crate::database::{
-    Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict,
-    is_for_no_transaction,
+    Connection, Database, DatabaseError, ErrorClass, JobConnection, ServerLife, SessionEnd,
+    is_conflict, is_stale,
 };
 use crate::functions::beside::Beside;
 use crate::functions::quote::literal;
@@ -28,14 +29,19 @@ use crate::functions::session::ConnectionKind;
 use crate::latch::Latch;
 
 /// How often statements that conflicted with another transaction are run again at once.
-const CONFLICTS_MAX: u32 = 3;
+pub(super) const CONFLICTS_MAX: u32 = 3;
 
-/// How much later than the server bgworker gives up on a statement.
-const SLACK: Duration = Duration::from_secs(1);
-
-/// Undoes what a statement may have left in a session that a pooler hands to other clients after the commit.
-pub(super) const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; \
+/// Undoes what a statement may have left in a session that a pooler hands to other clients after the commit, but for
+/// what it has prepared.
+const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
+
+/// The names of what statements have prepared, which may stand beside what a pooler has prepared for its clients.
+const PREPARED: &str = "SELECT pg_catalog.quote_ident(p.name) AS prepared FROM pg_catalog.pg_prepared_statements AS p \
+    WHERE p.from_sql";
+
+/// The version of the server from which on it can end transactions that take too long, however busy they are.
+pub(super) const HAS_TRANSACTION_TIMEOUT: u32 = 17;
 
 /// One run.
 pub(super) struct Run<'r> {
@@ -72,14 +78,28 @@ pub(super) enum Ran {
     },
     /// Its effects could not be marked, for this reason, and may be committed: it must not be run again at once.
     Unmarked(&'static str),
+    /// The session ended before the run was marked: what became of it is to be recorded.
+    Lost(Box<Lost>),
+    /// It conflicted with another transaction, and needs a new snapshot to be run again.
+    Conflicted(Box<Lost>),
     /// Another session has or had the tick, or it is no longer due. Nothing was done.
     Elsewhere,
     /// The tables of jobs are no longer as they were when they were looked at. Nothing was marked.
     Changed,
-    /// All connections for jobs are in use. Nothing was done.
-    Crowded,
     /// The worker must stop, and the tick is still due.
     Interrupted,
+}
+
+/// A run whose session ended before it was marked.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) claimed: Claimed,
+    pub(super) tick: Timestamp,
+    /// How long it ran.
+    pub(super) took: Duration,
+    pub(super) failure: Failure,
+    /// The server's life when the run began, if the server says.
+    pub(super) life: Option<ServerLife>,
 }
 
 /// Why the statements did not complete.
@@ -88,15 +108,18 @@ pub(super) struct Failure {
     pub(super) why: String,
     /// The error behind it, if there is one.
     pub(super) error: Option<DatabaseError>,
+    /// `true` if a statement of the job did not end within the time of the run, though the server was to cancel it.
+    pub(super) ran_over: bool,
 }
 
-/// SQL that keeps or undoes what the statements did, and resets the session.
-pub(super) fn end(worked: &Result<u64, Failure>) -> String {
-    let settled = match worked {
-        Ok(_) => "RELEASE SAVEPOINT run",
-        Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run",
-    };
-    format!("{settled}; {RESET}")
+/// SQL that bounds a transaction: the server ends it if the instance freezes, and, whatever its own setting, not because
+/// it takes long.
+pub(super) fn bounds(connection: &Connection) -> &'static str {
+    if connection.server_version() >= Some(HAS_TRANSACTION_TIMEOUT) {
+        "SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL transaction_timeout = 0"
+    } else {
+        "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+    }
 }
 
 // === impl Run ===
@@ -137,17 +160,18 @@ impl<'r> Run<'r> {
 
     /// Runs the tick that is due, if this instance gets it.
     pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
-        let Some(job_connection) = self.job_connection().await? else {
-            return Ok(Ran::Crowded);
-        };
+        let job_connection = self.job_connection().await?;
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
-        let ran = if self.settings.transaction {
+        let mut ran = if self.settings.transaction {
             self.claim_and_run(connection, tick).await
         } else {
             self.run_outside(connection).await
         };
         drop(at_work);
+        if let Ok(Ran::Lost(lost)) = &mut ran {
+            lost.life = job_connection.server_life().cloned();
+        }
         match ran {
             // No transaction is in progress, and the session was reset.
             Ok(Ran::Done { .. } | Ran::Elsewhere) if self.settings.transaction => {
@@ -158,39 +182,112 @@ impl<'r> Run<'r> {
         ran
     }
 
-    /// Waits for the job's turn, and returns a connection to run on. `None` if the turn does not come.
-    pub(super) async fn job_connection(&self) -> Result<Option<JobConnection<'_>>, DatabaseError> {
+    /// Waits for the job's turn, and returns a connection to run on.
+    pub(super) async fn job_connection(&self) -> Result<JobConnection<'_>, DatabaseError> {
         let dbname = self.settings.database.as_deref();
         let counts = self.settings.connection == ConnectionKind::Home;
+        let begin = Instant::now();
+        let waits = |place| self.reports_wait(begin, place);
         self.database
-            .job_connection(self.name, dbname, counts)
+            .job_connection(self.name, dbname, counts, waits)
             .await
     }
 
-    /// SQL that begins the transaction of a run. The server ends the transaction if the instance freezes.
-    pub(super) fn begin(&self, access: &str) -> String {
+    /// Reports that the run waits for a connection, which is nothing that this instance is unable to do.
+    fn reports_wait(&self, begin: Instant, place: usize) {
+        let is_overdue = begin.elapsed() > self.settings.timeout.max(OVERDUE_AFTER);
+        let state = if is_overdue {
+            JobState::Overdue
+        } else {
+            JobState::Waiting
+        };
+        let why = format!("waits for a connection, place {place} in the queue: {CROWDED}");
+        self.progress.job(state, begin, Some(why.into()));
+        self.progress.is_able();
+    }
+
+    /// SQL that begins the transaction of a run. Whether it may write is the database's to say: one that was made
+    /// read-only is not written to.
+    pub(super) fn begin(&self, connection: &Connection) -> String {
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED {access}; SET LOCAL application_name = {}; \
-             SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL statement_timeout = {}",
+            "BEGIN ISOLATION LEVEL {}; SET LOCAL application_name = {}; {}; \
+             SET LOCAL statement_timeout = {}",
+            self.settings.isolation.sql(),
             literal(self.name),
+            bounds(connection),
             self.settings.timeout.as_millis()
         )
     }
 
+    /// Keeps or undoes what the statements did, by this SQL, and resets the session. The transaction stays bounded.
+    pub(super) async fn leave(
+        &self,
+        connection: &Connection,
+        settled: &str,
+    ) -> Result<(), DatabaseError> {
+        let (doing, bounds) = ("end the run", bounds(connection));
+        if self.has_session() {
+            let leave = format!("{settled}{RESET}; DEALLOCATE ALL; {bounds}");
+            return connection.batch_execute(doing, &leave).await;
+        }
+        let leave = format!("{settled}{RESET}; {bounds}; {PREPARED}");
+        let rows = connection.simple_query(doing, &leave).await?;
+        let prepared = rows.iter().filter_map(|row| row.try_get("prepared").ok()?);
+        let deallocate: String = prepared.map(|name| format!("DEALLOCATE {name};")).collect();
+        if deallocate.is_empty() {
+            return Ok(());
+        }
+        connection.batch_execute(doing, &deallocate).await
+    }
+
+    /// `true` if the session is the run's alone, and not one that a pooler hands out for each transaction.
+    fn has_session(&self) -> bool {
+        self.database.settings().prepare
+    }
+
+    /// Claims the tick and runs it; again if it conflicts with another transaction and needs a new snapshot. The last of
+    /// these conflicts is a failure, to be recorded like a lost run, since its transaction can no longer be committed.
     async fn claim_and_run(
         &self,
         connection: &Connection,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
+        let mut conflicts = 0;
+        loop {
+            let lost = match self.claim_and_run_once(connection, tick).await {
+                Ok(Ran::Conflicted(lost)) => lost,
+                ran => return ran,
+            };
+            connection.batch_execute("undo the run", "ROLLBACK").await?;
+            if self.latch.is_stop_requested() {
+                return Ok(Ran::Interrupted);
+            }
+            if conflicts == CONFLICTS_MAX {
+                return Ok(Ran::Lost(lost));
+            }
+            conflicts += 1;
+        }
+    }
+
+    async fn claim_and_run_once(
+        &self,
+        connection: &Connection,
+        tick: Timestamp,
+    ) -> Result<Ran, DatabaseError> {
         let declared = self.job.declared.as_str();
-        let begin = self.begin("READ WRITE");
+        let begin = self.begin(connection);
         // Both are sent at once.
         let (begun, claimed) = tokio::join!(
             connection.batch_execute("begin", &begin),
             job::claim(connection, self.name, declared, tick)
         );
         begun?;
-        if let Some(claimed) = claimed? {
+        let claimed = match claimed {
+            // Another session had it after the snapshot of this transaction.
+            Err(error) if error.sqlstate().is_some_and(is_stale) => None,
+            claimed => claimed?,
+        };
+        if let Some(claimed) = claimed {
             if !self.are_as_looked_at(&claimed) {
                 return Ok(Ran::Changed);
             }
@@ -219,20 +316,68 @@ impl<'r> Run<'r> {
     ) -> Result<Ran, DatabaseError> {
         let _under_way = self.begin_run();
         let worked = self.work_through_conflicts(connection, claimed, tick).await;
-        let worked = match self.unless_cut_short(worked) {
-            ControlFlow::Continue(worked) => worked,
-            ControlFlow::Break(end) => return end,
-        };
-        let end = end(&worked);
-        // Sent together with the mark and COMMIT.
-        let (ended, ran) = tokio::join!(
-            connection.batch_execute("end the run", &end),
-            self.settle(connection, claimed, tick, worked)
-        );
-        match ran {
-            Ok(Ran::Unmarked(_)) => ran,
-            _ => ended.and(ran),
+        if self.is_interrupted(&worked) {
+            return Ok(Ran::Interrupted);
         }
+        let lost = |failure| {
+            Box::new(Lost {
+                claimed: claimed.clone(),
+                tick,
+                took: claimed.at.elapsed(),
+                failure,
+                life: None,
+            })
+        };
+        let worked = match worked {
+            Err(failure) if failure.is_away() => return Ok(Ran::Lost(lost(failure))),
+            Err(failure) if self.needs_a_new_snapshot(failure.sqlstate()) => {
+                return Ok(Ran::Conflicted(lost(failure)));
+            }
+            worked => worked,
+        };
+        let settled = match worked {
+            Ok(_) => "RELEASE SAVEPOINT run; ",
+            Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run; ",
+        };
+        let left = self.leave(connection, settled);
+        let settling = self.settle(connection, claimed, tick, &worked);
+        let (left, ran) = if self.has_session() {
+            // Sent together.
+            tokio::join!(left, settling)
+        } else {
+            // What is left must be known before the commit.
+            (left.await, settling.await)
+        };
+        let ran = match ran {
+            Ok(Ran::Unmarked(_)) => return ran,
+            _ => left.and(ran),
+        };
+        match ran {
+            Err(error) if error.class() == ErrorClass::Away => {
+                let failure = worked.err().unwrap_or_else(|| Failure::of(error));
+                Ok(Ran::Lost(lost(failure)))
+            }
+            Err(error) if self.needs_a_new_snapshot(error.sqlstate()) => {
+                Ok(Ran::Conflicted(lost(Failure::of(error))))
+            }
+            ran => ran,
+        }
+    }
+
+    /// `true` for a conflict in a transaction that keeps its snapshot: to run the statements again in it is useless.
+    fn needs_a_new_snapshot(&self, sqlstate: Option<&str>) -> bool {
+        self.settings.isolation.has_one_snapshot() && sqlstate.is_some_and(is_conflict)
+    }
+
+    /// `true` if a stop was requested, and has cancelled the statements or ended their session.
+    fn is_interrupted(&self, worked: &Result<u64, Failure>) -> bool {
+        let error = worked
+            .as_ref()
+            .err()
+            .and_then(|failure| failure.error.as_ref());
+        let class = error.map(DatabaseError::class);
+        let is_cut_short = matches!(class, Some(ErrorClass::Away | ErrorClass::Cancelled));
+        is_cut_short && self.latch.is_stop_requested()
     }
 
     /// Passes on the result of the statements, unless a stop was requested and cancelled them, or the connection is
@@ -241,19 +386,13 @@ impl<'r> Run<'r> {
         &self,
         worked: Result<u64, Failure>,
     ) -> ControlFlow<Result<Ran, DatabaseError>, Result<u64, Failure>> {
+        if self.is_interrupted(&worked) {
+            return ControlFlow::Break(Ok(Ran::Interrupted));
+        }
         match worked {
-            Err(Failure {
-                error: Some(error),
-                why,
-            }) => match error.class() {
-                ErrorClass::Away => ControlFlow::Break(Err(error)),
-                ErrorClass::Cancelled if self.latch.is_stop_requested() => {
-                    ControlFlow::Break(Ok(Ran::Interrupted))
-                }
-                _ => ControlFlow::Continue(Err(Failure {
-                    why,
-                    error: Some(error),
-                })),
+            Err(failure) if failure.is_away() => match failure.error {
+                Some(error) => ControlFlow::Break(Err(error)),
+                None => ControlFlow::Continue(Err(failure)),
             },
             worked => ControlFlow::Continue(worked),
         }
@@ -265,7 +404,7 @@ impl<'r> Run<'r> {
         connection: &Connection,
         claimed: &Claimed,
         tick: Timestamp,
-        worked: Result<u64, Failure>,
+        worked: &Result<u64, Failure>,
     ) -> Result<Ran, DatabaseError> {
         let took = claimed.at.elapsed();
         let ended = claimed.now.checked_add(took).unwrap_or(claimed.now);
@@ -282,17 +421,21 @@ impl<'r> Run<'r> {
         marked.and(committed)?;
         let after = mark.look_after(&claimed.row, ended);
         Ok(match worked {
-            Ok(rows) => Ran::Done { rows, took, after },
+            Ok(rows) => Ran::Done {
+                rows: *rows,
+                took,
+                after,
+            },
             Err(Failure { why, .. }) => Ran::Failed {
-                why,
-                is_given_up: mark.attempt == 0,
+                why: why.clone(),
+                is_given_up: mark.retry_in.is_none(),
                 after,
             },
         })
     }
 
     /// The mark of a run.
-    fn mark(
+    pub(super) fn mark(
         &self,
         claimed: &Claimed,
         tick: Timestamp,
@@ -325,120 +468,40 @@ impl<'r> Run<'r> {
             message: worked.err().map(|failure| failure.why.clone()),
         }
     }
-
-    /// Runs the statements, and then the constraints that they deferred; again if they conflicted with another
-    /// transaction.
-    pub(super) async fn work_through_conflicts(
-        &self,
-        connection: &Connection,
-        claimed: &Claimed,
-        tick: Timestamp,
-    ) -> Result<u64, Failure> {
-        // The tick is set before the savepoint, so that going back to the savepoint keeps it.
-        let mut before = format!(
-            "SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
-             pg_catalog.set_config('bgworker.previous_tick', '{}', true); SAVEPOINT run",
-            claimed.row.last_done
-        );
-        let mut conflicts = 0;
-        loop {
-            // Sent together with the first statement.
-            let (begun, worked) = tokio::join!(
-                connection.batch_execute("begin the run", &before),
-                self.work(connection, Some("SET CONSTRAINTS ALL IMMEDIATE"))
-            );
-            begun.map_err(Failure::of)?;
-            let failed = worked.as_ref().err().and_then(Failure::sqlstate);
-            if conflicts == CONFLICTS_MAX || !failed.is_some_and(is_conflict) {
-                return worked;
-            }
-            conflicts += 1;
-            "ROLLBACK TO SAVEPOINT run".clone_into(&mut before);
-        }
-    }
-
-    /// Runs the statements one by one, and returns the number of rows written. `then` is sent together with the last
-    /// one.
-    pub(super) async fn work(
-        &self,
-        connection: &Connection,
-        then: Option<&str>,
-    ) -> Result<u64, Failure> {
-        let begin = Instant::now();
-        let mut written = 0_u64;
-        let last = self.job.statements.len().saturating_sub(1);
-        for (index, statement) in self.job.statements.iter().enumerate() {
-            // The first statement has the whole timeout, which is already set.
-            let left = self.settings.timeout.saturating_sub(begin.elapsed());
-            let shorten = async {
-                match index {
-                    0 => Ok(()),
-                    _ => {
-                        let local = if self.settings.transaction {
-                            "LOCAL"
-                        } else {
-                            ""
-                        };
-                        let left = left.as_millis().max(1);
-                        let set = format!("SET {local} statement_timeout = {left}");
-                        connection.batch_execute("bound the run", &set).await
-                    }
-                }
-            };
-            let deadline = left + SLACK;
-            let running = connection.execute_within("run the job", &statement.sql, deadline);
-            let following = async {
-                match then.filter(|_| index == last) {
-                    // It may have to wait for the statement as well.
-                    Some(then) => {
-                        let deadline = 2 * deadline;
-                        let following = connection.execute_within("end the run", then, deadline);
-                        following.await.map(drop)
-                    }
-                    None => Ok(()),
-                }
-            };
-            let (shortened, ran, followed) = tokio::join!(shorten, running, following);
-            shortened.map_err(Failure::of)?;
-            let rows = ran.map_err(|error| self.failure(index, error))?;
-            followed.map_err(Failure::of)?;
-            if statement.writes_rows() {
-                written = written.saturating_add(rows);
-            }
-        }
-        Ok(written)
-    }
-
-    /// Says which statement failed, and why.
-    fn failure(&self, index: usize, error: DatabaseError) -> Failure {
-        let (number, statement) = (index + 1, &self.job.statements[index]);
-        let place = match error.position() {
-            Some(character) => {
-                let (line, character) = statement.place(character);
-                format!("line {line}, character {character}")
-            }
-            None => format!("line {}", statement.line),
-        };
-        let hint = match error.sqlstate() {
-            Some(code) if self.settings.transaction && is_for_no_transaction(code) => {
-                ": set \"transaction = false\""
-            }
-            _ => "",
-        };
-        Failure {
-            why: format!("statement {number} ({place}): {error}{hint}"),
-            error: Some(error),
-        }
-    }
 }
 
 // === impl Failure ===
 
 impl Failure {
-    fn of(error: DatabaseError) -> Self {
+    pub(super) fn of(error: DatabaseError) -> Self {
         Self {
             why: error.to_string(),
             error: Some(error),
+            ran_over: false,
+        }
+    }
+
+    /// A failure without an error of the database.
+    pub(super) fn without_error(why: impl Into<String>) -> Self {
+        Self {
+            why: why.into(),
+            error: None,
+            ran_over: false,
+        }
+    }
+
+    /// `true` if the connection or the server was lost.
+    pub(super) fn is_away(&self) -> bool {
+        let error = self.error.as_ref();
+        error.is_some_and(|error| error.class() == ErrorClass::Away)
+    }
+
+    /// What is known of the reason for which the session ended.
+    pub(super) fn session_end(&self) -> SessionEnd {
+        match &self.error {
+            _ if self.ran_over => SessionEnd::Terminated,
+            Some(error) => error.session_end(),
+            None => SessionEnd::Unrelated,
         }
     }
 

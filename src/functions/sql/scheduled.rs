@@ -9,23 +9,20 @@ use tracing::{error, warn};
 
 use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_for, next_tick};
 use super::job::{self, JobRow, Look};
+use super::lost::Losses;
 use super::past::{self, ASK_EVERY, Ended, How, Past};
 use super::run::{Ran, Run};
 use super::settings::{Job, Settings};
 use super::tables;
-use super::{CROWDED, FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
+use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
 use crate::context::{JobState, WorkerContext};
-use crate::database::{Database, DatabaseError};
+use crate::database::{Database, DatabaseError, ErrorClass, OneLine};
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
 
 /// How soon a job is looked at again if another session has its tick.
 const ELSEWHERE: Duration = Duration::from_secs(1);
-
-/// What is wrong if another session has a job for too long.
-const HELD: &str = "another session has had the row of the job in bgworker.job for longer than a run may take: \
-    look for it in pg_stat_activity";
 
 /// The base of the waits after errors.
 const NAPTIME: Duration = Duration::from_secs(10);
@@ -53,6 +50,7 @@ pub(super) struct Lasting {
     is_declared: AtomicBool,
     /// What is known of the job's last runs.
     past: Mutex<Past>,
+    losses: Losses,
 }
 
 /// What the last cycle saw of the job, and so which look is new enough for the next one.
@@ -204,7 +202,7 @@ impl Scheduled {
         job: &Job,
     ) -> Result<Outcome, DatabaseError> {
         self.learn(session, context, row, now).await?;
-        let by = &row.declared_by;
+        let by = OneLine(&row.declared_by);
         let mut why = format!(
             "the job is declared differently by {by}: this instance stands by. Give both the same configuration, or \
              restart this one to declare it again: the last declaration wins"
@@ -223,9 +221,56 @@ impl Scheduled {
         Ok(Outcome::Held(why))
     }
 
+    /// The outcome of a look that found another session to keep the job from being run.
+    async fn elsewhere(
+        &mut self,
+        session: &Session,
+        run: &Run<'_>,
+        context: &WorkerContext,
+        row: &JobRow,
+    ) -> Result<Outcome, DatabaseError> {
+        let (now, progress) = (Instant::now(), context.progress());
+        let found = self.elsewhere.found(row, now);
+        if found <= run.settings.longest_run() {
+            progress.job(JobState::Waiting, now, None);
+            return Ok(Outcome::Pending(ELSEWHERE));
+        }
+        let in_transaction = run.settings.transaction;
+        let holder = job::holder(session, context.name(), in_transaction).await?;
+        let why = is_held(holder, in_transaction);
+        let since = now.checked_sub(found).unwrap_or(now);
+        progress.job(JobState::Overdue, since, Some(why.as_str().into()));
+        Ok(Outcome::Held(why))
+    }
+
+    /// Records a run whose session had ended, before the job is run again. `None` if there is none to record.
+    async fn record_lost(
+        &mut self,
+        session: &Session,
+        run: &Run<'_>,
+        context: &WorkerContext,
+        row: &JobRow,
+    ) -> Result<Option<Outcome>, DatabaseError> {
+        let losses = &self.lasting.losses;
+        let Some(lost) = losses.unrecorded() else {
+            return Ok(None);
+        };
+        if !lost.is_unchanged(row) {
+            losses.forget();
+            return Ok(None);
+        }
+        if let Some(ran) = run.record(session, &lost, losses).await? {
+            return Ok(Some(self.ran(context, ran, lost.took)));
+        }
+        // Another session runs it now, or what is left of the one that ended; or the tables were changed.
+        self.seal = None;
+        Ok(Some(self.elsewhere(session, run, context, row).await?))
+    }
+
     /// Runs the tick that is due, and reports if it could not be begun for too long.
     async fn run_due(
         &mut self,
+        session: &Session,
         run: &Run<'_>,
         context: &WorkerContext,
         (row, now): (&JobRow, Timestamp),
@@ -234,53 +279,38 @@ impl Scheduled {
         let begin = Instant::now();
         // Boxed so that cycles that only look do not pay for its size.
         let ran = Box::pin(run.run(tick)).await;
-        let due_for = due_for(row, now, &run.job.schedule) + begin.elapsed();
-        let waits = |state: JobState, why: &str| {
-            let since = Instant::now().checked_sub(due_for).unwrap_or(begin);
-            context.progress().job(state, since, Some(why.into()));
-        };
+        if !matches!(ran, Ok(Ran::Elsewhere)) {
+            self.elsewhere = Elsewhere::default();
+        }
         match &ran {
             Ok(Ran::Done { .. } | Ran::Failed { .. }) => {
                 let late = now.duration_since(tick).unsigned_abs();
                 context.progress().observe(LATENESS, late);
             }
-            Ok(Ran::Crowded) => {
-                // It waits for its turn, which is nothing that this instance is unable to do.
-                context.progress().is_able();
-                let is_overdue = due_for > run.settings.timeout.max(OVERDUE_AFTER);
-                let state = if is_overdue {
-                    JobState::Overdue
-                } else {
-                    JobState::Waiting
-                };
-                waits(state, CROWDED);
+            Ok(Ran::Elsewhere) => return self.elsewhere(session, run, context, row).await,
+            Ok(Ran::Lost(lost)) if lost.failure.is_away() => {
+                was_lost(context.name(), tick, &lost.failure.why);
             }
-            Ok(Ran::Elsewhere) => {
-                if self.elsewhere.found(row, Instant::now()) > run.settings.longest_run() {
-                    waits(JobState::Overdue, HELD);
-                    return Ok(Outcome::Held(HELD.to_owned()));
-                }
-                context.progress().job(JobState::Waiting, begin, None);
-            }
-            Ok(Ran::Unmarked(_) | Ran::Changed | Ran::Interrupted) => {}
+            Ok(
+                Ran::Lost(_)
+                | Ran::Conflicted(_)
+                | Ran::Unmarked(_)
+                | Ran::Changed
+                | Ran::Interrupted,
+            ) => {}
             Err(error) => {
                 let why = error.to_string();
                 if run.has_begun() && error.is_away() {
-                    let worker = context.name();
-                    warn!(
-                        worker,
-                        "{worker}: lost its run of the tick {tick}: what was not committed is undone, and the tick is \
-                         still due unless it was: {why}"
-                    );
+                    was_lost(context.name(), tick, &why);
                     context.progress().did_not(&*why, begin.elapsed());
                 }
+                let due_for = due_for(row, now, &run.job.schedule) + begin.elapsed();
                 if due_for >= OVERDUE_AFTER {
-                    waits(JobState::Overdue, &why);
+                    let since = Instant::now().checked_sub(due_for).unwrap_or(begin);
+                    let why = Some(why.into());
+                    context.progress().job(JobState::Overdue, since, why);
                 }
             }
-        }
-        if !matches!(ran, Ok(Ran::Elsewhere)) {
-            self.elsewhere = Elsewhere::default();
         }
         Ok(self.ran(context, ran?, begin.elapsed()))
     }
@@ -290,6 +320,7 @@ impl Scheduled {
         let (worker, progress) = (context.name(), context.progress());
         match ran {
             Ran::Done { rows, took, after } => {
+                self.lasting.losses.are_over();
                 count(worker, progress, rows, took);
                 self.keep(context, after, How::Done, String::new());
                 Outcome::Idle(Duration::ZERO)
@@ -323,7 +354,11 @@ impl Scheduled {
                 self.seal = None;
                 Outcome::Busy("the tables of jobs were changed, and are looked at again")
             }
-            Ran::Crowded => Outcome::Busy(CROWDED),
+            Ran::Lost(lost) | Ran::Conflicted(lost) => {
+                // It is recorded as soon as the server answers.
+                self.lasting.losses.add(*lost);
+                Outcome::Pending(Duration::ZERO)
+            }
             Ran::Elsewhere | Ran::Interrupted => Outcome::Pending(ELSEWHERE),
         }
     }
@@ -348,6 +383,28 @@ fn ago(time: Timestamp, now: Timestamp) -> Instant {
     here.checked_sub(age).unwrap_or(here)
 }
 
+/// Reports a run that was lost with its connection.
+fn was_lost(worker: &str, tick: Timestamp, why: &str) {
+    warn!(
+        worker,
+        "{worker}: lost its run of the tick {tick}: what was not committed is undone, and the tick is \
+         still due unless it was: {why}"
+    );
+}
+
+/// Says that another session keeps a job from being run.
+fn is_held(pid: Option<i32>, in_transaction: bool) -> String {
+    let what = if in_transaction {
+        "row of the job in bgworker.job"
+    } else {
+        "advisory lock of the job"
+    };
+    let whose = pid.map_or_else(String::new, |pid| format!(", pid {pid},"));
+    format!(
+        "another session{whose} has had the {what} for longer than a run may take: look for it in pg_stat_activity"
+    )
+}
+
 impl Routine for Scheduled {
     type Settings = Settings;
 
@@ -368,8 +425,13 @@ impl Routine for Scheduled {
         "its ticks".to_owned()
     }
 
-    fn advice(_: &DatabaseError) -> &'static str {
-        "what is due stays due"
+    fn advice(error: &DatabaseError) -> &'static str {
+        match error.class() {
+            ErrorClass::ReadOnly => {
+                "the database was made read-only for this role (default_transaction_read_only): what is due stays due"
+            }
+            _ => "what is due stays due",
+        }
     }
 
     async fn cycle(&mut self, turn: Turn<'_, Settings>) -> Result<Outcome, CycleError> {
@@ -404,6 +466,12 @@ impl Routine for Scheduled {
             self.seen = Seen::Idle(look.asked);
             return Ok(self.stands_by(session, context, seen, &job).await?);
         }
+        let Some(run) = Run::of(context, settings, &job, beside, &seal) else {
+            return Ok(Outcome::Busy("there is no database"));
+        };
+        if let Some(recorded) = self.record_lost(session, &run, context, row).await? {
+            return Ok(recorded);
+        }
         match due(row, look.now, &job.schedule, settings.missed) {
             Due::In(wait) => {
                 if wait == SLEEP_MAX {
@@ -423,15 +491,12 @@ impl Routine for Scheduled {
                 Ok(Outcome::Held(why))
             }
             Due::Now(tick) => {
-                let Some(run) = Run::of(context, settings, &job, beside, &seal) else {
-                    return Ok(Outcome::Busy("there is no database"));
-                };
                 if !settings.transaction && !run.database.settings().prepare {
                     let why = "\"transaction = false\" takes a lock of a session, which cannot be had behind a pooler \
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned()));
                 }
-                Ok(self.run_due(&run, context, seen, tick).await?)
+                Ok(self.run_due(session, &run, context, seen, tick).await?)
             }
         }
     }

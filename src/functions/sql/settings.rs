@@ -60,6 +60,9 @@ pub struct Settings {
     /// Whether its statements run in one transaction, committed together with the tick.
     #[serde(default = "Settings::unset_transaction")]
     pub transaction: bool,
+    /// The isolation level of that transaction.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// How long a run may take, all of its statements together.
     #[serde(
         serialize_with = "crate::keys::duration::serialize",
@@ -94,6 +97,22 @@ pub enum Missed {
     Skip,
     /// Each is run, the oldest first: at most the last 1,000.
     Each,
+}
+
+/// The isolation level of a run's transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Isolation {
+    /// Each statement finds what was committed before it.
+    #[default]
+    #[serde(rename = "read committed")]
+    ReadCommitted,
+    /// All statements find what was committed before the run.
+    #[serde(rename = "repeatable read")]
+    RepeatableRead,
+    /// The run is as if no other transaction ran at the same time.
+    #[serde(rename = "serializable")]
+    Serializable,
 }
 
 /// The job that settings describe.
@@ -136,6 +155,24 @@ fn attempts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D:
     Ok(u32::try_from(attempts).unwrap_or(u32::MAX))
 }
 
+// === impl Isolation ===
+
+impl Isolation {
+    /// The level in SQL.
+    pub(super) fn sql(self) -> &'static str {
+        match self {
+            Self::ReadCommitted => "READ COMMITTED",
+            Self::RepeatableRead => "REPEATABLE READ",
+            Self::Serializable => "SERIALIZABLE",
+        }
+    }
+
+    /// `true` if all statements of a transaction find the same snapshot.
+    pub(super) fn has_one_snapshot(self) -> bool {
+        self != Self::ReadCommitted
+    }
+}
+
 // === impl Settings ===
 
 impl Settings {
@@ -175,6 +212,7 @@ impl Settings {
         let mut mistakes = Vec::new();
         mistakes.extend(self.read_file());
         mistakes.extend(self.check_statements());
+        mistakes.extend(self.check_isolation());
         mistakes.extend(match worker.start_time {
             StartTime::PostmasterStart => {
                 let message = "a job uses the server: it can only start at \"recovery_finished\"";
@@ -218,10 +256,25 @@ impl Settings {
                 .is_none()
                 .then(|| mistake.hint("set one of them"));
         };
-        let statements = statements::split(sql).and_then(|split| statements::check(&split));
+        let statements =
+            statements::split(sql).and_then(|split| statements::check(&split, self.transaction));
         statements
             .err()
             .map(|error| Mistake::new(key, error.to_string()))
+    }
+
+    fn check_isolation(&self) -> Option<Mistake> {
+        let message = match self.isolation {
+            Isolation::ReadCommitted => return None,
+            _ if !self.transaction => {
+                "with \"transaction = false\" each statement is a transaction of its own"
+            }
+            Isolation::Serializable if self.naptime.is_some() => {
+                "a standby has no transactions that are serializable"
+            }
+            Isolation::RepeatableRead | Isolation::Serializable => return None,
+        };
+        Some(Mistake::new("isolation", message).hint("leave this out"))
     }
 
     /// Checks a job that may run on standbys.
@@ -289,7 +342,7 @@ impl Settings {
     pub(super) fn job(&self) -> Result<Job, Box<dyn std::error::Error + Send + Sync>> {
         let sql = self.sql.as_deref().unwrap_or_default();
         let statements = statements::split(sql)?;
-        statements::check(&statements)?;
+        statements::check(&statements, self.transaction)?;
         let when = format!("{:?} {:?} {}", self.every, self.cron, self.zone());
         Ok(Job {
             statements,

@@ -42,6 +42,28 @@ pub enum InvalidStatements {
         /// The word or words that it begins with.
         word: String,
     },
+    /// A statement would begin or end a transaction where each statement is one of its own.
+    #[error(
+        "line {line}: {word} cannot be run: with \"transaction = false\" each statement is a transaction of its own: \
+         leave it out, or use a procedure"
+    )]
+    EachItsOwn {
+        /// The line in which it begins, from 1.
+        line: usize,
+        /// The word or words that it begins with.
+        word: String,
+    },
+    /// A statement would exchange rows with the client, which has none and takes none.
+    #[error(
+        "line {line}: COPY {direction} exchanges rows with the client, and bgworker has none: name a file or a program of \
+         the server, or use INSERT"
+    )]
+    Copy {
+        /// The line in which it begins, from 1.
+        line: usize,
+        /// `FROM STDIN` or `TO STDOUT`.
+        direction: &'static str,
+    },
     /// The text contains NUL, which PostgreSQL accepts in no text.
     #[error("it must not contain NUL")]
     Nul,
@@ -92,18 +114,60 @@ pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
     Ok(statements)
 }
 
-/// Refuses statements that would take the transaction out of bgworker's hands.
-pub(crate) fn check(statements: &[Statement]) -> Result<(), InvalidStatements> {
+/// Refuses statements that would take the transaction out of bgworker's hands, and those that need a client with rows.
+pub(crate) fn check(
+    statements: &[Statement],
+    in_transaction: bool,
+) -> Result<(), InvalidStatements> {
     for Statement { sql, line } in statements {
         let mut words = words(sql).map(str::to_ascii_uppercase);
         let first = words.next().unwrap_or_default();
         let both = words.next().map(|second| format!("{first} {second}"));
         let is_one = |word: &String| TRANSACTION.contains(&&**word);
         if let Some(word) = Some(first).filter(is_one).or_else(|| both.filter(is_one)) {
-            return Err(InvalidStatements::Transaction { line: *line, word });
+            let line = *line;
+            return Err(if in_transaction {
+                InvalidStatements::Transaction { line, word }
+            } else {
+                InvalidStatements::EachItsOwn { line, word }
+            });
+        }
+        if let Some(direction) = copies_with_client(sql) {
+            let line = *line;
+            return Err(InvalidStatements::Copy { line, direction });
         }
     }
     Ok(())
+}
+
+/// How a statement copies rows from or to the client, if it does.
+fn copies_with_client(sql: &str) -> Option<&'static str> {
+    if !words(sql).next()?.eq_ignore_ascii_case("COPY") {
+        return None;
+    }
+    let mut scanner = Scanner::new(sql);
+    let (mut parentheses, mut from) = (0_usize, None);
+    while let Ok(Some(token)) = scanner.token() {
+        match token {
+            Token::Open => parentheses += 1,
+            Token::Close => parentheses = parentheses.saturating_sub(1),
+            Token::Word(word) if parentheses == 0 => {
+                let word = &sql[word];
+                let is = |other| word.eq_ignore_ascii_case(other);
+                if let Some(from) = from {
+                    let with_client = is("STDIN") || is("STDOUT");
+                    return with_client.then_some(if from { "FROM STDIN" } else { "TO STDOUT" });
+                }
+                if is("FROM") || is("TO") {
+                    from = Some(is("FROM"));
+                }
+            }
+            // A file.
+            Token::Other if parentheses == 0 && from.is_some() => return None,
+            Token::Word(_) | Token::Blank | Token::Semicolon | Token::Other => {}
+        }
+    }
+    None
 }
 
 /// The words that a statement begins with. Comments between them do not count.
@@ -152,6 +216,12 @@ impl Statement {
     pub(crate) fn writes_rows(&self) -> bool {
         let first = words(&self.sql).next().map(str::to_ascii_uppercase);
         first.is_some_and(|first| WRITES.contains(&&*first))
+    }
+
+    /// `true` if it changes a setting, such as one of the transaction.
+    pub(super) fn sets(&self) -> bool {
+        let first = words(&self.sql).next();
+        first.is_some_and(|first| first.eq_ignore_ascii_case("SET"))
     }
 }
 
@@ -406,7 +476,7 @@ mod tests {
             ("SELECT 1;\nROLLBACK TO SAVEPOINT s", "ROLLBACK"),
             ("SELECT 1;\nstart transaction", "START"),
         ] {
-            let refused = check(&split(text).unwrap()).unwrap_err();
+            let refused = check(&split(text).unwrap(), true).unwrap_err();
             let word = word.to_owned();
             assert_eq!(refused, InvalidStatements::Transaction { line: 2, word });
         }
@@ -416,7 +486,34 @@ mod tests {
             "\"commit\"",
             "(SELECT 1)",
         ] {
-            assert_eq!(check(&split(text).unwrap()), Ok(()), "{text}");
+            assert_eq!(check(&split(text).unwrap(), true), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_copy_from_or_to_the_client_is_refused_and_one_of_the_server_is_not() {
+        for (text, direction) in [
+            ("SELECT 1;\ncopy t from stdin", "FROM STDIN"),
+            (
+                "SELECT 1;\nCOPY s.t (a, b) FROM STDIN WITH (FORMAT csv)",
+                "FROM STDIN",
+            ),
+            (
+                "SELECT 1;\nCOPY (SELECT a FROM t) TO /* x */ stdout",
+                "TO STDOUT",
+            ),
+            ("SELECT 1;\nCOPY \"from\" TO STDOUT;", "TO STDOUT"),
+        ] {
+            let refused = check(&split(text).unwrap(), true).unwrap_err();
+            assert_eq!(refused, InvalidStatements::Copy { line: 2, direction });
+        }
+        for text in [
+            "COPY t FROM '/tmp/stdin'",
+            "COPY (SELECT stdin FROM stdout) TO PROGRAM 'cat'",
+            "COPY stdin FROM 'x' WITH (NULL 'stdin')",
+            "SELECT stdin FROM stdin",
+        ] {
+            assert_eq!(check(&split(text).unwrap(), true), Ok(()), "{text}");
         }
     }
 
