@@ -44,7 +44,8 @@ mod tests {
 
     #[test]
     fn what_comes_and_goes_is_reported_again_only_after_it_was_absent_for_a_while() {
-        let (begin, mut spell) = (Instant::now(), Spell::default());
+        let begin = tokio::time::Instant::now().into_std();
+        let mut spell = Spell::default();
         let mut seen_at = |seconds| spell.is_news(begin + Duration::from_secs(seconds));
         let seen = [0, 1, 200, 450, 751, 752, 1_052].map(&mut seen_at);
         assert_eq!(seen, [true, false, false, false, true, false, false]);

@@ -421,7 +421,7 @@ impl fmt::Display for OneLine<'_> {
             let escaped = c.is_control().then(|| c.escape_default());
             let length = escaped
                 .as_ref()
-                .map_or(c.len_utf8(), ExactSizeIterator::len);
+                .map_or_else(|| c.len_utf8(), ExactSizeIterator::len);
             let Some(rest) = left.checked_sub(length) else {
                 return write!(f, "… (cut, of {} bytes)", self.0.len());
             };
