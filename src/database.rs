@@ -21,6 +21,7 @@
 //!
 //! This is a façade: it must not hold the SQL of any worker.
 
+mod cancel;
 mod connect;
 mod connection;
 pub mod conninfo;
@@ -45,8 +46,9 @@ use std::sync::Arc;
 
 use tokio::sync::SemaphorePermit;
 
+pub use self::cancel::CancelToken;
 use self::connect::Sharing;
-pub use self::connection::{CancelToken, Connection, Statement};
+pub use self::connection::{Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
 #[cfg(feature = "config")]

@@ -16,9 +16,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_postgres::error::Severity;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
-use tracing::debug;
+use tokio_postgres::{AsyncMessage, Client, Row, SimpleQueryMessage, SimpleQueryRow};
 
+use super::cancel::CancelToken;
 use super::conninfo::Host;
 use super::error::{Cause, Report};
 use super::notices::Notices;
@@ -74,13 +74,6 @@ pub struct Statement(Form);
 enum Form {
     Prepared(tokio_postgres::Statement),
     Text(Arc<str>),
-}
-
-/// A handle to cancel what runs on a connection.
-#[derive(Clone)]
-pub struct CancelToken {
-    token: tokio_postgres::CancelToken,
-    tls: Option<tls::Connector>,
 }
 
 /// The client of a connection, and the task that drives it.
@@ -320,6 +313,7 @@ impl Connection {
     pub fn cancel_token(&self) -> CancelToken {
         CancelToken {
             token: self.cancel.clone(),
+            host: self.host.clone(),
             tls: self.tls.clone(),
         }
     }
@@ -474,31 +468,6 @@ impl Connection {
                 by: by.to_string(),
             },
         }
-    }
-}
-
-// === impl CancelToken ===
-
-impl CancelToken {
-    /// Asks the server to cancel what runs. The connection must not be used for another statement afterwards.
-    pub async fn cancel(&self) {
-        let cancelling = async {
-            match &self.tls {
-                Some(tls) => self.token.cancel_query(tls.clone()).await,
-                None => self.token.cancel_query(NoTls).await,
-            }
-        };
-        match tokio::time::timeout(GRACE, cancelling).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(error = %Cause(&error), "could not cancel a statement"),
-            Err(_) => debug!("could not cancel a statement within its deadline"),
-        }
-    }
-}
-
-impl fmt::Debug for CancelToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CancelToken").finish_non_exhaustive()
     }
 }
 

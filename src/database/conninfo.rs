@@ -11,8 +11,8 @@ pub(super) mod ssl;
 mod text;
 mod values;
 
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -445,6 +445,27 @@ impl Host {
             }
         }
         Ok(hosts)
+    }
+
+    /// The path of its Unix socket, if it has one. An abstract socket begins with NUL, where libpq has "@".
+    pub(super) fn socket_path(&self) -> Option<PathBuf> {
+        let name = self.name.as_ref().filter(|_| self.is_socket())?;
+        let directory = match name.strip_prefix('@') {
+            Some(name) => format!("\0{name}"),
+            None => name.clone(),
+        };
+        Some(Path::new(&directory).join(format!(".s.PGSQL.{}", self.port)))
+    }
+
+    /// Its address and port, once it is resolved.
+    pub(super) fn socket_address(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.address?, self.port))
+    }
+
+    /// The name that its certificate is compared with.
+    pub(super) fn tls_name(&self) -> String {
+        let address = || self.address.map(|address| address.to_string());
+        self.name.clone().or_else(address).unwrap_or_default()
     }
 
     /// Returns `true` if the host is the directory of a Unix socket, or an abstract socket.

@@ -13,7 +13,7 @@ use native_tls::{Certificate, Identity, TlsConnector};
 use postgres_native_tls::set_postgresql_alpn;
 use thiserror::Error;
 
-pub(super) use self::stream::Connector;
+pub(super) use self::stream::{Connector, Stream, ToHost};
 use super::conninfo::ssl::{Roots, SslMode, TlsSettings};
 use crate::regular_file;
 

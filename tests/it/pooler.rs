@@ -180,6 +180,30 @@ async fn a_run_that_takes_longer_than_the_pooler_allows_is_an_attempt() {
 }
 
 #[actix::test]
+async fn a_cancellation_over_a_silent_server_ends_no_pooler() {
+    let server = TestServer::start();
+    let mut pooler = Pooler::before(&server);
+    let db = TestDatabase::at(&server.conninfo()).await;
+    let plain = through(&pooler, false);
+    eventually("the pooler listens", async || {
+        plain.connect("test", None).await.is_ok()
+    })
+    .await;
+    let connection = plain.connect("test", None).await.unwrap();
+    let cancelled = async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        eventually("it sleeps", async || db.value::<i64>(sql).await == 1).await;
+        let frozen = server.freeze();
+        connection.cancel_token().cancel().await;
+        drop(frozen);
+    };
+    let sleeping = connection.query("sleep", "SELECT pg_sleep(30)", &[]);
+    let (slept, ()) = tokio::join!(sleeping, cancelled);
+    assert_eq!(slept.unwrap_err().sqlstate(), Some("57014"));
+    assert_eq!(pooler.child.try_wait().unwrap(), None);
+}
+
+#[actix::test]
 async fn a_job_that_a_pooler_leads_to_a_standby_waits_for_the_primary_and_goes_on_with_it() {
     let log = Log::capture();
     let primary = TestServer::start();

@@ -43,6 +43,14 @@ impl Connector {
     pub(super) fn new(connector: native_tls::TlsConnector) -> Self {
         Self(connector)
     }
+
+    /// The TLS side of connections to a host with this name.
+    pub(crate) fn to_host(&self, host: &str) -> ToHost {
+        ToHost {
+            connector: self.0.clone().into(),
+            host: host.to_owned(),
+        }
+    }
 }
 
 impl<S> MakeTlsConnect<S> for Connector
@@ -54,10 +62,7 @@ where
     type Error = native_tls::Error;
 
     fn make_tls_connect(&mut self, host: &str) -> Result<ToHost, native_tls::Error> {
-        Ok(ToHost {
-            connector: self.0.clone().into(),
-            host: host.to_owned(),
-        })
+        Ok(self.to_host(host))
     }
 }
 
