@@ -17,7 +17,9 @@ use tokio::time::Instant;
 
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
-pub(super) use self::layout::{CHANGED, COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, Layout};
+pub(super) use self::layout::{
+    CHANGED, COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE, Layout, hold,
+};
 pub(super) use self::pieces::{Fold, Found, blocks, blocks_of, count_blocks, number, took};
 pub(super) use self::statement::{
     Isolation, MISCOUNTED, Piece, Queue, bypass_row_security, comment, has_trigger, undo,
@@ -27,7 +29,7 @@ use super::relation::Relation;
 use super::runner::{CycleError, Outcome, Routine, Turn};
 use super::session::{Place, Session};
 use crate::context::WorkerContext;
-use crate::database::{DatabaseError, ErrorClass};
+use crate::database::{DatabaseError, ErrorClass, is_of_columns};
 
 /// The histogram of looks for deltas.
 const PROBE: &str = "probe";
@@ -223,8 +225,15 @@ impl<F: Folder> Routine for Folding<F> {
             context,
             ..
         } = turn;
-        let cycle = self.cycle.run(&mut self.folder, session, settings, context);
-        let found = cycle.await?;
+        let (cycle, folder) = (&mut self.cycle, &mut self.folder);
+        let found = match cycle.run(folder, session, settings, context).await {
+            Err(CycleError::Database(error)) if has_changed(&error) => {
+                cycle.forget();
+                // Rare, so boxed: other workers should not pay for its size.
+                Box::pin(cycle.run(folder, session, settings, context)).await?
+            }
+            found => found?,
+        };
         let at = At {
             session,
             settings,
@@ -253,4 +262,9 @@ impl<F: Folder> Routine for Folding<F> {
     fn forget(&mut self) {
         self.cycle.forget();
     }
+}
+
+/// `true` if a statement found that its tables are not what the worker knows of them: it looks at them again.
+fn has_changed(error: &DatabaseError) -> bool {
+    error.undone() == Some(CHANGED) || error.sqlstate().is_some_and(is_of_columns)
 }

@@ -9,9 +9,9 @@ use tracing::{info, warn};
 
 use super::large_table::LargeTable;
 use super::pieces::{Folds, Found, Pieces};
-use super::{At, CHANGED, Folder, PROBE};
+use super::{At, Folder, PROBE};
 use crate::context::WorkerContext;
-use crate::database::{DatabaseError, Tid, is_of_columns};
+use crate::database::Tid;
 use crate::functions::runner::CycleError;
 use crate::functions::session::{Probe, Session, looks_in_order};
 
@@ -107,26 +107,8 @@ impl<F: Folder> Cycle<F> {
         self.large.is_sweeping()
     }
 
-    /// Looks once, after the preparations that this needs, and folds if there is something to fold. If a fold finds
-    /// that its tables have changed, looks at them again, and at the queue once more.
+    /// Looks once, after the preparations that this needs, and folds if there is something to fold.
     pub(super) async fn run(
-        &mut self,
-        folder: &mut F,
-        session: &Session,
-        settings: &F::Settings,
-        context: &mut WorkerContext,
-    ) -> Result<Found<F::Folded>, CycleError> {
-        match self.look(folder, session, settings, context).await {
-            Err(CycleError::Database(error)) if has_changed(&error) => {
-                self.forget();
-                // Rare, so boxed: other workers should not pay for its size.
-                Box::pin(self.look(folder, session, settings, context)).await
-            }
-            found => found,
-        }
-    }
-
-    async fn look(
         &mut self,
         folder: &mut F,
         session: &Session,
@@ -258,9 +240,4 @@ impl<F: Folder> Cycle<F> {
             has_answered: false,
         })
     }
-}
-
-/// `true` if a statement found that its tables are not what the worker knows of them.
-fn has_changed(error: &DatabaseError) -> bool {
-    error.undone() == Some(CHANGED) || error.sqlstate().is_some_and(is_of_columns)
 }

@@ -2,7 +2,7 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::layout::CHANGED;
+use super::layout::{CHANGED, Layout};
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 use crate::functions::session::ProbeSql;
@@ -189,20 +189,20 @@ impl Queue {
     }
 
     /// A scalar that says why a fold must undo itself before it has done anything; NULL if it need not. `holds` is the
-    /// condition that the tables are what the worker knows of them.
+    /// condition that its tables are what the worker knows of them.
     ///
-    /// At one snapshot the deletion comes last, so a trigger on other `totals` would still find the deltas, and must not
+    /// At one snapshot the deletion comes last, so a trigger on other totals would still find the deltas, and must not
     /// exist either.
     pub(in crate::functions) fn obstacle(
-        &self,
         isolation: Isolation,
         holds: &str,
-        totals: Option<&Relation>,
+        tables: &[(&Relation, &Layout)],
     ) -> String {
         let is_plain = match isolation {
-            Isolation::RepeatableRead => std::iter::once(&self.relation)
-                .chain(totals)
-                .map(|table| format!(" WHEN {} THEN '{NOT_PLAIN}'", has_trigger(table)))
+            Isolation::RepeatableRead => tables
+                .iter()
+                .filter(|(_, layout)| !layout.is_bare)
+                .map(|(table, _)| format!(" WHEN {} THEN '{NOT_PLAIN}'", has_trigger(table)))
                 .collect(),
             Isolation::ReadCommitted => String::new(),
         };

@@ -1,7 +1,7 @@
 //! The SQL of a roll-up's folds: a shape in, statements out. Pure text.
 
 use super::shape::{Shape, Sum};
-use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, undo};
+use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, hold, undo};
 use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
@@ -172,6 +172,10 @@ impl Statements<'_> {
         };
         let queue = queue(self.queue);
         let holds = holds(self.queue, self.totals, self.shape);
+        let tables = [
+            (self.queue, &self.shape.queue),
+            (self.totals, &self.shape.totals),
+        ];
         format!(
             "mine AS MATERIALIZED (SELECT obstacle, \
              obstacle IS NULL AND pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, {}, {} AS deleted \
@@ -180,7 +184,7 @@ impl Statements<'_> {
             oid(self.queue),
             queue.unflushed(),
             queue.deleted(),
-            queue.obstacle(how.isolation(), &holds, Some(self.totals)),
+            Queue::obstacle(how.isolation(), &holds, &tables),
             oid(self.totals),
         )
     }
@@ -296,12 +300,18 @@ impl Statements<'_> {
     fn counted(&self, deltas: &str, how: How) -> String {
         let found = match how {
             How::Snapshot => "NULL::pg_catalog.int8".to_owned(),
-            How::Wait | How::Around => format!(
-                "CASE WHEN {IS_MY_TURN} AND ({} OR NOT EXISTS (SELECT FROM folded)) \
-                 THEN (SELECT pg_catalog.count(*) FROM ONLY {} AS q WHERE {deltas}) END",
-                has_trigger(self.queue),
-                self.queue.sql(),
-            ),
+            How::Wait | How::Around => {
+                let has_trigger = if self.shape.queue.is_bare {
+                    String::new()
+                } else {
+                    format!("{} OR ", has_trigger(self.queue))
+                };
+                format!(
+                    "CASE WHEN {IS_MY_TURN} AND ({has_trigger}NOT EXISTS (SELECT FROM folded)) \
+                     THEN (SELECT pg_catalog.count(*) FROM ONLY {} AS q WHERE {deltas}) END",
+                    self.queue.sql(),
+                )
+            }
         };
         format!(
             "counted AS MATERIALIZED (SELECT \
@@ -457,8 +467,8 @@ pub(super) fn holds(queue: &Relation, totals: &Relation, shape: &Shape) -> Strin
     let view = shape.view.map_or_else(String::new, |view| {
         format!(" AND EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {view}::pg_catalog.oid)")
     });
-    let (of_queue, of_totals) = (shape.queue.holds(queue), shape.totals.holds(totals));
-    format!("{of_queue} AND {of_totals}{view}")
+    let tables = hold(&[(queue, &shape.queue), (totals, &shape.totals)]);
+    format!("{tables}{view}")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 use super::settings::Settings;
 use super::shape::Number;
 use crate::database::{DatabaseError, Parameters};
-use crate::functions::folding::{COLUMN_VERSIONS, HAS_CHILDREN, Layout};
+use crate::functions::folding::{COLUMN_VERSIONS, HAS_CHILDREN, IS_BARE, Layout};
 use crate::functions::ownership::{self, Facts};
 use crate::functions::relation::Relation;
 use crate::functions::session::Session;
@@ -204,7 +204,7 @@ pub(super) async fn look(
     };
     let doing = "look for the tables";
     let sql = format!(
-        "{RELATIONS}, {COLUMN_VERSIONS}::pg_catalog.text AS layout, {HAS_CHILDREN} AS has_children, {} FROM {WANTED}",
+        "{RELATIONS}, {COLUMN_VERSIONS} AS layout, {IS_BARE} AS is_bare, {HAS_CHILDREN} AS has_children, {} FROM {WANTED}",
         ownership::columns()
     );
     let mut tables = Tables {
@@ -275,7 +275,8 @@ impl From<&Row> for Table {
             kind: row.get("kind"),
             oid: row.get("oid"),
             layout: Layout {
-                columns: row.get::<_, Option<String>>("layout").unwrap_or_default(),
+                columns: row.get::<_, Option<i64>>("layout").unwrap_or_default(),
+                is_bare: is("is_bare"),
                 has_children: is("has_children"),
             },
             row_security: is("row_security"),

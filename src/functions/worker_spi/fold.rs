@@ -14,7 +14,7 @@ use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::functions::folding::{
     At, Fold, Folded, Folder, Found, Isolation, MISCOUNTED, Piece, Queue, Terms, blocks, blocks_of,
-    count_blocks, number, took,
+    count_blocks, hold, number, took,
 };
 use crate::functions::relation::Relation;
 use crate::functions::runner::CycleError;
@@ -135,7 +135,7 @@ impl Folder for OneTotal {
     }
 
     fn holds(settings: &Settings, shape: &Shape) -> String {
-        shape.layout.holds(settings.table().relation())
+        hold(&[(settings.table().relation(), &shape.layout)])
     }
 
     fn with_null(settings: &Settings, shape: &Shape) -> Option<String> {

@@ -12,7 +12,7 @@ use super::table::Table;
 use super::unusable::UnusableTable;
 use crate::database::{DatabaseError, Parameters, is_made_already};
 use crate::functions::folding::{
-    COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, Layout, bypass_row_security,
+    COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE, Layout, bypass_row_security,
 };
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
@@ -155,7 +155,7 @@ async fn look_and_make(
     };
     let names = vec![name(table.schema()), name(table.name())];
     let look = format!(
-        "SELECT {COLUMN_VERSIONS}::pg_catalog.text AS columns, {HAS_CHILDREN} AS has_children, \
+        "SELECT {COLUMN_VERSIONS} AS columns, {IS_BARE} AS is_bare, {HAS_CHILDREN} AS has_children, \
          {HAS_RULES} AS has_rules, {LOOK}"
     );
     let rows = session.query("look for the table", &look, names).await?;
@@ -198,6 +198,7 @@ async fn check(
         may_be_null: !is("value_not_null"),
         layout: Layout {
             columns: row.get("columns"),
+            is_bare: is("is_bare"),
             has_children: is("has_children"),
         },
     })

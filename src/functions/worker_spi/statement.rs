@@ -4,7 +4,7 @@
 
 use super::shape::Shape;
 use super::table::Table;
-use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, undo};
+use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, hold, undo};
 use crate::functions::quote::identifier;
 
 // === impl Table ===
@@ -60,7 +60,7 @@ impl Table {
     ) -> String {
         let (table, queue) = (self.sql(), self.queue(shape));
         let deltas = format!("{} WHERE {}", queue.from(), queue.deltas(piece));
-        let holds = shape.layout.holds(self.relation());
+        let tables = [(self.relation(), &shape.layout)];
         format!(
             "{begin}WITH pending AS MATERIALIZED (SELECT obstacle, \
              obstacle IS NULL AND EXISTS (SELECT {deltas}) AS found, {deleted} AS deleted, {unflushed} \
@@ -83,11 +83,11 @@ impl Table {
              THEN '{SKIPPED}' ELSE '{NO_TOTAL}' END \
              ELSE (SELECT {outcome} FROM checked) END, {blocks}, {expects}{end}",
             begin = queue.begin(worker, isolation, None),
-            obstacle = queue.obstacle(isolation, &holds, None),
+            obstacle = Queue::obstacle(isolation, &hold(&tables), &tables),
             deleted = queue.deleted(),
             unflushed = queue.unflushed(),
             folded = folded(&deltas, isolation),
-            found = found(&queue, &deltas, isolation),
+            found = found(&queue, &deltas, shape, isolation),
             undo = undo("pending"),
             outcome = outcome(),
             blocks = queue.blocks(),
@@ -130,7 +130,7 @@ impl Table {
             worker = comment(worker),
             regclass = self.relation().regclass(),
             columns = COUNT_COLUMNS,
-            holds = shape.layout.holds(self.relation()),
+            holds = hold(&[(self.relation(), &shape.layout)]),
         )
     }
 
@@ -284,11 +284,16 @@ fn folded(deltas: &str, isolation: Isolation) -> String {
 }
 
 /// An expression for the number of these deltas that should have been deleted.
-fn found(queue: &Queue, deltas: &str, isolation: Isolation) -> String {
+fn found(queue: &Queue, deltas: &str, shape: &Shape, isolation: Isolation) -> String {
     let all = format!("(SELECT pg_catalog.count(*) {deltas})");
     match isolation {
         Isolation::RepeatableRead => "folded.rows".to_owned(),
         Isolation::ReadCommitted if queue.has_children => all,
+        Isolation::ReadCommitted if shape.layout.is_bare => {
+            format!(
+                "CASE WHEN folded.rows OPERATOR(pg_catalog.=) 0 THEN {all} ELSE folded.rows END"
+            )
+        }
         Isolation::ReadCommitted => format!(
             "CASE WHEN folded.rows OPERATOR(pg_catalog.=) 0 OR {} THEN {all} ELSE folded.rows END",
             has_trigger(&queue.relation),
