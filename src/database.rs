@@ -71,7 +71,9 @@ pub(crate) use self::sqlstate::{
     ErrorClass, is_made_already, is_of_a_row, is_of_columns, is_stale,
 };
 #[cfg(feature = "config")]
-pub(crate) use self::sqlstate::{SessionEnd, is_conflict, is_for_no_transaction, is_locked};
+pub(crate) use self::sqlstate::{
+    SessionEnd, is_conflict, is_for_no_transaction, is_locked, is_missing,
+};
 pub use self::tls::TlsError;
 
 /// A server, and the settings for talking to it. Clones share the server and its home connections.

@@ -270,7 +270,7 @@ impl ConnInfo {
         &self.hosts
     }
 
-    pub(super) fn options(&self) -> Option<&str> {
+    pub(crate) fn options(&self) -> Option<&str> {
         self.options.as_deref()
     }
 

@@ -128,6 +128,23 @@ pub struct Settings {
     pub prepare: bool,
     /// Roles whose tables are trusted, beside the role itself, superusers, and the owner of the database.
     pub trusted_owners: Vec<String>,
+    /// What the names of jobs in the database begin with.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "namespace"))]
+    pub namespace: Option<String>,
+}
+
+/// Reads a namespace. It stands before a slash, and identifiers have at most 63 bytes.
+#[cfg(feature = "config")]
+fn namespace<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let namespace = <String as serde::Deserialize>::deserialize(deserializer)?;
+    let is_plain = |c: char| !c.is_control() && c != '/';
+    if (1..=63).contains(&namespace.len()) && namespace.chars().all(is_plain) {
+        return Ok(Some(namespace));
+    }
+    let message = "it must have 1 to 63 bytes, without slashes and control characters";
+    Err(serde::de::Error::custom(message))
 }
 
 // === impl Server ===
@@ -263,6 +280,14 @@ impl Settings {
         self.trusted_owners = owners.into_iter().map(Into::into).collect();
         self
     }
+
+    /// Sets what the names of jobs in the database begin with, before a slash; nothing unless set. Instances that differ in it
+    /// have different jobs.
+    #[must_use]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = Some(namespace.into());
+        self
+    }
 }
 
 impl Default for Settings {
@@ -275,6 +300,7 @@ impl Default for Settings {
             jobs: 8,
             prepare: true,
             trusted_owners: Vec::new(),
+            namespace: None,
         }
     }
 }

@@ -231,6 +231,12 @@ pub(crate) fn is_conflict(code: &str) -> bool {
     is_stale(code) || code == "40P01"
 }
 
+/// Returns `true` if a table or its schema does not exist (`undefined_table`, `invalid_schema_name`).
+#[cfg(feature = "config")]
+pub(crate) fn is_missing(code: &str) -> bool {
+    matches!(code, "42P01" | "3F000")
+}
+
 /// Returns `true` if another session made the same thing at the same time (`duplicate_schema`, `duplicate_table`,
 /// `duplicate_object`, `unique_violation`).
 pub(crate) fn is_made_already(code: &str) -> bool {

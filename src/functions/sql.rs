@@ -15,6 +15,7 @@ mod run;
 mod scheduled;
 mod settings;
 mod statements;
+mod surroundings;
 mod tables;
 mod work;
 

@@ -45,7 +45,7 @@ async fn each_job_of_the_examples_does_what_it_says() {
         .execute(
             "CREATE TABLE orders (created_at timestamptz); \
              CREATE TABLE orders_by_hour (hour timestamptz PRIMARY KEY, orders bigint); \
-             INSERT INTO orders SELECT date_trunc('hour', now()) - n * '1 min'::interval FROM generate_series(1, 30) AS n",
+             INSERT INTO orders SELECT date_trunc('hour', now()) - n * '1 min'::interval FROM generate_series(21, 50) AS n",
         )
         .await;
     let name: String = reports.value("SELECT current_database()::text").await;

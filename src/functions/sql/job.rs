@@ -104,10 +104,10 @@ const LOOK_AT_ONE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
     j.running_since, j.attempt_tick, SEAL FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
 
-/// Declares a job. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
+/// Declares a job. A new one was last done at the moment of its declaration. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
 /// tick that follows the newest one of the new schedule.
 const DECLARE: &str = "\
-    INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) VALUES ($1, $2, $3, $4, $4) \
+    INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) VALUES ($1, $2, $3, $4, $5) \
     ON CONFLICT (name) DO UPDATE SET declared = excluded.declared, declared_by = excluded.declared_by, \
     attempt = 0, retry_at = NULL, running_since = NULL, last_tick = CASE \
     WHEN pg_catalog.split_part(j.declared, '-', 1) OPERATOR(pg_catalog.=) pg_catalog.split_part(excluded.declared, '-', 1) \
@@ -201,12 +201,28 @@ pub(super) async fn declare(
     declared: &str,
     declared_by: &str,
     newest: Timestamp,
+    now: Timestamp,
 ) -> Result<(), DatabaseError> {
-    let newest: Parameter = (Box::new(system_time(newest)), Type::TIMESTAMPTZ);
-    let parameters = vec![text(name), text(declared), text(declared_by), newest];
+    let time = |time| -> Parameter { (Box::new(system_time(time)), Type::TIMESTAMPTZ) };
+    let texts = [text(name), text(declared), text(declared_by)];
+    let parameters = texts.into_iter().chain([time(newest), time(now)]).collect();
     session
         .query("declare the job", DECLARE, parameters)
         .await?;
+    Ok(())
+}
+
+/// Writes which instance has declared a job, if it is declared this way.
+pub(super) async fn sign(
+    session: &Session,
+    name: &str,
+    declared: &str,
+    declared_by: &str,
+) -> Result<(), DatabaseError> {
+    let sql = "UPDATE bgworker.job AS j SET declared_by = $3 WHERE j.name OPERATOR(pg_catalog.=) $1 \
+               AND j.declared OPERATOR(pg_catalog.=) $2";
+    let parameters = vec![text(name), text(declared), text(declared_by)];
+    session.query("declare the job", sql, parameters).await?;
     Ok(())
 }
 

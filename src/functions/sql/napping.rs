@@ -102,7 +102,8 @@ impl Routine for Napping {
             beside,
             ..
         } = turn;
-        let job = settings.job().map_err(CycleError::Unusable)?;
+        let job = settings.job(context.name(), context.database());
+        let job = job.map_err(CycleError::Unusable)?;
         let Some(run) = Run::of(context, settings, &job, beside, "") else {
             return Ok(Outcome::Busy("there is no database"));
         };

@@ -14,6 +14,7 @@ use super::napping::Untracked;
 use super::outside::lock;
 use super::run::{Failure, Ran, Run};
 use super::settings::{Job, Settings};
+use super::surroundings;
 use super::tables::{self, TablesError};
 use crate::context::Progress;
 use crate::database::{Connection, Database, DatabaseError};
@@ -107,7 +108,7 @@ pub async fn once(
     once: Once,
     interrupted: impl Future<Output = ()>,
 ) -> Result<OnceReport, OnceError> {
-    let job = settings.job().map_err(OnceError::Job)?;
+    let job = settings.job(name, Some(database)).map_err(OnceError::Job)?;
     if once.dry_run && !settings.transaction {
         return Err(OnceError::NotUndone);
     }
@@ -116,7 +117,7 @@ pub async fn once(
     let at_work = beside.begin(connection.cancel_token());
     let progress = Progress::default();
     let run = Run {
-        name,
+        name: &job.name,
         latch: &latch,
         database,
         settings,
@@ -139,7 +140,7 @@ pub async fn once(
             };
         }
         let trusted = &database.settings().trusted_owners;
-        let seal = &see_to_row(&connection, name, &job, trusted).await?;
+        let seal = &see_to_row(&connection, database, &job, trusted).await?;
         let run = Run { seal, ..run };
         let ran = if settings.transaction {
             in_transaction(&run, &connection, once.tick).await?
@@ -192,7 +193,7 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
 /// Creates the tables if they are missing, and declares the job if it has no row: it begins with its next tick.
 async fn see_to_row(
     connection: &Rc<Connection>,
-    name: &str,
+    database: &Database,
     job: &Job,
     trusted: &[String],
 ) -> Result<String, OnceError> {
@@ -203,9 +204,11 @@ async fn see_to_row(
             TablesError::Database(error) => OnceError::Database(error),
             error => OnceError::Tables(Box::new(error)),
         })?;
-    let look = job::look(&session, name, Instant::now()).await?;
+    let look = job::look(&session, &job.name, Instant::now()).await?;
     if look.row.is_none() {
-        job.declare(&session, name, look.now).await?;
+        let own = surroundings::ask(&session, Some(database)).await?;
+        let by = surroundings::instance(&own);
+        job.declare(&session, &by, look.now).await?;
     }
     Ok(seal)
 }

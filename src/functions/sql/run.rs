@@ -134,7 +134,7 @@ impl<'r> Run<'r> {
         seal: &'r str,
     ) -> Option<Self> {
         Some(Self {
-            name: context.name(),
+            name: &job.name,
             latch: context.latch(),
             database: context.database()?,
             settings,

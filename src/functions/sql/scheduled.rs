@@ -1,7 +1,6 @@
 //! A job with ticks: looks at its row, sleeps until the next tick, and runs what is due.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,10 +12,11 @@ use super::lost::Losses;
 use super::past::{self, ASK_EVERY, Ended, How, Past};
 use super::run::{Ran, Run};
 use super::settings::{Job, Settings};
+use super::surroundings;
 use super::tables;
 use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
 use crate::context::{JobState, WorkerContext};
-use crate::database::{Database, DatabaseError, ErrorClass, OneLine};
+use crate::database::{Database, DatabaseError, ErrorClass, OneLine, is_missing};
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
@@ -37,6 +37,8 @@ pub(super) struct Scheduled {
     was_ready: bool,
     seen: Seen,
     elsewhere: Elsewhere,
+    /// What is wrong if an instance with other surroundings runs the job as well.
+    shared: Option<Arc<str>>,
 }
 
 /// The job's row when another session was found to have it, and since when that was found at each look.
@@ -46,8 +48,8 @@ struct Elsewhere(Option<(JobRow, Instant)>);
 /// What outlives an incarnation.
 #[derive(Debug, Default)]
 pub(super) struct Lasting {
-    /// `true` once this registration has declared the job: a restart does not declare it again.
-    is_declared: AtomicBool,
+    /// What this registration runs the job with, once it has declared the job: a restart does not declare it again.
+    declared_as: OnceLock<String>,
     /// What is known of the job's last runs.
     past: Mutex<Past>,
     losses: Losses,
@@ -97,15 +99,21 @@ impl Scheduled {
             was_ready: false,
             seen: Seen::Nothing,
             elsewhere: Elsewhere::default(),
+            shared: None,
         }
     }
 
     /// The job that the settings describe; computed when they change.
-    fn job(&mut self, settings: &Settings) -> Result<Arc<Job>, CycleError> {
+    fn job(
+        &mut self,
+        settings: &Settings,
+        context: &WorkerContext,
+    ) -> Result<Arc<Job>, CycleError> {
         match &self.job {
             Some((known, job)) if known == settings => Ok(Arc::clone(job)),
             _ => {
-                let job = Arc::new(settings.job().map_err(CycleError::Unusable)?);
+                let job = settings.job(context.name(), context.database());
+                let job = Arc::new(job.map_err(CycleError::Unusable)?);
                 self.job = Some((settings.clone(), Arc::clone(&job)));
                 Ok(job)
             }
@@ -119,17 +127,14 @@ impl Scheduled {
         context: &WorkerContext,
         job: &Job,
     ) -> Result<Look, DatabaseError> {
-        let name = context.name();
         let not_before = match std::mem::replace(&mut self.seen, Seen::Nothing) {
             Seen::AfterRun(look) => return Ok(look),
             Seen::Idle(asked) => asked + Duration::from_nanos(1),
             Seen::Nothing => Instant::now(),
         };
-        let mut look = job::look(session, name, not_before).await?;
-        if look.row.is_none() || !self.lasting.is_declared.load(Ordering::Relaxed) {
-            job.declare(session, name, look.now).await?;
-            self.lasting.is_declared.store(true, Ordering::Relaxed);
-            look = job::look(session, name, Instant::now()).await?;
+        let mut look = job::look(session, &job.name, not_before).await?;
+        if look.row.is_none() || self.lasting.declared_as.get().is_none() {
+            look = self.declare(session, context, job, look).await?;
         }
         // The look may be one that another worker made some time ago.
         let age = look.asked.elapsed();
@@ -137,13 +142,60 @@ impl Scheduled {
         Ok(look)
     }
 
+    /// Declares the job after this look, signs its row if it was already declared that way, and looks again.
+    async fn declare(
+        &self,
+        session: &Session,
+        context: &WorkerContext,
+        job: &Job,
+        look: Look,
+    ) -> Result<Look, DatabaseError> {
+        let (worker, known) = (context.name(), self.lasting.declared_as.get());
+        if known.is_some() {
+            warn!(
+                worker,
+                "{worker}: the row of the job in bgworker.job is gone, and with it which ticks were done: the job is \
+                 declared again, and begins with its next tick"
+            );
+        }
+        let own = match known {
+            Some(own) => own.clone(),
+            None => surroundings::ask(session, context.database()).await?,
+        };
+        let by = surroundings::instance(&own);
+        job.declare(session, &by, look.now).await?;
+        let looked = job::look(session, &job.name, Instant::now()).await?;
+        let theirs = looked.row.as_ref().map(|row| &*row.declared_by);
+        if let Some(theirs) = theirs.filter(|theirs| surroundings::of(theirs) != Some(&*own)) {
+            if let Some(difference) = surroundings::difference(theirs, &own) {
+                warn!(worker, "{worker}: {difference}");
+            }
+            job::sign(session, &job.name, &job.declared, &by).await?;
+        }
+        // A failure before this is tried again.
+        let _ = self.lasting.declared_as.set(own);
+        Ok(looked)
+    }
+
+    /// Notices whether another instance runs the job with other surroundings, and says so once.
+    fn notice(&mut self, context: &WorkerContext, row: &JobRow) {
+        let own = self.lasting.declared_as.get();
+        let difference = own.and_then(|own| surroundings::difference(&row.declared_by, own));
+        let difference = difference.map(Arc::<str>::from);
+        if let Some(difference) = difference.as_ref().filter(|_| difference != self.shared) {
+            let worker = context.name();
+            warn!(worker, "{worker}: {difference}");
+        }
+        self.shared = difference;
+    }
+
     /// Asks the history if it may say more than is known, but not too often. `true` if it is to be asked a little later.
     async fn learn(
         &self,
         session: &Session,
         context: &WorkerContext,
-        row: &JobRow,
-        now: Timestamp,
+        name: &str,
+        (row, now): (&JobRow, Timestamp),
     ) -> Result<bool, DatabaseError> {
         {
             let past = self.lasting.past();
@@ -155,7 +207,7 @@ impl Scheduled {
             }
         }
         let asked = Instant::now();
-        let found = past::ask(session, context.name()).await?;
+        let found = past::ask(session, name).await?;
         let mut past = self.lasting.past();
         past.learn(row, now, asked, found);
         if let Some(at) = past.done_at {
@@ -169,8 +221,10 @@ impl Scheduled {
         let past = self.lasting.past();
         let (state, last) = past.state(row);
         let since = last.map_or_else(Instant::now, |last| ago(last.at, now));
-        let why = last.filter(|_| state != JobState::Idle);
-        let why = why.map(|last| Arc::clone(&last.why));
+        let why = match state {
+            JobState::Idle => self.shared.clone(),
+            _ => last.map(|last| Arc::clone(&last.why)),
+        };
         context.progress().job(state, since, why);
         state
     }
@@ -181,11 +235,12 @@ impl Scheduled {
         &mut self,
         session: &Session,
         context: &WorkerContext,
+        name: &str,
         (row, now): (&JobRow, Timestamp),
         wait: Duration,
     ) -> Result<Outcome, DatabaseError> {
         self.elsewhere = Elsewhere::default();
-        let is_to_ask = self.learn(session, context, row, now).await?;
+        let is_to_ask = self.learn(session, context, name, (row, now)).await?;
         let wait = if is_to_ask { wait.min(ASK_EVERY) } else { wait };
         Ok(match self.report(context, row, now) {
             JobState::Idle => Outcome::Looked(wait),
@@ -201,7 +256,7 @@ impl Scheduled {
         (row, now): (&JobRow, Timestamp),
         job: &Job,
     ) -> Result<Outcome, DatabaseError> {
-        self.learn(session, context, row, now).await?;
+        self.learn(session, context, &job.name, (row, now)).await?;
         let by = OneLine(&row.declared_by);
         let mut why = format!(
             "the job is declared differently by {by}: this instance stands by. Give both the same configuration, or \
@@ -441,7 +496,7 @@ impl Routine for Scheduled {
             context,
             beside,
         } = turn;
-        let job = self.job(settings)?;
+        let job = self.job(settings, context)?;
         let seal = match &self.seal {
             Some(seal) => seal.clone(),
             None => {
@@ -451,7 +506,15 @@ impl Routine for Scheduled {
                 self.seal.insert(seal).clone()
             }
         };
-        let look = self.look(session, context, &job).await?;
+        let look = match self.look(session, context, &job).await {
+            Err(error) if error.sqlstate().is_some_and(is_missing) => {
+                self.forget();
+                return Ok(Outcome::Busy(
+                    "the tables of jobs are gone, and are made again",
+                ));
+            }
+            look => look?,
+        };
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();
         }
@@ -466,6 +529,7 @@ impl Routine for Scheduled {
             self.seen = Seen::Idle(look.asked);
             return Ok(self.stands_by(session, context, seen, &job).await?);
         }
+        self.notice(context, row);
         let Some(run) = Run::of(context, settings, &job, beside, &seal) else {
             return Ok(Outcome::Busy("there is no database"));
         };
@@ -477,14 +541,14 @@ impl Routine for Scheduled {
                 if wait == SLEEP_MAX {
                     self.seen = Seen::Idle(look.asked);
                 }
-                Ok(self.idle(session, context, seen, wait).await?)
+                Ok(self.idle(session, context, &job.name, seen, wait).await?)
             }
             Due::Ahead => {
                 let why = format!(
                     "its last tick, {}, is in the future: if the server's clock was wrong, UPDATE bgworker.job \
                      SET last_tick = now(), last_done = least(last_done, now()) WHERE name = '{}'",
                     row.last_tick,
-                    context.name().replace('\'', "''")
+                    job.name.replace('\'', "''")
                 );
                 let progress = context.progress();
                 progress.job(JobState::Overdue, Instant::now(), Some(why.as_str().into()));

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::job;
 use super::statements::{self, Statement};
 use crate::background_worker::{BackgroundWorker, Backoff, RestartTime, StartTime};
-use crate::database::DatabaseError;
+use crate::database::{Database, DatabaseError};
 use crate::functions::function::Mistake;
 use crate::functions::session::{ConnectionKind, Place, Session};
 use crate::regular_file;
@@ -118,6 +118,8 @@ pub enum Isolation {
 /// The job that settings describe.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
+    /// Its name in the database.
+    pub(super) name: String,
     pub(super) statements: Vec<Statement>,
     pub(super) schedule: Schedule,
     /// A digest of the schedule, and one of the statements and `transaction`.
@@ -338,13 +340,22 @@ impl Settings {
         }
     }
 
-    /// The job that these settings describe. `check` has reported any errors.
-    pub(super) fn job(&self) -> Result<Job, Box<dyn std::error::Error + Send + Sync>> {
+    /// The job of a worker that these settings describe. `check` has reported any errors.
+    pub(super) fn job(
+        &self,
+        worker: &str,
+        database: Option<&Database>,
+    ) -> Result<Job, Box<dyn std::error::Error + Send + Sync>> {
         let sql = self.sql.as_deref().unwrap_or_default();
         let statements = statements::split(sql)?;
         statements::check(&statements, self.transaction)?;
         let when = format!("{:?} {:?} {}", self.every, self.cron, self.zone());
+        let namespace = database.and_then(|database| database.settings().namespace.as_deref());
         Ok(Job {
+            name: match namespace {
+                Some(namespace) => format!("{namespace}/{worker}"),
+                None => worker.to_owned(),
+            },
             statements,
             schedule: match self.naptime {
                 // A job that naps asks for no tick.
@@ -384,18 +395,16 @@ impl Job {
     pub(super) async fn declare(
         &self,
         session: &Session,
-        name: &str,
+        by: &str,
         now: Timestamp,
     ) -> Result<(), DatabaseError> {
         let newest = self.schedule.newest(now).unwrap_or(now);
-        let host = whoami::hostname().unwrap_or_default();
-        let by = format!("{host} ({})", std::process::id());
-        job::declare(session, name, &self.declared, &by, newest).await
+        job::declare(session, &self.name, &self.declared, by, newest, now).await
     }
 }
 
 /// Sixteen hexadecimal digits that tell one text from another.
-fn digest(text: &str) -> String {
+pub(super) fn digest(text: &str) -> String {
     let bytes = Sha256::digest(text.as_bytes());
     bytes
         .iter()

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use thiserror::Error;
 use tokio::time::Instant;
 use tokio_postgres::Row;
+use tracing::info;
 
 use crate::database::{DatabaseError, is_made_already};
 use crate::functions::ownership::{self, Facts, RUNS_CODE, UntrustedTables};
@@ -103,7 +104,8 @@ pub(super) async fn make(session: &Session, trusted: &[String]) -> Result<String
             Err(error) if !error.sqlstate().is_some_and(is_made_already) => {
                 return Err(error.into());
             }
-            _ => {}
+            Err(_) => {}
+            Ok(()) => info!("made the tables of jobs: bgworker.job, bgworker.job_run"),
         }
     }
 }
