@@ -45,12 +45,17 @@ pub(super) enum How {
     GivenUp,
 }
 
-/// The last run that counts, and when the last one that was done ended.
+/// The last run that counts, and when the last one that was done ended, of the last twenty. The runs are found by their
+/// places in the ring, since a history may be long.
 const ASK: &str = "\
-    SELECT r.outcome, r.message, r.finished_at, (SELECT pg_catalog.max(d.finished_at) FROM bgworker.job_run AS d \
-    WHERE d.name OPERATOR(pg_catalog.=) $1 AND d.outcome OPERATOR(pg_catalog.=) 'done') FROM bgworker.job_run AS r \
-    WHERE r.name OPERATOR(pg_catalog.=) $1 AND (r.outcome OPERATOR(pg_catalog.<>) $2 OR r.message IS NULL) \
-    ORDER BY r.finished_at DESC, r.run DESC LIMIT 1";
+    WITH r AS (SELECT r.run, r.outcome, r.message, r.finished_at FROM bgworker.job AS j, \
+    pg_catalog.generate_series(0::pg_catalog.int8, 19::pg_catalog.int8) AS back, bgworker.job_run AS r \
+    WHERE j.name OPERATOR(pg_catalog.=) $1 AND r.name OPERATOR(pg_catalog.=) j.name \
+    AND r.slot OPERATOR(pg_catalog.=) ((j.runs OPERATOR(pg_catalog.-) back) OPERATOR(pg_catalog.%) $3)::pg_catalog.int4 \
+    AND r.run OPERATOR(pg_catalog.=) (j.runs OPERATOR(pg_catalog.-) back)) \
+    SELECT r.outcome, r.message, r.finished_at, (SELECT pg_catalog.max(d.finished_at) FROM r AS d \
+    WHERE d.outcome OPERATOR(pg_catalog.=) 'done') FROM r \
+    WHERE r.outcome OPERATOR(pg_catalog.<>) $2 OR r.message IS NULL ORDER BY r.run DESC LIMIT 1";
 
 /// Why the last attempt failed, if its instance keeps no history.
 const UNKNOWN: &str = "an attempt of another instance failed, and no history is kept";
@@ -119,11 +124,19 @@ impl Past {
 /// The last run, and when the last one that was done ended; `None` without a history.
 pub(super) type Found = Option<(Ended, Option<Timestamp>)>;
 
-/// Asks the history.
-pub(super) async fn ask(session: &Session, name: &str) -> Result<Found, DatabaseError> {
+/// Asks the history of a job that keeps this many runs.
+pub(super) async fn ask(
+    session: &Session,
+    name: &str,
+    history: u32,
+) -> Result<Found, DatabaseError> {
+    if history == 0 {
+        return Ok(None);
+    }
     let parameters: Parameters = vec![
         (Box::new(name.to_owned()), Type::TEXT),
         (Box::new(mark::ONCE), Type::TEXT),
+        (Box::new(i64::from(history)), Type::INT8),
     ];
     let rows = session.query("look at the runs", ASK, parameters).await?;
     let time = |time: Option<SystemTime>| Timestamp::try_from(time?).ok();

@@ -194,7 +194,7 @@ impl Scheduled {
         &self,
         session: &Session,
         context: &WorkerContext,
-        name: &str,
+        (name, history): (&str, u32),
         (row, now): (&JobRow, Timestamp),
     ) -> Result<bool, DatabaseError> {
         {
@@ -207,7 +207,7 @@ impl Scheduled {
             }
         }
         let asked = Instant::now();
-        let found = past::ask(session, name).await?;
+        let found = past::ask(session, name, history).await?;
         let mut past = self.lasting.past();
         past.learn(row, now, asked, found);
         if let Some(at) = past.done_at {
@@ -235,12 +235,12 @@ impl Scheduled {
         &mut self,
         session: &Session,
         context: &WorkerContext,
-        name: &str,
+        kept: (&str, u32),
         (row, now): (&JobRow, Timestamp),
         wait: Duration,
     ) -> Result<Outcome, DatabaseError> {
         self.elsewhere = Elsewhere::default();
-        let is_to_ask = self.learn(session, context, name, (row, now)).await?;
+        let is_to_ask = self.learn(session, context, kept, (row, now)).await?;
         let wait = if is_to_ask { wait.min(ASK_EVERY) } else { wait };
         Ok(match self.report(context, row, now) {
             JobState::Idle => Outcome::Looked(wait),
@@ -253,10 +253,11 @@ impl Scheduled {
         &self,
         session: &Session,
         context: &WorkerContext,
+        kept: (&str, u32),
         (row, now): (&JobRow, Timestamp),
         job: &Job,
     ) -> Result<Outcome, DatabaseError> {
-        self.learn(session, context, &job.name, (row, now)).await?;
+        self.learn(session, context, kept, (row, now)).await?;
         let by = OneLine(&row.declared_by);
         let mut why = format!(
             "the job is declared differently by {by}: this instance stands by. Give both the same configuration, or \
@@ -524,10 +525,10 @@ impl Routine for Scheduled {
         let Some(row) = &look.row else {
             return Ok(Outcome::Busy("its row was deleted"));
         };
-        let seen = (row, look.now);
+        let (seen, kept) = ((row, look.now), (&*job.name, settings.history));
         if row.declared != job.declared {
             self.seen = Seen::Idle(look.asked);
-            return Ok(self.stands_by(session, context, seen, &job).await?);
+            return Ok(self.stands_by(session, context, kept, seen, &job).await?);
         }
         self.notice(context, row);
         let Some(run) = Run::of(context, settings, &job, beside, &seal) else {
@@ -541,7 +542,7 @@ impl Routine for Scheduled {
                 if wait == SLEEP_MAX {
                     self.seen = Seen::Idle(look.asked);
                 }
-                Ok(self.idle(session, context, &job.name, seen, wait).await?)
+                Ok(self.idle(session, context, kept, seen, wait).await?)
             }
             Due::Ahead => {
                 let why = format!(
