@@ -292,7 +292,7 @@ impl Scheduled {
             return Ok(Outcome::Pending(ELSEWHERE));
         }
         let in_transaction = run.settings.transaction;
-        let holder = job::holder(session, context.name(), in_transaction).await?;
+        let holder = job::holder(session, run.name, in_transaction).await?;
         let why = is_held(holder, in_transaction);
         let since = now.checked_sub(found).unwrap_or(now);
         progress.job(JobState::Overdue, since, Some(why.as_str().into()));
