@@ -27,6 +27,7 @@ mod connection;
 pub mod conninfo;
 #[cfg(feature = "config")]
 pub(crate) mod dbname;
+mod descriptors;
 mod error;
 mod home;
 #[cfg(feature = "config")]

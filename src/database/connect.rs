@@ -13,6 +13,7 @@ use tracing::warn;
 use super::connection::{Connection, Terms};
 use super::conninfo::ssl::Attempt;
 use super::conninfo::{Host, TargetSessionAttrs};
+use super::descriptors;
 use super::error::DatabaseError;
 use super::error::is_handshake;
 use super::server::Server;
@@ -148,7 +149,10 @@ impl Server {
         dbname: Option<&str>,
         full: impl FnOnce(&DatabaseError),
     ) -> Result<Connection, DatabaseError> {
-        let connect = || self.connect(application_name, dbname, Sharing::Own);
+        let connect = async || {
+            descriptors::leave_room()?;
+            self.connect(application_name, dbname, Sharing::Own).await
+        };
         match connect().await {
             Err(error) if error.is_full() => full(&error),
             done => return done,

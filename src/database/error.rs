@@ -49,6 +49,17 @@ pub enum DatabaseError {
         /// The deadline.
         after: Duration,
     },
+    /// Another connection of a worker's own would take a file descriptor that is kept for the rest of the process.
+    #[error(
+        "Too many open files: this process may open {limit}, and keeps {kept} of them from workers' own connections, for its \
+         endpoints and for shared connections: raise the limit (LimitNOFILE in systemd, ulimit -n in a shell)"
+    )]
+    NoDescriptors {
+        /// Number of files that this process may open.
+        limit: u64,
+        /// Number of those that own connections leave free.
+        kept: u64,
+    },
     /// An error that concerns several workers at a home connection; each of them gets it.
     #[error(transparent)]
     Home(Arc<Self>),
@@ -179,6 +190,7 @@ impl DatabaseError {
             | Self::Unsuitable { .. }
             | Self::Lookup { .. }
             | Self::NotAtHome
+            | Self::NoDescriptors { .. }
             | Self::NoPassword { .. }
             | Self::PasswordFile { .. }
             | Self::FilesDeadline { .. }
@@ -220,6 +232,7 @@ impl DatabaseError {
                 let code = sqlstate.as_deref().unwrap_or(sqlstate::LOST);
                 ErrorClass::of_connection(code, cause)
             }
+            Self::NoDescriptors { .. } => ErrorClass::Full,
             Self::NoPassword { .. } => ErrorClass::Refused,
             Self::Tls(_)
             | Self::PasswordFile { .. }
