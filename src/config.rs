@@ -30,7 +30,24 @@ pub use crate::keys::duration;
 ///
 /// Every mistake, those of the file first, in its order.
 pub fn read(sources: &Sources, functions: &Functions) -> Result<Settings, Problems> {
+    read_all(sources, functions, true)
+}
+
+/// Reads settings for what asks no server, such as `bgworker next`: it is no mistake if none is given.
+///
+/// # Errors
+///
+/// Every mistake, those of the file first, in its order.
+pub fn read_without_server(sources: &Sources, functions: &Functions) -> Result<Settings, Problems> {
+    read_all(sources, functions, false)
+}
+
+fn read_all(
+    sources: &Sources,
+    functions: &Functions,
+    needs_server: bool,
+) -> Result<Settings, Problems> {
     let (layered, mut problems) = sources.layer(functions);
-    let settings = check::check(layered, sources, &mut problems);
+    let settings = check::check(layered, sources, &mut problems, needs_server);
     problems.into_result(settings)
 }

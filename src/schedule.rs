@@ -14,6 +14,7 @@
 //! ```
 
 mod cron;
+mod meant;
 
 use std::time::Duration;
 
@@ -149,6 +150,20 @@ impl Schedule {
             Kind::Every(_) => tick.to_string(),
             Kind::Cron(cron) => cron.show(tick),
         }
+    }
+
+    /// What to write instead of an expression that is refused, if that is known.
+    #[cfg(feature = "config")]
+    pub(crate) fn meant(expression: &str) -> Option<String> {
+        meant::meant(expression)
+    }
+
+    /// The names of all time zones.
+    #[cfg(feature = "config")]
+    pub(crate) fn zones() -> impl Iterator<Item = String> {
+        let zones = jiff::tz::TimeZoneDatabase::bundled();
+        let names: Vec<_> = zones.available().map(|name| name.to_string()).collect();
+        names.into_iter()
     }
 
     /// The last tick that is not after a time. `None` only at the beginning of the calendar.

@@ -63,6 +63,7 @@ fn summary(path: &str, settings: &Settings) -> String {
     let server = match &settings.server {
         Server::Given { conninfo, .. } => conninfo.target(None),
         Server::Embedded { .. } => "a private server".to_owned(),
+        Server::NotGiven => "none".to_owned(),
     };
     let listen = settings.http.listen;
     let listen = listen.map_or_else(
@@ -73,8 +74,12 @@ fn summary(path: &str, settings: &Settings) -> String {
         [] => "none: there is nothing to do".to_owned(),
         _ => format!("{} ({})", settings.workers.len(), counts.join(", ")),
     };
+    let only = match &counts[..] {
+        [] => " in what is there, but it has no [[worker]]",
+        _ => "",
+    };
     format!(
-        "{path}: no mistakes\n  workers  {workers}\n  server   {server}\n  listens  {listen}\nNot checked: the server, \
+        "{path}: no mistakes{only}\n  workers  {workers}\n  server   {server}\n  listens  {listen}\nNot checked: the server, \
          its tables and the rights of the role, since no connection was made\n"
     )
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bgworker::config::{ConfigFile, Functions, Problems, Settings, Sources};
+use bgworker::schedule::Timestamp;
+use bgworker::sql;
 use clap::Args;
 use thiserror::Error;
 
@@ -64,6 +66,48 @@ pub(crate) fn read(configuration: &Configuration) -> Result<Settings, Configurat
     check(configuration, path, text)
 }
 
+/// Reads the settings for a command that asks no server: none need be given.
+pub(crate) fn read_without_server(
+    configuration: &Configuration,
+) -> Result<Settings, ConfigurationError> {
+    let path = find(configuration.config.as_deref())?;
+    let text = read_text(&path)?;
+    let sources = sources(configuration, path, text)?;
+    let settings = bgworker::config::read_without_server(&sources, &Functions::built_in());
+    Ok(settings?)
+}
+
+/// The job of this name.
+pub(crate) fn job<'s>(settings: &'s Settings, name: &str) -> Result<&'s sql::Settings, String> {
+    let mut workers = settings.workers.iter();
+    let worker = workers
+        .find(|worker| *worker.worker.name == *name)
+        .ok_or_else(|| no_worker(name))?;
+    worker.function.settings().ok_or_else(|| {
+        let function = worker.function.name();
+        format!("the worker \"{name}\" is no job: it runs {function}, which naps between two cycles and has no ticks")
+    })
+}
+
+/// Says that there is no worker of this name.
+pub(crate) fn no_worker(name: &str) -> String {
+    format!("there is no worker \"{name}\" in the configuration")
+}
+
+/// Reads a time as an argument.
+pub(crate) fn time(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| {
+        let begins = text.trim().replacen(' ', "T", 1);
+        let with = |rest: &str| format!("{begins}{rest}");
+        let whole = ["Z", ":00Z", "T00:00:00Z"].map(with);
+        let whole = whole
+            .into_iter()
+            .find(|whole| whole.parse::<Timestamp>().is_ok());
+        let example = whole.unwrap_or_else(|| "2026-11-26T02:15:00Z".to_owned());
+        format!("it must be a time with its offset from UTC, such as {example}")
+    })
+}
+
 /// The file that settings come from, as its path is written.
 pub(crate) fn path(configuration: &Configuration) -> String {
     let path = find(configuration.config.as_deref());
@@ -116,12 +160,20 @@ fn check(
     path: PathBuf,
     text: String,
 ) -> Result<Settings, ConfigurationError> {
-    let sources = Sources {
+    let sources = sources(configuration, path, text)?;
+    Ok(bgworker::config::read(&sources, &Functions::built_in())?)
+}
+
+fn sources(
+    configuration: &Configuration,
+    path: PathBuf,
+    text: String,
+) -> Result<Sources, ConfigurationError> {
+    Ok(Sources {
         file: Some(ConfigFile { path, text }),
         environment: environment()?,
         database: configuration.database.clone(),
-    };
-    Ok(bgworker::config::read(&sources, &Functions::built_in())?)
+    })
 }
 
 /// Reads the file, which may be a pipe.

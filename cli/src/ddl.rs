@@ -23,7 +23,7 @@ pub(crate) struct DdlArguments {
 
 /// Prints the statements as a script for psql.
 pub(crate) fn ddl(arguments: &DdlArguments) -> Exit {
-    let settings = match configuration::read(&arguments.configuration) {
+    let settings = match configuration::read_without_server(&arguments.configuration) {
         Ok(settings) => settings,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");
@@ -46,7 +46,7 @@ pub(crate) fn ddl(arguments: &DdlArguments) -> Exit {
 fn statements(arguments: &DdlArguments, settings: &Settings) -> Result<String, String> {
     let user = match &settings.server {
         Server::Given { conninfo, .. } => conninfo.user(),
-        Server::Embedded { .. } => None,
+        Server::Embedded { .. } | Server::NotGiven => None,
     };
     let role = arguments.role.as_deref().or(user);
     let role = role.ok_or("there is no role to grant rights to: name it with --role ROLE")?;
@@ -57,9 +57,7 @@ fn statements(arguments: &DdlArguments, settings: &Settings) -> Result<String, S
             .iter()
             .any(|worker| is_known(&worker.worker.name))
         {
-            return Err(format!(
-                "there is no worker \"{name}\" in the configuration"
-            ));
+            return Err(configuration::no_worker(name));
         }
     }
     let meant = settings.workers.iter().filter(|worker| {
@@ -91,8 +89,47 @@ fn statements(arguments: &DdlArguments, settings: &Settings) -> Result<String, S
             text += &format!("\\connect \"{}\"\n", database.replace('"', "\"\""));
         }
         for statement in statements {
-            text += &format!("{statement};\n");
+            text += &format!("{};\n", in_lines(&statement));
         }
     }
     Ok(text)
+}
+
+/// The longest line of a script that need not be broken.
+const LINE_MAX: usize = 100;
+
+/// A statement with a line for each column of a table, and otherwise in lines that fit a screen. Breaks only where a blank
+/// may stand, outside of quotes.
+fn in_lines(statement: &str) -> String {
+    if statement.len() <= LINE_MAX {
+        return statement.to_owned();
+    }
+    let is_table = statement.starts_with("CREATE TABLE");
+    let (mut text, mut length, mut depth, mut quote) = (String::new(), 0, 0_usize, None);
+    let mut characters = statement.chars().peekable();
+    while let Some(c) = characters.next() {
+        text.push(c);
+        length += 1;
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (None, '\'' | '"') => quote = Some(c),
+            (None, '(') => depth += 1,
+            (None, ')') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        let begins_or_ends_column = depth == 1 && (c == ',' || c == '(' && !text.contains('\n'));
+        let is_full = c == ' ' && length > LINE_MAX - 20;
+        let breaks = if is_table {
+            begins_or_ends_column
+        } else {
+            is_full
+        };
+        if breaks && quote.is_none() {
+            text.truncate(text.trim_end().len());
+            text.push_str("\n    ");
+            length = 0;
+            characters.next_if_eq(&' ');
+        }
+    }
+    text
 }

@@ -23,13 +23,13 @@ pub(crate) struct NextArguments {
     #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 10)]
     pub(crate) count: usize,
     /// The ticks after this time, such as 2026-11-26T02:15:00Z; those to come unless given.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = configuration::time)]
     pub(crate) after: Option<Timestamp>,
 }
 
 /// Prints the next ticks.
 pub(crate) fn next(arguments: &NextArguments) -> Exit {
-    let settings = match configuration::read(&arguments.configuration) {
+    let settings = match configuration::read_without_server(&arguments.configuration) {
         Ok(settings) => settings,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");
@@ -38,11 +38,14 @@ pub(crate) fn next(arguments: &NextArguments) -> Exit {
     };
     let jobs: Vec<_> = settings.workers.iter().filter_map(job).collect();
     for name in &arguments.names {
-        if !jobs.iter().any(|(job, _)| **job == **name) {
-            let refusal = format!("there is no job \"{name}\" in the configuration");
+        if let Err(refusal) = configuration::job(&settings, name) {
             let _ = writeln!(io::stderr(), "{refusal}");
             return Exit::Failed;
         }
+    }
+    if jobs.is_empty() {
+        let none = "the configuration has no jobs (function = \"sql\"), and other workers have no ticks: they nap between two cycles";
+        let _ = writeln!(io::stderr(), "{none}");
     }
     #[expect(
         clippy::disallowed_methods,
@@ -57,10 +60,11 @@ pub(crate) fn next(arguments: &NextArguments) -> Exit {
             continue;
         }
         // The schedule was checked when the configuration was read.
+        let _ = writeln!(out, "{name}");
         let Ok(schedule) = job.schedule() else {
+            let _ = writeln!(out, "  no ticks: it naps between two runs");
             continue;
         };
-        let _ = writeln!(out, "{name}");
         let ticks = std::iter::successors(schedule.next(after), |tick| schedule.next(*tick));
         for tick in ticks.take(arguments.count) {
             let _ = writeln!(out, "  {}", schedule.show(tick));

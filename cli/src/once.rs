@@ -22,7 +22,7 @@ pub(crate) struct OnceArguments {
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
     /// The tick that its statements are told, such as 2026-11-26T02:15:00Z; the time of the server unless given.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = configuration::time)]
     pub(crate) tick: Option<Timestamp>,
     /// Undo it, and show what it would have written. Sequences, and what leaves the database, are not undone.
     #[arg(long)]
@@ -55,10 +55,7 @@ pub(crate) fn once(arguments: &OnceArguments) -> Exit {
 }
 
 async fn run(arguments: &OnceArguments, settings: Settings) -> Result<OnceReport, Box<dyn Error>> {
-    let mut workers = settings.workers.iter();
-    let worker = workers.find(|worker| *worker.worker.name == *arguments.name);
-    let job = worker.and_then(|worker| worker.function.settings::<sql::Settings>());
-    let job = job.ok_or("there is no such job in the configuration")?;
+    let job = configuration::job(&settings, &arguments.name)?.clone();
     let Server::Given { conninfo, .. } = settings.server else {
         return Err(
             "the private server runs only as long as bgworker does: name one with --database URL"
@@ -74,7 +71,7 @@ async fn run(arguments: &OnceArguments, settings: Settings) -> Result<OnceReport
     let interrupted = async {
         signals.stop().await;
     };
-    let report = sql::once(&database, &arguments.name, job, once, interrupted).await;
+    let report = sql::once(&database, &arguments.name, &job, once, interrupted).await;
     database.close().await;
     Ok(report?)
 }

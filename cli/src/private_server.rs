@@ -19,6 +19,9 @@ pub(crate) enum StartError {
     /// A signal asked to stop while the server was being started; the server has been stopped again.
     #[error("asked to stop")]
     Stopped,
+    /// There is no server to use. Reading a configuration refuses that.
+    #[error("no server is given")]
+    NotGiven,
     /// The thread that starts the server died.
     #[error("the thread that starts the private server died")]
     Thread,

@@ -87,6 +87,7 @@ async fn server(
             }
             Ok((ConnInfo::clone(conninfo), None))
         }
+        Server::NotGiven => Err(StartError::NotGiven),
         Server::Embedded { data_dir } => {
             let data_dir = data_dir.clone();
             let data_dir = data_dir.unwrap_or_else(ClusterSettings::default_data_dir);

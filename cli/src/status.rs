@@ -73,7 +73,8 @@ pub(crate) fn status(arguments: &StatusArguments) -> Exit {
     let url = match url {
         Ok(url) => {
             let path = if arguments.live { "livez" } else { "status" };
-            format!("{}/{path}", url.trim_end_matches('/'))
+            let scheme = if url.contains("://") { "" } else { "http://" };
+            format!("{scheme}{}/{path}", url.trim_end_matches('/'))
         }
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");

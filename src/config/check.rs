@@ -18,6 +18,10 @@ struct Check<'a> {
     layered: &'a Layered,
     found: &'a mut Found,
     shown: Vec<Setting>,
+    /// `false` if it is no mistake to give no server.
+    needs_server: bool,
+    /// Whether the connection settings lead to servers of one kind only.
+    asks_for_primary: Option<bool>,
 }
 
 /// Checks what is well-formed. `None` only if a mistake was found.
@@ -25,12 +29,15 @@ pub(super) fn check(
     mut layered: Layered,
     sources: &Sources,
     found: &mut Found,
+    needs_server: bool,
 ) -> Option<Settings> {
     let workers = std::mem::take(&mut layered.workers);
     let mut check = Check {
         layered: &layered,
         found,
         shown: Vec::new(),
+        needs_server,
+        asks_for_primary: None,
     };
     let server = check.server(sources);
     let database_settings = check.section(DATABASE);
@@ -112,6 +119,7 @@ impl Check<'_> {
             }
             // A value that is set but cannot be used has been reported already.
             None if self.found.concerns("database.") => return None,
+            None if !self.needs_server => return Some(Server::NotGiven),
             None => {
                 let message = "no database is given";
                 let hint = "set \"url\" here, or DATABASE_URL, or pass --database URL; or set \
@@ -133,6 +141,7 @@ impl Check<'_> {
     ) -> Option<Server> {
         match ConnInfo::parse(url, |name| sources.variable(name)) {
             Ok(conninfo) => {
+                self.asks_for_primary = conninfo.asks_for_primary();
                 self.shown.push(Setting {
                     key: "database.url".to_owned(),
                     value: toml::Value::from(conninfo.target(None)).to_string(),

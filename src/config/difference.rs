@@ -96,7 +96,7 @@ pub fn difference(old: &Settings, new: &Settings) -> Vec<Change> {
 /// Whether a server is a private one, and where its files are.
 fn embedded(server: &Server) -> (bool, Option<&Path>) {
     match server {
-        Server::Given { .. } => (false, None),
+        Server::Given { .. } | Server::NotGiven => (false, None),
         Server::Embedded { data_dir } => (true, data_dir.as_deref()),
     }
 }
@@ -105,7 +105,7 @@ fn embedded(server: &Server) -> (bool, Option<&Path>) {
 fn given(server: &Server) -> Option<&ConnInfo> {
     match server {
         Server::Given { conninfo, .. } => Some(conninfo),
-        Server::Embedded { .. } => None,
+        Server::Embedded { .. } | Server::NotGiven => None,
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Document {
     places: BTreeMap<String, usize>,
     /// The byte offsets at which lines start.
     lines: Vec<usize>,
+    /// The first header that is no TOML.
+    lost_from: Option<usize>,
     pub(super) mistakes: Vec<Misread>,
 }
 
@@ -57,12 +59,35 @@ impl Document {
         let mut places = BTreeMap::new();
         note_places(&root, "", &mut places);
         let newlines = text.match_indices('\n').map(|(offset, _)| offset + 1);
-        let document = Self {
+        let mut document = Self {
             places,
             lines: std::iter::once(0).chain(newlines).collect(),
+            lost_from: None,
             mistakes: mistakes.collect(),
         };
+        document.lost_from = document.broken_header(text);
         (document, root)
+    }
+
+    /// The offset of the first header that is no TOML, if there is one: what follows may have been read into another table.
+    fn broken_header(&self, text: &str) -> Option<usize> {
+        let line_of = |offset: usize| self.lines.partition_point(|start| *start <= offset) - 1;
+        let begins = self
+            .mistakes
+            .iter()
+            .map(|one| self.lines[line_of(one.offset)]);
+        begins.filter(|begin| text[*begin..].starts_with('[')).min()
+    }
+
+    /// `true` if a mistake may only follow from a header that is no TOML.
+    fn is_lost(&self, mistake: &Misread) -> bool {
+        !mistake.key.is_empty() && self.lost_from.is_some_and(|from| mistake.offset >= from)
+    }
+
+    /// The mistakes that do not follow from others.
+    pub(super) fn told(&self) -> impl Iterator<Item = &Misread> {
+        let mistakes = self.mistakes.iter();
+        mistakes.filter(|mistake| !self.is_lost(mistake))
     }
 
     /// Takes the table of this name out of the document.
@@ -118,13 +143,7 @@ impl Document {
     /// misspelt here is then not reported as missing.
     pub(super) fn refuse_unknown(&mut self, table: &DeTable<'_>, path: &str, known: &[&str]) {
         for key in table.keys() {
-            let word = key.get_ref();
-            self.mistakes.push(Misread {
-                offset: key.span().start,
-                key: joined(path, word),
-                message: format!("unknown key{}", spelling::quoted_word(word)),
-                hint: Some(spelling::suggestion(word, "the keys here are", known)),
-            });
+            self.mistakes.push(unknown(key, path, known));
         }
     }
 
@@ -214,6 +233,17 @@ impl Document {
     /// `true` if the document has this key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.places.contains_key(key)
+    }
+}
+
+/// Refuses a key; `known` are those that may stand in its place.
+pub(super) fn unknown(key: &Spanned<Cow<'_, str>>, path: &str, known: &[&str]) -> Misread {
+    let word = key.get_ref();
+    Misread {
+        offset: key.span().start,
+        key: joined(path, word),
+        message: format!("unknown key{}", spelling::quoted_word(word)),
+        hint: Some(spelling::suggestion(word, "the keys here are", known)),
     }
 }
 
@@ -321,6 +351,7 @@ fn misread(offset: usize, key: String, message: &str) -> Misread {
                 }
                 Some((_, "isize" | "i64" | "i32" | "i16" | "i8")) => "a whole number",
                 Some((_, "f64" | "f32")) => "a number",
+                Some((_, "a sequence")) => "a list, such as [\"a\", \"b\"]",
                 Some((_, expected)) => expected,
                 None => "something else",
             };

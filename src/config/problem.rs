@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::spelling;
+
 /// Where a setting comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -78,6 +80,15 @@ impl Found {
     /// `true` if a mistake concerns a key that begins with `prefix`.
     pub(super) fn concerns(&self, prefix: &str) -> bool {
         self.0.iter().any(|problem| problem.key.starts_with(prefix))
+    }
+
+    /// `true` if a key in this table is likely a misspelt form of that one.
+    pub(super) fn suggests(&self, path: &str, key: &str) -> bool {
+        let hint = spelling::did_you_mean(key);
+        self.0.iter().any(|problem| {
+            let table = problem.key.rsplit_once('.').map(|(table, _)| table);
+            table == Some(path) && problem.hint.as_ref() == Some(&hint)
+        })
     }
 
     pub(super) fn extend(&mut self, problems: impl IntoIterator<Item = Problem>) {

@@ -148,7 +148,12 @@ fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAdd
     if let Some(port) = listen.parse().ok().filter(|port| *port > 0) {
         return Ok(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
     }
-    listen.parse().map(Some).map_err(|_| {
+    // A name would have to be looked up, but this one is always the same machine.
+    let address = match listen.strip_prefix("localhost:") {
+        Some(port) => format!("{}:{port}", Ipv4Addr::LOCALHOST),
+        None => listen.clone(),
+    };
+    address.parse().map(Some).map_err(|_| {
         // Colons and brackets belong to addresses; anything else may be a secret.
         let shown = match spelling::quoted_word(&listen.replace([':', '[', ']'], "")) {
             word if word.is_empty() => "it".to_owned(),

@@ -37,6 +37,8 @@ pub enum Server {
         /// `true` if a private server was asked for as well, and is not started.
         instead_of_embedded: bool,
     },
+    /// None is given, which only [`read_without_server`](super::read_without_server) allows.
+    NotGiven,
     /// A private one, made from the binaries of this machine.
     Embedded {
         /// Where its files are; unless set, a default that depends on the user that runs it.

@@ -170,6 +170,12 @@ impl Layered {
         }
     }
 
+    /// The directory of the file.
+    pub(super) fn directory(&self) -> &Path {
+        let path = self.file.as_ref().map(|(path, _)| path.as_path());
+        path.and_then(Path::parent).unwrap_or(Path::new(""))
+    }
+
     /// Where to look for what is wrong with a setting: its place, or that of the table that lacks it.
     pub(super) fn place(&self, key: &str) -> Origin {
         let offset = |document: &Document| document.place(key).unwrap_or(0);
@@ -182,7 +188,7 @@ impl Layered {
 
 /// The mistakes of form in a file.
 fn mistakes<'d>(path: &'d Path, document: &'d Document) -> impl Iterator<Item = Problem> + 'd {
-    document.mistakes.iter().map(|mistake| Problem {
+    document.told().map(|mistake| Problem {
         origin: file_origin(path.to_owned(), document, mistake.offset),
         key: mistake.key.clone(),
         message: mistake.message.clone(),
@@ -266,7 +272,12 @@ fn one_variable(variable: &str, key: &str, value: &str) -> Result<toml::Table, P
     };
     read(&format!("{key} = {}", toml::Value::from(value))).or_else(|problem| {
         let is_one_line = !value.contains(['\n', '#']);
-        let as_it_stands = is_one_line.then(|| read(&format!("{key} = {value}")).ok());
-        as_it_stands.flatten().ok_or(problem)
+        let as_it_stands = is_one_line.then(|| read(&format!("{key} = {value}")));
+        match as_it_stands {
+            Some(Ok(table)) => Ok(table),
+            // It is TOML, so what is wrong with it is what would be wrong in the file.
+            Some(Err(same)) if !same.key.is_empty() => Err(same),
+            _ => Err(problem),
+        }
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use toml::de::DeTable;
 
-use super::document::{Document, Misread, part};
+use super::document::{Document, Misread, part, unknown};
 use crate::background_worker::BackgroundWorker;
 use crate::functions::{FunctionSettings, Functions};
 use crate::keys;
@@ -16,6 +16,8 @@ pub(super) const WORKER: &str = "worker";
 
 /// A worker as a file has it. A missing part means that there is a mistake.
 pub(super) struct Worker {
+    /// The path of its table.
+    pub(super) path: String,
     pub(super) worker: Option<BackgroundWorker>,
     pub(super) function: Option<FunctionSettings>,
 }
@@ -43,9 +45,33 @@ pub(super) fn take(
     root: &mut DeTable<'_>,
     functions: &Functions,
 ) -> Vec<Worker> {
-    let tables = document.take_tables(root, WORKER).into_iter().enumerate();
-    let worker = |(index, table)| read(document, &format!("{WORKER}[{index}]"), table, functions);
-    tables.map(worker).collect()
+    let mut workers = Vec::new();
+    for name in std::iter::once(WORKER.to_owned()).chain(misspelt(root)) {
+        if name != WORKER {
+            // Its workers are read all the same: a mistake hides no other.
+            let key = root.keys().find(|key| *key.get_ref() == *name);
+            let misspelt = key.map(|key| unknown(key, "", &[WORKER]));
+            document.mistakes.extend(misspelt);
+        }
+        for (index, table) in document.take_tables(root, &name).into_iter().enumerate() {
+            workers.push(read(
+                document,
+                &format!("{name}[{index}]"),
+                table,
+                functions,
+            ));
+        }
+    }
+    workers
+}
+
+/// The names of lists of tables that are likely meant to be workers.
+fn misspelt(root: &DeTable<'_>) -> Vec<String> {
+    let lists = root.iter().filter(|(key, value)| {
+        let name = key.get_ref().as_ref();
+        name != WORKER && value.get_ref().is_array() && spelling::nearest(name, [WORKER]).is_some()
+    });
+    lists.map(|(key, _)| key.get_ref().to_string()).collect()
 }
 
 /// Reads the keys that every worker has, then gives the rest to its function.
@@ -102,21 +128,28 @@ fn read(
     let function = entry.and_then(|entry| {
         document.read(&mut settings, path, |table| Arc::clone(&entry).read(table))
     });
-    Worker { worker, function }
+    Worker {
+        path: path.to_owned(),
+        worker,
+        function,
+    }
 }
 
-/// The function that is likely meant by a worker that names none: the first that knows all of its keys, unless the
-/// default does.
+/// The function that is likely meant by a worker that names none: the first that knows most of its keys, unless the
+/// default knows as many.
 fn meant(table: &DeTable<'_>, functions: &Functions) -> Option<&'static str> {
-    let knows_all = |name: &str| {
+    let known = |name: &str| {
         let keys = functions.lookup(name).map_or(&[][..], |entry| entry.keys());
-        let mut written = table.keys();
-        written.all(|key| keys.contains(&&**key.get_ref()))
+        let written = table.keys();
+        written
+            .filter(|key| keys.contains(&&**key.get_ref()))
+            .count()
     };
-    if knows_all(Functions::DEFAULT) {
+    let most = functions.names().map(known).max()?;
+    if known(Functions::DEFAULT) == most {
         return None;
     }
-    functions.names().find(|name| knows_all(name))
+    functions.names().find(|name| known(name) == most)
 }
 
 fn unset_function(document: &Document, path: &str, function: &str) -> Misread {

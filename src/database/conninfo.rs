@@ -99,7 +99,7 @@ pub enum ConnInfoError {
     #[error("invalid connection string: {0}")]
     Syntax(&'static str),
     /// A keyword is not known.
-    #[error("invalid connection option{}{}", spelling::quoted_word(.keyword), hint(.nearest.as_deref()))]
+    #[error("invalid connection option{}{}", spelling::quoted_word(.keyword), hint(.keyword, .nearest.as_deref()))]
     UnknownKeyword {
         /// The keyword. It may hold anything, and is shown only if it looks like a word.
         keyword: String,
@@ -282,6 +282,18 @@ impl ConnInfo {
         &self.tls
     }
 
+    /// Whether it asks for servers of one kind: `Some(true)` for those that can write, `Some(false)` for standbys.
+    #[cfg(feature = "config")]
+    pub(crate) fn asks_for_primary(&self) -> Option<bool> {
+        match self.target_session_attrs {
+            TargetSessionAttrs::ReadWrite | TargetSessionAttrs::Primary => Some(true),
+            TargetSessionAttrs::Standby => Some(false),
+            TargetSessionAttrs::Any
+            | TargetSessionAttrs::ReadOnly
+            | TargetSessionAttrs::PreferStandby => None,
+        }
+    }
+
     pub(super) fn target_session_attrs(&self) -> TargetSessionAttrs {
         self.target_session_attrs
     }
@@ -394,7 +406,42 @@ fn with_id(id: Option<u32>) -> String {
     id.map_or_else(String::new, |id| format!(" with ID {id}"))
 }
 
-fn hint(nearest: Option<&str>) -> String {
+/// Options that others put into URLs of PostgreSQL, and the tool that knows them.
+fn of_another_tool(keyword: &str) -> Option<&'static str> {
+    Some(match keyword {
+        "pool"
+        | "max_connections"
+        | "prepared_statements"
+        | "reaping_frequency"
+        | "checkout_timeout"
+        | "idle_timeout"
+        | "encoding"
+        | "advisory_locks" => "Rails",
+        "schema"
+        | "connection_limit"
+        | "pool_timeout"
+        | "pgbouncer"
+        | "socket_timeout"
+        | "statement_cache_size"
+        | "sslaccept"
+        | "sslidentity" => "Prisma",
+        "currentSchema"
+        | "ssl"
+        | "ApplicationName"
+        | "loginTimeout"
+        | "socketTimeout"
+        | "prepareThreshold"
+        | "stringtype"
+        | "reWriteBatchedInserts" => "JDBC",
+        "pool_size" | "max_overflow" | "pool_pre_ping" | "conn_max_age" => "Python's frameworks",
+        _ => return None,
+    })
+}
+
+fn hint(keyword: &str, nearest: Option<&str>) -> String {
+    if let Some(tool) = of_another_tool(keyword) {
+        return format!(": it is one of {tool}, not of libpq: leave it out");
+    }
     match nearest {
         Some(nearest) => format!(": {}", spelling::did_you_mean(nearest)),
         None => {

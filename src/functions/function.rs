@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -35,6 +36,11 @@ pub trait Function: Send + Sync + 'static {
 
     /// The type that its keys are read into.
     type Settings: DeserializeOwned + Serialize + Clone + Send + Sync + 'static;
+
+    /// Makes the paths in its settings that are relative begin at this directory, which is that of the configuration file.
+    fn look_beside(&self, settings: &mut Self::Settings, directory: &Path) {
+        let _ = (settings, directory);
+    }
 
     /// Returns mistakes that no key shows by itself, and completes defaults that depend on other keys.
     fn check(&self, settings: &mut Self::Settings, worker: &BackgroundWorker) -> Vec<Mistake> {
@@ -124,6 +130,7 @@ trait Configured: Send + Sync {
     fn in_place(&self) -> &'static [&'static str];
     fn settings(&self) -> &dyn Any;
     fn values(&self) -> Result<toml::Table, toml::ser::Error>;
+    fn look_beside(&mut self, directory: &Path);
     fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake>;
     fn claims(&self) -> Vec<Claim>;
     fn objects(&self, role: &str) -> Objects;
@@ -224,6 +231,10 @@ impl<F: Function> Configured for With<F> {
         keys::values(&self.settings)
     }
 
+    fn look_beside(&mut self, directory: &Path) {
+        self.function.look_beside(&mut self.settings, directory);
+    }
+
     fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake> {
         self.function.check(&mut self.settings, worker)
     }
@@ -277,6 +288,13 @@ impl FunctionSettings {
     /// `true` if a reload may change this key while the worker runs.
     pub(crate) fn is_in_place(&self, key: &str) -> bool {
         self.0.in_place().contains(&key)
+    }
+
+    /// Makes relative paths begin at a directory, before anything shares the settings.
+    pub(crate) fn look_beside(&mut self, directory: &Path) {
+        if let Some(with) = Arc::get_mut(&mut self.0) {
+            with.look_beside(directory);
+        }
     }
 
     /// Checks the settings together with their worker, before anything shares them.

@@ -87,6 +87,25 @@ pub(super) fn shown(name: &str) -> String {
     }
 }
 
+/// The name of a role in a statement for people: in quotes only if it must be.
+pub(super) fn role(name: &str) -> String {
+    let is_word = SPECIAL.split(' ').any(|word| word == name);
+    if is_plain(name) && !name.is_empty() && !is_word {
+        name.to_owned()
+    } else {
+        identifier(name)
+    }
+}
+
+/// Words that SQL reserves, and those that mean other roles.
+const SPECIAL: &str = "all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate \
+    collation column concurrently constraint create cross current_catalog current_date current_role current_schema \
+    current_time current_timestamp current_user default deferrable desc distinct do else end except false fetch for \
+    foreign freeze from full grant group having ilike in initially inner intersect into is isnull join lateral leading \
+    left like limit localtime localtimestamp natural none not notnull null offset on only or order outer overlaps placing \
+    primary public references returning right select session_user similar some symmetric system_user table tablesample \
+    then to trailing true union unique user using variadic verbose when where window with";
+
 /// `true` if a name is written without quotes: lower-case letters, digits and underscores, and no digit first.
 pub(super) fn is_plain(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -176,6 +195,19 @@ impl<'de> serde::Deserialize<'de> for Relation {
 #[cfg(all(test, feature = "config"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_role_is_quoted_only_if_it_must_be() {
+        for (name, expected) in [
+            ("periodic", "periodic"),
+            ("user", "\"user\""),
+            ("public", "\"public\""),
+            ("App", "\"App\""),
+            ("a-b", "\"a-b\""),
+        ] {
+            assert_eq!(role(name), expected);
+        }
+    }
 
     #[test]
     fn what_is_shown_is_read_again() {

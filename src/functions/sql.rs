@@ -19,6 +19,7 @@ mod surroundings;
 mod tables;
 mod work;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,6 +113,10 @@ impl Function for Sql {
     #[cfg(feature = "schema")]
     fn schema() -> serde_json::Value {
         crate::keys::schema::of::<Settings>()
+    }
+
+    fn look_beside(&self, settings: &mut Settings, directory: &Path) {
+        settings.look_beside(directory);
     }
 
     fn check(&self, settings: &mut Settings, worker: &BackgroundWorker) -> Vec<Mistake> {

@@ -194,14 +194,9 @@ impl Function for WorkerSpi {
     }
 
     fn objects(&self, settings: &Settings, role: &str) -> Objects {
-        let table = settings.table();
         Objects {
             database: settings.database.clone(),
-            statements: vec![
-                table.create_schema(),
-                table.create_table(),
-                table.grant(role),
-            ],
+            statements: settings.table().objects(role),
         }
     }
 

@@ -71,6 +71,17 @@ pub(crate) mod any {
 /// Visits a text, and no value of another type.
 struct Text;
 
+/// `true` if a text names a unit whose length depends on the calendar.
+fn names_a_calendar_unit(text: &str) -> bool {
+    let mut units = text.split(|c: char| !c.is_alphabetic());
+    units.any(|unit| {
+        matches!(
+            unit,
+            "M" | "month" | "months" | "y" | "yr" | "yrs" | "year" | "years"
+        )
+    })
+}
+
 impl Visitor<'_> for Text {
     type Value = Duration;
 
@@ -79,6 +90,11 @@ impl Visitor<'_> for Text {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+        if names_a_calendar_unit(text) {
+            let message =
+                "months and years differ in length: say it in days, or set a job's \"cron\"";
+            return Err(E::custom(message));
+        }
         humantime::parse_duration(text).map_err(|_| E::custom(format_args!("expected {EXPECTED}")))
     }
 }

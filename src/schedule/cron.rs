@@ -8,6 +8,7 @@ use jiff::tz::{AmbiguousOffset, TimeZone, TimeZoneDatabase};
 use jiff::{Span, Timestamp, ZonedDateTime};
 
 use super::InvalidSchedule;
+use super::meant::{NAMES, long_step};
 
 /// No schedule has two ticks further apart: 29 February on a given day of the week comes again within 40 years.
 const DAYS_MAX: u32 = 366 * 41;
@@ -35,7 +36,15 @@ impl Cron {
         };
         let zone = TimeZoneDatabase::bundled().get(zone);
         let zone = zone.map_err(|_| InvalidSchedule::Zone)?;
-        let mut fields = expression.split_whitespace();
+        let all: Vec<_> = expression.split_whitespace().collect();
+        if let Some((place, step)) = long_step(&all) {
+            let field = NAMES[place];
+            let what = format!(
+                "{field}: a step of {step} is no shorter than the field, and would select its first value alone"
+            );
+            return Err(InvalidSchedule::Cron { what, at: None });
+        }
+        let mut fields = all.into_iter();
         let first = fields.next().unwrap_or_default();
         let is_wild = match first.strip_prefix('@') {
             Some(nickname) => nickname.eq_ignore_ascii_case("hourly"),

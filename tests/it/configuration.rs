@@ -305,12 +305,13 @@ fn the_page_is_served_at_an_address_with_a_port_or_at_a_local_port() {
         ("'9187'", "127.0.0.1:9187"),
         ("'0.0.0.0:80'", "0.0.0.0:80"),
         ("'[::1]:9187'", "[::1]:9187"),
+        ("'localhost:9187'", "127.0.0.1:9187"),
     ] {
         let listen = read(&listen(value)).unwrap().http.listen;
         assert_eq!(listen, Some(address.parse().unwrap()));
     }
     assert_eq!(read(&worker(WHOLE)).unwrap().http.listen, None);
-    for value in ["'localhost:9187'", "'127.0.0.1'", "'0'", "'65536'", "''"] {
+    for value in ["'host:9187'", "'127.0.0.1'", "'0'", "'65536'", "''"] {
         let found = mistakes(&listen(value));
         let plain = value.trim_matches('\'');
         let expected = format!(
@@ -455,6 +456,7 @@ fn target(sources: &Sources) -> String {
     match read_all(sources).unwrap().server {
         Server::Given { conninfo, .. } => conninfo.target(None),
         Server::Embedded { .. } => "embedded".to_owned(),
+        Server::NotGiven => "none".to_owned(),
     }
 }
 

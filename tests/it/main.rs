@@ -39,6 +39,7 @@ mod jobs;
 mod layout;
 mod libpq;
 mod lost_runs;
+mod mistakes;
 mod names;
 mod one_snapshot;
 mod ownership;

@@ -391,3 +391,59 @@ async fn an_instance_whose_clock_jumps_by_an_hour_runs_each_tick_once() {
     assert_exact(&db).await;
     assert!(db.value::<i64>("SELECT count(*) FROM effect").await >= 8);
 }
+
+#[actix::test]
+async fn what_asks_no_server_needs_none() {
+    let config = Config::new(
+        "[[worker]]\nname = \"j\"\nfunction = \"sql\"\nevery = \"1h\"\nsql = \"SELECT 1\"\n\
+         [[worker]]\nname = \"r\"\nfunction = \"rollup\"\nqueue = \"s.q\"\ntotals = \"s.t\"\nkeys = [\"k\"]\ncount = \"n\"\n",
+    );
+    let with = |arguments: &[&str]| {
+        let mut command = bgworker();
+        run(command.args(arguments).arg("--config").arg(&config.path))
+    };
+    let (code, out, err) = with(&["next", "-n", "1", "--after", "2026-11-26T00:30:00Z"]);
+    assert_eq!((code, &*out, &*err), (0, "j\n  2026-11-26T01:00:00Z\n", ""));
+    let (code, out, err) = with(&["ddl", "--role", "periodic"]);
+    assert_eq!((code, &*err), (0, ""));
+    assert!(out.lines().all(|line| line.len() <= 120), "{out}");
+    assert!(
+        out.contains("ON bgworker.job, bgworker.job_run TO periodic;"),
+        "{out}"
+    );
+    let expected = "the worker \"r\" is no job: it runs rollup";
+    for arguments in [
+        &["next", "r"][..],
+        &["once", "r", "--database", "host=nowhere"],
+    ] {
+        let (code, _, err) = with(arguments);
+        assert_eq!(code, 1);
+        assert!(err.contains(expected), "{err}");
+    }
+    let (code, _, err) = with(&["next", "--after", "2026-12-01 00:00"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("such as 2026-12-01T00:00:00Z"), "{err}");
+}
+
+#[actix::test]
+async fn what_ddl_prints_may_run_twice() {
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL); CREATE TABLE s.t (k int PRIMARY KEY, n bigint NOT NULL)",
+    )
+    .await;
+    let role: String = db.value("SELECT current_user::text").await;
+    let config = Config::new(
+        "[[worker]]\nname = \"j\"\nfunction = \"sql\"\nevery = \"1h\"\nsql = \"SELECT 1\"\n\
+         [[worker]]\nname = \"w\"\nschema = \"s\"\ntable = \"counted\"\n\
+         [[worker]]\nname = \"r\"\nfunction = \"rollup\"\nqueue = \"s.q\"\ntotals = \"s.t\"\nkeys = [\"k\"]\n\
+         count = \"n\"\nview = \"s.now\"\non_poison = \"set_aside\"\n",
+    );
+    let mut command = bgworker();
+    let ddl = command.args(["ddl", "--role", &role, "--config"]);
+    let (code, out, err) = run(ddl.arg(&config.path));
+    assert_eq!((code, &*err), (0, ""));
+    for _ in 0..2 {
+        db.execute(&out).await;
+    }
+}

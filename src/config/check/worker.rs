@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Check;
-use crate::background_worker::{BackgroundWorker, InvalidWorker};
+use crate::background_worker::{BackgroundWorker, InvalidWorker, StartTime};
 use crate::config::settings::WorkerSettings;
 use crate::config::worker::{WORKER, Worker};
 use crate::functions::{Claim, FunctionSettings, Mistake};
@@ -29,8 +29,12 @@ impl Check<'_> {
         let mut names = HashMap::new();
         let mut claimed: HashMap<String, Vec<(usize, Option<&'static str>)>> = HashMap::new();
         let workers = workers.into_iter().enumerate();
-        let checked = workers.filter_map(|(index, Worker { worker, function })| {
-            let path = format!("{WORKER}[{index}]");
+        let checked = workers.filter_map(|(index, worker)| {
+            let Worker {
+                path,
+                worker,
+                function,
+            } = worker;
             let mut worker = worker?;
             if self.found.concerns(&format!("{path}.name")) {
                 // A worker without a usable name is checked under its path.
@@ -61,6 +65,28 @@ impl Check<'_> {
         checked.collect()
     }
 
+    /// Refuses a worker that starts at a state of the server to which the connection settings never lead.
+    fn check_reach(&mut self, path: &str, worker: &BackgroundWorker) {
+        let (message, hint) = match (worker.start_time, self.asks_for_primary) {
+            (StartTime::ConsistentState, Some(true)) => (
+                "at \"consistent_state\" a worker runs on standbys too, and \"target_session_attrs\" of the connection \
+                 settings excludes them",
+                "leave this out, or set target_session_attrs=any",
+            ),
+            (StartTime::RecoveryFinished, Some(false)) => (
+                "\"target_session_attrs\" of the connection settings asks for a standby, where recovery never \
+                 finishes: the worker would never start",
+                "set \"consistent_state\" for a worker that only reads, or leave target_session_attrs out",
+            ),
+            _ => return,
+        };
+        self.refuse(
+            &format!("{path}.start_time"),
+            message,
+            Some(hint.to_owned()),
+        );
+    }
+
     /// Checks a worker's registration and its function's settings, and shows both.
     fn worker(
         &mut self,
@@ -77,8 +103,14 @@ impl Check<'_> {
             };
             self.refuse(&format!("{path}.{key}"), mistake, None);
         }
+        self.check_reach(path, &worker);
         let mut function = function?;
+        function.look_beside(self.layered.directory());
         for Mistake { key, message, hint } in function.check(&worker) {
+            // A key that is misspelt is not missing.
+            if self.found.suggests(path, key) {
+                continue;
+            }
             self.refuse(&format!("{path}.{key}"), message, hint);
         }
         self.show(path, keys::values(&worker));

@@ -4,7 +4,7 @@ use super::settings::Settings;
 use super::shape::Number;
 use super::tables::{Columns, Deferrable, TableColumn};
 use crate::functions::quote::identifier;
-use crate::functions::relation::Relation;
+use crate::functions::relation::{self, Relation};
 
 /// Creates the table that poison is moved to.
 pub(super) fn create_rejected(settings: &Settings, rejected: &Relation) -> String {
@@ -17,7 +17,7 @@ pub(super) fn create_rejected(settings: &Settings, rejected: &Relation) -> Strin
 
 /// Grants a role what a worker needs.
 pub(super) fn grant(settings: &Settings, role: &str) -> Vec<String> {
-    let role = identifier(role);
+    let role = relation::role(role);
     let mut schemas = vec![&settings.queue.schema];
     if settings.totals.schema != settings.queue.schema {
         schemas.push(&settings.totals.schema);

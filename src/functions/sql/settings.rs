@@ -1,6 +1,6 @@
 //! The configuration keys of a job.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use crate::functions::function::Mistake;
 use crate::functions::session::{ConnectionKind, Place, Session};
 use crate::regular_file;
 use crate::schedule::{InvalidSchedule, Schedule, Timestamp};
+use crate::spelling;
 
 /// The time after its timeout within which a run releases its row, even if its instance is frozen.
 const LET_GO_WITHIN: Duration = Duration::from_secs(15);
@@ -208,6 +209,13 @@ impl Settings {
         self.timezone.as_deref().unwrap_or("UTC")
     }
 
+    /// Takes the file of its statements from this directory if its path is relative.
+    pub(super) fn look_beside(&mut self, directory: &Path) {
+        if let Some(file) = &mut self.sql_file {
+            *file = directory.join(&*file);
+        }
+    }
+
     /// Reads the statements from their file, and finds the mistakes in these settings.
     pub(super) fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake> {
         self.restart_time = worker.restart_time;
@@ -221,8 +229,11 @@ impl Settings {
                 Some(Mistake::new("start_time", message))
             }
             StartTime::ConsistentState => self.check_naptime(),
-            StartTime::RecoveryFinished => self.check_times(),
+            StartTime::RecoveryFinished => self.check_which(),
         });
+        if worker.start_time == StartTime::RecoveryFinished {
+            mistakes.extend(self.check_schedule());
+        }
         mistakes
     }
 
@@ -298,7 +309,8 @@ impl Settings {
         Some(Mistake::new(key, message).hint(hint))
     }
 
-    fn check_times(&self) -> Option<Mistake> {
+    /// Checks which of the keys of a schedule are set.
+    fn check_which(&self) -> Option<Mistake> {
         if self.naptime.is_some() {
             let message = "a job has ticks, so that each is run once: it naps only with start_time = \"consistent_state\"";
             return Some(Mistake::new("naptime", message).hint("set \"every\" instead"));
@@ -316,16 +328,30 @@ impl Settings {
                 let mistake = Mistake::new("every", "the worker has no \"every\" and no \"cron\"");
                 Some(mistake.hint("set one of them"))
             }
-            (every, _) => {
-                let error = self.schedule().err()?;
-                let key = match error {
-                    InvalidSchedule::Zone => "timezone",
-                    _ if every.is_some() => "every",
-                    _ => "cron",
-                };
-                Some(Mistake::new(key, error.to_string()))
-            }
+            _ => None,
         }
+    }
+
+    /// Checks each key of a schedule by itself, so that a mistake in one hides none in another.
+    fn check_schedule(&self) -> Vec<Mistake> {
+        let every = self.every.and_then(|every| Schedule::every(every).err());
+        let every = every.map(|error| Mistake::new("every", error.to_string()));
+        let cron = self.cron.as_deref().and_then(|cron| {
+            let mistake = Mistake::new("cron", Schedule::cron(cron, "UTC").err()?.to_string());
+            Some(match Schedule::meant(cron) {
+                Some(hint) => mistake.hint(hint),
+                None => mistake,
+            })
+        });
+        let zone = self.timezone.as_deref().and_then(|zone| {
+            let error = Schedule::cron("@daily", zone).err()?;
+            let mistake = Mistake::new("timezone", error.to_string());
+            Some(match zone_like(zone) {
+                Some(known) => mistake.hint(spelling::did_you_mean(&known)),
+                None => mistake,
+            })
+        });
+        [every, cron, zone].into_iter().flatten().collect()
     }
 
     /// The schedule of its ticks.
@@ -401,6 +427,22 @@ impl Job {
         let newest = self.schedule.newest(now).unwrap_or(now);
         job::declare(session, &self.name, &self.declared, by, newest, now).await
     }
+}
+
+/// The time zone that is likely meant: one whose name ends in this word, or else the nearest.
+fn zone_like(word: &str) -> Option<String> {
+    let word = word.trim().replace(' ', "_");
+    let zones: Vec<_> = Schedule::zones().collect();
+    let last = |zone: &str| {
+        zone.rsplit_once('/')
+            .map_or(false, |(_, city)| city.eq_ignore_ascii_case(&word))
+    };
+    let city = zones
+        .iter()
+        .find(|zone| last(zone.as_str()))
+        .map(String::as_str);
+    let near = || spelling::nearest(&word, zones.iter().map(String::as_str));
+    city.or_else(near).map(str::to_owned)
 }
 
 /// Sixteen hexadecimal digits that tell one text from another.

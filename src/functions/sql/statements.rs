@@ -53,6 +53,14 @@ pub enum InvalidStatements {
         /// The word or words that it begins with.
         word: String,
     },
+    /// A statement cannot run in a transaction, and the job is one.
+    #[error("line {line}: {word} cannot run in a transaction: set \"transaction = false\"")]
+    NoTransaction {
+        /// The line in which it begins, from 1.
+        line: usize,
+        /// The words that say so.
+        word: String,
+    },
     /// A statement would exchange rows with the client, which has none and takes none.
     #[error(
         "line {line}: COPY {direction} exchanges rows with the client, and bgworker has none: name a file or a program of \
@@ -63,6 +71,16 @@ pub enum InvalidStatements {
         line: usize,
         /// `FROM STDIN` or `TO STDOUT`.
         direction: &'static str,
+    },
+    /// A command of psql, which is not SQL.
+    #[error(
+        "line {line}: {command} is a command of psql, which the server does not know: write it in SQL, or leave it out"
+    )]
+    Psql {
+        /// Its line, from 1.
+        line: usize,
+        /// The command.
+        command: String,
     },
     /// The text contains NUL, which PostgreSQL accepts in no text.
     #[error("it must not contain NUL")]
@@ -98,14 +116,19 @@ impl Statement {
     }
 }
 
-/// Splits a text into statements.
+/// Splits a text into statements, in a time that grows with its length. A byte order mark at its beginning does not count.
 pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
     if text.contains('\0') {
         return Err(InvalidStatements::Nul);
     }
-    let mut scanner = Scanner::new(text);
+    let mut scanner = Scanner::new(text.strip_prefix('\u{feff}').unwrap_or(text));
     let mut statements = Vec::new();
     while let Some(statement) = scanner.statement()? {
+        // What follows may be rows, and no SQL.
+        if let Some(direction) = copies_with_client(&statement.sql) {
+            let line = statement.line;
+            return Err(InvalidStatements::Copy { line, direction });
+        }
         statements.push(statement);
     }
     if statements.is_empty() {
@@ -114,27 +137,24 @@ pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
     Ok(statements)
 }
 
-/// Refuses statements that would take the transaction out of bgworker's hands, and those that need a client with rows.
-pub(crate) fn check(
-    statements: &[Statement],
-    in_transaction: bool,
-) -> Result<(), InvalidStatements> {
+/// Refuses statements that would take the transaction out of bgworker's hands, and, if the job is one transaction, those
+/// that cannot run in one.
+pub(crate) fn check(statements: &[Statement], in_transaction: bool) -> Result<(), InvalidStatements> {
     for Statement { sql, line } in statements {
+        let line = *line;
         let mut words = words(sql).map(str::to_ascii_uppercase);
         let first = words.next().unwrap_or_default();
         let both = words.next().map(|second| format!("{first} {second}"));
-        let is_one = |word: &String| TRANSACTION.contains(&&**word);
-        if let Some(word) = Some(first).filter(is_one).or_else(|| both.filter(is_one)) {
-            let line = *line;
+        let ends_it = |word: &String| TRANSACTION.contains(&&**word);
+        if let Some(word) = Some(first).filter(ends_it).or_else(|| both.filter(ends_it)) {
             return Err(if in_transaction {
                 InvalidStatements::Transaction { line, word }
             } else {
                 InvalidStatements::EachItsOwn { line, word }
             });
         }
-        if let Some(direction) = copies_with_client(sql) {
-            let line = *line;
-            return Err(InvalidStatements::Copy { line, direction });
+        if let Some(word) = alone(sql).filter(|_| in_transaction) {
+            return Err(InvalidStatements::NoTransaction { line, word });
         }
     }
     Ok(())
@@ -170,6 +190,41 @@ fn copies_with_client(sql: &str) -> Option<&'static str> {
     None
 }
 
+/// The words that say that a statement cannot run in a transaction.
+fn alone(sql: &str) -> Option<String> {
+    let words: Vec<_> = outer_words(sql).map(str::to_ascii_uppercase).collect();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let length = match words[..] {
+        ["VACUUM", ..] | ["CLUSTER"] | ["CLUSTER", "VERBOSE"] => 1,
+        ["CREATE" | "DROP", "DATABASE" | "TABLESPACE", ..]
+        | ["REINDEX", "DATABASE" | "SYSTEM" | "SCHEMA", ..]
+        | ["ALTER", "SYSTEM", ..]
+        | ["DISCARD", "ALL"] => 2,
+        ["CREATE" | "DROP", "INDEX", "CONCURRENTLY", ..] | ["REINDEX", _, "CONCURRENTLY", ..] => 3,
+        ["CREATE", "UNIQUE", "INDEX", "CONCURRENTLY", ..] => 4,
+        ["ALTER", "TABLE", .., "CONCURRENTLY"] if words.contains(&"DETACH") => {
+            return Some("DETACH PARTITION CONCURRENTLY".to_owned());
+        }
+        _ => return None,
+    };
+    Some(words[..length].join(" "))
+}
+
+/// The words of a statement that stand in no parentheses.
+fn outer_words(sql: &str) -> impl Iterator<Item = &str> {
+    let (mut scanner, mut depth) = (Scanner::new(sql), 0_usize);
+    std::iter::from_fn(move || {
+        loop {
+            match scanner.token().ok()?? {
+                Token::Word(word) if depth == 0 => return Some(&sql[word]),
+                Token::Open => depth += 1,
+                Token::Close => depth = depth.saturating_sub(1),
+                Token::Word(_) | Token::Blank | Token::Semicolon | Token::Other => {}
+            }
+        }
+    })
+}
+
 /// The words that a statement begins with. Comments between them do not count.
 fn words(sql: &str) -> impl Iterator<Item = &str> {
     let mut scanner = Scanner::new(sql);
@@ -188,6 +243,8 @@ fn words(sql: &str) -> impl Iterator<Item = &str> {
 struct Scanner<'t> {
     text: &'t str,
     at: usize,
+    /// A place before which lines were counted, and its line: they are counted only once.
+    counted: (usize, usize),
 }
 
 enum Token {
@@ -229,7 +286,11 @@ impl Statement {
 
 impl<'t> Scanner<'t> {
     fn new(text: &'t str) -> Self {
-        Self { text, at: 0 }
+        Self {
+            text,
+            at: 0,
+            counted: (0, 1),
+        }
     }
 
     /// The next statement that is more than a comment.
@@ -295,6 +356,7 @@ impl<'t> Scanner<'t> {
                 let length = quoted_length(&rest[1..], '\'', true).map(|length| length + 1);
                 (self.ended(length, "quoted string")?, Token::Other)
             }
+            '\\' => return Err(self.psql_command(rest)),
             ';' => (1, Token::Semicolon),
             '(' => (1, Token::Open),
             ')' => (1, Token::Close),
@@ -306,13 +368,31 @@ impl<'t> Scanner<'t> {
         Ok(Some(token))
     }
 
-    fn ended(&self, length: Option<usize>, what: &'static str) -> Result<usize, InvalidStatements> {
-        let line = self.line(self.at);
-        length.ok_or(InvalidStatements::Unterminated { line, what })
+    fn ended(
+        &mut self,
+        length: Option<usize>,
+        what: &'static str,
+    ) -> Result<usize, InvalidStatements> {
+        length.ok_or_else(|| {
+            let line = self.line(self.at);
+            InvalidStatements::Unterminated { line, what }
+        })
     }
 
-    fn line(&self, at: usize) -> usize {
-        self.text[..at].matches('\n').count() + 1
+    /// A backslash outside of quotes is no SQL: psql takes what follows for itself.
+    fn psql_command(&mut self, rest: &str) -> InvalidStatements {
+        let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+        let command: String = rest[..end].chars().take(20).collect();
+        let line = self.line(self.at);
+        InvalidStatements::Psql { line, command }
+    }
+
+    /// The line of a place that is not before the last one that was asked for.
+    fn line(&mut self, at: usize) -> usize {
+        let (from, line) = self.counted;
+        let line = line + self.text[from..at].matches('\n').count();
+        self.counted = (at, line);
+        line
     }
 }
 
@@ -504,7 +584,7 @@ mod tests {
             ),
             ("SELECT 1;\nCOPY \"from\" TO STDOUT;", "TO STDOUT"),
         ] {
-            let refused = check(&split(text).unwrap(), true).unwrap_err();
+            let refused = split(text).unwrap_err();
             assert_eq!(refused, InvalidStatements::Copy { line: 2, direction });
         }
         for text in [
@@ -515,6 +595,92 @@ mod tests {
         ] {
             assert_eq!(check(&split(text).unwrap(), true), Ok(()), "{text}");
         }
+    }
+
+    #[test]
+    fn what_cannot_run_in_a_transaction_is_refused_unless_the_job_is_none() {
+        for (text, word) in [
+            ("SELECT 1;\nvacuum (analyze) t", "VACUUM"),
+            (
+                "\nCREATE UNIQUE INDEX concurrently ON t (a)",
+                "CREATE UNIQUE INDEX CONCURRENTLY",
+            ),
+            (
+                "\nDROP INDEX CONCURRENTLY IF EXISTS i",
+                "DROP INDEX CONCURRENTLY",
+            ),
+            (
+                "\nREINDEX (VERBOSE) TABLE CONCURRENTLY t",
+                "REINDEX TABLE CONCURRENTLY",
+            ),
+            ("\nALTER SYSTEM SET work_mem = '1MB'", "ALTER SYSTEM"),
+            (
+                "\nALTER TABLE s.t DETACH PARTITION s.\"p\" CONCURRENTLY",
+                "DETACH PARTITION CONCURRENTLY",
+            ),
+        ] {
+            let statements = split(text).unwrap();
+            let word = word.to_owned();
+            let refused = InvalidStatements::NoTransaction { line: 2, word };
+            assert_eq!(check(&statements, true), Err(refused), "{text}");
+            assert_eq!(check(&statements, false), Ok(()), "{text}");
+        }
+        for text in [
+            "REFRESH MATERIALIZED VIEW CONCURRENTLY v",
+            "CREATE INDEX \"concurrently\" ON t (a)",
+            "CLUSTER t",
+            "REINDEX TABLE t",
+        ] {
+            assert_eq!(check(&split(text).unwrap(), true), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_only_psql_understands_is_refused_with_its_line() {
+        for (text, command) in [
+            ("SELECT 1;\n\\set x 1", "\\set"),
+            ("SELECT 1;\n\\i other.sql", "\\i"),
+            ("SELECT 1;\n  \\copy t from 'x'", "\\copy"),
+            ("SELECT 1\n\\gexec", "\\gexec"),
+        ] {
+            let command = command.to_owned();
+            let refused = InvalidStatements::Psql { line: 2, command };
+            assert_eq!(split(text), Err(refused), "{text}");
+        }
+        for (text, direction) in [
+            ("\nCOPY t (a, b) from stdin;\n1\tit's\n\\.\n", "FROM STDIN"),
+            ("\ncopy (SELECT 1) TO STDOUT (FORMAT csv)", "TO STDOUT"),
+        ] {
+            let refused = InvalidStatements::Copy { line: 2, direction };
+            assert_eq!(split(text), Err(refused), "{text}");
+        }
+        let text = "COPY t FROM PROGRAM 'cat'; SELECT '\\set', \"stdin\" FROM stdin";
+        assert_eq!(texts(text).len(), 2);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_statement() {
+        assert_eq!(texts("\u{feff}SELECT 1"), ["SELECT 1"]);
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "two times are compared, and neither with a clock"
+    )]
+    fn eight_times_the_text_takes_nowhere_near_sixty_four_times_as_long() {
+        let text =
+            |statements: usize| "INSERT INTO t VALUES ('a', $1, $$b$$);\n".repeat(statements);
+        let fastest = |text: &str| {
+            let each = (0..3).map(|_| {
+                let begin = std::time::Instant::now();
+                assert!(split(text).is_ok());
+                begin.elapsed()
+            });
+            each.min().unwrap()
+        };
+        let (small, large) = (fastest(&text(4_000)), fastest(&text(32_000)));
+        assert!(large < 32 * small, "{small:?}, {large:?}");
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use tracing::info;
 use crate::database::{DatabaseError, is_made_already};
 use crate::functions::ownership::{self, Facts, RUNS_CODE, UntrustedTables};
 use crate::functions::quote::identifier;
-use crate::functions::relation::{Relation, shown};
+use crate::functions::relation::{self, Relation, shown};
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 
@@ -145,7 +145,7 @@ fn judge(rows: &[Row], trusted: &[String]) -> Result<Option<String>, TablesError
 /// Says that the role may not create the tables, and which statement allows it.
 fn not_made(row: &Row) -> TablesError {
     let role: String = row.get("role");
-    let to = identifier(&role);
+    let to = relation::role(&role);
     let mend = if row.get("has_schema") {
         format!("GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {to}")
     } else {
@@ -157,7 +157,7 @@ fn not_made(row: &Row) -> TablesError {
 
 /// The statements that create the tables, and let a role run jobs.
 pub(super) fn objects(role: &str) -> Vec<String> {
-    let role = identifier(role);
+    let role = relation::role(role);
     let mut statements: Vec<_> = CREATE.split("; ").map(str::to_owned).collect();
     statements.push(format!("GRANT USAGE ON SCHEMA bgworker TO {role}"));
     statements.push(format!(

@@ -6,6 +6,7 @@ use super::shape::Shape;
 use super::table::Table;
 use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, hold, undo};
 use crate::functions::quote::identifier;
+use crate::functions::relation;
 
 // === impl Table ===
 
@@ -162,6 +163,30 @@ impl Table {
         )
     }
 
+    /// The statements that make the schema, the table and its index, and let a role work on it, for a script that may run
+    /// again.
+    pub(super) fn objects(&self, role: &str) -> Vec<String> {
+        let made = self.create_table();
+        let made = made.split("; ").map(|statement| {
+            let again = [
+                ("CREATE TABLE ", "CREATE TABLE IF NOT EXISTS "),
+                ("INDEX ", "INDEX IF NOT EXISTS "),
+            ];
+            let begins = again
+                .into_iter()
+                .find(|(create, _)| statement.starts_with("CREATE ") && statement.contains(create));
+            begins.map_or_else(
+                || statement.to_owned(),
+                |(one, other)| statement.replacen(one, other, 1),
+            )
+        });
+        let grants = self.grant(role);
+        std::iter::once(self.create_schema())
+            .chain(made)
+            .chain(grants.split("; ").map(str::to_owned))
+            .collect()
+    }
+
     pub(super) fn add_column(&self, column: &str, kind: &str) -> String {
         format!(
             "ALTER TABLE {} ADD COLUMN {column} pg_catalog.{kind}",
@@ -241,7 +266,7 @@ impl Table {
             "GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {role}",
             identifier(self.schema()),
             self.sql(),
-            role = identifier(role),
+            role = relation::role(role),
         )
     }
 }
