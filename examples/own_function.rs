@@ -112,6 +112,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let (conninfo, cluster) = match &settings.server {
         Server::Given { conninfo, .. } => (ConnInfo::clone(conninfo), None),
+        Server::NotGiven => return Err("no server is given".into()),
         Server::Embedded { .. } => {
             let start = || Cluster::start(ClusterSettings::temporary());
             let cluster = tokio::task::spawn_blocking(start).await??;

@@ -99,7 +99,7 @@ pub(crate) fn time(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|_| {
         let begins = text.trim().replacen(' ', "T", 1);
         let with = |rest: &str| format!("{begins}{rest}");
-        let whole = ["Z", ":00Z", "T00:00:00Z"].map(with);
+        let whole = [":00Z", "Z", "T00:00:00Z"].map(with);
         let whole = whole
             .into_iter()
             .find(|whole| whole.parse::<Timestamp>().is_ok());

@@ -161,7 +161,10 @@ async fn once_reports_and_undoes_a_failure_and_refuses_a_running_or_unknown_job(
         .arg(&fails.path));
     assert_eq!(
         (code, &*err),
-        (1, "unknown: there is no such job in the configuration\n")
+        (
+            1,
+            "unknown: there is no worker \"unknown\" in the configuration\n"
+        )
     );
 }
 
@@ -290,7 +293,10 @@ fn next_shows_the_ticks_of_each_job_in_its_zone_and_asks_no_server() {
     let (code, _, err) = next(&["spi"]);
     assert_eq!(
         (code, &*err),
-        (1, "there is no job \"spi\" in the configuration\n")
+        (
+            1,
+            "the worker \"spi\" is no job: it runs worker_spi, which naps between two cycles and has no ticks\n"
+        )
     );
 }
 
