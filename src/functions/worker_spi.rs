@@ -24,6 +24,8 @@
 
 mod fold;
 mod initialize;
+#[cfg(feature = "config")]
+mod objects;
 mod shape;
 mod statement;
 mod table;
