@@ -139,7 +139,10 @@ pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
 
 /// Refuses statements that would take the transaction out of bgworker's hands, and, if the job is one transaction, those
 /// that cannot run in one.
-pub(crate) fn check(statements: &[Statement], in_transaction: bool) -> Result<(), InvalidStatements> {
+pub(crate) fn check(
+    statements: &[Statement],
+    in_transaction: bool,
+) -> Result<(), InvalidStatements> {
     for Statement { sql, line } in statements {
         let line = *line;
         let mut words = words(sql).map(str::to_ascii_uppercase);
