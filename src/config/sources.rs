@@ -173,7 +173,7 @@ impl Layered {
     /// The directory of the file.
     pub(super) fn directory(&self) -> &Path {
         let path = self.file.as_ref().map(|(path, _)| path.as_path());
-        path.and_then(Path::parent).unwrap_or(Path::new(""))
+        path.and_then(Path::parent).unwrap_or_else(|| Path::new(""))
     }
 
     /// Where to look for what is wrong with a setting: its place, or that of the table that lacks it.

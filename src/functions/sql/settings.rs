@@ -435,7 +435,7 @@ fn zone_like(word: &str) -> Option<String> {
     let zones: Vec<_> = Schedule::zones().collect();
     let last = |zone: &str| {
         zone.rsplit_once('/')
-            .map_or(false, |(_, city)| city.eq_ignore_ascii_case(&word))
+            .is_some_and(|(_, city)| city.eq_ignore_ascii_case(&word))
     };
     let city = zones
         .iter()
