@@ -49,6 +49,8 @@ use tokio::sync::SemaphorePermit;
 
 pub use self::cancel::CancelToken;
 use self::connect::Sharing;
+#[cfg(feature = "config")]
+pub(crate) use self::connection::GRACE;
 pub use self::connection::{Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
@@ -73,7 +75,7 @@ pub(crate) use self::sqlstate::{
 };
 #[cfg(feature = "config")]
 pub(crate) use self::sqlstate::{
-    SessionEnd, is_conflict, is_for_no_transaction, is_locked, is_missing,
+    Fault, SessionEnd, UNDONE, is_conflict, is_for_no_transaction, is_locked, is_missing,
 };
 pub use self::tls::TlsError;
 

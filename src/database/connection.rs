@@ -26,7 +26,7 @@ use super::whereabouts::{Lookout, Origin, Whereabouts};
 use super::{DatabaseError, sqlstate, tls};
 
 /// How long a cancellation, a cancelled statement, or a connection that ends may take.
-pub(super) const GRACE: Duration = Duration::from_secs(1);
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// A statement that takes longer casts doubt on its server, again and again: one that is frozen would be as quiet.
 pub(super) const QUIET: Duration = Duration::from_secs(2);

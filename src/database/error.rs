@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-#[cfg(feature = "config")]
-use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::error::{DbError, SqlState};
+#[cfg(feature = "config")]
+use tokio_postgres::error::{ErrorPosition, Severity};
 
 use super::TlsError;
 #[cfg(feature = "config")]
@@ -300,6 +300,25 @@ impl DatabaseError {
         let is_ours = said.code().code() == sqlstate::UNDONE;
         let (_, why) = said.message().split_once("bgworker: ")?;
         is_ours.then(|| why.trim_end_matches('"'))
+    }
+
+    /// Returns `true` if a row may be at fault that the statement has met, whatever the SQLSTATE is: triggers raise any.
+    #[cfg(feature = "config")]
+    pub(crate) fn may_be_of_a_row(&self) -> bool {
+        let Self::Statement { error, .. } = self else {
+            return false;
+        };
+        let severity = error.as_db_error().map(DbError::parsed_severity);
+        let is_of_the_statement =
+            severity.is_some_and(|severity| severity == Some(Severity::Error));
+        let is_about_others = matches!(
+            self.class(),
+            ErrorClass::InTheWay
+                | ErrorClass::OutOfDate
+                | ErrorClass::ReadOnly
+                | ErrorClass::Cancelled
+        );
+        is_of_the_statement && !is_about_others
     }
 
     /// Returns `true` if a message could not be encoded, such as a name with NUL in it: nothing was sent, and the fault

@@ -110,6 +110,49 @@ const SENTENCES: [(&str, ErrorClass); 43] = [
     ("is not allowed to connect", ErrorClass::Refused),
 ];
 
+/// What is at fault when a fold of a single key has failed.
+#[cfg(feature = "config")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Another client, which holds a row: the key may go through later.
+    Client,
+    /// A row to which the delta refers is not there, or not yet.
+    Reference,
+    /// A value of the delta.
+    Value,
+    /// The table: a partition or a default is missing.
+    Table,
+    /// The statement, the session or the server, unless others go through.
+    Statement,
+    /// A trigger, which may raise anything for any reason.
+    Unclear,
+}
+
+// === impl Fault ===
+
+#[cfg(feature = "config")]
+impl Fault {
+    /// What is at fault for an error that names a constraint or a column of the key, or neither.
+    pub(crate) fn of(code: &str, has_constraint: bool, has_key: bool) -> Self {
+        match code {
+            "40001" | "40P01" | "55P03" => Self::Client,
+            // Of several checks, only that for a partition has no name.
+            "23514" if !has_constraint => Self::Table,
+            "23502" if !has_key => Self::Table,
+            "23503" => Self::Reference,
+            "22001" | "22003" | "54000" => Self::Value,
+            code if code.starts_with("23") => Self::Value,
+            code => match code.get(..2) {
+                Some(
+                    "08" | "0A" | "25" | "26" | "28" | "2D" | "3D" | "3F" | "42" | "53" | "55"
+                    | "57" | "58" | "F0" | "HV" | "XX",
+                ) => Self::Statement,
+                _ => Self::Unclear,
+            },
+        }
+    }
+}
+
 // === impl ErrorClass ===
 
 impl ErrorClass {

@@ -101,7 +101,7 @@ pub(super) trait Folder {
     fn tell(at: At<'_, Self::Settings>, folded: &Self::Folded);
 
     /// Why rows wait for a person at the end of a cycle, if they do.
-    fn waits(&mut self, at: At<'_, Self::Settings>) -> Option<String>;
+    async fn waits(&mut self, at: At<'_, Self::Settings>) -> Result<Option<String>, CycleError>;
 }
 
 /// The result of one fold, or of several in a row.
@@ -243,7 +243,7 @@ impl<F: Folder> Routine for Folding<F> {
             self.vacuum_if_due(settings, context, folded.rows());
             F::tell(at, folded);
         }
-        let waits = self.folder.waits(at);
+        let waits = self.folder.waits(at).await?;
         Ok(match (found, waits) {
             (_, Some(why)) => Outcome::Waits(why),
             (Found::Busy(why), None) => Outcome::Busy(why),

@@ -9,12 +9,14 @@ mod by_key;
 mod check;
 mod columns;
 mod halving;
+mod in_parts;
 mod objects;
 mod poison;
 mod settings;
 mod shape;
 mod statement;
 mod tables;
+mod turn;
 mod unusable;
 mod view;
 

@@ -49,6 +49,7 @@ mod postmaster;
 mod remedies;
 mod rollup;
 mod rollup_chaos;
+mod rollup_poison;
 mod rollup_refusals;
 mod rollup_trouble;
 mod rollup_view;

@@ -8,7 +8,7 @@ use tokio_postgres::{Row, SimpleQueryRow};
 use super::layout::CHANGED;
 use super::statement::{self, NOT_PLAIN};
 use super::{At, Folded, Folder, Isolation, Piece};
-use crate::database::{DatabaseError, is_of_a_row, is_stale};
+use crate::database::{DatabaseError, ErrorClass, is_of_a_row, is_stale};
 use crate::functions::relation::Relation;
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
@@ -41,7 +41,7 @@ pub(in crate::functions) struct Fold<D> {
     pub(in crate::functions) found: Found<D>,
     /// How many blocks the table has.
     pub(in crate::functions) blocks: u32,
-    /// How long it took on the server, without its commit.
+    /// How long it took on the server, without its commit; zero if that says nothing.
     pub(in crate::functions) took: Duration,
 }
 
@@ -161,7 +161,18 @@ impl Pieces {
             let blocks = self.next(batch, F::CAREFUL).min(left);
             let begin = Instant::now();
             let piece = Piece { from, blocks };
-            let fold = self.fold_piece(folder, at, shape, piece).await?;
+            let fold = match self.fold_piece(folder, at, shape, piece).await {
+                Err(CycleError::Database(error))
+                    if error.class() == ErrorClass::Cancelled
+                        && blocks > 1
+                        && !at.context.latch().is_stop_requested() =>
+                {
+                    // It would take as long the next time.
+                    self.blocks = Some(blocks / 2);
+                    continue;
+                }
+                fold => fold?,
+            };
             at.has_folded(&fold.found, begin);
             match fold.found {
                 // What was folded before is reported; the next cycle folds the rest.
@@ -175,7 +186,8 @@ impl Pieces {
                 more => found = found.and(more),
             }
             let end = fold.blocks.min(until.unwrap_or(u32::MAX));
-            if from.saturating_add(blocks) <= end && matches!(fold.found, Found::Folded(_)) {
+            let is_whole = from.saturating_add(blocks) <= end && !fold.took.is_zero();
+            if is_whole && matches!(fold.found, Found::Folded(_)) {
                 self.took(blocks, fold.took);
             }
             from = from.saturating_add(blocks);

@@ -150,12 +150,18 @@ impl Queue {
         if self.has_children {
             return took.to_owned();
         }
+        format!("{took}, {}", self.miscounted())
+    }
+
+    /// An expression that undoes a fold if the server has deleted another number of rows than it has
+    /// [expected](Self::expects).
+    pub(in crate::functions) fn miscounted(&self) -> String {
         let surplus = format!(
             "{} OPERATOR(pg_catalog.-) pg_catalog.current_setting('{DELETED}')::pg_catalog.int8",
             self.deleted()
         );
         format!(
-            "{took}, CASE WHEN pg_catalog.current_setting('track_counts')::pg_catalog.bool \
+            "CASE WHEN pg_catalog.current_setting('track_counts')::pg_catalog.bool \
              AND ({surplus}) OPERATOR(pg_catalog.<>) 0 THEN pg_catalog.format(\
              'bgworker: {MISCOUNTED} %s', {surplus})::pg_catalog.int4 END"
         )

@@ -1,18 +1,18 @@
-//! The folds of a roll-up: all deltas of a piece into the totals of their keys, and around those that cannot be folded.
+//! The folds of a roll-up: all deltas of a piece into the totals of their keys, or around those that cannot be folded.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::SimpleQueryRow;
 use tracing::{debug, info, warn};
 
 use super::check::{self, Verdict};
-use super::poison::Poison;
+use super::poison::{Moved, Poison};
 use super::settings::Settings;
 use super::shape::Shape;
-use super::statement::{self, How, Statements, Which};
+use super::statement::{self, How, Statements};
+use super::turn::{self, Turn};
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
-use crate::database::{DatabaseError, is_locked, is_made_already, is_of_a_row};
+use crate::database::{DatabaseError, ErrorClass, is_locked, is_made_already, is_stale};
 use crate::functions::folding::{
     At, CHANGED, Fold, Folded, Folder, Found, Isolation, MISCOUNTED, Piece, Queue, Terms, blocks,
     number, took,
@@ -23,22 +23,37 @@ use crate::functions::runner::CycleError;
 /// How often to look at the tables again at once when another session created something first.
 const ATTEMPTS_MAX: usize = 5;
 
-/// How often a fold that undid itself is run again at once: the new snapshot sees a key that the old one did not.
-const UNDONE_MAX: usize = 2;
-
 /// How long a fold waits for a total that another client holds before it folds around it.
 const AROUND_AFTER: Duration = Duration::from_secs(1);
+
+/// How many of the rows that wait are counted.
+const COUNTED_MAX: u32 = 200_000;
 
 /// Folds into totals by key.
 #[derive(Default)]
 pub(super) struct ByKey {
     pub(super) poison: Poison,
+    pub(super) turn: Turn,
     /// When a fold first met totals that other clients hold; `None` if they hold none.
-    locked_since: Option<Instant>,
+    pub(super) locked_since: Option<Instant>,
     /// Deltas were left in the queue, because other clients hold their totals.
-    left: bool,
+    pub(super) left: bool,
+    /// The sessions that hold these totals, as they are told; they are looked for once.
+    holders: Option<String>,
+    /// Why nothing can be folded, though no error says so.
+    blocked: Option<String>,
+    /// What this cycle has moved away.
+    pub(super) moved: Moved,
+    /// How long this cycle has folded in parts.
+    pub(super) spent: Duration,
+    /// How many keys the next part of a fold in parts has, if the last one did not come to its end.
+    pub(super) size: Option<u32>,
+    /// Keys were folded in this cycle.
+    pub(super) passed: bool,
     /// A fold was tried in this cycle.
     tried: bool,
+    /// How many rows wait in blocks that this cycle has not reached.
+    beyond: u64,
     /// The last reported number of rows that wait.
     pending: Option<i64>,
 }
@@ -48,13 +63,6 @@ pub(super) struct ByKey {
 pub(super) struct Keys {
     rows: u64,
     keys: u64,
-}
-
-/// Why a folding statement failed.
-pub(super) enum Failure {
-    /// Some of the deltas cannot be added.
-    Poison(DatabaseError),
-    Other(DatabaseError),
 }
 
 // === impl Keys ===
@@ -75,41 +83,20 @@ impl Folded for Keys {
 // === impl ByKey ===
 
 impl ByKey {
-    /// Runs one folding statement.
-    pub(super) async fn run(
+    /// Folds a whole piece.
+    async fn run(
         &mut self,
         at: At<'_, Settings>,
         statements: &Statements<'_>,
         piece: Piece,
-        which: Which<'_>,
         isolation: Isolation,
-    ) -> Result<Fold<Keys>, Failure> {
-        let how = match (self.locked_since, isolation) {
-            (Some(since), _) if since.elapsed() > AROUND_AFTER => How::Around,
-            (_, Isolation::RepeatableRead) => How::Snapshot,
-            (_, Isolation::ReadCommitted) => How::Wait,
+    ) -> Result<Fold<Keys>, DatabaseError> {
+        let how = match isolation {
+            Isolation::RepeatableRead => How::Snapshot,
+            Isolation::ReadCommitted => How::Wait,
         };
-        let sql = statements.fold(piece, which, how);
-        let mut undone = 0;
-        let rows = loop {
-            match at.session.simple_query("fold", &sql).await {
-                Ok(rows) => break rows,
-                Err(error)
-                    if error.undone().is_some_and(is_passing)
-                        && how != How::Snapshot
-                        && undone < UNDONE_MAX =>
-                {
-                    undone += 1;
-                }
-                Err(error) if is_poison(&error) => return Err(Failure::Poison(error)),
-                Err(error) => {
-                    if error.sqlstate().is_some_and(is_locked) {
-                        self.locked_since.get_or_insert_with(Instant::now);
-                    }
-                    return Err(Failure::Other(error));
-                }
-            }
-        };
+        let sql = statements.fold(piece, how);
+        let rows = at.session.simple_query("fold", &sql).await?;
         let Some(row) = rows.first() else {
             return Ok(Fold {
                 found: Found::Idle,
@@ -117,29 +104,117 @@ impl ByKey {
                 took: Duration::ZERO,
             });
         };
-        self.left |= number(row, 3) > 0;
-        if how != How::Around {
+        if row.get(0) == Some("t") {
+            self.turn.is_ours();
             self.locked_since = None;
+        } else {
+            self.turn.is_not_ours(at, statements).await?;
         }
-        Ok(self.folded(at, row, took(&rows)))
+        let (rows_folded, keys) = (number(row, 1).unsigned_abs(), number(row, 2).unsigned_abs());
+        Ok(Fold {
+            found: self.folded(at, rows_folded, keys),
+            blocks: blocks(row, 4),
+            took: took(&rows),
+        })
     }
 
-    /// Reads and counts the result of a folding statement.
-    fn folded(&self, at: At<'_, Settings>, row: &SimpleQueryRow, took: Duration) -> Fold<Keys> {
-        let (rows, keys) = (number(row, 1).unsigned_abs(), number(row, 2).unsigned_abs());
-        // If another session folds this queue, it takes care of the deltas: its hold ends with its statement.
-        let found = if rows == 0 {
-            Found::Idle
-        } else {
-            at.context.progress().count(ROWS_FOLDED, rows);
-            at.context.progress().count(KEYS, keys);
-            Found::Folded(Keys { rows, keys })
-        };
-        Fold {
-            found,
-            blocks: blocks(row, 4),
-            took,
+    /// Decides what follows from the error of a fold of a whole piece: it is folded in parts if a row may be at fault.
+    async fn after(
+        &mut self,
+        error: DatabaseError,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+        piece: Piece,
+        isolation: Isolation,
+    ) -> Result<Fold<Keys>, CycleError> {
+        if error.undone() == Some(CHANGED) || is_not_of_a_key(&error) {
+            return Err(error.into());
         }
+        let is_repeated = error.undone().is_some() || error.sqlstate().is_some_and(is_stale);
+        let is_slow = error.class() == ErrorClass::Cancelled && piece.blocks <= 1;
+        if isolation == Isolation::RepeatableRead && is_repeated {
+            Err(error.into())
+        } else if error.undone().is_some() || error.may_be_of_a_row() || is_slow {
+            self.fold_in_parts(at, statements, piece, Some(error)).await
+        } else {
+            Err(error.into())
+        }
+    }
+
+    /// Counts what was folded.
+    pub(super) fn folded(&mut self, at: At<'_, Settings>, rows: u64, keys: u64) -> Found<Keys> {
+        if rows == 0 {
+            return Found::Idle;
+        }
+        self.passed = true;
+        at.context.progress().count(ROWS_FOLDED, rows);
+        at.context.progress().count(KEYS, keys);
+        Found::Folded(Keys { rows, keys })
+    }
+
+    /// `true` if other clients have held totals for long enough for folds to go around them.
+    pub(super) fn goes_around(&self) -> bool {
+        let since = self.locked_since.as_ref();
+        since.is_some_and(|since| since.elapsed() > AROUND_AFTER)
+    }
+
+    /// Records that a lock could not be had. After it was to be had for longer than a fold may take, the report says who
+    /// has it.
+    async fn is_locked(
+        &mut self,
+        error: DatabaseError,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+    ) -> Result<Fold<Keys>, CycleError> {
+        let since = *self.locked_since.get_or_insert_with(Instant::now);
+        let longest = turn::longest(at);
+        if since.elapsed() <= longest {
+            return Err(error.into());
+        }
+        if self.holders.is_none() {
+            self.holders = Some(turn::holders(at, statements).await?);
+        }
+        let (totals, holders) = (&at.settings.totals, self.holders.as_deref());
+        self.blocked = Some(format!(
+            "other clients have locked {totals} for more than {}{}: the deltas wait",
+            humantime::format_duration(longest),
+            holders.unwrap_or_default(),
+        ));
+        Ok(Fold {
+            found: Found::Idle,
+            blocks: 0,
+            took: Duration::ZERO,
+        })
+    }
+
+    /// Counts the rows that wait, and forgets keys that have none.
+    async fn count_waiting(&mut self, at: At<'_, Settings>) -> Result<i64, DatabaseError> {
+        let sql = statement::count(at.context.name(), &at.settings.queue, COUNTED_MAX);
+        let rows = at.session.query("count what waits", &sql, Vec::new());
+        let waiting = rows.await?.first().map_or(0, |row| row.get(0));
+        if waiting == 0 {
+            self.poison.clear();
+        }
+        Ok(waiting)
+    }
+
+    /// Forgets the keys that were to be tried again, and of which nothing is left in the queue.
+    async fn forget_gone(&mut self, at: At<'_, Settings>) -> Result<(), DatabaseError> {
+        let gone = self.poison.gone();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let Settings { queue, keys, .. } = at.settings;
+        let worker = at.context.name();
+        let sql = statement::which_are_there(worker, queue, keys, &gone, COUNTED_MAX);
+        let rows = at.session.query("look for keys", &sql, Vec::new());
+        for row in rows.await? {
+            self.poison.is_there(row.get(0));
+        }
+        for hash in self.poison.gone() {
+            self.poison.forget(hash);
+        }
+        Ok(())
     }
 
     /// Reports how many rows wait, if that has changed.
@@ -246,38 +321,35 @@ impl Folder for ByKey {
         isolation: Isolation,
     ) -> Result<Fold<Keys>, CycleError> {
         self.tried = true;
-        let statements = Statements {
-            worker: at.context.name(),
-            queue: &at.settings.queue,
-            totals: &at.settings.totals,
-            shape,
-        };
-        let left_out = self.poison.keys();
-        let folding = self.run(at, &statements, piece, Which::AllBut(&left_out), isolation);
-        let mut fold = match folding.await {
-            Ok(fold) => fold,
-            Err(Failure::Poison(error))
-                if isolation == Isolation::RepeatableRead || is_not_of_a_key(&error) =>
-            {
-                return Err(error.into());
+        let statements = statements(at, shape);
+        // Boxed because it is rare: not every worker should pay for its size.
+        let fold = if self.poison.is_empty() && !self.goes_around() {
+            match self.run(at, &statements, piece, isolation).await {
+                Ok(fold) => Ok(fold),
+                Err(error) => Box::pin(self.after(error, at, &statements, piece, isolation)).await,
             }
-            // Boxed because it is rare: not every worker should pay for its size.
-            Err(Failure::Poison(_)) => Box::pin(self.halve(at, &statements, piece)).await?,
-            Err(Failure::Other(error)) => return Err(error.into()),
+        } else {
+            Box::pin(self.fold_in_parts(at, &statements, piece, None)).await
         };
-        if !self.poison.due(Instant::now()).is_empty() {
-            let again = Box::pin(self.try_again(at, &statements, piece)).await?;
-            fold.found = fold.found.and(again);
+        let fold = match fold {
+            Err(CycleError::Database(error)) if error.sqlstate().is_some_and(is_locked) => {
+                Box::pin(self.is_locked(error, at, &statements)).await?
+            }
+            fold => fold?,
+        };
+        if (self.left || self.poison.has_held()) && self.holders.is_none() {
+            self.holders = Some(turn::holders(at, &statements).await?);
         }
-        let blocks_left = fold
-            .blocks
-            .saturating_sub(piece.from.saturating_add(piece.blocks));
-        let rows = match &fold.found {
-            Found::Folded(folded) => folded.rows,
-            _ => 0,
-        };
-        let pending = rows * u64::from(blocks_left) / u64::from(piece.blocks.max(1));
-        self.report_pending(at, i64::try_from(pending).unwrap_or(i64::MAX));
+        let end = piece.from.saturating_add(piece.blocks);
+        let blocks_left = u64::from(fold.blocks.saturating_sub(end));
+        match &fold.found {
+            Found::Folded(folded) => {
+                self.beyond = folded.rows * blocks_left / u64::from(piece.blocks.max(1));
+                self.report_pending(at, i64::try_from(self.beyond).unwrap_or(i64::MAX));
+            }
+            _ if blocks_left == 0 => self.beyond = 0,
+            _ => {}
+        }
         Ok(fold)
     }
 
@@ -301,28 +373,59 @@ impl Folder for ByKey {
         }
     }
 
-    fn waits(&mut self, at: At<'_, Settings>) -> Option<String> {
-        let now = Instant::now();
-        if !std::mem::take(&mut self.tried) {
-            self.poison.forget_due(now);
+    async fn waits(&mut self, at: At<'_, Settings>) -> Result<Option<String>, CycleError> {
+        self.tell_moved(at);
+        self.spent = Duration::ZERO;
+        self.passed = false;
+        self.poison.ends_cycle();
+        let tried = std::mem::take(&mut self.tried);
+        if tried {
+            Box::pin(self.forget_gone(at)).await?;
+        }
+        let left = std::mem::take(&mut self.left) || self.poison.has_held();
+        let blocked = self.blocked.take();
+        let waits = left || blocked.is_some() || self.turn.is_lost() || !self.poison.is_empty();
+        if waits || (!tried && self.pending.is_some_and(|pending| pending != 0)) {
+            let waiting = Box::pin(self.count_waiting(at)).await?;
+            let beyond = i64::try_from(self.beyond).unwrap_or(i64::MAX);
+            self.report_pending(at, if waiting == 0 { 0 } else { waiting.max(beyond) });
+        } else if self.beyond == 0 {
             self.report_pending(at, 0);
         }
-        self.poison.forget_gone();
-        let left = std::mem::take(&mut self.left);
-        if !left
-            && self
-                .locked_since
-                .is_some_and(|since| since.elapsed() > AROUND_AFTER)
-        {
+        if blocked.is_some() {
+            return Ok(blocked);
+        }
+        if !left && self.goes_around() {
             self.locked_since = None;
         }
-        if let Some(told) = self.poison.tell(&at.settings.queue) {
-            return Some(told);
+        if let Some(told) = self
+            .poison
+            .tell(&at.settings.queue)
+            .or_else(|| self.turn.tell(at))
+        {
+            return Ok(Some(told));
         }
-        let totals = &at.settings.totals;
-        left.then(|| {
-            format!("other clients hold some totals of {totals}: the deltas of their keys wait, all others are folded")
-        })
+        if !left {
+            self.holders = None;
+            return Ok(None);
+        }
+        let (totals, holders) = (
+            &at.settings.totals,
+            self.holders.as_deref().unwrap_or_default(),
+        );
+        Ok(Some(format!(
+            "other clients hold some totals of {totals}{holders}: the deltas of their keys wait, all others are folded"
+        )))
+    }
+}
+
+/// The statements on the tables of a worker.
+fn statements<'s>(at: At<'s, Settings>, shape: &'s Shape) -> Statements<'s> {
+    Statements {
+        worker: at.context.name(),
+        queue: &at.settings.queue,
+        totals: &at.settings.totals,
+        shape,
     }
 }
 
@@ -336,23 +439,10 @@ fn unusable(error: UnusableRollup) -> CycleError {
     CycleError::Unusable(Box::new(error))
 }
 
-/// `true` if a fold that undid itself may succeed when it is run again at once.
-fn is_passing(undone: &str) -> bool {
-    !undone.starts_with("a sum") && undone != CHANGED
-}
-
 /// `true` if the queue keeps every delta, or loses others than those deleted: no key is at fault.
 fn is_not_of_a_key(error: &DatabaseError) -> bool {
     let is_such = |undone: &str| {
         undone.ends_with(" deltas 0 could be deleted") || undone.starts_with(MISCOUNTED)
     };
     error.undone().is_some_and(is_such)
-}
-
-/// `true` if some of the deltas are at fault, and not the statement, the session or the server.
-fn is_poison(error: &DatabaseError) -> bool {
-    match error.undone() {
-        Some(undone) => undone != CHANGED,
-        None => error.sqlstate().is_some_and(is_of_a_row),
-    }
 }

@@ -1,111 +1,351 @@
-//! Keys whose deltas cannot be added: which keys they are, and when each is tried again. Pure.
+//! Keys whose deltas cannot be added: which keys they are, what is at fault, and when each is tried again. Pure.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::halving::{Finding, KnownKey, KnownKeys, PartFailure, Treatment};
 use crate::backoff::doubled;
+use crate::database::{Fault, UNDONE};
 use crate::functions::relation::Relation;
 
-/// Largest number of keys that are left out; with more, it is not the keys that are at fault.
-pub(super) const POISON_MAX: usize = 100;
+/// Largest number of keys that are remembered. Others are found out again in each cycle, in another order each time.
+const KNOWN_MAX: usize = 100_000;
 
 /// The longest wait until a key is tried again, unless the naptime is longer.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
+/// The longest such wait for a key whose total another client holds.
+const HELD_MAX: Duration = Duration::from_secs(1);
+
+/// How many keys are tried again in one cycle, unless they can be folded by now.
+const RETRIES: usize = 50;
+
+/// How long a row to which a delta refers may take to appear, before the delta is moved away.
+const REFERENCE_WITHIN: Duration = Duration::from_secs(60);
+
 /// The keys that are left out.
 #[derive(Debug, Default)]
-pub(super) struct Poison(Vec<Poisoned>);
+pub(super) struct Poison {
+    known: HashMap<i64, Known>,
+    /// The key that is told, and why its deltas wait.
+    told: Option<(i64, String)>,
+    /// The keys that were tried last could be folded, so all others are tried again as well.
+    is_mended: bool,
+    /// How many keys were tried again in this cycle.
+    retried: usize,
+}
 
 /// A key that is left out.
 #[derive(Debug)]
-struct Poisoned {
-    key: String,
-    why: String,
+struct Known {
+    since: Instant,
     attempts: u32,
     again_at: Instant,
-    /// It no longer has deltas where this cycle has looked.
+    verdict: Verdict,
+    /// It was to be tried again in this cycle, and nothing was found of it so far.
     is_gone: bool,
+}
+
+/// What a cycle has moved away.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    deltas: u64,
+    keys: HashSet<i64>,
+    /// The first key, and why its deltas could not be added.
+    key: String,
+    why: String,
+}
+
+/// What becomes of the deltas of a key that has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Another client holds its total: not poison.
+    Held,
+    /// They wait.
+    Waits,
+    /// Those that fail alone, with this SQLSTATE, are moved away.
+    Moves(String),
+    /// If no other key goes through, it is not the key that is at fault.
+    Everywhere,
+}
+
+/// What a verdict depends on, beside the failure.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evidence<'e> {
+    /// Other keys were folded at about the same time.
+    pub(super) others_pass: bool,
+    /// What cannot be added is to be moved away.
+    pub(super) sets_aside: bool,
+    pub(super) keys: &'e [String],
+}
+
+/// Judges a key that has failed; `since` is for how long it is known to fail.
+pub(super) fn judge(failure: &PartFailure, evidence: Evidence<'_>, since: Duration) -> Verdict {
+    let PartFailure {
+        sqlstate, column, ..
+    } = failure;
+    let is_key = evidence.keys.contains(column);
+    let fault = match failure.undone() {
+        Some(undone) if undone.starts_with("a sum") => Fault::Value,
+        // A trigger, which keeps deltas in the queue: they cannot be moved away either.
+        Some(undone) if undone.contains("deltas") => Fault::Table,
+        Some(_) => Fault::Unclear,
+        None => Fault::of(sqlstate, !failure.constraint.is_empty(), is_key),
+    };
+    let moves = match fault {
+        Fault::Client => return Verdict::Held,
+        Fault::Statement if !evidence.others_pass => return Verdict::Everywhere,
+        Fault::Table => false,
+        Fault::Value => true,
+        Fault::Reference => since >= REFERENCE_WITHIN,
+        Fault::Statement | Fault::Unclear => evidence.others_pass,
+    };
+    if moves && evidence.sets_aside {
+        Verdict::Moves(sqlstate.clone())
+    } else {
+        Verdict::Waits
+    }
+}
+
+// === impl PartFailure ===
+
+impl PartFailure {
+    /// Why the fold undid itself, if it did.
+    fn undone(&self) -> Option<&str> {
+        let (_, why) = self.message.split_once("bgworker: ")?;
+        (self.sqlstate == UNDONE).then(|| why.trim_end_matches('"'))
+    }
+
+    /// Says why deltas cannot be added, for the log; `at_fault` says what is likely to be the cause.
+    pub(super) fn reason(&self, at_fault: fn(&str) -> &'static str) -> String {
+        match self.undone() {
+            Some(undone) => format!("{undone}: {}", at_fault(undone)),
+            None => {
+                let one_line = self.message.replace(char::is_control, " ");
+                format!("{one_line} (SQLSTATE {})", self.sqlstate)
+            }
+        }
+    }
+}
+
+// === impl Moved ===
+
+impl Moved {
+    /// Counts a delta that was moved away.
+    pub(super) fn add(&mut self, finding: &Finding, why: String) {
+        if self.deltas == 0 {
+            self.key.clone_from(&finding.key);
+            self.why = why;
+        }
+        self.deltas += 1;
+        self.keys.insert(finding.hash);
+    }
+
+    pub(super) fn deltas(&self) -> u64 {
+        self.deltas
+    }
+
+    pub(super) fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// The deltas and their keys; `None` if there are none.
+    pub(super) fn tell(&self, queue: &Relation) -> Option<String> {
+        let Self { deltas, key, .. } = self;
+        let others = match self.keys.len().checked_sub(1)? {
+            0 => String::new(),
+            1 => " and another key".to_owned(),
+            n => format!(" and {n} other keys"),
+        };
+        Some(format!(
+            "{deltas} deltas of {queue} with the key {key}{others}"
+        ))
+    }
 }
 
 // === impl Poison ===
 
 impl Poison {
-    /// The keys, as texts.
-    pub(super) fn keys(&self) -> Vec<String> {
-        self.0.iter().map(|one| one.key.clone()).collect()
+    /// `true` if no key is left out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty()
     }
 
-    /// `true` if there is no room for another key.
-    pub(super) fn is_full(&self) -> bool {
-        self.0.len() >= POISON_MAX
+    /// For how long a key is known to fail.
+    pub(super) fn since(&self, hash: i64, now: Instant) -> Duration {
+        let known = self.known.get(&hash);
+        known.map_or(Duration::ZERO, |known| now - known.since)
     }
 
-    /// Records that a key failed. Keeps the first reason, so that the report does not change with each attempt.
-    pub(super) fn add(&mut self, key: String, why: String, naptime: Duration, now: Instant) {
-        match self.0.iter_mut().find(|one| one.key == key) {
-            Some(one) => {
-                one.attempts = one.attempts.saturating_add(1);
-                one.again_at = now + doubled(naptime, one.attempts, RETRY_MAX.max(naptime));
-                one.is_gone = false;
+    /// What becomes of each key in the next fold. Those that are to be tried again count as gone until they are found.
+    pub(super) fn treatments(&mut self, now: Instant) -> KnownKeys {
+        let mut room = if self.is_mended {
+            usize::MAX
+        } else {
+            RETRIES.saturating_sub(self.retried)
+        };
+        let each = self.known.iter_mut().map(|(hash, known)| {
+            let is_due = (self.is_mended || known.again_at <= now) && room > 0;
+            let treatment = match known.verdict {
+                Verdict::Moves(_) => Treatment::Move,
+                _ if is_due => Treatment::Retry,
+                _ => Treatment::Wait,
+            };
+            if treatment == Treatment::Retry {
+                room -= 1;
+                self.retried += 1;
+                known.is_gone = true;
             }
-            None => self.0.push(Poisoned {
-                key,
-                why,
-                attempts: 0,
-                again_at: now + naptime,
-                is_gone: false,
-            }),
+            let sqlstate = match &known.verdict {
+                Verdict::Moves(sqlstate) => Some(sqlstate.clone()),
+                _ => None,
+            };
+            KnownKey {
+                hash: *hash,
+                treatment,
+                sqlstate,
+            }
+        });
+        KnownKeys(each.collect())
+    }
+
+    /// Records that a key has failed. Keeps the first reason, so that the report does not change with each attempt.
+    pub(super) fn add(
+        &mut self,
+        finding: &Finding,
+        verdict: Verdict,
+        why: String,
+        naptime: Duration,
+        now: Instant,
+    ) {
+        self.is_mended = false;
+        let max = match verdict {
+            Verdict::Held => HELD_MAX,
+            _ => RETRY_MAX.max(naptime),
+        };
+        if self.told.is_none() && verdict == Verdict::Waits && !finding.key.is_empty() {
+            let told = format!(
+                "with the key {} cannot be added and are waiting: {why}",
+                finding.key
+            );
+            self.told = Some((finding.hash, told));
+        }
+        let is_full = self.known.len() >= KNOWN_MAX;
+        match self.known.get_mut(&finding.hash) {
+            Some(known) => {
+                known.attempts = known.attempts.saturating_add(1);
+                known.again_at = now + doubled(naptime.min(max), known.attempts, max);
+                known.verdict = verdict;
+                known.is_gone = false;
+            }
+            None if is_full => {}
+            None => {
+                let known = Known {
+                    since: now,
+                    attempts: 0,
+                    again_at: now + naptime.min(max),
+                    verdict,
+                    is_gone: false,
+                };
+                self.known.insert(finding.hash, known);
+            }
         }
     }
 
-    /// The keys that are to be tried again now.
-    pub(super) fn due(&self, now: Instant) -> Vec<String> {
-        let due = self.0.iter().filter(|one| one.again_at <= now);
-        due.map(|one| one.key.clone()).collect()
+    /// Forgets a key, because it was folded, or because what cannot be added of it was moved away.
+    pub(super) fn forget(&mut self, hash: i64) {
+        self.known.remove(&hash);
+        if self.told.as_ref().is_some_and(|(told, _)| *told == hash) {
+            self.told = None;
+        }
     }
 
-    /// Forgets a key, once it could be folded.
-    pub(super) fn forget(&mut self, key: &str) {
-        self.0.retain(|one| one.key != key);
+    /// Forgets a key that could be folded after all. What kept it may have kept others too: all of them are tried again.
+    pub(super) fn is_folded(&mut self, hash: i64) {
+        let known = self.known.get(&hash);
+        self.is_mended |= known.is_some_and(|known| known.verdict != Verdict::Held);
+        self.forget(hash);
     }
 
-    /// Records that a key that was tried again has no deltas in some blocks. It may have some in others.
-    pub(super) fn found_none(&mut self, key: &str) {
-        let known = self.0.iter_mut().filter(|one| one.key == key);
-        known.for_each(|one| one.is_gone = true);
+    /// `true` if deltas of some keys are to be moved away.
+    pub(super) fn moves(&self) -> bool {
+        let mut known = self.known.values();
+        known.any(|known| matches!(known.verdict, Verdict::Moves(_)))
     }
 
-    /// Forgets, at the end of a cycle, the keys that were found to have no deltas and have not failed since.
-    pub(super) fn forget_gone(&mut self) {
-        self.0.retain(|one| !one.is_gone);
+    /// Records that a cycle has ended.
+    pub(super) fn ends_cycle(&mut self) {
+        self.retried = 0;
     }
 
-    /// Forgets the keys that are due, when nothing was found to fold: they no longer have deltas.
-    pub(super) fn forget_due(&mut self, now: Instant) {
-        self.0.retain(|one| one.again_at > now);
+    /// The keys that were to be tried again in this cycle, and of which nothing was found.
+    pub(super) fn gone(&self) -> Vec<i64> {
+        let gone = self.known.iter().filter(|(_, known)| known.is_gone);
+        gone.map(|(hash, _)| *hash).collect()
+    }
+
+    /// Records that a key that seemed to be gone still has deltas in the queue.
+    pub(super) fn is_there(&mut self, hash: i64) {
+        if let Some(known) = self.known.get_mut(&hash) {
+            known.is_gone = false;
+        }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// `true` if other clients hold the totals of some keys.
+    pub(super) fn has_held(&self) -> bool {
+        self.known
+            .values()
+            .any(|known| known.verdict == Verdict::Held)
     }
 
     /// The report: the first key, why its deltas wait, and the number of other keys.
     pub(super) fn tell(&self, queue: &Relation) -> Option<String> {
-        let (first, others) = self.0.split_first()?;
-        let Poisoned { key, why, .. } = first;
-        let others = match others.len() {
+        let waiting = self.known.values();
+        let waiting = waiting
+            .filter(|known| known.verdict != Verdict::Held)
+            .count();
+        let Some((_, told)) = &self.told else {
+            let keys = format!(
+                "the deltas of {queue} with {waiting} keys cannot be added and are waiting"
+            );
+            return (waiting > 0).then_some(keys);
+        };
+        let others = match waiting.saturating_sub(1) {
             0 => String::new(),
             1 => "; so do those of another key".to_owned(),
             n => format!("; so do those of {n} other keys"),
         };
-        Some(format!(
-            "the deltas of {queue} with the key {key} cannot be added and are waiting: {why}{others}"
-        ))
+        Some(format!("the deltas of {queue} {told}{others}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::functions::rollup::halving::What;
 
     const NAPTIME: Duration = Duration::from_secs(1);
+
+    fn finding(hash: i64) -> Finding {
+        Finding {
+            hash,
+            what: What::Failed,
+            key: format!("({hash})"),
+            failure: PartFailure::default(),
+        }
+    }
+
+    fn treatment(poison: &mut Poison, now: Instant) -> Option<Treatment> {
+        let known = poison.treatments(now).0;
+        known.first().map(|one| one.treatment)
+    }
 
     #[test]
     fn a_key_is_tried_again_ever_less_often_and_what_is_told_stays_the_same() {
@@ -113,30 +353,128 @@ mod tests {
         let mut waits = Vec::new();
         let queue: Relation = "s.q".parse().unwrap();
         for attempt in 0..9 {
-            poison.add("(1)".to_owned(), format!("no {attempt}"), NAPTIME, now);
+            let why = format!("no {attempt}");
+            poison.add(&finding(1), Verdict::Waits, why, NAPTIME, now);
             let told = "the deltas of s.q with the key (1) cannot be added and are waiting: no 0";
             assert_eq!(poison.tell(&queue).as_deref(), Some(told));
             let begin = now;
-            while poison.due(now).is_empty() {
+            while treatment(&mut poison, now) != Some(Treatment::Retry) {
                 now += NAPTIME;
             }
             waits.push((now - begin).as_secs());
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        poison.forget("(1)");
-        assert_eq!(poison.keys(), Vec::<String>::new());
+        poison.forget(1);
+        assert!(poison.is_empty());
     }
 
     #[test]
-    fn a_key_of_which_nothing_is_found_is_forgotten_at_the_end_of_the_cycle() {
+    fn a_key_of_which_nothing_is_found_is_gone_until_it_is_found() {
         let (mut poison, now) = (Poison::default(), Instant::now());
-        for key in ["(1)", "(2)"] {
-            poison.add(key.to_owned(), "no".to_owned(), NAPTIME, now);
-            poison.found_none(key);
+        for hash in [1, 2] {
+            poison.add(
+                &finding(hash),
+                Verdict::Waits,
+                "no".to_owned(),
+                NAPTIME,
+                now,
+            );
         }
-        // It was found in later blocks.
-        poison.add("(2)".to_owned(), "no".to_owned(), NAPTIME, now);
-        poison.forget_gone();
-        assert_eq!(poison.keys(), ["(2)"]);
+        assert_eq!(poison.gone(), Vec::<i64>::new());
+        poison.treatments(now + NAPTIME);
+        poison.add(&finding(2), Verdict::Waits, "no".to_owned(), NAPTIME, now);
+        assert_eq!(poison.gone(), [1]);
+        poison.is_there(1);
+        assert_eq!(poison.gone(), Vec::<i64>::new());
+    }
+
+    #[test]
+    fn after_one_key_was_folded_all_others_are_tried_again_at_once() {
+        let (mut poison, now) = (Poison::default(), Instant::now());
+        for hash in 0..1_000 {
+            poison.add(
+                &finding(hash),
+                Verdict::Waits,
+                "no".to_owned(),
+                NAPTIME,
+                now,
+            );
+        }
+        let retries = |poison: &mut Poison, now| {
+            let known = poison.treatments(now).0;
+            let retried = known.iter().filter(|one| one.treatment == Treatment::Retry);
+            retried.count()
+        };
+        assert_eq!(retries(&mut poison, now), 0);
+        assert_eq!(retries(&mut poison, now + NAPTIME), RETRIES);
+        assert_eq!(retries(&mut poison, now + NAPTIME), 0);
+        poison.ends_cycle();
+        assert_eq!(retries(&mut poison, now + NAPTIME), RETRIES);
+        poison.is_folded(7);
+        assert_eq!(retries(&mut poison, now), 999);
+        poison.add(&finding(8), Verdict::Waits, "no".to_owned(), NAPTIME, now);
+        assert_eq!(retries(&mut poison, now), 0);
+    }
+
+    #[test]
+    fn poison_is_what_the_delta_is_guilty_of() {
+        let keys = ["k".to_owned()];
+        let judged =
+            |sqlstate: &str, names: [&str; 2], message: &str, others_pass, minutes: u64| {
+                let failure = PartFailure {
+                    sqlstate: sqlstate.to_owned(),
+                    message: message.to_owned(),
+                    constraint: names[0].to_owned(),
+                    column: names[1].to_owned(),
+                };
+                let evidence = Evidence {
+                    others_pass,
+                    sets_aside: true,
+                    keys: &keys,
+                };
+                judge(&failure, evidence, Duration::from_secs(60 * minutes))
+            };
+        let moves = |sqlstate: &str| Verdict::Moves(sqlstate.to_owned());
+        for (sqlstate, names, message, others_pass, minutes, expected) in [
+            // A total that another client holds, a deadlock.
+            ("55P03", ["", ""], "", true, 9, Verdict::Held),
+            ("40P01", ["", ""], "", true, 9, Verdict::Held),
+            // A value that is out of range, a check, a key that is too long for the index.
+            ("22003", ["", ""], "", false, 0, moves("22003")),
+            ("23514", ["t_v_check", ""], "", false, 0, moves("23514")),
+            ("54000", ["", ""], "", false, 0, moves("54000")),
+            (
+                UNDONE,
+                ["", ""],
+                "\"bgworker: a sum of 1 deltas is NaN\"",
+                false,
+                0,
+                moves(UNDONE),
+            ),
+            // A missing partition, a column that was added to the totals, a trigger that keeps deltas.
+            ("23514", ["", ""], "", true, 9, Verdict::Waits),
+            ("23502", ["", "added"], "", true, 9, Verdict::Waits),
+            ("23502", ["", "k"], "", false, 0, moves("23502")),
+            (
+                UNDONE,
+                ["", ""],
+                "\"bgworker: of 1 deltas 0 could be deleted\"",
+                true,
+                9,
+                Verdict::Waits,
+            ),
+            // A row that another client may be about to insert.
+            ("23503", ["fk", ""], "", true, 0, Verdict::Waits),
+            ("23503", ["fk", ""], "", true, 1, moves("23503")),
+            // Triggers raise anything: it is the key's if others go through.
+            ("P0001", ["", ""], "", false, 9, Verdict::Waits),
+            ("P0001", ["", ""], "", true, 0, moves("P0001")),
+            ("PT402", ["", ""], "", true, 0, moves("PT402")),
+            ("42501", ["", ""], "", true, 0, moves("42501")),
+            ("42501", ["", ""], "", false, 0, Verdict::Everywhere),
+        ] {
+            let verdict = judged(sqlstate, names, message, others_pass, minutes);
+            assert_eq!(verdict, expected, "{sqlstate} {names:?} {message}");
+        }
     }
 }

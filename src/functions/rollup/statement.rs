@@ -2,14 +2,17 @@
 
 use super::shape::{Shape, Sum};
 use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, hold, undo};
-use crate::functions::quote::{identifier, literal};
+use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 
 /// First key of the advisory lock that the session folding a queue holds; the second one is the queue's oid.
-const QUEUE_LOCK: i32 = 1_651_994_418;
+pub(super) const QUEUE_LOCK: i32 = 1_651_994_418;
 
 /// First key of the advisory lock on totals; the second one is their oid.
 const TOTALS_LOCK: i32 = 1_651_994_419;
+
+/// An expression by which a transaction waits for a lock no longer than this, in a session of a pooler as well.
+pub(super) const PATIENCE: &str = "pg_catalog.set_config('lock_timeout', '100ms', true)";
 
 /// The condition that it is this session's turn.
 const IS_MY_TURN: &str = "(SELECT pg_catalog.count(*) FROM turn) OPERATOR(pg_catalog.>) 0";
@@ -22,26 +25,6 @@ pub(super) struct Statements<'s> {
     pub(super) shape: &'s Shape,
 }
 
-/// Selects some of the deltas in a range of blocks.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Which<'w> {
-    /// All deltas except those of these keys.
-    AllBut(&'w [String]),
-    /// The deltas of a share of all keys, except those of these keys.
-    Share(Share, &'w [String]),
-    /// The deltas of this key.
-    Key(&'w str),
-    /// The deltas of this key in these places.
-    Rows(&'w str, &'w [String]),
-}
-
-/// A share of all keys: the keys whose hash ends in some bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Share {
-    bits: u32,
-    value: u64,
-}
-
 /// How a fold deals with other clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum How {
@@ -51,19 +34,6 @@ pub(super) enum How {
     Wait,
     /// Leave the deltas in the queue whose totals other clients hold.
     Around,
-}
-
-// === impl Share ===
-
-impl Share {
-    pub(super) const WHOLE: Self = Self { bits: 0, value: 0 };
-
-    /// The two halves of this share; `None` if the hash has no bit left.
-    pub(super) fn halves(self) -> Option<[Self; 2]> {
-        let bits = self.bits + 1;
-        (bits < u64::BITS)
-            .then(|| [self.value, self.value | (1 << self.bits)].map(|value| Self { bits, value }))
-    }
 }
 
 // === impl How ===
@@ -106,29 +76,39 @@ impl Statements<'_> {
     /// - It does not wait for its commit to reach the disk: see [`Queue::unflushed`].
     ///
     /// The block numbers are part of the text, so that the statement is planned for the table as it is now.
-    pub(super) fn fold(&self, piece: Piece, which: Which<'_>, how: How) -> String {
+    pub(super) fn fold(&self, piece: Piece, how: How) -> String {
         let queue = queue(self.queue);
-        let deltas = format!("{}{}", queue.deltas(piece), self.is_meant(which));
+        format!(
+            "{}{}{}",
+            queue.begin(self.worker, how.isolation(), Some(self.totals)),
+            self.adding(&queue.deltas(piece), how),
+            queue.end(),
+        )
+    }
+
+    /// The statement of a fold that adds up the deltas of this condition.
+    pub(super) fn adding(&self, deltas: &str, how: How) -> String {
+        let queue = queue(self.queue);
         // What is folded, and how many keys are left out because other clients hold their totals.
         let none = "0::pg_catalog.int8";
         let (steps, deltas, left) = match how {
             How::Snapshot => {
                 let steps = vec![
-                    self.folded_at_snapshot(&deltas),
+                    self.folded_at_snapshot(deltas),
                     self.held("folded", ""),
-                    self.gone_at_snapshot(&deltas),
+                    self.gone_at_snapshot(deltas),
                 ];
-                (steps, deltas, none)
+                (steps, deltas.to_owned(), none)
             }
             How::Wait => {
-                let steps = vec![self.gone(&deltas), self.folded(), self.held("folded", "")];
-                (steps, deltas, none)
+                let steps = vec![self.gone(deltas), self.folded(), self.held("folded", "")];
+                (steps, deltas.to_owned(), none)
             }
             How::Around => {
                 let is_free = self.is_key_of("q", "free");
                 let free = format!("{deltas} AND EXISTS (SELECT FROM free WHERE {is_free})");
                 let steps = vec![
-                    self.wanted(&deltas),
+                    self.wanted(deltas),
                     self.held("wanted", " SKIP LOCKED"),
                     self.free(),
                     self.gone(&free),
@@ -143,7 +123,7 @@ impl Statements<'_> {
         let steps = steps.chain([self.put(), self.counted(&deltas, how)]);
         let expected = "gone OPERATOR(pg_catalog.+) (SELECT deleted FROM mine)";
         format!(
-            "{begin}WITH {steps} SELECT (SELECT ok FROM mine), gone, keys, {left}, {blocks}, CASE \
+            "WITH {steps} SELECT (SELECT ok FROM mine) AS is_mine, gone, keys, {left} AS around, {blocks} AS blocks, CASE \
              WHEN (SELECT obstacle FROM mine) IS NOT NULL THEN {undo} \
              WHEN found OPERATOR(pg_catalog.<>) gone THEN \
              pg_catalog.format('bgworker: of %s deltas %s could be deleted', found, gone)::pg_catalog.int4 \
@@ -151,25 +131,17 @@ impl Statements<'_> {
              pg_catalog.format('bgworker: a sum of %s deltas is NaN or infinite', gone)::pg_catalog.int4 \
              WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN \
              pg_catalog.format('bgworker: of %s totals %s are what they should be', keys, right_keys)::pg_catalog.int4 \
-             ELSE 0 END, {expects} FROM counted{end}",
-            begin = queue.begin(self.worker, how.isolation(), Some(self.totals)),
+             ELSE 0 END AS checked, {expects} FROM counted",
             steps = steps.collect::<Vec<_>>().join(", "),
             undo = undo("mine"),
             blocks = queue.blocks(),
             is_no_number = self.is_no_number(),
             expects = queue.expects(expected),
-            end = queue.end(),
         )
     }
 
     /// Steps that try to claim the queue for this session, and then wait for its turn at the totals.
     fn mine(&self, how: How) -> String {
-        let oid = |relation: &Relation| {
-            let regclass = relation.regclass();
-            format!(
-                "{regclass}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4"
-            )
-        };
         let queue = queue(self.queue);
         let holds = holds(self.queue, self.totals, self.shape);
         let tables = [
@@ -177,16 +149,27 @@ impl Statements<'_> {
             (self.totals, &self.shape.totals),
         ];
         format!(
-            "mine AS MATERIALIZED (SELECT obstacle, \
-             obstacle IS NULL AND pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {}) AS ok, {}, {} AS deleted \
+            "mine AS MATERIALIZED (SELECT obstacle, obstacle IS NULL AND {} AS ok, {}, {PATIENCE}, {} AS deleted \
              FROM (SELECT {} AS obstacle OFFSET 0) AS queue), \
-             turn AS MATERIALIZED (SELECT pg_catalog.pg_advisory_xact_lock({TOTALS_LOCK}, {}) FROM mine WHERE ok)",
-            oid(self.queue),
+             turn AS MATERIALIZED (SELECT {} FROM mine WHERE ok)",
+            self.claim(),
             queue.unflushed(),
             queue.deleted(),
             Queue::obstacle(how.isolation(), &holds, &tables),
-            oid(self.totals),
+            self.take_turn(),
         )
+    }
+
+    /// An expression that tries to claim the queue for this transaction.
+    pub(super) fn claim(&self) -> String {
+        let queue = of_lock(self.queue);
+        format!("pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {queue})")
+    }
+
+    /// An expression that waits for the turn of this transaction at the totals.
+    pub(super) fn take_turn(&self) -> String {
+        let totals = of_lock(self.totals);
+        format!("pg_catalog.pg_advisory_xact_lock({TOTALS_LOCK}, {totals})")
     }
 
     /// Step that lists the keys of the deltas.
@@ -362,84 +345,29 @@ impl Statements<'_> {
         })
     }
 
-    /// Selects up to two of the keys that the selected deltas have.
-    pub(super) fn two_keys(&self, piece: Piece, which: Which<'_>) -> String {
+    /// Finds the session that has the queue, and what it has begun.
+    pub(super) fn holder_of_queue(&self) -> String {
+        let is_it = of_advisory_lock(QUEUE_LOCK, self.queue);
         format!(
-            "{} SELECT DISTINCT {} FROM ONLY {} AS q WHERE {}{} LIMIT 2",
-            comment(self.worker),
-            self.key(),
-            self.queue.sql(),
-            queue(self.queue).deltas(piece),
-            self.is_meant(which),
+            "{} SELECT pid, virtualtransaction FROM pg_catalog.pg_locks WHERE {is_it} AND granted LIMIT 1",
+            comment(self.worker)
         )
     }
 
-    /// Selects the places of the deltas of a key.
-    pub(super) fn places(&self, piece: Piece, key: &str) -> String {
+    /// Finds sessions that have written to the totals or locked some, or have their turn at them.
+    pub(super) fn holders_of_totals(&self) -> String {
         format!(
-            "{} SELECT ctid::pg_catalog.text FROM ONLY {} AS q WHERE {}{}",
+            "{} SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE granted AND (({}) OR (locktype OPERATOR(pg_catalog.=) 'relation' \
+             AND relation OPERATOR(pg_catalog.=) {}::pg_catalog.oid AND mode OPERATOR(pg_catalog.<>) 'AccessShareLock' \
+             AND {IN_THIS_DATABASE})) AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() ORDER BY pid LIMIT 5",
             comment(self.worker),
-            self.queue.sql(),
-            queue(self.queue).deltas(piece),
-            self.is_meant(Which::Key(key)),
+            of_advisory_lock(TOTALS_LOCK, self.totals),
+            self.totals.regclass(),
         )
-    }
-
-    /// Moves one delta of a key to another table.
-    pub(super) fn set_aside(&self, place: &str, key: &str, rejected: &Relation) -> String {
-        format!(
-            "{} WITH gone AS (DELETE FROM ONLY {} AS q WHERE ctid OPERATOR(pg_catalog.=) {}::pg_catalog.tid{} RETURNING q.*) \
-             INSERT INTO {} SELECT * FROM gone",
-            comment(self.worker),
-            self.queue.sql(),
-            literal(place),
-            self.is_meant(Which::Key(key)),
-            rejected.sql(),
-        )
-    }
-
-    /// The key of a row of the queue, as one text.
-    fn key(&self) -> String {
-        let keys = self.each_key(", ", |_, key| format!("q.{key}"));
-        format!("ROW({keys})::pg_catalog.text")
-    }
-
-    /// The condition that selects these deltas.
-    fn is_meant(&self, which: Which<'_>) -> String {
-        let list = |texts: &[String]| {
-            let texts: Vec<_> = texts.iter().map(|text| literal(text)).collect();
-            texts.join(", ")
-        };
-        let key = self.key();
-        let but = |keys: &[String]| match keys {
-            [] => String::new(),
-            _ => format!(
-                " AND {key} OPERATOR(pg_catalog.<>) ALL (ARRAY[{}]::pg_catalog.text[])",
-                list(keys)
-            ),
-        };
-        let is = |one: &str| format!(" AND {key} OPERATOR(pg_catalog.=) {}", literal(one));
-        match which {
-            Which::AllBut(keys) => but(keys),
-            Which::Share(Share { bits, value }, keys) => {
-                let mask = (1_u64 << bits) - 1;
-                format!(
-                    " AND (pg_catalog.hashtextextended({key}, 0) OPERATOR(pg_catalog.&) {mask}::pg_catalog.int8) \
-                     OPERATOR(pg_catalog.=) {value}::pg_catalog.int8{}",
-                    but(keys)
-                )
-            }
-            Which::Key(one) => is(one),
-            Which::Rows(one, places) => format!(
-                "{} AND ctid OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.tid[])",
-                is(one),
-                list(places)
-            ),
-        }
     }
 
     /// Text for each column of the key, joined.
-    fn each_key(&self, between: &str, each: impl Fn(usize, &str) -> String) -> String {
+    pub(super) fn each_key(&self, between: &str, each: impl Fn(usize, &str) -> String) -> String {
         let keys = self.shape.keys.iter().enumerate();
         let each: Vec<_> = keys.map(|(n, key)| each(n, &identifier(key))).collect();
         each.join(between)
@@ -451,6 +379,63 @@ impl Statements<'_> {
         let each: Vec<_> = sums.map(|(n, sum)| each(n, sum)).collect();
         each.join(between)
     }
+}
+
+/// The condition for a lock on something in this database.
+const IN_THIS_DATABASE: &str = "database OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database \
+    WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
+
+/// The condition for an advisory lock on a table.
+fn of_advisory_lock(key: i32, table: &Relation) -> String {
+    format!(
+        "locktype OPERATOR(pg_catalog.=) 'advisory' AND {IN_THIS_DATABASE} \
+         AND classid OPERATOR(pg_catalog.=) {key}::pg_catalog.oid \
+         AND objid OPERATOR(pg_catalog.=) {}::pg_catalog.oid AND objsubid OPERATOR(pg_catalog.=) 2::pg_catalog.int2",
+        table.regclass()
+    )
+}
+
+/// The second key of an advisory lock on a table: its oid.
+fn of_lock(table: &Relation) -> String {
+    let regclass = table.regclass();
+    format!("{regclass}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4")
+}
+
+/// Counts the rows that wait, up to a limit.
+pub(super) fn count(worker: &str, queue: &Relation, limit: u32) -> String {
+    format!(
+        "{} SELECT pg_catalog.count(*) FROM (SELECT FROM ONLY {} LIMIT {limit}) AS rows",
+        comment(worker),
+        queue.sql()
+    )
+}
+
+/// Finds out which of these keys, by their hashes, have deltas among the first rows.
+pub(super) fn which_are_there(
+    worker: &str,
+    queue: &Relation,
+    keys: &[String],
+    hashes: &[i64],
+    limit: u32,
+) -> String {
+    let hashes: Vec<_> = hashes.iter().map(i64::to_string).collect();
+    format!(
+        "{} SELECT DISTINCT hash FROM (SELECT pg_catalog.hashtextextended({}, 0) AS hash FROM ONLY {} AS q LIMIT {limit}) AS rows \
+         WHERE hash OPERATOR(pg_catalog.=) ANY ('{{{}}}'::pg_catalog.int8[])",
+        comment(worker),
+        key(keys),
+        queue.sql(),
+        hashes.join(","),
+    )
+}
+
+/// The key of a row of the queue, as one text.
+pub(super) fn key(keys: &[String]) -> String {
+    let keys: Vec<_> = keys
+        .iter()
+        .map(|key| format!("q.{}", identifier(key)))
+        .collect();
+    format!("ROW({})::pg_catalog.text", keys.join(", "))
 }
 
 /// A queue whose rows are all deltas.
@@ -469,26 +454,4 @@ pub(super) fn holds(queue: &Relation, totals: &Relation, shape: &Shape) -> Strin
     });
     let tables = hold(&[(queue, &shape.queue), (totals, &shape.totals)]);
     format!("{tables}{view}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_halves_of_a_share_are_all_of_it_and_nothing_twice() {
-        let mut shares = vec![Share::WHOLE];
-        for _ in 0..4 {
-            shares = shares
-                .iter()
-                .filter_map(|share| share.halves())
-                .flatten()
-                .collect();
-        }
-        let mut values: Vec<_> = shares.iter().map(|share| share.value).collect();
-        values.sort_unstable();
-        assert_eq!(values, (0..16).collect::<Vec<_>>());
-        let deepest = Share { bits: 63, value: 0 };
-        assert_eq!(deepest.halves(), None);
-    }
 }

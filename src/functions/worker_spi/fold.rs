@@ -239,14 +239,14 @@ impl Folder for OneTotal {
         }
     }
 
-    fn waits(&mut self, at: At<'_, Settings>) -> Option<String> {
+    async fn waits(&mut self, at: At<'_, Settings>) -> Result<Option<String>, CycleError> {
         self.total_was_missing = std::mem::take(&mut self.total_is_missing);
-        self.total_was_missing.then(|| {
+        Ok(self.total_was_missing.then(|| {
             format!(
                 "{} has deltas but no total: they wait until one is inserted",
                 at.settings.table()
             )
-        })
+        }))
     }
 }
 

@@ -1,0 +1,179 @@
+//! Folds a piece in parts, around keys that cannot be folded; and remembers these, and moves deltas away that are to be.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::by_key::{ByKey, Keys};
+use super::halving::{Halving, KnownKeys, Part, Report, Treatment, What};
+use super::poison::{Evidence, Verdict, judge};
+use super::settings::Settings;
+use super::statement::{How, Statements};
+use super::turn;
+use crate::database::{DatabaseError, ErrorClass};
+use crate::functions::folding::{At, Fold, Folder as _, Found, Piece};
+use crate::functions::runner::CycleError;
+
+/// How long one transaction folds in parts, and at most this part of what a statement may take. Between two of them, neighbours on the connection get their turn.
+const AT_ONCE: Duration = Duration::from_millis(250);
+const OF_TIMEOUT: u32 = 4;
+
+/// How long a cycle folds in parts; each piece may take half of what is left.
+const IN_A_CYCLE: Duration = Duration::from_secs(4);
+
+// === impl ByKey ===
+
+impl ByKey {
+    /// Folds a piece in parts. `why` is the error of a fold of the whole piece.
+    pub(super) async fn fold_in_parts(
+        &mut self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+        piece: Piece,
+        why: Option<DatabaseError>,
+    ) -> Result<Fold<Keys>, CycleError> {
+        let rejected = at.settings.rejected();
+        let is_slow = |why: &DatabaseError| why.class() == ErrorClass::Cancelled;
+        let mut first = match (&why, self.size) {
+            (Some(why), _) if is_slow(why) => Part::Keys(1),
+            (_, Some(size)) => Part::Keys(size),
+            (Some(_), None) => Part::Little,
+            (None, None) => Part::Whole,
+        };
+        let at_once = AT_ONCE.min(turn::timeout(at) / OF_TIMEOUT);
+        let mut left = IN_A_CYCLE.saturating_sub(self.spent) / 2;
+        let mut fold = Fold {
+            found: Found::Idle,
+            blocks: 0,
+            took: Duration::ZERO,
+        };
+        loop {
+            let begin = Instant::now();
+            let known = self.poison.treatments(begin);
+            let how = if self.goes_around() {
+                How::Around
+            } else {
+                How::Wait
+            };
+            let halving = Halving {
+                statements,
+                piece,
+                how,
+                known: &known,
+                rejected: rejected.as_ref(),
+                budget: at_once.min(left),
+                seed: fastrand::i64(..),
+                first,
+            };
+            let sql = halving.sql();
+            let rows = match at.session.simple_query("fold in parts", &sql).await {
+                Err(error) if is_slow(&error) && first != Part::Keys(1) && piece.blocks <= 1 => {
+                    first = Part::Keys(1);
+                    continue;
+                }
+                rows => rows?,
+            };
+            let report = Report::read(&rows).unwrap_or_default();
+            let took = begin.elapsed();
+            self.spent += took;
+            left = left.saturating_sub(took);
+            fold.blocks = report.blocks;
+            if !report.is_mine {
+                self.turn.is_not_ours(at, statements).await?;
+                return Ok(fold);
+            }
+            self.turn.is_ours();
+            fold.found = fold.found.and(self.folded(at, report.rows, report.keys));
+            // How long it takes with failures says nothing about the size of the piece.
+            if report.findings.is_empty() {
+                fold.took = report.took;
+            }
+            if let Err(everywhere) = self.learn(at, &known, &report) {
+                return Err(
+                    why.map_or_else(|| CycleError::Unusable(everywhere.into()), CycleError::from)
+                );
+            }
+            self.size = (!report.is_done).then_some(report.size);
+            first = self.size.map_or(Part::Whole, Part::Keys);
+            let has_more = !report.is_done || self.poison.moves();
+            if !has_more || left.is_zero() || at.context.latch().is_stop_requested() {
+                return Ok(fold);
+            }
+        }
+    }
+
+    /// Remembers what a fold in parts has found. Fails with the reason if no key is at fault, since none goes through.
+    fn learn(
+        &mut self,
+        at: At<'_, Settings>,
+        known: &KnownKeys,
+        report: &Report,
+    ) -> Result<(), String> {
+        let (now, naptime) = (Instant::now(), at.settings.naptime);
+        self.left |= report.around > 0;
+        let evidence = Evidence {
+            others_pass: self.passed,
+            sets_aside: at.settings.rejected().is_some(),
+            keys: &at.settings.keys,
+        };
+        let mut everywhere = None;
+        let mut unfinished = HashSet::new();
+        for finding in &report.findings {
+            let mut why = finding.failure.reason(Self::at_fault);
+            let verdict = match finding.what {
+                What::Folded => {
+                    self.poison.is_folded(finding.hash);
+                    continue;
+                }
+                What::Moved => {
+                    self.moved.add(finding, why);
+                    continue;
+                }
+                What::Stuck => {
+                    why = format!("they could not be moved away either: {why}");
+                    Verdict::Waits
+                }
+                What::Failed => {
+                    let since = self.poison.since(finding.hash, now);
+                    judge(&finding.failure, evidence, since)
+                }
+            };
+            unfinished.insert(finding.hash);
+            match verdict {
+                Verdict::Everywhere => everywhere = everywhere.or(Some(why)),
+                Verdict::Held => {
+                    self.locked_since.get_or_insert(now);
+                    self.poison.add(finding, verdict, why, naptime, now);
+                }
+                verdict => self.poison.add(finding, verdict, why, naptime, now),
+            }
+        }
+        let moving = known
+            .0
+            .iter()
+            .filter(|one| one.treatment == Treatment::Move);
+        for one in moving {
+            if report.is_done && !unfinished.contains(&one.hash) {
+                self.poison.forget(one.hash);
+            }
+        }
+        everywhere.map_or(Ok(()), Err)
+    }
+
+    /// Says what this cycle has moved away.
+    pub(super) fn tell_moved(&mut self, at: At<'_, Settings>) {
+        let moved = std::mem::take(&mut self.moved);
+        if let (Some(moved_away), Some(rejected)) =
+            (moved.tell(&at.settings.queue), at.settings.rejected())
+        {
+            let (worker, moved, why) = (at.context.name(), moved.deltas(), moved.why());
+            warn!(
+                worker,
+                moved,
+                "{worker}: {moved_away} cannot be added, and were moved to {rejected}: {why}"
+            );
+        }
+    }
+}

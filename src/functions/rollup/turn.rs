@@ -1,0 +1,126 @@
+//! Whose turn it is: which session has the queue or the totals, when it is not this one for too long.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::settings::Settings;
+use super::statement::{self, Statements};
+use crate::database::{DatabaseError, GRACE};
+use crate::functions::folding::At;
+
+/// Whether it is this session's turn to fold a queue.
+#[derive(Debug, Default)]
+pub(super) struct Turn(Option<Lost>);
+
+/// A queue that another session has.
+#[derive(Debug)]
+struct Lost {
+    since: Instant,
+    holder: Option<Holder>,
+    is_too_long: bool,
+}
+
+/// A session, and what it has begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Holder {
+    pid: i32,
+    transaction: String,
+}
+
+/// How long a fold may take: what takes longer is stuck.
+pub(super) fn longest(at: At<'_, Settings>) -> Duration {
+    timeout(at) + GRACE
+}
+
+/// How long a statement may take on the server.
+pub(super) fn timeout(at: At<'_, Settings>) -> Duration {
+    let database = at.context.database();
+    database.map_or(Duration::ZERO, |database| {
+        database.settings().statement_timeout
+    })
+}
+
+/// The sessions of other clients that may hold totals, for a report: ` (PID 1, 2)`; empty if none is found.
+pub(super) async fn holders(
+    at: At<'_, Settings>,
+    statements: &Statements<'_>,
+) -> Result<String, DatabaseError> {
+    let sql = statements.holders_of_totals();
+    let rows = at
+        .session
+        .query("look for who holds totals", &sql, Vec::new());
+    let pids: Vec<_> = rows
+        .await?
+        .iter()
+        .map(|row| row.get::<_, i32>(0).to_string())
+        .collect();
+    Ok(if pids.is_empty() {
+        String::new()
+    } else {
+        format!(" (PID {})", pids.join(", "))
+    })
+}
+
+// === impl Turn ===
+
+impl Turn {
+    /// Records that it was this session's turn.
+    pub(super) fn is_ours(&mut self) {
+        self.0 = None;
+    }
+
+    /// Records that another session had the queue. If one transaction, or an idle session, has had it for longer than a
+    /// fold may take, that is a reason to say; another instance that folds ends its transactions.
+    pub(super) async fn is_not_ours(
+        &mut self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+    ) -> Result<(), DatabaseError> {
+        let now = Instant::now();
+        if let Some(lost) = &self.0
+            && !lost.is_too_long
+            && now - lost.since <= longest(at)
+        {
+            return Ok(());
+        }
+        let sql = statements.holder_of_queue();
+        let rows = at
+            .session
+            .query("look for who holds the queue", &sql, Vec::new());
+        let rows = rows.await?;
+        let holder = rows.first().map(|row| Holder {
+            pid: row.get(0),
+            transaction: row.get(1),
+        });
+        let is_the_same = |lost: &Lost| holder.is_some() && lost.holder == holder;
+        match &mut self.0 {
+            Some(lost) if is_the_same(lost) => lost.is_too_long = true,
+            _ => {
+                self.0 = Some(Lost {
+                    since: now,
+                    holder,
+                    is_too_long: false,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// `true` if another session had the queue when it was last asked for.
+    pub(super) fn is_lost(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Who has had the queue for too long, if one session has.
+    pub(super) fn tell(&self, at: At<'_, Settings>) -> Option<String> {
+        let lost = self.0.as_ref().filter(|lost| lost.is_too_long)?;
+        let pid = lost.holder.as_ref()?.pid;
+        let (queue, longest) = (&at.settings.queue, humantime::format_duration(longest(at)));
+        let key = statement::QUEUE_LOCK;
+        Some(format!(
+            "another session has held the advisory lock of {queue} ({key}) for more than {longest}: its deltas wait; if that \
+             session is stuck, this ends it: SELECT pg_terminate_backend({pid})"
+        ))
+    }
+}
