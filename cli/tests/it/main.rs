@@ -16,6 +16,7 @@ mod documentation;
 mod files;
 mod job_examples;
 mod jobs;
+mod ledger;
 mod monitoring;
 mod program;
 mod rollups;
