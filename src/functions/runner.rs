@@ -84,37 +84,23 @@ pub(super) struct Turn<'t, S> {
 
 /// The outcome of a cycle.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "config"),
+    expect(
+        dead_code,
+        reason = "the functions that need some of them come with configuration"
+    )
+)]
 pub(super) enum Outcome {
     /// It did all there was to do, which may have been nothing.
     Done,
     /// It did all there was to do, and there is nothing to do for this long.
     Idle(Duration),
     /// It looked and found nothing to do for this long: no failure, and no success of the work.
-    #[cfg_attr(
-        not(feature = "config"),
-        expect(
-            dead_code,
-            reason = "the functions that need it come with configuration"
-        )
-    )]
     Looked(Duration),
     /// There is nothing to do for this long, but what failed earlier has not been made good: no success.
-    #[cfg_attr(
-        not(feature = "config"),
-        expect(
-            dead_code,
-            reason = "the functions that need it come with configuration"
-        )
-    )]
     Pending(Duration),
     /// Its work failed, for this reason, and it has dealt with the failure: the next cycle follows at once.
-    #[cfg_attr(
-        not(feature = "config"),
-        expect(
-            dead_code,
-            reason = "the functions that need it come with configuration"
-        )
-    )]
     Failed(String),
     /// Other clients were in the way, for this reason.
     Busy(&'static str),
@@ -122,13 +108,6 @@ pub(super) enum Outcome {
     Waits(String),
     /// A person has to act before its work goes on, for this reason, but not because of anything that the worker is unable
     /// to do: no failure.
-    #[cfg_attr(
-        not(feature = "config"),
-        expect(
-            dead_code,
-            reason = "the functions that need it come with configuration"
-        )
-    )]
     Held(String),
 }
 
