@@ -46,7 +46,11 @@ async fn a_host_that_is_silent_leaves_time_for_the_next_one() {
         .option("port", port.to_string());
     let _cluster = Cluster::start(settings).unwrap();
     let hosts = "host=127.0.0.1,127.0.0.1";
-    let database = impatient(&format!("{hosts} port={silent},{port} user=postgres"));
+    let conninfo = format!("{hosts} port={silent},{port} user=postgres");
+    let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
+    // Each host has half of it, and a busy server takes its time to begin a session and to say what it is.
+    let settings = database::Settings::default().connect_timeout(Duration::from_secs(3));
+    let database = Database::new(conninfo, settings).unwrap();
     database.connect("test", None).await.unwrap();
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let other = other.local_addr().unwrap().port();

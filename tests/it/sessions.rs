@@ -238,7 +238,7 @@ async fn an_own_connection_that_is_cut_while_its_worker_naps_is_opened_again_in_
     .await;
     let cut: bool = db
         .value(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity \
              WHERE application_name = 'napper'",
         )
         .await;
