@@ -199,8 +199,14 @@ impl Server {
     /// Records which server is the primary, and reports that another one was it before.
     fn found(&self, primary: Origin) {
         let host = primary.host.clone();
-        if let Some(before) = self.whereabouts.found(primary) {
-            warn!(%host, %before, "the primary is now {host}: connections to the server that was it are given up");
+        match self.whereabouts.found(primary) {
+            Some(before) if before == host => {
+                info!(%host, "{host} leads to a server that began later: connections to the one before are given up");
+            }
+            Some(before) => {
+                warn!(%host, %before, "the primary is now {host}: connections to the server that was it are given up");
+            }
+            None => {}
         }
     }
 

@@ -9,7 +9,7 @@ use super::check::{self, Verdict};
 use super::poison::{Moved, Poison};
 use super::settings::Settings;
 use super::shape::Shape;
-use super::statement::{self, How, Statements};
+use super::statement::{self, How, NO_NUMBER, Statements};
 use super::turn::{self, Turn};
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
 use crate::database::{DatabaseError, ErrorClass, is_locked, is_made_already, is_stale};
@@ -263,6 +263,8 @@ impl Folder for ByKey {
             "nothing was changed: a trigger or a foreign key of the queue keeps deltas or deletes other rows"
         } else if undone.contains("deleted") {
             "nothing was changed: a trigger on DELETE keeps deltas in the queue"
+        } else if undone.starts_with(NO_NUMBER) {
+            "nothing was changed: correct or delete these deltas"
         } else {
             "nothing was changed: a trigger alters or suppresses totals"
         }

@@ -10,7 +10,7 @@ use tokio_postgres::SimpleQueryRow;
 
 use super::statement::{How, PATIENCE, Statements, key, queue};
 use crate::database::UNDONE;
-use crate::functions::folding::{CHANGED, Piece, comment};
+use crate::functions::folding::{CHANGED, MISCOUNTED, Piece, comment};
 use crate::functions::quote::literal;
 use crate::functions::relation::Relation;
 
@@ -221,6 +221,7 @@ impl Halving<'_> {
             ("{fold_many}", literal(&fold("$1"))),
             ("{miscounted}", queue(statements.queue).miscounted()),
             ("{changed}", literal(CHANGED)),
+            ("{deleted_others}", literal(MISCOUNTED)),
             ("{blocks}", statements.queue.blocks()),
             ("{totals}", statements.totals.sql()),
             ("{queue}", statements.queue.sql()),

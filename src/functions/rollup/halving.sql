@@ -96,7 +96,7 @@ BEGIN
         EXCEPTION WHEN OTHERS OR assert_failure THEN
             GET STACKED DIAGNOSTICS code := RETURNED_SQLSTATE, said := MESSAGE_TEXT,
                 violated := CONSTRAINT_NAME, field := COLUMN_NAME;
-            IF code = {undone} AND pg_catalog.strpos(said, {changed}) > 0 THEN
+            IF code = {undone} AND (pg_catalog.strpos(said, {changed}) > 0 OR pg_catalog.strpos(said, {deleted_others}) > 0) THEN
                 RAISE;
             END IF;
         END;

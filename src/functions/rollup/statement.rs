@@ -11,6 +11,9 @@ pub(super) const QUEUE_LOCK: i32 = 1_651_994_418;
 /// First key of the advisory lock on totals; the second one is their oid.
 const TOTALS_LOCK: i32 = 1_651_994_419;
 
+/// What the reason begins with if a fold undid itself because a sum is no number.
+pub(super) const NO_NUMBER: &str = "a sum";
+
 /// An expression by which a transaction waits for a lock no longer than this, in a session of a pooler as well.
 pub(super) const PATIENCE: &str = "pg_catalog.set_config('lock_timeout', '100ms', true)";
 
@@ -128,7 +131,7 @@ impl Statements<'_> {
              WHEN found OPERATOR(pg_catalog.<>) gone THEN \
              pg_catalog.format('bgworker: of %s deltas %s could be deleted', found, gone)::pg_catalog.int4 \
              WHEN EXISTS (SELECT FROM folded WHERE {is_no_number}) THEN \
-             pg_catalog.format('bgworker: a sum of %s deltas is NaN or infinite', gone)::pg_catalog.int4 \
+             pg_catalog.format('bgworker: {NO_NUMBER} of %s deltas is NaN or infinite', gone)::pg_catalog.int4 \
              WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN \
              pg_catalog.format('bgworker: of %s totals %s are what they should be', keys, right_keys)::pg_catalog.int4 \
              ELSE 0 END AS checked, {expects} FROM counted",
