@@ -32,12 +32,6 @@ const HARMLESS: &str = "'{1299,2648,2649,1574,3432}'::pg_catalog.oid[]";
 
 /// The columns that [`Facts`] are read from, for a relation `c` in a schema `n`; either may be NULL.
 pub(super) fn columns() -> String {
-    let doubted = |owner: &str| {
-        format!(
-            "(SELECT r.rolname::pg_catalog.text FROM pg_catalog.pg_roles AS r, {US} AS us \
-             WHERE r.oid OPERATOR(pg_catalog.=) {owner} AND NOT {IS_TRUSTED})"
-        )
-    };
     let (owner, schema_owner) = (doubted("c.relowner"), doubted("n.nspowner"));
     format!(
         "{owner} AS doubted_owner, {schema_owner} AS doubted_schema_owner, \
@@ -46,6 +40,14 @@ pub(super) fn columns() -> String {
          WHERE a.privilege_type OPERATOR(pg_catalog.=) 'TRIGGER' AND a.grantee OPERATOR(pg_catalog.<>) c.relowner \
          AND NOT coalesce({IS_TRUSTED}, false) ORDER BY 1) AS trigger_makers, {}",
         columns_of_code()
+    )
+}
+
+/// A scalar: the name of the role with this OID, unless it is trusted whatever the settings are.
+pub(super) fn doubted(role: &str) -> String {
+    format!(
+        "(SELECT r.rolname::pg_catalog.text FROM pg_catalog.pg_roles AS r, {US} AS us \
+         WHERE r.oid OPERATOR(pg_catalog.=) {role} AND NOT {IS_TRUSTED})"
     )
 }
 

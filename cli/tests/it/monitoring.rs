@@ -186,9 +186,11 @@ async fn prometheus_evaluates_each_rule_and_each_query_of_the_dashboard() {
         let rules = groups["groups"][0]["rules"].as_array()?.clone();
         Some(rules)
     };
+    let alerts = read("conf/monitoring/bgworker.rules.yml");
+    let alerts = alerts.matches("- alert:").count();
     eventually("each rule was evaluated", async || {
         rules().is_some_and(|rules| {
-            rules.len() == 10 && rules.iter().all(|rule| rule["health"] == "ok")
+            rules.len() == alerts && rules.iter().all(|rule| rule["health"] == "ok")
         })
     })
     .await;

@@ -432,7 +432,7 @@ fn statements<'s>(at: At<'s, Settings>, shape: &'s Shape) -> Statements<'s> {
 }
 
 /// The owners of tables that the settings trust.
-fn trusted_owners<'t>(at: At<'t, Settings>) -> &'t [String] {
+pub(super) fn trusted_owners<'t>(at: At<'t, Settings>) -> &'t [String] {
     let database = at.context.database();
     database.map_or(&[], |database| &database.settings().trusted_owners)
 }

@@ -11,6 +11,7 @@ use tokio_postgres::SimpleQueryRow;
 use super::statement::{How, PATIENCE, Statements, key, queue};
 use crate::database::UNDONE;
 use crate::functions::folding::{CHANGED, MISCOUNTED, Piece, comment};
+use crate::functions::ownership;
 use crate::functions::quote::literal;
 use crate::functions::relation::Relation;
 
@@ -58,6 +59,8 @@ pub(super) struct Halving<'h> {
     pub(super) known: &'h KnownKeys,
     /// The table to which deltas are moved.
     pub(super) rejected: Option<&'h Relation>,
+    /// Roles whose table for poison is trusted, by the settings.
+    pub(super) trusted_owners: &'h [String],
     /// How long it may take, but for the part that is under way at the end.
     pub(super) budget: Duration,
     /// The order of the keys follows from it, so that no key is always the last.
@@ -221,6 +224,7 @@ impl Halving<'_> {
             ("{fold_many}", literal(&fold("$1"))),
             ("{miscounted}", queue(statements.queue).miscounted()),
             ("{changed}", literal(CHANGED)),
+            ("{deleted}", queue(statements.queue).deleted()),
             ("{deleted_others}", literal(MISCOUNTED)),
             ("{blocks}", statements.queue.blocks()),
             ("{totals}", statements.totals.sql()),
@@ -245,7 +249,23 @@ impl Halving<'_> {
                      ELSE pg_catalog.format('bgworker: %s deltas deleted and %s inserted', deleted, inserted)::pg_catalog.int4 END \
                      FROM (SELECT pg_catalog.count(*) AS deleted FROM gone) AS gone, \
                      (SELECT pg_catalog.count(*) AS inserted FROM put) AS put";
+        // The owner of the queue can run code as the worker in any case.
+        let owner = |table: &Relation| {
+            format!(
+                "(SELECT relowner FROM pg_catalog.pg_class WHERE oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid)",
+                table.regclass()
+            )
+        };
+        let trusted = self.trusted_owners.iter().map(|owner| literal(owner));
+        let trusted_owners = format!(
+            "ARRAY[{}]::pg_catalog.text[] OPERATOR(pg_catalog.||) \
+             (SELECT rolname::pg_catalog.text FROM pg_catalog.pg_roles WHERE oid OPERATOR(pg_catalog.=) {})",
+            trusted.collect::<Vec<_>>().join(", "),
+            owner(queue)
+        );
         let insertions = [
+            ("{doubted_owner}", ownership::doubted(&owner(rejected))),
+            ("{trusted_owners}", trusted_owners),
             ("{rejected_class}", rejected.regclass()),
             ("{rejected}", rejected.sql()),
             ("{queue_class}", queue.regclass()),

@@ -38,6 +38,8 @@ DECLARE
     refusal pg_catalog.text;
     columns pg_catalog.text;
     moving pg_catalog.text;
+    -- How many rows of the queue the session had deleted before it moved one away.
+    deleted pg_catalog.int8;
 BEGIN
     IF is_mine THEN
         PERFORM {patience};
@@ -129,7 +131,11 @@ BEGIN
                 BEGIN
                     what := 'moved';
                     IF refusal IS NULL THEN
+                        deleted := {deleted};
                         EXECUTE moving USING part[1];
+                        IF pg_catalog.current_setting('track_counts')::pg_catalog.bool AND {deleted} - deleted <> 1 THEN
+                            RAISE EXCEPTION 'its deletion takes other deltas along';
+                        END IF;
                     ELSE
                         what := 'stuck';
                         said := refusal;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::by_key::{ByKey, Keys};
+use super::by_key::{ByKey, Keys, trusted_owners};
 use super::halving::{Halving, KnownKeys, Part, Report, Treatment, What};
 use super::poison::{Evidence, Verdict, judge};
 use super::settings::Settings;
@@ -63,6 +63,7 @@ impl ByKey {
                 how,
                 known: &known,
                 rejected: rejected.as_ref(),
+                trusted_owners: trusted_owners(at),
                 budget: at_once.min(left),
                 seed: fastrand::i64(..),
                 first,

@@ -1,7 +1,8 @@
 BEGIN
-            -- No client can give the table a trigger or a rule from here on.
+            -- No client can give the table another owner, a trigger or a rule from here on.
             LOCK TABLE {rejected} IN ROW EXCLUSIVE MODE;
             SELECT CASE
+                WHEN {doubted_owner} <> ALL ({trusted_owners}) THEN 'it belongs to a role that is not trusted'
                 WHEN EXISTS (SELECT FROM pg_catalog.pg_rewrite AS w WHERE w.ev_class = {rejected_class}::pg_catalog.oid)
                     THEN 'it has a rule'
                 WHEN EXISTS (
