@@ -262,6 +262,17 @@ impl DatabaseError {
         }
     }
 
+    /// Returns `true` if the server says that the statement failed and its session goes on, whatever the SQLSTATE is: a job
+    /// that calls another server may fail with the one of a lost connection.
+    #[cfg(feature = "config")]
+    pub(crate) fn leaves_the_session(&self) -> bool {
+        let Self::Statement { error, .. } = self else {
+            return false;
+        };
+        let severity = error.as_db_error().and_then(DbError::parsed_severity);
+        severity == Some(Severity::Error)
+    }
+
     /// What is known of the reason for which the session ended, if this error ended it. A deadline says nothing of it.
     #[cfg(feature = "config")]
     pub(crate) fn session_end(&self) -> SessionEnd {

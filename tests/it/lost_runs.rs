@@ -55,6 +55,19 @@ async fn a_job_that_terminates_its_own_session_is_given_up_after_its_attempts() 
 }
 
 #[actix::test]
+async fn an_error_of_the_job_is_an_attempt_even_if_it_looks_like_a_lost_connection() {
+    let db = stage().await;
+    let fails = "DO 'BEGIN RAISE SQLSTATE ''08006''; END'";
+    let keys = format!("attempts = 1\n{}", every("24h", fails));
+    let instance = due_now(&db, &keys).await;
+    eventually("it is recorded", async || runs(&db, "true").await > 0).await;
+    instance.stop(Shutdown::Smart).await;
+    let recorded =
+        "SELECT string_agg(concat_ws(' ', outcome, attempt, sqlstate), ', ') FROM bgworker.job_run";
+    assert_eq!(db.value::<String>(recorded).await, "given up 1 08006");
+}
+
+#[actix::test]
 async fn a_job_that_kills_its_server_process_crashes_the_server_once_for_each_attempt() {
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;

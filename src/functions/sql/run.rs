@@ -493,7 +493,7 @@ impl Failure {
     /// `true` if the connection or the server was lost.
     pub(super) fn is_away(&self) -> bool {
         let error = self.error.as_ref();
-        error.is_some_and(|error| error.class() == ErrorClass::Away)
+        error.is_some_and(|error| error.class() == ErrorClass::Away && !error.leaves_the_session())
     }
 
     /// What is known of the reason for which the session ended.
