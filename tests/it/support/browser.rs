@@ -17,19 +17,11 @@ pub(crate) struct Browser {
 impl Browser {
     /// Opens a page, in a window of this size.
     pub(crate) fn open(url: &str, width: u32, height: u32) -> Self {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("chromedriver: {error}: install chromium-driver"));
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let line = lines.find_map(|line| {
-            line.ok()
-                .filter(|line| line.contains("successfully on port "))
-        });
-        let line = line.expect("chromedriver does not say where it listens");
-        let port = line.rsplit(' ').next().unwrap().trim_end_matches('.');
+        // It takes one port at two addresses, and gives up if another program has it at one of them.
+        let mut started = (0..5).filter_map(|_| Self::start_driver());
+        let (driver, port) = started
+            .next()
+            .expect("chromedriver does not say where it listens");
         let base = format!("http://127.0.0.1:{port}/session");
         let mut browser = Self {
             driver,
@@ -50,6 +42,26 @@ impl Browser {
         browser.session = format!("{}/{id}", browser.session);
         browser.post("/url", &json!({ "url": url }));
         browser
+    }
+
+    /// Starts a driver. Returns the port on which it listens; `None` if it does not.
+    fn start_driver() -> Option<(Child, String)> {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("chromedriver: {error}: install chromium-driver"));
+        let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let mut said = lines.map_while(Result::ok);
+        let port = said.find_map(|line| {
+            let (_, port) = line.split_once("successfully on port ")?;
+            Some(port.trim_end_matches('.').to_owned())
+        });
+        if port.is_none() {
+            driver.wait().unwrap();
+        }
+        Some((driver, port?))
     }
 
     /// The value of an expression in the page.
