@@ -33,6 +33,7 @@ mod home;
 #[cfg(feature = "config")]
 mod jobs;
 mod notices;
+mod one_line;
 mod server;
 #[cfg(feature = "config")]
 mod server_life;
@@ -54,8 +55,6 @@ pub(crate) use self::connection::GRACE;
 pub use self::connection::{Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
 pub use self::error::DatabaseError;
-#[cfg(feature = "config")]
-pub(crate) use self::error::OneLine;
 #[cfg(feature = "http")]
 pub(crate) use self::error::{DETAIL, HINT};
 use self::home::Lines;
@@ -63,6 +62,8 @@ pub use self::home::{HomeConnection, HomeStatement, Parameters};
 pub(crate) use self::home::{HomeProbe, Tid, probe_all};
 #[cfg(feature = "config")]
 pub(crate) use self::jobs::JobConnection;
+#[cfg(feature = "config")]
+pub(crate) use self::one_line::OneLine;
 use self::server::Server;
 pub use self::server::Settings;
 #[cfg(feature = "config")]
@@ -75,7 +76,7 @@ pub(crate) use self::sqlstate::{
 };
 #[cfg(feature = "config")]
 pub(crate) use self::sqlstate::{
-    Fault, SessionEnd, UNDONE, is_conflict, is_for_no_transaction, is_locked, is_missing,
+    Fault, SessionEnd, UNDONE, is_conflict, is_for_no_transaction, is_locked, is_missing, undone,
 };
 pub use self::tls::TlsError;
 

@@ -18,7 +18,7 @@ use std::{fmt, io};
 
 use thiserror::Error;
 
-use self::keyword::{KEYWORDS, Support};
+use self::keyword::{KEYWORDS, Support, of_another_tool};
 pub use self::service::ServiceError;
 use self::ssl::TlsSettings;
 use self::values::Values;
@@ -404,38 +404,6 @@ fn user_id() -> Option<u32> {
 
 fn with_id(id: Option<u32>) -> String {
     id.map_or_else(String::new, |id| format!(" with ID {id}"))
-}
-
-/// Options that others put into URLs of PostgreSQL, and the tool that knows them.
-fn of_another_tool(keyword: &str) -> Option<&'static str> {
-    Some(match keyword {
-        "pool"
-        | "max_connections"
-        | "prepared_statements"
-        | "reaping_frequency"
-        | "checkout_timeout"
-        | "idle_timeout"
-        | "encoding"
-        | "advisory_locks" => "Rails",
-        "schema"
-        | "connection_limit"
-        | "pool_timeout"
-        | "pgbouncer"
-        | "socket_timeout"
-        | "statement_cache_size"
-        | "sslaccept"
-        | "sslidentity" => "Prisma",
-        "currentSchema"
-        | "ssl"
-        | "ApplicationName"
-        | "loginTimeout"
-        | "socketTimeout"
-        | "prepareThreshold"
-        | "stringtype"
-        | "reWriteBatchedInserts" => "JDBC",
-        "pool_size" | "max_overflow" | "pool_pre_ping" | "conn_max_age" => "Python's frameworks",
-        _ => return None,
-    })
 }
 
 fn hint(keyword: &str, nearest: Option<&str>) -> String {

@@ -1,7 +1,7 @@
 //! Errors between bgworker and the server, each with its whole cause and no secret.
 
 use std::error::Error as _;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::error::{ErrorPosition, Severity};
 
 use super::TlsError;
+use super::one_line::OneLine;
 #[cfg(feature = "config")]
 use super::sqlstate::SessionEnd;
 use super::sqlstate::{self, ErrorClass};
@@ -158,13 +159,6 @@ pub(crate) const HINT: &str = "; HINT: ";
 /// Several errors, shown one after the other.
 struct Each<'e>(&'e [DatabaseError]);
 
-/// The longest text of a server that is shown or kept, in bytes. A statement can make a server say megabytes.
-const TEXT_MAX: usize = 4_096;
-
-/// A text from outside, which may hold anything: shown on one line, with control characters escaped so that none steers
-/// a terminal, and cut if it is too long to keep.
-pub(crate) struct OneLine<'t>(pub(crate) &'t str);
-
 /// What a server reports, with its severity, SQLSTATE, detail and hint.
 pub(super) struct Report<'r>(pub(super) &'r DbError);
 
@@ -262,8 +256,8 @@ impl DatabaseError {
         }
     }
 
-    /// Returns `true` if the server says that the statement failed and its session goes on, whatever the SQLSTATE is: a job
-    /// that calls another server may fail with the one of a lost connection.
+    /// Returns `true` if the server says that only the statement failed: its session goes on, whatever the SQLSTATE is. A
+    /// statement that calls another server may fail with the one of a lost connection.
     #[cfg(feature = "config")]
     pub(crate) fn leaves_the_session(&self) -> bool {
         let Self::Statement { error, .. } = self else {
@@ -308,20 +302,12 @@ impl DatabaseError {
             return None;
         };
         let said = error.as_db_error()?;
-        let is_ours = said.code().code() == sqlstate::UNDONE;
-        let (_, why) = said.message().split_once("bgworker: ")?;
-        is_ours.then(|| why.trim_end_matches('"'))
+        sqlstate::undone(said.code().code(), said.message())
     }
 
     /// Returns `true` if a row may be at fault that the statement has met, whatever the SQLSTATE is: triggers raise any.
     #[cfg(feature = "config")]
     pub(crate) fn may_be_of_a_row(&self) -> bool {
-        let Self::Statement { error, .. } = self else {
-            return false;
-        };
-        let severity = error.as_db_error().map(DbError::parsed_severity);
-        let is_of_the_statement =
-            severity.is_some_and(|severity| severity == Some(Severity::Error));
         let is_about_others = matches!(
             self.class(),
             ErrorClass::InTheWay
@@ -329,7 +315,7 @@ impl DatabaseError {
                 | ErrorClass::ReadOnly
                 | ErrorClass::Cancelled
         );
-        is_of_the_statement && !is_about_others
+        self.leaves_the_session() && !is_about_others
     }
 
     /// Returns `true` if a message could not be encoded, such as a name with NUL in it: nothing was sent, and the fault
@@ -452,46 +438,5 @@ impl fmt::Display for Report<'_> {
             write!(f, "{HINT}{}", OneLine(hint))?;
         }
         Ok(())
-    }
-}
-
-// === impl OneLine ===
-
-impl fmt::Display for OneLine<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut left = TEXT_MAX;
-        for c in self.0.chars() {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let length = escaped
-                .as_ref()
-                .map_or_else(|| c.len_utf8(), ExactSizeIterator::len);
-            let Some(rest) = left.checked_sub(length) else {
-                return write!(f, "… (cut, of {} bytes)", self.0.len());
-            };
-            left = rest;
-            match escaped {
-                Some(escaped) => write!(f, "{escaped}")?,
-                // Letters of any script stay as they are.
-                None => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_text_is_cut_between_two_characters_and_says_how_long_it_was() {
-        let kept = "é".repeat(TEXT_MAX / 2);
-        assert_eq!(OneLine(&kept).to_string(), kept);
-        let cut = OneLine(&format!("{kept}é")).to_string();
-        assert_eq!(cut, format!("{kept}… (cut, of 4098 bytes)"));
-        let cut = OneLine(&format!("x{kept}")).to_string();
-        assert_eq!(cut.find('…'), Some(TEXT_MAX - 1), "no half of a character");
-        let escaped = OneLine(&"\n".repeat(5_000)).to_string();
-        assert!(escaped.starts_with(r"\n\n") && escaped.len() < TEXT_MAX + 50);
     }
 }

@@ -50,6 +50,12 @@ pub(crate) enum SessionEnd {
 /// The server's code for a statement that undid itself: a text that is not a number (`invalid_text_representation`).
 pub(crate) const UNDONE: &str = "22P02";
 
+/// Why a statement undid itself, in its own words; `None` if this code and message say something else.
+pub(crate) fn undone<'m>(code: &str, message: &'m str) -> Option<&'m str> {
+    let (_, why) = message.split_once("bgworker: ")?;
+    (code == UNDONE).then(|| why.trim_end_matches('"'))
+}
+
 /// The code for a connection that ended without sending one (`connection_failure`).
 pub(super) const LOST: &str = "08006";
 

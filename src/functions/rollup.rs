@@ -10,6 +10,7 @@ mod check;
 mod columns;
 mod halving;
 mod in_parts;
+mod judge;
 mod objects;
 mod poison;
 mod settings;

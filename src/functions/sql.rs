@@ -4,6 +4,8 @@
 //! the row and the server's clock, never from memory, so that instances need not know each other.
 
 mod due;
+mod elsewhere;
+mod failure;
 mod job;
 mod lost;
 mod mark;

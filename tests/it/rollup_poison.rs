@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bgworker::database::{self, ConnInfo, Database};
+use bgworker::database::{self, ConnInfo, Connection, Database};
 use bgworker::supervision::Limits;
 use bgworker::{Postmaster, PostmasterHandle};
 use tracing::Level;
@@ -29,6 +29,20 @@ fn hasty(db: &TestDatabase, statement_timeout: Duration, prepare: bool) -> Postm
         .prepare(prepare);
     let database = Database::new(conninfo, settings).unwrap();
     Postmaster::launch(Limits::default(), Some(database)).unwrap()
+}
+
+/// A roll-up in a hurry, with two deltas to fold, beside a session that takes a lock first, and the PID of that session.
+async fn beside_a_lock(lock: &str) -> (TestDatabase, Connection, i32, Rollup) {
+    let db = TestDatabase::new().await;
+    db.execute(TABLES).await;
+    let other = db.connect().await;
+    let pid = other.query("ask who", "SELECT pg_backend_pid()", &[]);
+    let pid = pid.await.unwrap()[0].get(0);
+    other.batch_execute("lock", lock).await.unwrap();
+    db.execute("INSERT INTO s.q VALUES (1, 1), (2, 1)").await;
+    let postmaster = hasty(&db, Duration::from_secs(1), true);
+    let rollup = Rollup::registered(&postmaster, &db, KEYS).await;
+    (db, other, pid, rollup)
 }
 
 async fn says(rollup: &Rollup, part: &str) {
@@ -405,19 +419,8 @@ async fn a_fold_that_cannot_end_in_time_takes_less() {
 
 #[actix::test]
 async fn a_session_that_has_the_queue_for_too_long_is_named() {
-    let db = TestDatabase::new().await;
-    db.execute(TABLES).await;
-    let other = db.connect().await;
     let lock = "SELECT pg_advisory_lock(1651994418, 's.q'::regclass::oid::int)";
-    other.batch_execute("fold", lock).await.unwrap();
-    let pid: i32 = other
-        .query("who", "SELECT pg_backend_pid()", &[])
-        .await
-        .unwrap()[0]
-        .get(0);
-    db.execute("INSERT INTO s.q VALUES (1, 1), (2, 1)").await;
-    let postmaster = hasty(&db, Duration::from_secs(1), true);
-    let rollup = Rollup::registered(&postmaster, &db, KEYS).await;
+    let (db, other, pid, rollup) = beside_a_lock(lock).await;
     says(&rollup, &format!("SELECT pg_terminate_backend({pid})")).await;
     let pending = rollup
         .status()
@@ -437,19 +440,8 @@ async fn a_session_that_has_the_queue_for_too_long_is_named() {
 
 #[actix::test]
 async fn a_client_that_has_locked_the_totals_for_too_long_is_named() {
-    let db = TestDatabase::new().await;
-    db.execute(TABLES).await;
-    let other = db.connect().await;
     let lock = "BEGIN; LOCK TABLE s.t IN SHARE MODE";
-    other.batch_execute("lock", lock).await.unwrap();
-    let pid: i32 = other
-        .query("who", "SELECT pg_backend_pid()", &[])
-        .await
-        .unwrap()[0]
-        .get(0);
-    db.execute("INSERT INTO s.q VALUES (1, 1), (2, 1)").await;
-    let postmaster = hasty(&db, Duration::from_secs(1), true);
-    let rollup = Rollup::registered(&postmaster, &db, KEYS).await;
+    let (db, other, pid, rollup) = beside_a_lock(lock).await;
     says(&rollup, &format!("(PID {pid})")).await;
     other.batch_execute("let go", "COMMIT").await.unwrap();
     becomes(&db, WAITING, "0 2").await;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::configuration::{Config, given};
+use crate::files::folds_and_stops;
 use crate::program::{bgworker, run, run_command, start, wait_for_all};
 use crate::serving::url;
 use crate::support::daemon::Daemon;
@@ -149,18 +150,7 @@ async fn a_log_without_a_reader_ends_nothing() {
         .spawn()
         .unwrap();
     drop(child.stderr.take());
-    let counted = table("s", "t");
-    eventually("the table is there", || async {
-        db.value::<bool>("SELECT to_regclass('s.t') IS NOT NULL")
-            .await
-    })
-    .await;
-    db.execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 1)")
-        .await;
-    db.wait_for_rows(&counted, &["total|1"]).await;
-    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
-    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    folds_and_stops(&db, &mut child).await;
 }
 
 #[test]

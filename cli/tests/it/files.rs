@@ -101,7 +101,7 @@ async fn a_log_that_is_not_read_from_the_start_on_stops_nothing() {
 }
 
 /// A delta is folded, and SIGTERM ends the program.
-async fn folds_and_stops(db: &TestDatabase, child: &mut Child) {
+pub(crate) async fn folds_and_stops(db: &TestDatabase, child: &mut Child) {
     eventually("the table is there", || async {
         db.value::<bool>("SELECT to_regclass('s.t') IS NOT NULL")
             .await

@@ -92,3 +92,35 @@ pub(super) const KEYWORDS: [Keyword; 50] = {
         no("oauth_issuer", None),
     ]
 };
+
+/// Options that others put into URLs of PostgreSQL, and the tool that knows them.
+pub(super) fn of_another_tool(keyword: &str) -> Option<&'static str> {
+    Some(match keyword {
+        "pool"
+        | "max_connections"
+        | "prepared_statements"
+        | "reaping_frequency"
+        | "checkout_timeout"
+        | "idle_timeout"
+        | "encoding"
+        | "advisory_locks" => "Rails",
+        "schema"
+        | "connection_limit"
+        | "pool_timeout"
+        | "pgbouncer"
+        | "socket_timeout"
+        | "statement_cache_size"
+        | "sslaccept"
+        | "sslidentity" => "Prisma",
+        "currentSchema"
+        | "ssl"
+        | "ApplicationName"
+        | "loginTimeout"
+        | "socketTimeout"
+        | "prepareThreshold"
+        | "stringtype"
+        | "reWriteBatchedInserts" => "JDBC",
+        "pool_size" | "max_overflow" | "pool_pre_ping" | "conn_max_age" => "Python's frameworks",
+        _ => return None,
+    })
+}

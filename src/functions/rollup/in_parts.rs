@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::by_key::{ByKey, Keys, trusted_owners};
 use super::halving::{Halving, KnownKeys, Part, Report, Treatment, What};
-use super::poison::{Evidence, Verdict, judge};
+use super::judge::{Evidence, Fate, judge};
 use super::settings::Settings;
 use super::statement::{How, Statements};
 use super::turn;
@@ -123,7 +123,7 @@ impl ByKey {
         let mut unfinished = HashSet::new();
         for finding in &report.findings {
             let mut why = finding.failure.reason(Self::at_fault);
-            let verdict = match finding.what {
+            let fate = match finding.what {
                 What::Folded => {
                     self.poison.is_folded(finding.hash);
                     continue;
@@ -134,7 +134,7 @@ impl ByKey {
                 }
                 What::Stuck => {
                     why = format!("they could not be moved away either: {why}");
-                    Verdict::Waits
+                    Fate::Waits
                 }
                 What::Failed => {
                     let since = self.poison.since(finding.hash, now);
@@ -142,13 +142,13 @@ impl ByKey {
                 }
             };
             unfinished.insert(finding.hash);
-            match verdict {
-                Verdict::Everywhere => everywhere = everywhere.or(Some(why)),
-                Verdict::Held => {
+            match fate {
+                Fate::Everywhere => everywhere = everywhere.or(Some(why)),
+                Fate::Held => {
                     self.locked_since.get_or_insert(now);
-                    self.poison.add(finding, verdict, why, naptime, now);
+                    self.poison.add(finding, fate, why, naptime, now);
                 }
-                verdict => self.poison.add(finding, verdict, why, naptime, now),
+                fate => self.poison.add(finding, fate, why, naptime, now),
             }
         }
         let moving = known

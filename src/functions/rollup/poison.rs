@@ -1,13 +1,13 @@
-//! Keys whose deltas cannot be added: which keys they are, what is at fault, and when each is tried again. Pure.
+//! Keys whose deltas cannot be added: which keys they are, and when each is tried again. Pure.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::halving::{Finding, KnownKey, KnownKeys, PartFailure, Treatment};
+use super::halving::{Finding, KnownKey, KnownKeys, Treatment};
+use super::judge::Fate;
 use crate::backoff::doubled;
-use crate::database::{Fault, UNDONE};
 use crate::functions::relation::Relation;
 
 /// Largest number of keys that are remembered. Others are found out again in each cycle, in another order each time.
@@ -21,9 +21,6 @@ const HELD_MAX: Duration = Duration::from_secs(1);
 
 /// How many keys are tried again in one cycle, unless they can be folded by now.
 const RETRIES: usize = 50;
-
-/// How long a row to which a delta refers may take to appear, before the delta is moved away.
-const REFERENCE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The keys that are left out.
 #[derive(Debug, Default)]
@@ -43,7 +40,7 @@ struct Known {
     since: Instant,
     attempts: u32,
     again_at: Instant,
-    verdict: Verdict,
+    fate: Fate,
     /// It was to be tried again in this cycle, and nothing was found of it so far.
     is_gone: bool,
 }
@@ -56,78 +53,6 @@ pub(super) struct Moved {
     /// The first key, and why its deltas could not be added.
     key: String,
     why: String,
-}
-
-/// What becomes of the deltas of a key that has failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Another client holds its total: not poison.
-    Held,
-    /// They wait.
-    Waits,
-    /// Those that fail alone, with this SQLSTATE, are moved away.
-    Moves(String),
-    /// If no other key goes through, it is not the key that is at fault.
-    Everywhere,
-}
-
-/// What a verdict depends on, beside the failure.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Evidence<'e> {
-    /// Other keys were folded at about the same time.
-    pub(super) others_pass: bool,
-    /// What cannot be added is to be moved away.
-    pub(super) sets_aside: bool,
-    pub(super) keys: &'e [String],
-}
-
-/// Judges a key that has failed; `since` is for how long it is known to fail.
-pub(super) fn judge(failure: &PartFailure, evidence: Evidence<'_>, since: Duration) -> Verdict {
-    let PartFailure {
-        sqlstate, column, ..
-    } = failure;
-    let is_key = evidence.keys.contains(column);
-    let fault = match failure.undone() {
-        Some(undone) if undone.starts_with("a sum") => Fault::Value,
-        // A trigger, which keeps deltas in the queue: they cannot be moved away either.
-        Some(undone) if undone.contains("deltas") => Fault::Table,
-        Some(_) => Fault::Unclear,
-        None => Fault::of(sqlstate, !failure.constraint.is_empty(), is_key),
-    };
-    let moves = match fault {
-        Fault::Client => return Verdict::Held,
-        Fault::Statement if !evidence.others_pass => return Verdict::Everywhere,
-        Fault::Table => false,
-        Fault::Value => true,
-        Fault::Reference => since >= REFERENCE_WITHIN,
-        Fault::Statement | Fault::Unclear => evidence.others_pass,
-    };
-    if moves && evidence.sets_aside {
-        Verdict::Moves(sqlstate.clone())
-    } else {
-        Verdict::Waits
-    }
-}
-
-// === impl PartFailure ===
-
-impl PartFailure {
-    /// Why the fold undid itself, if it did.
-    fn undone(&self) -> Option<&str> {
-        let (_, why) = self.message.split_once("bgworker: ")?;
-        (self.sqlstate == UNDONE).then(|| why.trim_end_matches('"'))
-    }
-
-    /// Says why deltas cannot be added, for the log; `at_fault` says what is likely to be the cause.
-    pub(super) fn reason(&self, at_fault: fn(&str) -> &'static str) -> String {
-        match self.undone() {
-            Some(undone) => format!("{undone}: {}", at_fault(undone)),
-            None => {
-                let one_line = self.message.replace(char::is_control, " ");
-                format!("{one_line} (SQLSTATE {})", self.sqlstate)
-            }
-        }
-    }
 }
 
 // === impl Moved ===
@@ -188,8 +113,8 @@ impl Poison {
         };
         let each = self.known.iter_mut().map(|(hash, known)| {
             let is_due = (self.is_mended || known.again_at <= now) && room > 0;
-            let treatment = match known.verdict {
-                Verdict::Moves(_) => Treatment::Move,
+            let treatment = match known.fate {
+                Fate::Moves(_) => Treatment::Move,
                 _ if is_due => Treatment::Retry,
                 _ => Treatment::Wait,
             };
@@ -198,8 +123,8 @@ impl Poison {
                 self.retried += 1;
                 known.is_gone = true;
             }
-            let sqlstate = match &known.verdict {
-                Verdict::Moves(sqlstate) => Some(sqlstate.clone()),
+            let sqlstate = match &known.fate {
+                Fate::Moves(sqlstate) => Some(sqlstate.clone()),
                 _ => None,
             };
             KnownKey {
@@ -215,17 +140,17 @@ impl Poison {
     pub(super) fn add(
         &mut self,
         finding: &Finding,
-        verdict: Verdict,
+        fate: Fate,
         why: String,
         naptime: Duration,
         now: Instant,
     ) {
         self.is_mended = false;
-        let max = match verdict {
-            Verdict::Held => HELD_MAX,
+        let max = match fate {
+            Fate::Held => HELD_MAX,
             _ => RETRY_MAX.max(naptime),
         };
-        if self.told.is_none() && verdict == Verdict::Waits && !finding.key.is_empty() {
+        if self.told.is_none() && fate == Fate::Waits && !finding.key.is_empty() {
             let told = format!(
                 "with the key {} cannot be added and are waiting: {why}",
                 finding.key
@@ -237,7 +162,7 @@ impl Poison {
             Some(known) => {
                 known.attempts = known.attempts.saturating_add(1);
                 known.again_at = now + doubled(naptime.min(max), known.attempts, max);
-                known.verdict = verdict;
+                known.fate = fate;
                 known.is_gone = false;
             }
             None if is_full => {}
@@ -246,7 +171,7 @@ impl Poison {
                     since: now,
                     attempts: 0,
                     again_at: now + naptime.min(max),
-                    verdict,
+                    fate,
                     is_gone: false,
                 };
                 self.known.insert(finding.hash, known);
@@ -265,14 +190,14 @@ impl Poison {
     /// Forgets a key that could be folded after all. What kept it may have kept others too: all of them are tried again.
     pub(super) fn is_folded(&mut self, hash: i64) {
         let known = self.known.get(&hash);
-        self.is_mended |= known.is_some_and(|known| known.verdict != Verdict::Held);
+        self.is_mended |= known.is_some_and(|known| known.fate != Fate::Held);
         self.forget(hash);
     }
 
     /// `true` if deltas of some keys are to be moved away.
     pub(super) fn moves(&self) -> bool {
         let mut known = self.known.values();
-        known.any(|known| matches!(known.verdict, Verdict::Moves(_)))
+        known.any(|known| matches!(known.fate, Fate::Moves(_)))
     }
 
     /// Records that a cycle has ended.
@@ -300,17 +225,13 @@ impl Poison {
 
     /// `true` if other clients hold the totals of some keys.
     pub(super) fn has_held(&self) -> bool {
-        self.known
-            .values()
-            .any(|known| known.verdict == Verdict::Held)
+        self.known.values().any(|known| known.fate == Fate::Held)
     }
 
     /// The report: the first key, why its deltas wait, and the number of other keys.
     pub(super) fn tell(&self, queue: &Relation) -> Option<String> {
         let waiting = self.known.values();
-        let waiting = waiting
-            .filter(|known| known.verdict != Verdict::Held)
-            .count();
+        let waiting = waiting.filter(|known| known.fate != Fate::Held).count();
         let Some((_, told)) = &self.told else {
             let keys = format!(
                 "the deltas of {queue} with {waiting} keys cannot be added and are waiting"
@@ -329,7 +250,7 @@ impl Poison {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::functions::rollup::halving::What;
+    use crate::functions::rollup::halving::{PartFailure, What};
 
     const NAPTIME: Duration = Duration::from_secs(1);
 
@@ -340,6 +261,10 @@ mod tests {
             key: format!("({hash})"),
             failure: PartFailure::default(),
         }
+    }
+
+    fn fails(poison: &mut Poison, hash: i64, now: Instant) {
+        poison.add(&finding(hash), Fate::Waits, "no".to_owned(), NAPTIME, now);
     }
 
     fn treatment(poison: &mut Poison, now: Instant) -> Option<Treatment> {
@@ -354,7 +279,7 @@ mod tests {
         let queue: Relation = "s.q".parse().unwrap();
         for attempt in 0..9 {
             let why = format!("no {attempt}");
-            poison.add(&finding(1), Verdict::Waits, why, NAPTIME, now);
+            poison.add(&finding(1), Fate::Waits, why, NAPTIME, now);
             let told = "the deltas of s.q with the key (1) cannot be added and are waiting: no 0";
             assert_eq!(poison.tell(&queue).as_deref(), Some(told));
             let begin = now;
@@ -372,17 +297,11 @@ mod tests {
     fn a_key_of_which_nothing_is_found_is_gone_until_it_is_found() {
         let (mut poison, now) = (Poison::default(), Instant::now());
         for hash in [1, 2] {
-            poison.add(
-                &finding(hash),
-                Verdict::Waits,
-                "no".to_owned(),
-                NAPTIME,
-                now,
-            );
+            fails(&mut poison, hash, now);
         }
         assert_eq!(poison.gone(), Vec::<i64>::new());
         poison.treatments(now + NAPTIME);
-        poison.add(&finding(2), Verdict::Waits, "no".to_owned(), NAPTIME, now);
+        fails(&mut poison, 2, now);
         assert_eq!(poison.gone(), [1]);
         poison.is_there(1);
         assert_eq!(poison.gone(), Vec::<i64>::new());
@@ -392,13 +311,7 @@ mod tests {
     fn after_one_key_was_folded_all_others_are_tried_again_at_once() {
         let (mut poison, now) = (Poison::default(), Instant::now());
         for hash in 0..1_000 {
-            poison.add(
-                &finding(hash),
-                Verdict::Waits,
-                "no".to_owned(),
-                NAPTIME,
-                now,
-            );
+            fails(&mut poison, hash, now);
         }
         let retries = |poison: &mut Poison, now| {
             let known = poison.treatments(now).0;
@@ -412,69 +325,7 @@ mod tests {
         assert_eq!(retries(&mut poison, now + NAPTIME), RETRIES);
         poison.is_folded(7);
         assert_eq!(retries(&mut poison, now), 999);
-        poison.add(&finding(8), Verdict::Waits, "no".to_owned(), NAPTIME, now);
+        fails(&mut poison, 8, now);
         assert_eq!(retries(&mut poison, now), 0);
-    }
-
-    #[test]
-    fn poison_is_what_the_delta_is_guilty_of() {
-        let keys = ["k".to_owned()];
-        let judged =
-            |sqlstate: &str, names: [&str; 2], message: &str, others_pass, minutes: u64| {
-                let failure = PartFailure {
-                    sqlstate: sqlstate.to_owned(),
-                    message: message.to_owned(),
-                    constraint: names[0].to_owned(),
-                    column: names[1].to_owned(),
-                };
-                let evidence = Evidence {
-                    others_pass,
-                    sets_aside: true,
-                    keys: &keys,
-                };
-                judge(&failure, evidence, Duration::from_secs(60 * minutes))
-            };
-        let moves = |sqlstate: &str| Verdict::Moves(sqlstate.to_owned());
-        for (sqlstate, names, message, others_pass, minutes, expected) in [
-            // A total that another client holds, a deadlock.
-            ("55P03", ["", ""], "", true, 9, Verdict::Held),
-            ("40P01", ["", ""], "", true, 9, Verdict::Held),
-            // A value that is out of range, a check, a key that is too long for the index.
-            ("22003", ["", ""], "", false, 0, moves("22003")),
-            ("23514", ["t_v_check", ""], "", false, 0, moves("23514")),
-            ("54000", ["", ""], "", false, 0, moves("54000")),
-            (
-                UNDONE,
-                ["", ""],
-                "\"bgworker: a sum of 1 deltas is NaN\"",
-                false,
-                0,
-                moves(UNDONE),
-            ),
-            // A missing partition, a column that was added to the totals, a trigger that keeps deltas.
-            ("23514", ["", ""], "", true, 9, Verdict::Waits),
-            ("23502", ["", "added"], "", true, 9, Verdict::Waits),
-            ("23502", ["", "k"], "", false, 0, moves("23502")),
-            (
-                UNDONE,
-                ["", ""],
-                "\"bgworker: of 1 deltas 0 could be deleted\"",
-                true,
-                9,
-                Verdict::Waits,
-            ),
-            // A row that another client may be about to insert.
-            ("23503", ["fk", ""], "", true, 0, Verdict::Waits),
-            ("23503", ["fk", ""], "", true, 1, moves("23503")),
-            // Triggers raise anything: it is the key's if others go through.
-            ("P0001", ["", ""], "", false, 9, Verdict::Waits),
-            ("P0001", ["", ""], "", true, 0, moves("P0001")),
-            ("PT402", ["", ""], "", true, 0, moves("PT402")),
-            ("42501", ["", ""], "", true, 0, moves("42501")),
-            ("42501", ["", ""], "", false, 0, Verdict::Everywhere),
-        ] {
-            let verdict = judged(sqlstate, names, message, others_pass, minutes);
-            assert_eq!(verdict, expected, "{sqlstate} {names:?} {message}");
-        }
     }
 }

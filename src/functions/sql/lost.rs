@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::due::attempts;
+use super::failure::Lost;
 use super::job::JobRow;
 use super::mark::{self, Mark};
-use super::run::{Lost, Ran, Run};
+use super::run::{Ran, Run};
 use crate::backoff::doubled;
 use crate::database::{Continuity, DatabaseError, ServerLife, SessionEnd};
 use crate::functions::session::Session;

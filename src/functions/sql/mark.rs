@@ -14,7 +14,7 @@ use crate::functions::session::Session;
 /// The outcome recorded for a run beside the schedule.
 pub(super) const ONCE: &str = "once";
 
-/// The outcome recorded for a run whose session ended, which is not known to be its own doing.
+/// The outcome recorded for a run that lost its session, unless the run is known to have ended the session itself.
 pub(super) const LOST: &str = "lost";
 
 /// What became of a run.

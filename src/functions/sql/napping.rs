@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::count;
 use super::due::SLEEP_MAX;
-use super::run::{Failure, Run};
+use super::failure::Failure;
+use super::run::Run;
 use super::settings::Settings;
 use super::{FAILED_RUNS, RUNS};
 use crate::context::JobState;

@@ -9,10 +9,11 @@ use jiff::Timestamp;
 use thiserror::Error;
 use tokio::time::Instant;
 
+use super::failure::Failure;
 use super::job::{self, Claimed, JobRow};
 use super::napping::Untracked;
 use super::outside::lock;
-use super::run::{Failure, Ran, Run};
+use super::run::{Ran, Run};
 use super::settings::{Job, Settings};
 use super::surroundings;
 use super::tables::{self, TablesError};

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use tokio_postgres::types::Type;
 
 use super::due::{Due, due};
+use super::failure::Failure;
 use super::job::{self, Borrowed, Claimed};
-use super::run::{Failure, HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
+use super::run::{HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
 use super::tables::SEAL;
 use crate::database::{Connection, DatabaseError, OneLine};
 

@@ -15,13 +15,13 @@ use tokio::time::Instant;
 
 use super::CROWDED;
 use super::due::{Due, OVERDUE_AFTER, attempts, done_with, due};
+use super::failure::{Failure, Lost};
 use super::job::{self, Claimed, Look};
 use super::mark::{self, Mark};
 use super::settings::{Job, Settings};
 use crate::context::{JobState, Progress, RunUnderWay, WorkerContext};
 use crate::database::{
-    Connection, Database, DatabaseError, ErrorClass, JobConnection, ServerLife, SessionEnd,
-    is_conflict, is_stale,
+    Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict, is_stale,
 };
 use crate::functions::beside::Beside;
 use crate::functions::quote::literal;
@@ -88,28 +88,6 @@ pub(super) enum Ran {
     Changed,
     /// The worker must stop, and the tick is still due.
     Interrupted,
-}
-
-/// A run whose session ended before it was marked.
-#[derive(Debug)]
-pub(super) struct Lost {
-    pub(super) claimed: Claimed,
-    pub(super) tick: Timestamp,
-    /// How long it ran.
-    pub(super) took: Duration,
-    pub(super) failure: Failure,
-    /// The server's life when the run began, if the server says.
-    pub(super) life: Option<ServerLife>,
-}
-
-/// Why the statements did not complete.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) why: String,
-    /// The error behind it, if there is one.
-    pub(super) error: Option<DatabaseError>,
-    /// `true` if a statement of the job did not end within the time of the run, though the server was to cancel it.
-    pub(super) ran_over: bool,
 }
 
 /// SQL that bounds a transaction: the server ends it if the instance freezes, and, whatever its own setting, not because
@@ -371,12 +349,7 @@ impl<'r> Run<'r> {
 
     /// `true` if a stop was requested, and has cancelled the statements or ended their session.
     fn is_interrupted(&self, worked: &Result<u64, Failure>) -> bool {
-        let error = worked
-            .as_ref()
-            .err()
-            .and_then(|failure| failure.error.as_ref());
-        let class = error.map(DatabaseError::class);
-        let is_cut_short = matches!(class, Some(ErrorClass::Away | ErrorClass::Cancelled));
+        let is_cut_short = worked.as_ref().err().is_some_and(Failure::is_cut_short);
         is_cut_short && self.latch.is_stop_requested()
     }
 
@@ -467,45 +440,5 @@ impl<'r> Run<'r> {
                 .and_then(|failure| failure.error.as_ref()?.sqlstate().map(str::to_owned)),
             message: worked.err().map(|failure| failure.why.clone()),
         }
-    }
-}
-
-// === impl Failure ===
-
-impl Failure {
-    pub(super) fn of(error: DatabaseError) -> Self {
-        Self {
-            why: error.to_string(),
-            error: Some(error),
-            ran_over: false,
-        }
-    }
-
-    /// A failure without an error of the database.
-    pub(super) fn without_error(why: impl Into<String>) -> Self {
-        Self {
-            why: why.into(),
-            error: None,
-            ran_over: false,
-        }
-    }
-
-    /// `true` if the connection or the server was lost.
-    pub(super) fn is_away(&self) -> bool {
-        let error = self.error.as_ref();
-        error.is_some_and(|error| error.class() == ErrorClass::Away && !error.leaves_the_session())
-    }
-
-    /// What is known of the reason for which the session ended.
-    pub(super) fn session_end(&self) -> SessionEnd {
-        match &self.error {
-            _ if self.ran_over => SessionEnd::Terminated,
-            Some(error) => error.session_end(),
-            None => SessionEnd::Unrelated,
-        }
-    }
-
-    pub(super) fn sqlstate(&self) -> Option<&str> {
-        self.error.as_ref()?.sqlstate()
     }
 }

@@ -1,5 +1,8 @@
 //! A job with ticks: looks at its row, sleeps until the next tick, and runs what is due.
 
+mod look;
+mod state;
+
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -7,22 +10,19 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_for, next_tick};
-use super::job::{self, JobRow, Look};
+use super::elsewhere::{ELSEWHERE, Elsewhere};
+use super::job::{JobRow, Look};
 use super::lost::Losses;
-use super::past::{self, ASK_EVERY, Ended, How, Past};
+use super::past::{Ended, How, Past};
 use super::run::{Ran, Run};
 use super::settings::{Job, Settings};
-use super::surroundings;
 use super::tables;
 use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
 use crate::context::{JobState, WorkerContext};
-use crate::database::{Database, DatabaseError, ErrorClass, OneLine, is_missing};
+use crate::database::{Database, DatabaseError, ErrorClass, is_missing};
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
-
-/// How soon a job is looked at again if another session has its tick.
-const ELSEWHERE: Duration = Duration::from_secs(1);
 
 /// The base of the waits after errors.
 const NAPTIME: Duration = Duration::from_secs(10);
@@ -40,10 +40,6 @@ pub(super) struct Scheduled {
     /// What is wrong if an instance with other surroundings runs the job as well.
     shared: Option<Arc<str>>,
 }
-
-/// The job's row when another session was found to have it, and since when that was found at each look.
-#[derive(Default)]
-struct Elsewhere(Option<(JobRow, Instant)>);
 
 /// What outlives an incarnation.
 #[derive(Debug, Default)]
@@ -70,21 +66,6 @@ enum Seen {
 impl Lasting {
     fn past(&self) -> MutexGuard<'_, Past> {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl Elsewhere ===
-
-impl Elsewhere {
-    /// Another session was found to have this row. Returns how long that was found at each look. A row that has changed
-    /// since the last look is another run's.
-    fn found(&mut self, row: &JobRow, now: Instant) -> Duration {
-        let since = match self.0.take() {
-            Some((known, since)) if known == *row => since,
-            _ => now,
-        };
-        self.0 = Some((row.clone(), since));
-        now.saturating_duration_since(since)
     }
 }
 
@@ -118,185 +99,6 @@ impl Scheduled {
                 Ok(job)
             }
         }
-    }
-
-    /// Looks at the job, and declares it first if that is still to be done.
-    async fn look(
-        &mut self,
-        session: &Session,
-        context: &WorkerContext,
-        job: &Job,
-    ) -> Result<Look, DatabaseError> {
-        let not_before = match std::mem::replace(&mut self.seen, Seen::Nothing) {
-            Seen::AfterRun(look) => return Ok(look),
-            Seen::Idle(asked) => asked + Duration::from_nanos(1),
-            Seen::Nothing => Instant::now(),
-        };
-        let mut look = job::look(session, &job.name, not_before).await?;
-        if look.row.is_none() || self.lasting.declared_as.get().is_none() {
-            look = self.declare(session, context, job, look).await?;
-        }
-        // The look may be one that another worker made some time ago.
-        let age = look.asked.elapsed();
-        look.now = look.now.checked_add(age).unwrap_or(look.now);
-        Ok(look)
-    }
-
-    /// Declares the job after this look, signs its row if it was already declared that way, and looks again.
-    async fn declare(
-        &self,
-        session: &Session,
-        context: &WorkerContext,
-        job: &Job,
-        look: Look,
-    ) -> Result<Look, DatabaseError> {
-        let (worker, known) = (context.name(), self.lasting.declared_as.get());
-        if known.is_some() {
-            warn!(
-                worker,
-                "{worker}: the row of the job in bgworker.job is gone, and with it which ticks were done: the job is \
-                 declared again, and begins with its next tick"
-            );
-        }
-        let own = match known {
-            Some(own) => own.clone(),
-            None => surroundings::ask(session, context.database()).await?,
-        };
-        let by = surroundings::instance(&own);
-        job.declare(session, &by, look.now).await?;
-        let looked = job::look(session, &job.name, Instant::now()).await?;
-        let theirs = looked.row.as_ref().map(|row| &*row.declared_by);
-        if let Some(theirs) = theirs.filter(|theirs| surroundings::of(theirs) != Some(&*own)) {
-            if let Some(difference) = surroundings::difference(theirs, &own) {
-                warn!(worker, "{worker}: {difference}");
-            }
-            job::sign(session, &job.name, &job.declared, &by).await?;
-        }
-        // A failure before this is tried again.
-        let _ = self.lasting.declared_as.set(own);
-        Ok(looked)
-    }
-
-    /// Notices whether another instance runs the job with other surroundings, and says so once.
-    fn notice(&mut self, context: &WorkerContext, row: &JobRow) {
-        let own = self.lasting.declared_as.get();
-        let difference = own.and_then(|own| surroundings::difference(&row.declared_by, own));
-        let difference = difference.map(Arc::<str>::from);
-        if let Some(difference) = difference.as_ref().filter(|_| difference != self.shared) {
-            let worker = context.name();
-            warn!(worker, "{worker}: {difference}");
-        }
-        self.shared = difference;
-    }
-
-    /// Asks the history if it may say more than is known, but not too often. `true` if it is to be asked a little later.
-    async fn learn(
-        &self,
-        session: &Session,
-        context: &WorkerContext,
-        (name, history): (&str, u32),
-        (row, now): (&JobRow, Timestamp),
-    ) -> Result<bool, DatabaseError> {
-        {
-            let past = self.lasting.past();
-            if !past.is_stale(row) {
-                return Ok(false);
-            }
-            if past.is_fresh(Instant::now()) {
-                return Ok(true);
-            }
-        }
-        let asked = Instant::now();
-        let found = past::ask(session, name, history).await?;
-        let mut past = self.lasting.past();
-        past.learn(row, now, asked, found);
-        if let Some(at) = past.done_at {
-            context.progress().was_done(ago(at, now));
-        }
-        Ok(false)
-    }
-
-    /// Reports the state of a job that is not due.
-    fn report(&self, context: &WorkerContext, row: &JobRow, now: Timestamp) -> JobState {
-        let past = self.lasting.past();
-        let (state, last) = past.state(row);
-        let since = last.map_or_else(Instant::now, |last| ago(last.at, now));
-        let why = match state {
-            JobState::Idle => self.shared.clone(),
-            _ => last.map(|last| Arc::clone(&last.why)),
-        };
-        context.progress().job(state, since, why);
-        state
-    }
-
-    /// The outcome of a look that found nothing to do for this long. While the last run is one that failed, nothing has been
-    /// made good.
-    async fn idle(
-        &mut self,
-        session: &Session,
-        context: &WorkerContext,
-        kept: (&str, u32),
-        (row, now): (&JobRow, Timestamp),
-        wait: Duration,
-    ) -> Result<Outcome, DatabaseError> {
-        self.elsewhere = Elsewhere::default();
-        let is_to_ask = self.learn(session, context, kept, (row, now)).await?;
-        let wait = if is_to_ask { wait.min(ASK_EVERY) } else { wait };
-        Ok(match self.report(context, row, now) {
-            JobState::Idle => Outcome::Looked(wait),
-            _ => Outcome::Pending(wait),
-        })
-    }
-
-    /// The outcome of a look that found the job declared by another instance, differently.
-    async fn stands_by(
-        &self,
-        session: &Session,
-        context: &WorkerContext,
-        kept: (&str, u32),
-        (row, now): (&JobRow, Timestamp),
-        job: &Job,
-    ) -> Result<Outcome, DatabaseError> {
-        self.learn(session, context, kept, (row, now)).await?;
-        let by = OneLine(&row.declared_by);
-        let mut why = format!(
-            "the job is declared differently by {by}: this instance stands by. Give both the same configuration, or \
-             restart this one to declare it again: the last declaration wins"
-        );
-        let due_for = due_for(row, now, &job.schedule);
-        let state = if due_for >= OVERDUE_AFTER {
-            let last = row.last_tick;
-            why +=
-                &format!(". No instance has run it since its tick {last}: is the other one gone?");
-            JobState::Overdue
-        } else {
-            JobState::DeclaredDifferently
-        };
-        let progress = context.progress();
-        progress.job(state, Instant::now(), Some(why.as_str().into()));
-        Ok(Outcome::Held(why))
-    }
-
-    /// The outcome of a look that found another session to keep the job from being run.
-    async fn elsewhere(
-        &mut self,
-        session: &Session,
-        run: &Run<'_>,
-        context: &WorkerContext,
-        row: &JobRow,
-    ) -> Result<Outcome, DatabaseError> {
-        let (now, progress) = (Instant::now(), context.progress());
-        let found = self.elsewhere.found(row, now);
-        if found <= run.settings.longest_run() {
-            progress.job(JobState::Waiting, now, None);
-            return Ok(Outcome::Pending(ELSEWHERE));
-        }
-        let in_transaction = run.settings.transaction;
-        let holder = job::holder(session, run.name, in_transaction).await?;
-        let why = is_held(holder, in_transaction);
-        let since = now.checked_sub(found).unwrap_or(now);
-        progress.job(JobState::Overdue, since, Some(why.as_str().into()));
-        Ok(Outcome::Held(why))
     }
 
     /// Records a run whose session had ended, before the job is run again. `None` if there is none to record.
@@ -431,14 +233,6 @@ impl Scheduled {
     }
 }
 
-/// This process's clock at a time of the server's, which says now.
-fn ago(time: Timestamp, now: Timestamp) -> Instant {
-    let here = Instant::now();
-    let age = now.duration_since(time);
-    let age = Duration::try_from(age).unwrap_or_default();
-    here.checked_sub(age).unwrap_or(here)
-}
-
 /// Reports a run that was lost with its connection.
 fn was_lost(worker: &str, tick: Timestamp, why: &str) {
     warn!(
@@ -446,19 +240,6 @@ fn was_lost(worker: &str, tick: Timestamp, why: &str) {
         "{worker}: lost its run of the tick {tick}: what was not committed is undone, and the tick is \
          still due unless it was: {why}"
     );
-}
-
-/// Says that another session keeps a job from being run.
-fn is_held(pid: Option<i32>, in_transaction: bool) -> String {
-    let what = if in_transaction {
-        "row of the job in bgworker.job"
-    } else {
-        "advisory lock of the job"
-    };
-    let whose = pid.map_or_else(String::new, |pid| format!(", pid {pid},"));
-    format!(
-        "another session{whose} has had the {what} for longer than a run may take: look for it in pg_stat_activity"
-    )
 }
 
 impl Routine for Scheduled {
@@ -575,23 +356,5 @@ impl Routine for Scheduled {
     fn forget(&mut self) {
         self.seal = None;
         self.seen = Seen::Nothing;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_is_held_only_if_no_other_session_has_marked_a_run_meanwhile() {
-        let mut elsewhere = Elsewhere::default();
-        let (begin, second) = (Instant::now(), Duration::from_secs(1));
-        let mut row = JobRow::new(Timestamp::UNIX_EPOCH);
-        assert_eq!(elsewhere.found(&row, begin), Duration::ZERO);
-        assert_eq!(elsewhere.found(&row, begin + 9 * second), 9 * second);
-        // Two instances try in turn.
-        row.attempt = 1;
-        assert_eq!(elsewhere.found(&row, begin + 10 * second), Duration::ZERO);
-        assert_eq!(elsewhere.found(&row, begin + 12 * second), 2 * second);
     }
 }

@@ -4,9 +4,11 @@
 //! comments, parentheses, and the bodies of functions in standard SQL. If it splits wrongly, the server refuses the
 //! result, since each statement is sent alone.
 
-use std::ops::Range;
+mod invalid;
+mod scanner;
 
-use thiserror::Error;
+pub use self::invalid::InvalidStatements;
+use self::scanner::{Scanner, Token};
 
 /// A statement of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,76 +17,6 @@ pub(crate) struct Statement {
     pub(crate) sql: String,
     /// The line of the text in which it begins, from 1.
     pub(crate) line: usize,
-}
-
-/// Why a text cannot be the statements of a job.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum InvalidStatements {
-    /// The text contains no statement.
-    #[error("there is no statement in it")]
-    Empty,
-    /// A quote or a comment has no end. The sentences are PostgreSQL's.
-    #[error("line {line}: unterminated {what}")]
-    Unterminated {
-        /// The line in which it begins, from 1.
-        line: usize,
-        /// A quoted string, a comment or similar.
-        what: &'static str,
-    },
-    /// A statement would begin or end the transaction that claims the tick.
-    #[error(
-        "line {line}: {word} cannot be run: the statement and its tick are committed together, by bgworker"
-    )]
-    Transaction {
-        /// The line in which it begins, from 1.
-        line: usize,
-        /// The word or words that it begins with.
-        word: String,
-    },
-    /// A statement would begin or end a transaction where each statement is one of its own.
-    #[error(
-        "line {line}: {word} cannot be run: with \"transaction = false\" each statement is a transaction of its own: \
-         leave it out, or use a procedure"
-    )]
-    EachItsOwn {
-        /// The line in which it begins, from 1.
-        line: usize,
-        /// The word or words that it begins with.
-        word: String,
-    },
-    /// A statement cannot run in a transaction, and the job is one.
-    #[error("line {line}: {word} cannot run in a transaction: set \"transaction = false\"")]
-    NoTransaction {
-        /// The line in which it begins, from 1.
-        line: usize,
-        /// The words that say so.
-        word: String,
-    },
-    /// A statement would exchange rows with the client, which has none and takes none.
-    #[error(
-        "line {line}: COPY {direction} exchanges rows with the client, and bgworker has none: name a file or a program of \
-         the server, or use INSERT"
-    )]
-    Copy {
-        /// The line in which it begins, from 1.
-        line: usize,
-        /// `FROM STDIN` or `TO STDOUT`.
-        direction: &'static str,
-    },
-    /// A command of psql, which is not SQL.
-    #[error(
-        "line {line}: {command} is a command of psql, which the server does not know: write it in SQL, or leave it out"
-    )]
-    Psql {
-        /// Its line, from 1.
-        line: usize,
-        /// The command.
-        command: String,
-    },
-    /// The text contains NUL, which PostgreSQL accepts in no text.
-    #[error("it must not contain NUL")]
-    Nul,
 }
 
 /// First words of statements whose rows are written, or may be.
@@ -114,6 +46,18 @@ impl Statement {
             _ => (line, place + 1),
         })
     }
+
+    /// `true` if its first word says that its rows are, or may be, rows that it writes.
+    pub(crate) fn writes_rows(&self) -> bool {
+        let first = words(&self.sql).next().map(str::to_ascii_uppercase);
+        first.is_some_and(|first| WRITES.contains(&&*first))
+    }
+
+    /// `true` if it changes a setting, such as one of the transaction.
+    pub(super) fn sets(&self) -> bool {
+        let first = words(&self.sql).next();
+        first.is_some_and(|first| first.eq_ignore_ascii_case("SET"))
+    }
 }
 
 /// Splits a text into statements, in a time that grows with its length. A byte order mark at its beginning does not count.
@@ -123,7 +67,7 @@ pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
     }
     let mut scanner = Scanner::new(text.strip_prefix('\u{feff}').unwrap_or(text));
     let mut statements = Vec::new();
-    while let Some(statement) = scanner.statement()? {
+    while let Some(statement) = next_statement(&mut scanner)? {
         // What follows may be rows, and no SQL.
         if let Some(direction) = copies_with_client(&statement.sql) {
             let line = statement.line;
@@ -135,6 +79,37 @@ pub(crate) fn split(text: &str) -> Result<Vec<Statement>, InvalidStatements> {
         return Err(InvalidStatements::Empty);
     }
     Ok(statements)
+}
+
+/// The next statement that is more than a comment.
+fn next_statement(scanner: &mut Scanner<'_>) -> Result<Option<Statement>, InvalidStatements> {
+    let (mut start, mut end) = (None, scanner.at());
+    let (mut head, mut parentheses) = (Head::default(), 0_usize);
+    loop {
+        let begin = scanner.at();
+        let Some(token) = scanner.token()? else {
+            break;
+        };
+        match token {
+            Token::Blank => continue,
+            Token::Semicolon if parentheses == 0 && head.depth == 0 => {
+                if start.is_some() {
+                    break;
+                }
+                continue;
+            }
+            Token::Open => parentheses += 1,
+            Token::Close => parentheses = parentheses.saturating_sub(1),
+            Token::Word(ref word) if parentheses == 0 => head.word(&scanner.text()[word.clone()]),
+            Token::Word(_) | Token::Semicolon | Token::Other => {}
+        }
+        start.get_or_insert(begin);
+        end = scanner.at();
+    }
+    Ok(start.map(|start| Statement {
+        sql: scanner.text()[start..end].to_owned(),
+        line: scanner.line(start),
+    }))
 }
 
 /// Refuses statements that would take the transaction out of bgworker's hands, and, if the job is one transaction, those
@@ -242,161 +217,12 @@ fn words(sql: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Walks through a text.
-struct Scanner<'t> {
-    text: &'t str,
-    at: usize,
-    /// A place before which lines were counted, and its line: they are counted only once.
-    counted: (usize, usize),
-}
-
-enum Token {
-    /// White space, or a comment.
-    Blank,
-    Word(Range<usize>),
-    Semicolon,
-    Open,
-    Close,
-    /// A quoted text or name, a number, an operator.
-    Other,
-}
-
 /// The words that decide whether a `BEGIN` opens the body of a function.
 #[derive(Default)]
 struct Head {
     words: Vec<String>,
     /// Nesting depth in such bodies, and in each `CASE` inside them.
     depth: usize,
-}
-
-// === impl Statement ===
-
-impl Statement {
-    /// `true` if its first word says that its rows are, or may be, rows that it writes.
-    pub(crate) fn writes_rows(&self) -> bool {
-        let first = words(&self.sql).next().map(str::to_ascii_uppercase);
-        first.is_some_and(|first| WRITES.contains(&&*first))
-    }
-
-    /// `true` if it changes a setting, such as one of the transaction.
-    pub(super) fn sets(&self) -> bool {
-        let first = words(&self.sql).next();
-        first.is_some_and(|first| first.eq_ignore_ascii_case("SET"))
-    }
-}
-
-// === impl Scanner ===
-
-impl<'t> Scanner<'t> {
-    fn new(text: &'t str) -> Self {
-        Self {
-            text,
-            at: 0,
-            counted: (0, 1),
-        }
-    }
-
-    /// The next statement that is more than a comment.
-    fn statement(&mut self) -> Result<Option<Statement>, InvalidStatements> {
-        let (mut start, mut end) = (None, self.at);
-        let (mut head, mut parentheses) = (Head::default(), 0_usize);
-        loop {
-            let begin = self.at;
-            let Some(token) = self.token()? else {
-                break;
-            };
-            match token {
-                Token::Blank => continue,
-                Token::Semicolon if parentheses == 0 && head.depth == 0 => {
-                    if start.is_some() {
-                        break;
-                    }
-                    continue;
-                }
-                Token::Open => parentheses += 1,
-                Token::Close => parentheses = parentheses.saturating_sub(1),
-                Token::Word(ref word) if parentheses == 0 => head.word(&self.text[word.clone()]),
-                Token::Word(_) | Token::Semicolon | Token::Other => {}
-            }
-            start.get_or_insert(begin);
-            end = self.at;
-        }
-        Ok(start.map(|start| Statement {
-            sql: self.text[start..end].to_owned(),
-            line: self.line(start),
-        }))
-    }
-
-    fn token(&mut self) -> Result<Option<Token>, InvalidStatements> {
-        let rest = &self.text[self.at..];
-        let Some(first) = rest.chars().next() else {
-            return Ok(None);
-        };
-        let word = word_length(rest);
-        let (length, token) = match first {
-            _ if rest.starts_with("--") => (rest.find('\n').unwrap_or(rest.len()), Token::Blank),
-            _ if rest.starts_with("/*") => (
-                self.ended(comment_length(rest), "/* comment")?,
-                Token::Blank,
-            ),
-            '\'' => (
-                self.ended(quoted_length(rest, '\'', false), "quoted string")?,
-                Token::Other,
-            ),
-            '"' => (
-                self.ended(quoted_length(rest, '"', false), "quoted identifier")?,
-                Token::Other,
-            ),
-            '$' => match dollar_quote(rest) {
-                Some(quote) => {
-                    let body = rest[quote.len()..].find(quote);
-                    let length = body.map(|body| body + 2 * quote.len());
-                    (self.ended(length, "dollar-quoted string")?, Token::Other)
-                }
-                None => (1, Token::Other),
-            },
-            'e' | 'E' if rest[1..].starts_with('\'') => {
-                let length = quoted_length(&rest[1..], '\'', true).map(|length| length + 1);
-                (self.ended(length, "quoted string")?, Token::Other)
-            }
-            '\\' => return Err(self.psql_command(rest)),
-            ';' => (1, Token::Semicolon),
-            '(' => (1, Token::Open),
-            ')' => (1, Token::Close),
-            _ if first.is_whitespace() => (first.len_utf8(), Token::Blank),
-            _ if word > 0 => (word, Token::Word(self.at..self.at + word)),
-            _ => (first.len_utf8(), Token::Other),
-        };
-        self.at += length;
-        Ok(Some(token))
-    }
-
-    fn ended(
-        &mut self,
-        length: Option<usize>,
-        what: &'static str,
-    ) -> Result<usize, InvalidStatements> {
-        length.ok_or_else(|| {
-            let line = self.line(self.at);
-            InvalidStatements::Unterminated { line, what }
-        })
-    }
-
-    /// A backslash outside of quotes is no SQL: psql takes what follows for itself.
-    fn psql_command(&mut self, rest: &str) -> InvalidStatements {
-        let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
-        let command: String = rest[..end].chars().take(20).collect();
-        let line = self.line(self.at);
-        InvalidStatements::Psql { line, command }
-    }
-
-    /// The line of a place that is not before the last one that was asked for.
-    fn line(&mut self, at: usize) -> usize {
-        let (from, line) = self.counted;
-        let line = line + self.text[from..at].matches('\n').count();
-        self.counted = (at, line);
-        line
-    }
 }
 
 // === impl Head ===
@@ -425,55 +251,6 @@ impl Head {
                 | ["CREATE", "OR", "REPLACE", "FUNCTION" | "PROCEDURE", ..]
         )
     }
-}
-
-/// The length of the word at the beginning of a text; 0 if there is none.
-fn word_length(rest: &str) -> usize {
-    let begins = |c: char| c.is_alphabetic() || c == '_';
-    if !rest.starts_with(begins) {
-        return 0;
-    }
-    let goes_on = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-    rest.find(|c| !goes_on(c)).unwrap_or(rest.len())
-}
-
-/// The length of a quoted text with its quotes; a doubled quote is part of the text.
-fn quoted_length(rest: &str, quote: char, has_escapes: bool) -> Option<usize> {
-    let mut characters = rest.char_indices().skip(1).peekable();
-    while let Some((at, c)) = characters.next() {
-        if has_escapes && c == '\\' {
-            characters.next();
-        } else if c == quote && characters.next_if(|(_, next)| *next == quote).is_none() {
-            return Some(at + 1);
-        }
-    }
-    None
-}
-
-/// The length of a comment, including the comments nested in it.
-fn comment_length(rest: &str) -> Option<usize> {
-    let (mut depth, mut at) = (0_usize, 0);
-    loop {
-        let here = rest.get(at..).filter(|here| !here.is_empty());
-        let here = here?;
-        if here.starts_with("/*") {
-            (depth, at) = (depth + 1, at + 2);
-        } else if here.starts_with("*/") {
-            (depth, at) = (depth - 1, at + 2);
-            if depth == 0 {
-                return Some(at);
-            }
-        } else {
-            at += here.chars().next().map_or(1, char::len_utf8);
-        }
-    }
-}
-
-/// The dollar quote at the beginning of a text, such as `$$` or `$body$`. `$1` is not a dollar quote.
-fn dollar_quote(rest: &str) -> Option<&str> {
-    let end = rest[1..].find('$')? + 1;
-    let tag = &rest[1..end];
-    (tag.is_empty() || word_length(tag) == tag.len() && !tag.contains('$')).then(|| &rest[..=end])
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 
+use super::failure::Failure;
 use super::job::{Borrowed, Claimed};
-use super::run::{CONFLICTS_MAX, Failure, Run};
+use super::run::{CONFLICTS_MAX, Run};
 use crate::database::{Connection, DatabaseError, is_conflict, is_for_no_transaction};
 
 /// How much later than the server bgworker gives up on a statement.

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Error, NoTls};
 
 use crate::support::LONG;
 
-/// What a transaction of a writer may do. Keys of a thousand and more are those whose total is always refused.
+/// What a transaction of a writer may do. The totals of keys from 1,000 on are always refused.
 const WRITES: [&str; 12] = [
     "WITH d AS (INSERT INTO l.q SELECT random() * 30, random() * 900 - 400 FROM generate_series(1, 3) RETURNING k, v) \
      INSERT INTO l.ledger SELECT 'q', k, v, 1 FROM d",

@@ -1,0 +1,141 @@
+//! Reports the state of a job that this instance does not run now, and what follows for the cycle.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Scheduled;
+use crate::context::{JobState, WorkerContext};
+use crate::database::{DatabaseError, OneLine};
+use crate::functions::runner::Outcome;
+use crate::functions::session::Session;
+use crate::functions::sql::due::{OVERDUE_AFTER, due_for};
+use crate::functions::sql::elsewhere::{ELSEWHERE, Elsewhere, is_held};
+use crate::functions::sql::job::{self, JobRow};
+use crate::functions::sql::past::{self, ASK_EVERY};
+use crate::functions::sql::run::Run;
+use crate::functions::sql::settings::Job;
+use crate::schedule::Timestamp;
+
+// === impl Scheduled ===
+
+impl Scheduled {
+    /// Asks the history if it may say more than is known, but not too often. `true` if it is to be asked a little later.
+    pub(super) async fn learn(
+        &self,
+        session: &Session,
+        context: &WorkerContext,
+        (name, history): (&str, u32),
+        (row, now): (&JobRow, Timestamp),
+    ) -> Result<bool, DatabaseError> {
+        {
+            let past = self.lasting.past();
+            if !past.is_stale(row) {
+                return Ok(false);
+            }
+            if past.is_fresh(Instant::now()) {
+                return Ok(true);
+            }
+        }
+        let asked = Instant::now();
+        let found = past::ask(session, name, history).await?;
+        let mut past = self.lasting.past();
+        past.learn(row, now, asked, found);
+        if let Some(at) = past.done_at {
+            context.progress().was_done(ago(at, now));
+        }
+        Ok(false)
+    }
+
+    /// Reports the state of a job that is not due.
+    pub(super) fn report(&self, context: &WorkerContext, row: &JobRow, now: Timestamp) -> JobState {
+        let past = self.lasting.past();
+        let (state, last) = past.state(row);
+        let since = last.map_or_else(Instant::now, |last| ago(last.at, now));
+        let why = match state {
+            JobState::Idle => self.shared.clone(),
+            _ => last.map(|last| Arc::clone(&last.why)),
+        };
+        context.progress().job(state, since, why);
+        state
+    }
+
+    /// The outcome of a look that found nothing to do for this long. While the last run is one that failed, nothing has been
+    /// made good.
+    pub(super) async fn idle(
+        &mut self,
+        session: &Session,
+        context: &WorkerContext,
+        kept: (&str, u32),
+        (row, now): (&JobRow, Timestamp),
+        wait: Duration,
+    ) -> Result<Outcome, DatabaseError> {
+        self.elsewhere = Elsewhere::default();
+        let is_to_ask = self.learn(session, context, kept, (row, now)).await?;
+        let wait = if is_to_ask { wait.min(ASK_EVERY) } else { wait };
+        Ok(match self.report(context, row, now) {
+            JobState::Idle => Outcome::Looked(wait),
+            _ => Outcome::Pending(wait),
+        })
+    }
+
+    /// The outcome of a look that found the job declared by another instance, differently.
+    pub(super) async fn stands_by(
+        &self,
+        session: &Session,
+        context: &WorkerContext,
+        kept: (&str, u32),
+        (row, now): (&JobRow, Timestamp),
+        job: &Job,
+    ) -> Result<Outcome, DatabaseError> {
+        self.learn(session, context, kept, (row, now)).await?;
+        let by = OneLine(&row.declared_by);
+        let mut why = format!(
+            "the job is declared differently by {by}: this instance stands by. Give both the same configuration, or \
+             restart this one to declare it again: the last declaration wins"
+        );
+        let due_for = due_for(row, now, &job.schedule);
+        let state = if due_for >= OVERDUE_AFTER {
+            let last = row.last_tick;
+            why +=
+                &format!(". No instance has run it since its tick {last}: is the other one gone?");
+            JobState::Overdue
+        } else {
+            JobState::DeclaredDifferently
+        };
+        let progress = context.progress();
+        progress.job(state, Instant::now(), Some(why.as_str().into()));
+        Ok(Outcome::Held(why))
+    }
+
+    /// The outcome of a look that found another session to keep the job from being run.
+    pub(super) async fn elsewhere(
+        &mut self,
+        session: &Session,
+        run: &Run<'_>,
+        context: &WorkerContext,
+        row: &JobRow,
+    ) -> Result<Outcome, DatabaseError> {
+        let (now, progress) = (Instant::now(), context.progress());
+        let found = self.elsewhere.found(row, now);
+        if found <= run.settings.longest_run() {
+            progress.job(JobState::Waiting, now, None);
+            return Ok(Outcome::Pending(ELSEWHERE));
+        }
+        let in_transaction = run.settings.transaction;
+        let holder = job::holder(session, run.name, in_transaction).await?;
+        let why = is_held(holder, in_transaction);
+        let since = now.checked_sub(found).unwrap_or(now);
+        progress.job(JobState::Overdue, since, Some(why.as_str().into()));
+        Ok(Outcome::Held(why))
+    }
+}
+
+/// This process's clock at a time of the server's, which says now.
+fn ago(time: Timestamp, now: Timestamp) -> Instant {
+    let here = Instant::now();
+    let age = now.duration_since(time);
+    let age = Duration::try_from(age).unwrap_or_default();
+    here.checked_sub(age).unwrap_or(here)
+}
