@@ -187,6 +187,35 @@ async fn a_deletion_that_takes_other_deltas_along_is_undone() {
 }
 
 #[actix::test]
+async fn a_deletion_that_takes_along_deltas_of_a_table_with_children_is_undone() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    // Each delta has a block, and so a fold, of its own.
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.t (type text, value bigint, id int UNIQUE, \
+         of int REFERENCES s.t (id) ON DELETE CASCADE, filler text); ALTER TABLE s.t ALTER filler SET STORAGE PLAIN; \
+         CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'; CREATE TABLE s.child () INHERITS (s.t); \
+         INSERT INTO s.t VALUES ('total', 0); \
+         INSERT INTO s.t VALUES ('delta', 1, 1, NULL, repeat('x', 6000)), ('delta', 10, 2, 1, repeat('x', 6000))",
+    )
+    .await;
+    let one_by_one = |table: &Table| {
+        let mut settings = brisk(table);
+        settings.batch = 1;
+        settings
+    };
+    let stage = Stage::on(db, one_by_one).await;
+    eventually("it is told", || async {
+        let told = "the deltas added up and the rows deleted differ by 1";
+        !log.with(Level::ERROR, told).is_empty()
+    })
+    .await;
+    assert_eq!(stage.rows().await, ["delta|1", "delta|10", "total|0"]);
+    stage.execute("UPDATE s.t SET of = NULL").await;
+    stage.becomes(&["total|11"]).await;
+}
+
+#[actix::test]
 async fn a_column_that_comes_to_count_counts_from_the_next_fold_on() {
     let db = TestDatabase::new().await;
     db.execute(&format!("{TABLES}{QUEUE}")).await;

@@ -147,9 +147,6 @@ impl Queue {
     pub(in crate::functions) fn end(&self) -> String {
         let took = "; SELECT pg_catalog.date_part('epoch', \
                     pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
-        if self.has_children {
-            return took.to_owned();
-        }
         format!("{took}, {}", self.miscounted())
     }
 
@@ -167,12 +164,14 @@ impl Queue {
         )
     }
 
-    /// An expression for the number of rows that the session has deleted from the queue; only the difference of two counts.
+    /// An expression for the number of rows that the session has deleted from the queue, and from its children if it has any;
+    /// only the difference of two counts.
     pub(in crate::functions) fn deleted(&self) -> String {
-        format!(
-            "pg_catalog.pg_stat_get_xact_tuples_deleted({}::pg_catalog.oid)",
-            self.relation.regclass()
-        )
+        let deleted = "pg_catalog.pg_stat_get_xact_tuples_deleted";
+        if self.has_children {
+            return self.in_tree(&format!("pg_catalog.sum({deleted}(oid))::pg_catalog.int8"));
+        }
+        format!("{deleted}({}::pg_catalog.oid)", self.relation.regclass())
     }
 
     /// An expression by which a fold says how many rows the session must have deleted when the fold ends.
@@ -185,11 +184,18 @@ impl Queue {
         if !self.has_children {
             return self.relation.blocks();
         }
+        self.in_tree(
+            "pg_catalog.max(pg_catalog.pg_relation_size(oid)) OPERATOR(pg_catalog./) \
+             pg_catalog.current_setting('block_size')::pg_catalog.int8",
+        )
+    }
+
+    /// A scalar of the OIDs of the queue and its children.
+    fn in_tree(&self, scalar: &str) -> String {
         format!(
             "(WITH RECURSIVE tree AS (SELECT {}::pg_catalog.oid AS oid UNION SELECT i.inhrelid \
              FROM pg_catalog.pg_inherits AS i JOIN tree ON i.inhparent OPERATOR(pg_catalog.=) tree.oid) \
-             SELECT pg_catalog.max(pg_catalog.pg_relation_size(oid)) OPERATOR(pg_catalog./) \
-             pg_catalog.current_setting('block_size')::pg_catalog.int8 FROM tree)",
+             SELECT {scalar} FROM tree)",
             self.relation.regclass()
         )
     }
