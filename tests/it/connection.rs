@@ -9,8 +9,8 @@ use bgworker::database::{self, ConnInfo, Database, ServerState};
 use bgworker::embedded::{Cluster, ClusterSettings};
 
 use crate::support::database::{TestDatabase, database};
-use crate::support::eventually;
 use crate::support::proxy::free_port;
+use crate::support::{busy, eventually, within};
 
 fn impatient(conninfo: &str) -> Database {
     let conninfo = ConnInfo::parse(conninfo, |_| None).unwrap();
@@ -27,7 +27,7 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up_within_the_deadline(
     let begin = Instant::now();
     let database = impatient(&format!("host=127.0.0.1 port={port} user=u dbname=d"));
     let error = database.connect("test", None).await.unwrap_err();
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert!(begin.elapsed() < busy(Duration::from_secs(2)));
     assert_eq!(
         error.to_string(),
         format!("could not connect to database \"d\" at 127.0.0.1:{port} within 300ms")
@@ -93,7 +93,7 @@ async fn a_dropped_connection_is_closed_even_while_its_statement_runs() {
     eventually("it sleeps", || async { db.value::<bool>(is_there).await }).await;
     sleeping.abort();
     // The server checks every five seconds whether its client is still there.
-    crate::support::within(Duration::from_secs(10), "it is gone", || async {
+    within(Duration::from_secs(10), "it is gone", || async {
         !db.value::<bool>(is_there).await
     })
     .await;
@@ -232,7 +232,7 @@ async fn a_statement_that_the_server_does_not_end_is_cancelled_and_its_connectio
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "sleep: no answer within 1s 300ms");
-    assert!(error.is_away() && begin.elapsed() < Duration::from_secs(5));
+    assert!(error.is_away() && begin.elapsed() < busy(Duration::from_secs(5)));
     let is_over = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'slow' \
                    AND state = 'active')";
     eventually("it is cancelled on the server", || {

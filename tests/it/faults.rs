@@ -15,7 +15,7 @@ use crate::support::database::{TestDatabase, TestWorker, brisk, brisk_on_its_own
 use crate::support::log::Log;
 use crate::support::proxy::{Fault, Proxy, impostor};
 use crate::support::server::{TestServer, conninfo};
-use crate::support::{eventually, within};
+use crate::support::{busy, eventually, within};
 use bgworker::testing::{Probe, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -103,7 +103,7 @@ async fn all_workers_fold_again_within_2_s_of_an_immediate_stop_and_start() {
     time_to_fold(&db, "home").await;
     time_to_fold(&db, "own").await;
     println!("fold again {:?} after readiness", ready.elapsed());
-    assert!(ready.elapsed() < 2 * SECOND, "{:?}", ready.elapsed());
+    assert!(ready.elapsed() < busy(2 * SECOND), "{:?}", ready.elapsed());
     assert_eq!(starts(&postmaster, &home).await, 2);
     assert!(starts(&postmaster, &own).await <= 4);
     let complaints = log.with(Level::WARN, "");
@@ -155,7 +155,11 @@ async fn a_demotion_parks_workers_that_write_and_a_promotion_brings_them_back() 
         promoted.elapsed(),
         readable.elapsed()
     );
-    assert!(readable.elapsed() < 2 * SECOND, "{:?}", readable.elapsed());
+    assert!(
+        readable.elapsed() < busy(2 * SECOND),
+        "{:?}",
+        readable.elapsed()
+    );
     for writer in [&home, &own] {
         assert_eq!(state(&postmaster, writer).await, WorkerState::Running);
     }
@@ -365,7 +369,7 @@ async fn a_server_that_falls_silent_is_given_up_and_found_again_when_it_speaks()
     time_to_fold(&db, "home").await;
     time_to_fold(&db, "own").await;
     println!("fold again {:?} after it ended", begin.elapsed());
-    assert!(begin.elapsed() < 3 * SECOND, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < busy(3 * SECOND), "{:?}", begin.elapsed());
     for worker in [home, own] {
         assert_eq!(state(&postmaster, &worker).await, WorkerState::Running);
     }
@@ -381,7 +385,7 @@ async fn a_connection_that_is_cut_is_made_again_at_once() {
         let took = time_to_fold(&db, "home").await;
         let too = time_to_fold(&db, "own").await;
         println!("fold again {took:?} (home) and {too:?} (own) after the cut");
-        assert!(took < SECOND && too < SECOND);
+        assert!(took < busy(SECOND) && too < busy(SECOND));
     }
 }
 
@@ -419,7 +423,7 @@ async fn each_kind_of_impostor_is_found_out_within_the_deadline() {
         let begin = Instant::now();
         let error = database.connect("test", None).await.unwrap_err();
         assert!(
-            begin.elapsed() < 2 * SECOND,
+            begin.elapsed() < busy(2 * SECOND),
             "{error}: {:?}",
             begin.elapsed()
         );
@@ -438,7 +442,7 @@ async fn a_stop_while_the_server_is_silent_is_quick_and_clean() {
     postmaster.shut_down(Shutdown::Fast);
     let exit = postmaster.exited().await.unwrap();
     println!("exited {:?} after a fast shutdown", begin.elapsed());
-    assert!(begin.elapsed() < 6 * SECOND, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < busy(6 * SECOND), "{:?}", begin.elapsed());
     assert_eq!(exit.aborted, [] as [std::sync::Arc<str>; 0]);
 }
 
@@ -495,8 +499,7 @@ async fn a_thousand_workers_lose_nothing_when_the_server_is_restarted_under_load
         "1,000 workers fold again {:?} after readiness",
         ready.elapsed()
     );
-    // The promise is 2 s on an otherwise idle machine; here other tests run at the same time.
-    assert!(ready.elapsed() < 4 * SECOND, "{:?}", ready.elapsed());
+    assert!(ready.elapsed() < busy(2 * SECOND), "{:?}", ready.elapsed());
     tokio::time::sleep(SECOND).await; // more load
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let mut sure = vec![0; WORKERS];

@@ -8,9 +8,9 @@ use bgworker::{Postmaster, PostmasterHandle};
 use tracing::Level;
 
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
-use crate::support::eventually;
 use crate::support::log::Log;
 use crate::support::server::TestServer;
+use crate::support::{busy, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -98,7 +98,7 @@ async fn a_worker_that_waits_for_room_ends_when_it_is_asked_to() {
     let begin = std::time::Instant::now();
     postmaster.shut_down(bgworker::supervision::Shutdown::Smart);
     let exit = postmaster.exited().await.unwrap();
-    assert!(exit.aborted.is_empty() && begin.elapsed() < SECOND);
+    assert!(exit.aborted.is_empty() && begin.elapsed() < busy(SECOND));
 }
 
 #[actix::test]

@@ -15,7 +15,7 @@ use bgworker::worker_spi::{self, ConnectionKind, Settings, Table};
 use bgworker::{Access, BackgroundWorker, Postmaster, PostmasterHandle, RestartTime, WorkerId};
 use tokio::sync::{OnceCell, watch};
 
-use super::eventually;
+use super::{LONG, eventually};
 
 /// The server of this process. It is never dropped: its watchdog stops it when the process ends.
 static SERVER: OnceLock<Server> = OnceLock::new();
@@ -89,6 +89,15 @@ pub(crate) fn database(conninfo: &str) -> Database {
     Database::new(conninfo, database::Settings::default()).expect("TLS can be set up")
 }
 
+/// A connection of a test itself, which waits as long as a busy machine takes.
+async fn patient_client(conninfo: &str) -> Connection {
+    let settings = database::Settings::default();
+    let settings = settings.connect_timeout(LONG).statement_timeout(LONG);
+    let conninfo = ConnInfo::parse(conninfo, |_| None).expect("a connection string");
+    let database = Database::new(conninfo, settings).expect("TLS can be set up");
+    database.connect("tests", None).await.unwrap()
+}
+
 impl TestDatabase {
     /// Creates a database for one test.
     pub(crate) async fn new() -> Self {
@@ -96,7 +105,7 @@ impl TestDatabase {
         let server = Server::get().conninfo();
         let number = DATABASES.fetch_add(1, Ordering::Relaxed);
         let name = format!("bgworker_{}_{number}", std::process::id());
-        let admin = database(&server).connect("tests", None).await.unwrap();
+        let admin = patient_client(&server).await;
         SWEPT.get_or_init(|| sweep(&admin)).await;
         admin
             .batch_execute(
@@ -116,7 +125,7 @@ impl TestDatabase {
     /// Connects to a database that exists.
     pub(crate) async fn at(conninfo: &str) -> Self {
         let database = database(conninfo);
-        let client = database.connect("tests", None).await.unwrap();
+        let client = patient_client(conninfo).await;
         // The changes that a test makes may have to wait for a fold.
         let patient = "SET lock_timeout = '30s'";
         client.batch_execute("be patient", patient).await.unwrap();
@@ -145,7 +154,7 @@ impl TestDatabase {
 
     /// Opens another connection to the database.
     pub(crate) async fn connect(&self) -> Connection {
-        self.database.connect("tests", None).await.unwrap()
+        patient_client(&self.conninfo).await
     }
 
     /// Opens a connection like any other client's, with the defaults of the database.
