@@ -10,6 +10,7 @@ mod folding;
 mod function;
 #[cfg(feature = "config")]
 mod lookup;
+mod outcome;
 #[cfg(feature = "config")]
 mod ownership;
 mod quote;

@@ -199,7 +199,7 @@ impl Postmaster {
             Action::Unregister { worker, exit } => self.children.unregister(worker, exit),
             Action::Parked { workers } => {
                 let server = self.server.state;
-                info!(workers, %server, "server is {server}: {workers} background workers parked");
+                info!(workers, %server, "server is {server}: parks {workers} background workers");
             }
             Action::Unparked { workers } => {
                 let server = self.server.state;

@@ -95,7 +95,8 @@ impl InForce {
                 self.postmaster.set_limits(limits);
             }
             Change::Removed(name) => {
-                info!(worker = %name, "worker \"{name}\" removed");
+                // Nothing may have been meant to be removed: a file that is read while it is written ends early.
+                warn!(worker = %name, "worker \"{name}\" removed: it ends, since the configuration no longer has it");
                 if let Some(removed) = self.workers.remove(&name) {
                     removed.handle.terminate();
                 }

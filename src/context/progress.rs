@@ -42,6 +42,8 @@ pub struct Report {
     pub under_way: Option<UnderWay>,
     /// The state of its job, if it runs one.
     pub job: Option<JobReport>,
+    /// When the next tick of its job, or the next attempt of one, is due.
+    pub due: Option<Instant>,
     /// How many failures there have been since the last success.
     pub consecutive_failures: u32,
     /// The last failure, with its whole cause.
@@ -86,6 +88,13 @@ pub enum Figure {
     Count(u64),
     /// A number that can change either way.
     Level(i64),
+    /// A time to come, in seconds since the epoch. It is not shown once it has passed.
+    Coming {
+        /// The time.
+        seconds: i64,
+        /// That time by this process's clock.
+        at: Instant,
+    },
 }
 
 // === impl Report ===
@@ -96,7 +105,7 @@ impl Report {
     pub fn count(&self, name: &str) -> u64 {
         match self.figures.get(name) {
             Some(Figure::Count(count)) => *count,
-            Some(Figure::Level(_)) | None => 0,
+            Some(Figure::Level(_) | Figure::Coming { .. }) | None => 0,
         }
     }
 
@@ -104,7 +113,7 @@ impl Report {
     #[must_use]
     pub fn level(&self, name: &str) -> Option<i64> {
         match self.figures.get(name)? {
-            Figure::Level(level) => Some(*level),
+            Figure::Level(level) | Figure::Coming { seconds: level, .. } => Some(*level),
             Figure::Count(_) => None,
         }
     }
@@ -182,7 +191,19 @@ impl Progress {
                 state,
                 since: known.map_or(since, |known| known.since),
                 why,
+                told: Instant::now(),
+                due: report.due,
             });
+        });
+    }
+
+    /// Reports when the next tick of the worker's job, or the next attempt of one, is due, as far as that is known.
+    pub fn job_is_due(&self, due: Option<Instant>) {
+        self.write(|report| {
+            report.due = due;
+            if let Some(job) = &mut report.job {
+                job.due = due;
+            }
         });
     }
 
@@ -208,6 +229,20 @@ impl Progress {
     pub fn level(&self, name: &'static str, level: i64) {
         self.write(|report| {
             report.figures.insert(name, Figure::Level(level));
+        });
+    }
+
+    /// Sets a time to come, in seconds since the epoch and by this process's clock, if there is one that is known. It is
+    /// not shown once it has passed. The name ends in `_timestamp_seconds`.
+    pub fn coming(&self, name: &'static str, time: Option<(i64, Instant)>) {
+        self.write(|report| match time {
+            Some((seconds, at)) => {
+                let coming = Figure::Coming { seconds, at };
+                report.figures.insert(name, coming);
+            }
+            None => {
+                report.figures.remove(name);
+            }
         });
     }
 
@@ -275,6 +310,9 @@ impl Drop for RunUnderWay<'_> {
             if let Some(run) = report.under_way.take() {
                 let now = Instant::now();
                 let took = now.saturating_duration_since(run.since);
+                if let Some(job) = &mut report.job {
+                    job.told = now;
+                }
                 report.last_cycle = Some(report.last_cycle.map_or(now, |last| last + took));
             }
         });

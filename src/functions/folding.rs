@@ -26,7 +26,7 @@ pub(super) use self::statement::{
 };
 use self::vacuum::Vacuum;
 use super::relation::Relation;
-use super::runner::{CycleError, Outcome, Routine, Turn};
+use super::runner::{CycleError, Outcome, Routine, Turn, Waiting};
 use super::session::{Place, Session};
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, ErrorClass, is_of_columns};
@@ -101,7 +101,7 @@ pub(super) trait Folder {
     fn tell(at: At<'_, Self::Settings>, folded: &Self::Folded);
 
     /// Why rows wait for a person at the end of a cycle, if they do.
-    async fn waits(&mut self, at: At<'_, Self::Settings>) -> Result<Option<String>, CycleError>;
+    async fn waits(&mut self, at: At<'_, Self::Settings>) -> Result<Option<Waiting>, CycleError>;
 }
 
 /// The result of one fold, or of several in a row.
@@ -245,8 +245,11 @@ impl<F: Folder> Routine for Folding<F> {
         }
         let waits = self.folder.waits(at).await?;
         Ok(match (found, waits) {
-            (_, Some(why)) => Outcome::Waits(why),
-            (Found::Busy(why), None) => Outcome::Busy(why),
+            (_, Some(waiting)) => Outcome::Waits(waiting),
+            (Found::Busy(why, None), None) => Outcome::Busy(why.into()),
+            (Found::Busy(why, Some(pid)), None) => {
+                Outcome::Busy(format!("{why} (PID {pid})").into())
+            }
             (Found::Folded(_) | Found::Idle, None) => self.goes_on(),
         })
     }

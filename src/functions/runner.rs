@@ -3,7 +3,6 @@
 //! Stops or cancels a cycle when the worker is asked to end, renews the session when it must, decides how long to nap
 //! after an error, and reports each condition once. It knows no table and no statement.
 
-use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::beside::Beside;
+pub(super) use super::outcome::{CycleError, Outcome, Waiting};
 use super::remedy::{Patience, Remedy};
 use super::session::{Place, Session};
 use crate::backoff::Spell;
@@ -20,7 +20,7 @@ use crate::database::DatabaseError;
 use crate::latch::Wake;
 
 /// After this many retries in a row, the worker warns that its backlog waits.
-const RETRIES_UNTIL_WARNING: u32 = 8;
+pub(super) const RETRIES_UNTIL_WARNING: u32 = 8;
 
 /// A worker is late if it has had no success for this many naps plus one statement timeout.
 const NAPS_UNTIL_LATE: u32 = 3;
@@ -80,49 +80,6 @@ pub(super) struct Turn<'t, S> {
         )
     )]
     pub(super) beside: &'t Beside,
-}
-
-/// The outcome of a cycle.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    not(feature = "config"),
-    expect(
-        dead_code,
-        reason = "the functions that need some of them come with configuration"
-    )
-)]
-pub(super) enum Outcome {
-    /// It did all there was to do, which may have been nothing.
-    Done,
-    /// It did all there was to do, and there is nothing to do for this long.
-    Idle(Duration),
-    /// It looked and found nothing to do for this long: no failure, and no success of the work.
-    Looked(Duration),
-    /// There is nothing to do for this long, but what failed earlier has not been made good: no success.
-    Pending(Duration),
-    /// Its work failed, for this reason, and it has dealt with the failure: the next cycle follows at once.
-    Failed(String),
-    /// Other clients were in the way, for this reason.
-    Busy(&'static str),
-    /// It can do nothing until a person acts, for this reason.
-    Waits(String),
-    /// A person has to act before its work goes on, for this reason, but not because of anything that the worker is unable
-    /// to do: no failure.
-    Held(String),
-}
-
-/// Why a cycle failed.
-pub(super) enum CycleError {
-    /// The database refused a statement, or could not be asked.
-    Database(DatabaseError),
-    /// What it should work on is unusable, for this reason.
-    Unusable(Box<dyn Error + Send + Sync>),
-}
-
-impl From<DatabaseError> for CycleError {
-    fn from(error: DatabaseError) -> Self {
-        Self::Database(error)
-    }
 }
 
 /// Runs a routine until the worker is asked to stop, or cannot go on.
@@ -315,13 +272,14 @@ impl<R: Routine> Runner<R> {
     /// Reports the outcome of a cycle, and returns how long to nap.
     fn found(&mut self, settings: &R::Settings, outcome: Outcome) -> Duration {
         match outcome {
-            Outcome::Busy(why) => return self.retry(settings, why),
-            Outcome::Waits(why) => {
-                self.warn(&why);
-                self.context.progress().failed(why);
+            Outcome::Busy(why) => return self.retry(settings, &why),
+            Outcome::Waits(waiting) => {
+                let whole = format!("{}{}", waiting.why, waiting.more);
+                self.warn(waiting.why, &whole);
+                self.context.progress().failed(whole);
             }
             Outcome::Held(why) => {
-                self.warn(&why);
+                self.warn(why.clone(), &why);
                 self.context.progress().is_able();
             }
             Outcome::Looked(_) => {
@@ -343,10 +301,10 @@ impl<R: Routine> Runner<R> {
     }
 
     /// Logs why the work does not go on, unless that was the last condition.
-    fn warn(&mut self, why: &str) {
-        if self.is_news(Condition::Waits(why.to_owned())) {
+    fn warn(&mut self, why: String, whole: &str) {
+        if self.is_news(Condition::Waits(why)) {
             let worker = self.context.name();
-            warn!(worker, "{worker}: {why}");
+            warn!(worker, "{worker}: {whole}");
         }
     }
 
@@ -358,7 +316,8 @@ impl<R: Routine> Runner<R> {
     ) -> Result<Duration, WorkerError> {
         let was_ready = self.routine.was_ready();
         let mut remedy = Remedy::of(&error, was_ready, &mut self.patience);
-        if remedy == Remedy::AskForRecovery {
+        let was_asked = remedy == Remedy::AskForRecovery;
+        if was_asked {
             let latch = self.context.latch().clone();
             let in_recovery = tokio::select! {
                 biased;
@@ -389,6 +348,10 @@ impl<R: Routine> Runner<R> {
                 Ok(self.back_off(settings, condition, error.sqlstate(), &why))
             }
             Remedy::Away => match &self.session {
+                // The server answered. Rare, so boxed: other workers should not pay for its size.
+                Session::Own(_) if was_ready && !is_lost(&error) && !was_asked => {
+                    Box::pin(self.go_on(settings, error)).await
+                }
                 Session::Own(_) => Err(WorkerError::DatabaseAway(Box::new(error))),
                 // The line sees to the connection, and the Postmaster to the server. Meanwhile this worker naps in
                 // effect, and goes on as soon as it can.
@@ -406,6 +369,31 @@ impl<R: Routine> Runner<R> {
                 Err(error.into())
             }
         }
+    }
+
+    /// Goes on after the server has ended the worker's own session. If the server no longer lets the worker in, such as
+    /// into a database that was dropped, the worker waits until it does: to end would be for good if it never restarts.
+    async fn go_on(
+        &mut self,
+        settings: &R::Settings,
+        ended: DatabaseError,
+    ) -> Result<Duration, WorkerError> {
+        let error = match self.renew_unless_stopped(settings).await {
+            None => return Ok(Duration::ZERO),
+            Some(Ok(())) => {
+                let why = ended.to_string();
+                self.context.progress().failed(why.clone());
+                return Ok(self.retry(settings, &why));
+            }
+            Some(Err(error)) => error,
+        };
+        if Remedy::of(&error, true, &mut self.patience) != Remedy::BackOff {
+            return Err(WorkerError::DatabaseAway(Box::new(ended)));
+        }
+        let why = format!("{error}: {}", R::advice(&error));
+        let sqlstate = error.sqlstate().unwrap_or_default().to_owned();
+        let condition = Condition::Failing { sqlstate };
+        Ok(self.back_off(settings, condition, error.sqlstate(), &why))
     }
 
     /// Logs what must be fixed, unless it was the last condition, and returns how long to back off. The next cycle

@@ -83,7 +83,9 @@ fn figures(report: &Report) -> impl Iterator<Item = (&'static str, Kind, i64)> {
         .iter()
         .map(move |(name, figure)| match figure {
             Figure::Count(count) => (*name, Kind::Count, whole(*count)),
-            Figure::Level(level) => (*name, Kind::Level, *level),
+            Figure::Level(level) | Figure::Coming { seconds: level, .. } => {
+                (*name, Kind::Level, *level)
+            }
         });
     [cycles, failures].into_iter().chain(own)
 }

@@ -82,7 +82,7 @@ pub struct WorkerSnapshot {
     pub healthy: bool,
     /// `true` if it was ever ready; of an ended worker, if one of its cycles ever succeeded.
     pub has_been_ready: bool,
-    /// How often it was restarted.
+    /// How often it was restarted after it had ended by itself. One that comes back after it was parked is not restarted.
     pub restarts: u64,
     /// How many cycles have succeeded.
     pub cycles: u64,
@@ -236,12 +236,12 @@ impl WorkerSnapshot {
             state_seconds: age.as_secs_f64(),
             healthy: is_healthy(worker, status, now),
             has_been_ready: worker.has_been_ready,
-            restarts: worker.starts.saturating_sub(1),
+            restarts: worker.restarts,
             next_start_seconds: next_start.map(|at| {
                 let wait = at.saturating_duration_since(now.into_std());
                 wait.as_secs_f64()
             }),
-            ..Self::reported(report, now)
+            ..Self::reported(report, now, now)
         }
     }
 
@@ -260,13 +260,13 @@ impl WorkerSnapshot {
             state_seconds: now.saturating_duration_since(worker.since).as_secs_f64(),
             healthy,
             has_been_ready: worker.report.cycles > 0,
-            restarts: worker.starts.saturating_sub(1),
-            ..Self::reported(&worker.report, now)
+            restarts: worker.restarts,
+            ..Self::reported(&worker.report, now, worker.since)
         }
     }
 
-    /// What a worker reports about itself; the caller fills in the rest.
-    fn reported(report: &Report, now: Instant) -> Self {
+    /// What a worker reports about itself, which it did until then; the caller fills in the rest.
+    fn reported(report: &Report, now: Instant, until: Instant) -> Self {
         let age = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
         Self {
             name: String::new(),
@@ -283,6 +283,7 @@ impl WorkerSnapshot {
             last_success_seconds: report.last_success.map(age),
             last_cycle_seconds: report.last_cycle.map(age),
             job: report.job.as_ref().map(|job| {
+                let job = job.at(until);
                 let (state, since, why) = match report.under_way {
                     Some(run) => (JobState::Running, run.since, None),
                     None => (job.state, job.since, job.why.as_deref()),
@@ -295,12 +296,13 @@ impl WorkerSnapshot {
                 }
             }),
             figures: (report.figures.iter())
-                .map(|(name, figure)| {
+                .filter_map(|(name, figure)| {
                     let value = match figure {
                         Figure::Count(count) => i64::try_from(*count).unwrap_or(i64::MAX),
                         Figure::Level(level) => *level,
+                        Figure::Coming { seconds, at } => (*at > now).then_some(*seconds)?,
                     };
-                    ((*name).to_owned(), value)
+                    Some(((*name).to_owned(), value))
                 })
                 .collect(),
             counts: (report.figures.iter())

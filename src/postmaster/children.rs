@@ -47,6 +47,10 @@ struct Child {
     progress: Arc<Progress>,
     /// How often it was started.
     starts: u64,
+    /// How often it was started again after an end that was not asked for.
+    restarts: u64,
+    /// `true` if its last incarnation was not asked to end.
+    ended_unasked: bool,
     /// `true` once one of its incarnations was ready.
     has_been_ready: bool,
     running: Option<Addr<Worker>>,
@@ -103,6 +107,8 @@ impl Children {
             main,
             progress: Arc::new(Progress::new(Arc::clone(&self.histograms))),
             starts: 0,
+            restarts: 0,
+            ended_unasked: false,
             has_been_ready: false,
             running: None,
             since: Instant::now(),
@@ -125,6 +131,7 @@ impl Children {
             return;
         };
         child.starts += 1;
+        child.restarts += u64::from(std::mem::take(&mut child.ended_unasked));
         child.since = Instant::now();
         let worker = &child.name;
         let (slot, generation) = (child.id.slot(), child.id.generation());
@@ -218,9 +225,6 @@ impl Children {
     /// Keeps why an incarnation ended, until the machine has decided what follows.
     pub(super) fn set_reason(&mut self, incarnation: Incarnation, reason: Option<Reason>) {
         if let Some(child) = self.get_mut(incarnation.worker) {
-            if let Some(reason) = &reason {
-                child.progress.failed(Arc::clone(&reason.text));
-            }
             child.reason = reason;
         }
     }
@@ -236,6 +240,12 @@ impl Children {
             child.running = None;
             child.since = Instant::now();
             child.gave_up = matches!(afterwards, Afterwards::GiveUp(_));
+            child.ended_unasked = exit != ExitStatus::Stopped;
+            // That a worker had to be aborted after it was asked to stop is no failure of its work.
+            let failure = child.reason.as_ref();
+            if let Some(reason) = failure.filter(|why| child.ended_unasked || why.panicked) {
+                child.progress.failed(Arc::clone(&reason.text));
+            }
             child.log_exit(exit, afterwards);
             let reason = child.reason.as_ref().map(|reason| Arc::clone(&reason.text));
             let restart_in = match afterwards {
@@ -271,6 +281,7 @@ impl Children {
             gave_up: child.gave_up,
             reason: child.reason.map(|reason| reason.text),
             starts: child.starts,
+            restarts: child.restarts,
             report: child.progress.report(),
         };
         // Nothing else sets it.
@@ -292,6 +303,7 @@ impl Children {
             state: machine.state(id)?,
             since: child.since,
             starts: child.starts,
+            restarts: child.restarts,
             has_been_ready: child.has_been_ready,
             reason: child.reason.as_ref().map(|reason| Arc::clone(&reason.text)),
             report: child.progress.report(),

@@ -62,6 +62,8 @@ pub struct WorkerStatus {
     pub since: Instant,
     /// How often it was started.
     pub starts: u64,
+    /// How many of these starts followed an end that was not asked for: a failure, a crash or a lost database.
+    pub restarts: u64,
     /// `true` once one of its incarnations was ready.
     pub has_been_ready: bool,
     /// Why its last incarnation ended, if it did not finish.
@@ -91,6 +93,8 @@ pub struct EndedWorker {
     pub reason: Option<Arc<str>>,
     /// How often it was started.
     pub starts: u64,
+    /// How many of these starts followed an end that was not asked for.
+    pub restarts: u64,
     /// What it last reported about itself.
     pub report: Report,
 }

@@ -325,3 +325,23 @@ async fn null_in_a_foreign_table_is_left_alone_with_one_warning() {
         4
     );
 }
+
+#[actix::test]
+async fn the_session_that_holds_the_total_is_named() {
+    let log = Log::capture();
+    let stage = Stage::new().await;
+    stage.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    let other = stage.db.connect().await;
+    let hold = "BEGIN; SELECT FROM s.t WHERE type = 'total' FOR UPDATE";
+    other.batch_execute("hold it", hold).await.unwrap();
+    let holder = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'";
+    let pid: i32 = stage.value(holder).await;
+    stage.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    let held = format!("other sessions hold its total (PID {pid})");
+    eventually("it is named", || async {
+        !log.with(Level::WARN, &held).is_empty()
+    })
+    .await;
+    other.batch_execute("let go", "COMMIT").await.unwrap();
+    stage.becomes(&["total|1"]).await;
+}

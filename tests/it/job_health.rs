@@ -1,15 +1,17 @@
 //! The health of an instance, which is what it cannot do, and the state of its jobs, which is another matter.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bgworker::http::{JobSnapshot, Snapshot};
 use bgworker::sql::{self, Once};
 use bgworker::supervision::Shutdown;
 use bgworker::{JobState, Report};
 
 use crate::http::is_ready;
-use crate::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
+use crate::jobs::{EFFECT, EFFECTS, Instance, every, runs, settings_of, stage};
 use crate::support::database::{TestDatabase, database};
 use crate::support::eventually;
+use crate::support::server::TestServer;
 
 /// Statement that fails while there is no effect.
 const FAILS_AT_FIRST: &str = "SELECT 1 / count(*) FROM effect";
@@ -182,6 +184,7 @@ async fn a_job_that_stands_by_is_no_failure_and_says_what_to_do_and_whether_it_r
     let newer = Instance::on(database(db.conninfo()), &db, &every("2h", EFFECT)).await;
     is_in_state(&newer, JobState::Idle).await;
     is_in_state(&older, JobState::DeclaredDifferently).await;
+    assert_eq!(report(&older).await.level(sql::NEXT_TICK), None);
     let (_, why) = job(&older).await.unwrap();
     let why = why.unwrap();
     assert!(
@@ -207,4 +210,90 @@ async fn a_job_that_stands_by_is_no_failure_and_says_what_to_do_and_whether_it_r
             .contains("No instance has run it since its tick")
     );
     older.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn a_row_that_is_made_again_is_no_success_and_makes_no_failure_good() {
+    let db = stage().await;
+    let keys = format!(
+        "restart_time = \"1h\"\nattempts = 2\nhistory = 0\n{}",
+        every("24h", FAILS_AT_FIRST)
+    );
+    let instance = Instance::on(database(db.conninfo()), &db, &keys).await;
+    is_in_state(&instance, JobState::Idle).await;
+    db.execute(BEFORE_TICK).await;
+    is_in_state(&instance, JobState::Failing).await;
+    for gone in ["DELETE FROM bgworker.job", "DROP SCHEMA bgworker CASCADE"] {
+        let before = report(&instance).await.last_cycle;
+        db.execute(gone).await;
+        eventually("it is declared again, and looked at", async || {
+            instance.postmaster.sighup();
+            db.value::<bool>("SELECT to_regclass('bgworker.job') IS NOT NULL")
+                .await
+                && db.value::<i64>("SELECT count(*) FROM bgworker.job").await == 1
+                && report(&instance).await.last_cycle > before
+        })
+        .await;
+        is_in_state(&instance, JobState::Idle).await;
+        let report = report(&instance).await;
+        assert_eq!(report.last_success, None, "{gone}");
+        assert_eq!(report.consecutive_failures, 1, "{gone}");
+    }
+    instance.stop(Shutdown::Smart).await;
+}
+
+/// The job as the page shows it, and its next tick.
+async fn shown(instance: &Instance) -> (Option<JobSnapshot>, Option<i64>) {
+    let snapshot = Snapshot::take(&instance.postmaster).await.unwrap();
+    let worker = snapshot.workers.into_iter().next().unwrap();
+    let next = worker.figures.get(sql::NEXT_TICK).copied();
+    (worker.job, next)
+}
+
+/// Waits until a job whose rows nothing can be learnt of is shown to wait, since its tick and not for longer.
+async fn waits_since_its_tick(instance: &Instance, since: Instant) {
+    eventually("a tick is due", async || {
+        let job = shown(instance).await.0.unwrap();
+        job.state == "waiting" && job.state_seconds <= since.elapsed().as_secs_f64()
+    })
+    .await;
+    let (_, next) = shown(instance).await;
+    assert_eq!(next, None, "it would lie in the past");
+}
+
+#[actix::test]
+async fn a_job_beside_a_frozen_server_is_not_idle_once_its_tick_is_due() {
+    let server = TestServer::start();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    db.execute(EFFECTS).await;
+    let instance = Instance::on(database(db.conninfo()), &db, &every("2s", EFFECT)).await;
+    eventually("it has run", async || runs(&db, "true").await > 0).await;
+    let before = Instant::now();
+    let frozen = server.freeze();
+    waits_since_its_tick(&instance, before).await;
+    drop(frozen);
+    instance.stop(Shutdown::Fast).await;
+}
+
+#[actix::test]
+async fn a_job_whose_tables_are_gone_is_not_idle_once_its_tick_is_due() {
+    let db = stage().await;
+    let name: String = db.value("SELECT current_database()::text").await;
+    let role = format!("{name}_role");
+    db.execute(&format!(
+        "CREATE ROLE {role}; GRANT CREATE ON DATABASE {name} TO {role}"
+    ))
+    .await;
+    let as_role = database(&db.conninfo_with("options", &format!("-c role={role}")));
+    let instance = Instance::on(as_role, &db, &every("2s", "SELECT 1")).await;
+    eventually("it has run", async || runs(&db, "true").await > 0).await;
+    let before = Instant::now();
+    db.execute(&format!(
+        "REVOKE CREATE ON DATABASE {name} FROM {role}; DROP SCHEMA bgworker CASCADE"
+    ))
+    .await;
+    waits_since_its_tick(&instance, before).await;
+    instance.stop(Shutdown::Fast).await;
+    db.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+        .await;
 }

@@ -179,9 +179,8 @@ async fn an_instance_that_loses_its_run_says_so() {
         db.value::<i64>(end).await == 1
     })
     .await;
-    eventually("it says so", async || {
-        !log.with(Level::WARN, "j: lost its run of the tick")
-            .is_empty()
+    eventually("it is recorded, and said", async || {
+        !log.with(Level::WARN, "j: failed: ").is_empty()
     })
     .await;
     assert_ne!(
@@ -189,4 +188,6 @@ async fn an_instance_that_loses_its_run_says_so() {
         Some(JobState::GivenUp)
     );
     instance.stop(Shutdown::Fast).await;
+    let said = log.with(Level::WARN, "terminating connection");
+    assert_eq!(said.len(), 1, "one line for one event: {}", log.text());
 }

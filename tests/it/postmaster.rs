@@ -18,7 +18,8 @@ use tracing::Level;
 
 use crate::support::log::{Line, Log};
 use crate::support::{busy, eventually, postmaster};
-use bgworker::testing::{PausedClock, Probe, Said, Script};
+use bgworker::database::ServerState;
+use bgworker::testing::{FakeServer, PausedClock, Probe, Said, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -794,4 +795,31 @@ async fn terminate_ends_a_worker_for_good_and_its_handle_says_so() {
     assert!(postmaster.worker(id).await.unwrap().is_none());
     let ended = postmaster.workers().await.unwrap().ended;
     assert_eq!((ended.len(), ended[0].exit), (1, ExitStatus::Stopped));
+}
+
+#[actix::test]
+async fn a_worker_that_is_parked_and_comes_back_was_not_restarted_and_has_not_failed() {
+    let (clock, log) = (PausedClock::pause(), Log::capture());
+    let limits = Limits::default().shutdown_timeout(5 * SECOND);
+    let (postmaster, server) = FakeServer::launch(limits).unwrap();
+    let deaf = |mut context: WorkerContext| async move {
+        context.ready();
+        std::future::pending::<Result<(), WorkerError>>().await
+    };
+    let worker = BackgroundWorker::new("w");
+    postmaster.register(worker, deaf).await.unwrap();
+    for (state, seconds) in [
+        (ServerState::Primary, 1),
+        (ServerState::Away, 10),
+        (ServerState::Primary, 1),
+    ] {
+        server.becomes(state);
+        clock.advance(seconds * SECOND).await;
+    }
+    let parks = log.with(Level::INFO, "parks 1 background workers");
+    assert_eq!(parks.len(), 1, "{}", log.text());
+    let status = &postmaster.workers().await.unwrap().registered[0];
+    assert_eq!(status.state, WorkerState::Running);
+    assert_eq!((status.starts, status.restarts), (2, 0));
+    assert_eq!(status.report.last_error, None);
 }

@@ -362,3 +362,28 @@ async fn a_key_whose_deltas_were_taken_away_is_forgotten_while_others_go_on() {
     .await;
     writer.abort();
 }
+
+#[actix::test]
+async fn poison_is_told_once_however_many_keys_follow_and_a_long_key_is_cut() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    let tables = TABLES.replace("k int", "k text");
+    db.execute(&tables).await;
+    let rollup = Rollup::start(&db, KEYS).await;
+    let key = format!("({}…)", "x".repeat(99));
+    for (bad, end) in [
+        ("repeat('x', 200)", ""),
+        ("'2'", "; so do those of another key"),
+        ("'3'", "; so do those of 2 other keys"),
+    ] {
+        db.execute(&format!("INSERT INTO s.q VALUES ({bad}, -1000)"))
+            .await;
+        eventually(&format!("{bad} is shown"), || async {
+            let error = rollup.last_error().await;
+            error.is_some_and(|error| error.contains(&key) && error.ends_with(end))
+        })
+        .await;
+    }
+    let told = log.with(Level::WARN, "cannot be added");
+    assert_eq!(told.len(), 1, "{}", log.text());
+}

@@ -11,7 +11,7 @@ use crate::support::database::{
 };
 use crate::support::log::Log;
 use crate::support::server::TestServer;
-use crate::support::stage::Stage;
+use crate::support::stage::{Stage, fold_slowly, is_folding};
 use crate::support::{busy, eventually};
 
 /// Waits until a worker's last error contains this text.
@@ -250,4 +250,31 @@ async fn an_own_connection_that_is_cut_while_its_worker_naps_is_opened_again_in_
     assert!(begin.elapsed() < busy(Duration::from_secs(1)));
     assert_eq!(starts(&postmaster, &worker).await, 1);
     assert_eq!(log.with(Level::WARN, ""), [""; 0]);
+}
+
+#[actix::test]
+async fn a_worker_whose_database_is_dropped_within_a_cycle_waits_for_another_of_that_name() {
+    let (db, other) = (TestDatabase::new().await, TestDatabase::new().await);
+    let name: String = other.value("SELECT current_database()::text").await;
+    let counted = table("s", "t");
+    let mut settings = brisk_on_its_own(&counted);
+    settings.database = Some(name.clone());
+    let postmaster = db.postmaster();
+    let worker = db.worker(&postmaster, "w", settings).await;
+    fold_slowly(&other, 60.0).await;
+    is_folding(&other, "w").await;
+    db.execute(&format!("DROP DATABASE {name} WITH (FORCE)"))
+        .await;
+    fails_with(&postmaster, &worker, "does not exist").await;
+    db.execute(&format!("CREATE DATABASE {name}")).await;
+    let other = TestDatabase::at(other.conninfo()).await;
+    eventually("it makes its table", || {
+        other.value::<bool>("SELECT to_regclass('s.t') IS NOT NULL")
+    })
+    .await;
+    other
+        .execute("INSERT INTO s.t VALUES ('total', 0), ('delta', 3)")
+        .await;
+    other.wait_for_rows(&counted, &["total|3"]).await;
+    assert_eq!(starts(&postmaster, &worker).await, 1);
 }

@@ -448,7 +448,7 @@ async fn each_change_of_the_file_takes_effect_and_logs_one_line() {
         &[
             "parameter \"database.connect_timeout\" cannot be changed without restarting",
             "parameters of the postmaster changed: max_workers",
-            "worker \"goes\" removed",
+            "worker \"goes\" removed: it ends, since the configuration no longer has it",
             "parameters of worker \"stays\" changed: restart_time",
             "worker \"moves\" replaced, since it has another schema",
             "worker \"comes\" added",

@@ -32,8 +32,8 @@ pub(in crate::functions) enum Found<D> {
     Folded(D),
     /// There was nothing to fold.
     Idle,
-    /// Other clients were in the way, for this reason.
-    Busy(&'static str),
+    /// Other clients were in the way, for this reason; and the process of one on the server, if it was looked for.
+    Busy(&'static str, Option<i32>),
 }
 
 /// The result of one fold.
@@ -176,13 +176,8 @@ impl Pieces {
             at.has_folded(&fold.found, begin);
             match fold.found {
                 // What was folded before is reported; the next cycle folds the rest.
-                Found::Busy(_) if matches!(found, Found::Folded(_)) => break None,
-                Found::Busy(why) => {
-                    return Ok(Folds {
-                        found: Found::Busy(why),
-                        end: None,
-                    });
-                }
+                Found::Busy(..) if matches!(found, Found::Folded(_)) => break None,
+                found @ Found::Busy(..) => return Ok(Folds { found, end: None }),
                 more => found = found.and(more),
             }
             let end = fold.blocks.min(until.unwrap_or(u32::MAX));

@@ -18,7 +18,7 @@ use crate::functions::folding::{
     number, took,
 };
 use crate::functions::relation::Relation;
-use crate::functions::runner::CycleError;
+use crate::functions::runner::{CycleError, Waiting};
 
 /// How often to look at the tables again at once when another session created something first.
 const ATTEMPTS_MAX: usize = 5;
@@ -375,7 +375,7 @@ impl Folder for ByKey {
         }
     }
 
-    async fn waits(&mut self, at: At<'_, Settings>) -> Result<Option<String>, CycleError> {
+    async fn waits(&mut self, at: At<'_, Settings>) -> Result<Option<Waiting>, CycleError> {
         self.tell_moved(at);
         self.spent = Duration::ZERO;
         self.passed = false;
@@ -395,16 +395,13 @@ impl Folder for ByKey {
             self.report_pending(at, 0);
         }
         if blocked.is_some() {
-            return Ok(blocked);
+            return Ok(blocked.map(Waiting::from));
         }
         if !left && self.goes_around() {
             self.locked_since = None;
         }
-        if let Some(told) = self
-            .poison
-            .tell(&at.settings.queue)
-            .or_else(|| self.turn.tell(at))
-        {
+        let poisoned = self.poison.tell(&at.settings.queue);
+        if let Some(told) = poisoned.or_else(|| self.turn.tell(at).map(Waiting::from)) {
             return Ok(Some(told));
         }
         if !left {
@@ -415,9 +412,10 @@ impl Folder for ByKey {
             &at.settings.totals,
             self.holders.as_deref().unwrap_or_default(),
         );
-        Ok(Some(format!(
+        let why = format!(
             "other clients hold some totals of {totals}{holders}: the deltas of their keys wait, all others are folded"
-        )))
+        );
+        Ok(Some(why.into()))
     }
 }
 

@@ -129,6 +129,9 @@ pub(super) struct PartFailure {
     pub(super) column: String,
 }
 
+/// How much is shown of a key, in characters.
+const KEY_MAX: usize = 100;
+
 /// The block. Operators in it are named by [`qualified`]; what stands in braces is inserted afterwards.
 const BLOCK: &str = include_str!("halving.sql");
 
@@ -343,7 +346,7 @@ impl Finding {
         Some(Self {
             hash: hash.parse().ok()?,
             what,
-            key: owned(key),
+            key: shortened(key),
             failure: PartFailure {
                 sqlstate: owned(sqlstate),
                 message: owned(message),
@@ -354,9 +357,26 @@ impl Finding {
     }
 }
 
+/// The text of a key, cut where it is too long for a message. The server sends one character more than is shown.
+fn shortened(key: &str) -> String {
+    match key.char_indices().nth(KEY_MAX) {
+        Some((end, _)) => format!("{}…)", &key[..end]),
+        None => key.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_is_cut_ends_as_one() {
+        let key = |length| format!("({})", "ü".repeat(length));
+        assert_eq!(shortened(&key(98)), key(98));
+        let cut = shortened(&key(500));
+        assert_eq!(cut.chars().count(), KEY_MAX + 2);
+        assert!(cut.ends_with("ü…)"), "{cut}");
+    }
 
     #[test]
     fn operators_between_spaces_are_named_and_nothing_else_is() {

@@ -123,7 +123,7 @@ BEGIN
         ELSE
             name := '';
             IF named < 10 THEN
-                SELECT pg_catalog.left({key}, 100) INTO name FROM ONLY {queue} AS q WHERE q.ctid = part[1];
+                SELECT pg_catalog.left({key}, 101) INTO name FROM ONLY {queue} AS q WHERE q.ctid = part[1];
                 named := named + 1;
             END IF;
             what := 'failed';

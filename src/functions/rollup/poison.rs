@@ -9,6 +9,7 @@ use super::halving::{Finding, KnownKey, KnownKeys, Treatment};
 use super::judge::Fate;
 use crate::backoff::doubled;
 use crate::functions::relation::Relation;
+use crate::functions::runner::Waiting;
 
 /// Largest number of keys that are remembered. Others are found out again in each cycle, in another order each time.
 const KNOWN_MAX: usize = 100_000;
@@ -228,22 +229,22 @@ impl Poison {
         self.known.values().any(|known| known.fate == Fate::Held)
     }
 
-    /// The report: the first key, why its deltas wait, and the number of other keys.
-    pub(super) fn tell(&self, queue: &Relation) -> Option<String> {
+    /// The report: the first key and why its deltas wait; and the number of other keys.
+    pub(super) fn tell(&self, queue: &Relation) -> Option<Waiting> {
         let waiting = self.known.values();
         let waiting = waiting.filter(|known| known.fate != Fate::Held).count();
         let Some((_, told)) = &self.told else {
-            let keys = format!(
-                "the deltas of {queue} with {waiting} keys cannot be added and are waiting"
-            );
-            return (waiting > 0).then_some(keys);
+            let why = format!("deltas of {queue} cannot be added and are waiting");
+            let more = format!(": those of {waiting} keys");
+            return (waiting > 0).then_some(Waiting { why, more });
         };
-        let others = match waiting.saturating_sub(1) {
+        let more = match waiting.saturating_sub(1) {
             0 => String::new(),
             1 => "; so do those of another key".to_owned(),
             n => format!("; so do those of {n} other keys"),
         };
-        Some(format!("the deltas of {queue} {told}{others}"))
+        let why = format!("the deltas of {queue} {told}");
+        Some(Waiting { why, more })
     }
 }
 
@@ -281,7 +282,7 @@ mod tests {
             let why = format!("no {attempt}");
             poison.add(&finding(1), Fate::Waits, why, NAPTIME, now);
             let told = "the deltas of s.q with the key (1) cannot be added and are waiting: no 0";
-            assert_eq!(poison.tell(&queue).as_deref(), Some(told));
+            assert_eq!(poison.tell(&queue).unwrap().why, told);
             let begin = now;
             while treatment(&mut poison, now) != Some(Treatment::Retry) {
                 now += NAPTIME;

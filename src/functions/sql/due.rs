@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::job::{JobRow, Look};
+use super::job::JobRow;
 use super::settings::Missed;
 use crate::schedule::Schedule;
 
@@ -49,11 +49,32 @@ pub(super) fn due(row: &JobRow, now: Timestamp, schedule: &Schedule, missed: Mis
     }
 }
 
+/// When a tick of which no run has begun came due or will, or is to be tried again.
+pub(super) fn due_at(
+    row: &JobRow,
+    now: Timestamp,
+    schedule: &Schedule,
+    missed: Missed,
+) -> Option<Timestamp> {
+    let Some(tick) = tick(row.last_tick, now, schedule, missed) else {
+        return schedule.next(row.last_tick.max(now));
+    };
+    let first = match missed {
+        Missed::Skip => tick,
+        Missed::Once | Missed::Each => schedule.next(row.last_tick)?,
+    };
+    let retry_at = (row.retry_at).filter(|_| is_retried(row, tick, missed));
+    Some(retry_at.map_or(first, |retry_at| retry_at.max(first)))
+}
+
 /// How long a tick has been due of which no run has begun, at most since it was to be tried again.
-pub(super) fn due_for(row: &JobRow, now: Timestamp, schedule: &Schedule) -> Duration {
-    let first = schedule.next(row.last_tick);
-    let since = first.map(|first| row.retry_at.map_or(first, |retry_at| retry_at.max(first)));
-    let due = since.filter(|since| *since < now);
+pub(super) fn due_for(
+    row: &JobRow,
+    now: Timestamp,
+    schedule: &Schedule,
+    missed: Missed,
+) -> Duration {
+    let due = due_at(row, now, schedule, missed).filter(|since| *since < now);
     due.map_or(Duration::ZERO, |since| {
         now.duration_since(since).unsigned_abs()
     })
@@ -113,11 +134,6 @@ fn until(then: Option<Timestamp>, now: Timestamp) -> Duration {
     wait.min(SLEEP_MAX)
 }
 
-/// The first tick after this look, in seconds since the epoch.
-pub(super) fn next_tick(look: &Look, schedule: &Schedule) -> Option<i64> {
-    schedule.next(look.now).map(Timestamp::as_second)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,7 +166,8 @@ mod tests {
     #[test]
     fn a_tick_is_due_since_its_time_or_since_it_was_to_be_tried_again() {
         let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
-        let due_for = |row: &JobRow, now| due_for(row, time(now), &schedule).as_secs();
+        let due_for =
+            |row: &JobRow, now| due_for(row, time(now), &schedule, Missed::Once).as_secs();
         let mut row = row("20:00:00");
         assert_eq!(due_for(&row, "20:00:59"), 0);
         assert_eq!(due_for(&row, "20:01:01"), 1);
@@ -158,6 +175,31 @@ mod tests {
         row.retry_at = Some(time("20:04:00"));
         assert_eq!(due_for(&row, "20:03:00"), 0);
         assert_eq!(due_for(&row, "20:05:00"), 60);
+    }
+
+    #[test]
+    fn it_is_known_when_the_next_tick_or_attempt_is_due() {
+        let schedule = Schedule::every(Duration::from_secs(600)).unwrap();
+        let mut row = row("20:00:00");
+        let due_at = |row: &JobRow, now, missed| due_at(row, time(now), &schedule, missed);
+        for missed in [Missed::Once, Missed::Skip, Missed::Each] {
+            assert_eq!(due_at(&row, "20:01:00", missed), Some(time("20:10:00")));
+            assert_eq!(due_at(&row, "20:10:30", missed), Some(time("20:10:00")));
+        }
+        assert_eq!(
+            due_at(&row, "20:25:00", Missed::Once),
+            Some(time("20:10:00"))
+        );
+        assert_eq!(
+            due_at(&row, "20:25:00", Missed::Skip),
+            Some(time("20:30:00"))
+        );
+        row.attempt_tick = Some(time("20:10:00"));
+        row.retry_at = Some(time("20:12:00"));
+        assert_eq!(
+            due_at(&row, "20:10:30", Missed::Once),
+            Some(time("20:12:00"))
+        );
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub(super) struct Lost {
     pub(super) failure: Failure,
     /// The server's life when the run began, if the server says.
     pub(super) life: Option<ServerLife>,
+    /// The log has a line of it already.
+    pub(super) is_told: bool,
 }
 
 /// Why the statements did not complete.
@@ -60,6 +62,13 @@ impl Failure {
     pub(super) fn is_away(&self) -> bool {
         let error = self.error.as_ref();
         error.is_some_and(|error| error.class() == ErrorClass::Away && !error.leaves_the_session())
+    }
+
+    /// `true` if the server itself said that it ends the session.
+    pub(super) fn is_goodbye(&self) -> bool {
+        let error = self.error.as_ref();
+        let end = error.map(DatabaseError::session_end);
+        end == Some(SessionEnd::Terminated) && !self.ran_over
     }
 
     /// What is known of the reason for which the session ended.

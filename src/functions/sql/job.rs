@@ -30,6 +30,8 @@ pub(super) struct JobRow {
     pub(super) retry_at: Option<Timestamp>,
     /// When a run outside of a transaction began that still runs or was interrupted.
     pub(super) running_since: Option<Timestamp>,
+    /// The number of its runs since the row was made.
+    pub(super) runs: i64,
     /// A digest of what it was declared to do.
     pub(super) declared: String,
     /// The instance that declared it.
@@ -72,6 +74,7 @@ impl JobRow {
             attempt_tick: None,
             retry_at: None,
             running_since: None,
+            runs: 0,
             declared: String::new(),
             declared_by: String::new(),
         }
@@ -96,13 +99,13 @@ impl Claimed {
 /// Looks at all jobs of the database; without any, the result is one row of NULL and the server's clock.
 const LOOK: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, clock.now, j.running_since, \
-    j.attempt_tick, j.name FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
+    j.attempt_tick, j.runs, j.name FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
     ORDER BY j.name COLLATE pg_catalog.\"C\"";
 
 /// Looks at one job.
 const LOOK_AT_ONE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, j.attempt_tick, SEAL FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
+    j.running_since, j.attempt_tick, j.runs, SEAL FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
 
 /// Declares a job. A new one was last done at the moment of its declaration. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
 /// tick that follows the newest one of the new schedule.
@@ -117,7 +120,7 @@ const DECLARE: &str = "\
 /// Locks a row in the transaction under way, unless another session has it.
 const TAKE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, j.attempt_tick, pg_catalog.pg_current_xact_id()::pg_catalog.text, SEAL FROM bgworker.job AS j \
+    j.running_since, j.attempt_tick, j.runs, pg_catalog.pg_current_xact_id()::pg_catalog.text, SEAL FROM bgworker.job AS j \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
 
 /// The condition that a tick is due, and that the job is declared as this instance knows it.
@@ -135,7 +138,7 @@ pub(super) async fn look_at_one(
         .await?;
     Ok(rows.first().and_then(|row| {
         Some(Claimed {
-            seal: row.get(9),
+            seal: row.get(10),
             ..Claimed::outside(job_row(row)?, timestamp(row, 6))
         })
     }))
@@ -149,9 +152,9 @@ pub(super) async fn look(
 ) -> Result<Look, DatabaseError> {
     let looking = session.query_together("look at the jobs", LOOK, not_before);
     let answer = looking.await?;
-    let name_of = |row: &Row| row.get::<_, Option<&str>>(9).is_some_and(|one| one < name);
+    let name_of = |row: &Row| row.get::<_, Option<&str>>(10).is_some_and(|one| one < name);
     let row = answer.rows.get(answer.rows.partition_point(name_of));
-    let row = row.filter(|row| row.get::<_, Option<&str>>(9) == Some(name));
+    let row = row.filter(|row| row.get::<_, Option<&str>>(10) == Some(name));
     let clock = answer.rows.first();
     Ok(Look {
         now: clock.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
@@ -264,8 +267,8 @@ async fn lock_row(
             row: job_row(row)?,
             now: timestamp(row, 6),
             at: Instant::now(),
-            transaction: row.get(9),
-            seal: row.get(10),
+            transaction: row.get(10),
+            seal: row.get(11),
         })
     }))
 }
@@ -294,6 +297,7 @@ fn job_row(row: &Row) -> Option<JobRow> {
         retry_at: row.get::<_, Option<SystemTime>>(3).and_then(to_timestamp),
         running_since: row.get::<_, Option<SystemTime>>(7).and_then(to_timestamp),
         attempt_tick: row.get::<_, Option<SystemTime>>(8).and_then(to_timestamp),
+        runs: row.get(9),
         declared: row.get(4),
         declared_by: row.get(5),
     })

@@ -154,6 +154,7 @@ impl Run<'_> {
         Ok(Some(Ran::Failed {
             why,
             is_given_up: mark.retry_in.is_none(),
+            is_told: lost.is_told,
             after: mark.look_after(&claimed.row, now),
         }))
     }

@@ -47,6 +47,7 @@ impl Mark {
             attempt_tick: self.retry_in.map(|_| self.tick),
             retry_at: self.retry_in.and_then(|wait| now.checked_add(wait).ok()),
             running_since: None,
+            runs: before.runs + 1,
             declared: before.declared.clone(),
             declared_by: before.declared_by.clone(),
         };

@@ -106,7 +106,7 @@ impl Routine for Napping {
         let job = settings.job(context.name(), context.database());
         let job = job.map_err(CycleError::Unusable)?;
         let Some(run) = Run::of(context, settings, &job, beside, "") else {
-            return Ok(Outcome::Busy("there is no database"));
+            return Ok(Outcome::Busy("there is no database".into()));
         };
         let begin = Instant::now();
         let ran = Box::pin(run.run_untracked()).await?;
@@ -127,7 +127,7 @@ impl Routine for Napping {
                 let failing = JobState::Failing;
                 progress.job(failing, Instant::now(), Some(why.as_str().into()));
                 progress.is_able();
-                Outcome::Waits(why)
+                Outcome::Waits(why.into())
             }
             Untracked::Interrupted => Outcome::Done,
         })

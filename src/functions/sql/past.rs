@@ -93,8 +93,11 @@ impl Past {
                 self.last = Some(last);
                 self.done_at = done_at.or(self.done_at);
             }
-            // No history is kept. The row says less.
-            None if before.is_some_and(|before| before.last_done < row.last_done) => {
+            // No history is kept. The row says less. One that was made again was last done when it was, without a run.
+            None if before.is_some_and(|before| {
+                before.last_done < row.last_done && before.runs < row.runs
+            }) =>
+            {
                 self.last = None;
                 self.done_at = Some(now);
             }
@@ -105,6 +108,12 @@ impl Past {
             }
             None => {}
         }
+    }
+
+    /// `true` unless the last run that is known failed: what makes that good is a run that is done.
+    pub(super) fn is_made_good(&self) -> bool {
+        let last = self.last.as_ref();
+        last.is_none_or(|last| last.how == How::Done)
     }
 
     /// The state of a job that is not due, and since when and why it is in that state.
@@ -200,10 +209,30 @@ mod tests {
         past.ran(Some(&row(1, 0)), ended(How::GivenUp, 2));
         past.learn(&row(1, 0), time(3), Instant::now(), None);
         assert_eq!(past.state(&row(1, 0)).0, JobState::GivenUp);
-        past.learn(&row(4, 0), time(5), Instant::now(), None);
-        assert_eq!(past.state(&row(4, 0)).0, JobState::Idle);
+        assert!(!past.is_made_good());
+        let run = |runs, attempt| JobRow {
+            runs,
+            ..row(4, attempt)
+        };
+        past.learn(&run(1, 0), time(5), Instant::now(), None);
+        assert_eq!(past.state(&run(1, 0)).0, JobState::Idle);
         assert_eq!(past.done_at, Some(time(5)));
-        past.learn(&row(4, 1), time(6), Instant::now(), None);
-        assert_eq!(past.state(&row(4, 1)).0, JobState::Failing);
+        assert!(past.is_made_good());
+        past.learn(&run(2, 1), time(6), Instant::now(), None);
+        assert_eq!(past.state(&run(2, 1)).0, JobState::Failing);
+    }
+
+    #[test]
+    fn a_row_that_is_made_again_is_no_run_that_was_done() {
+        let mut past = Past::default();
+        let run = JobRow {
+            runs: 7,
+            ..row(1, 1)
+        };
+        past.ran(Some(&run), ended(How::Failed, 2));
+        past.done_at = Some(time(1));
+        past.learn(&row(9, 0), time(9), Instant::now(), None);
+        assert_eq!(past.done_at, Some(time(1)));
+        assert!(!past.is_made_good());
     }
 }

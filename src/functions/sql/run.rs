@@ -74,6 +74,8 @@ pub(super) enum Ran {
     Failed {
         why: String,
         is_given_up: bool,
+        /// The log has a line of it already.
+        is_told: bool,
         after: Look,
     },
     /// Its effects could not be marked, for this reason, and may be committed: it must not be run again at once.
@@ -304,6 +306,7 @@ impl<'r> Run<'r> {
                 took: claimed.at.elapsed(),
                 failure,
                 life: None,
+                is_told: false,
             })
         };
         let worked = match worked {
@@ -402,6 +405,7 @@ impl<'r> Run<'r> {
             Err(Failure { why, .. }) => Ran::Failed {
                 why: why.clone(),
                 is_given_up: mark.retry_in.is_none(),
+                is_told: false,
                 after,
             },
         })

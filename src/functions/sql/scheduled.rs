@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
-use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_for, next_tick};
+use self::state::clock_at;
+use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_at, due_for};
 use super::elsewhere::{ELSEWHERE, Elsewhere};
 use super::job::{JobRow, Look};
 use super::lost::Losses;
@@ -136,18 +137,20 @@ impl Scheduled {
     ) -> Result<Outcome, DatabaseError> {
         let begin = Instant::now();
         // Boxed so that cycles that only look do not pay for its size.
-        let ran = Box::pin(run.run(tick)).await;
+        let mut ran = Box::pin(run.run(tick)).await;
         if !matches!(ran, Ok(Ran::Elsewhere)) {
             self.elsewhere = Elsewhere::default();
         }
-        match &ran {
+        match &mut ran {
             Ok(Ran::Done { .. } | Ran::Failed { .. }) => {
                 let late = now.duration_since(tick).unsigned_abs();
                 context.progress().observe(LATENESS, late);
             }
             Ok(Ran::Elsewhere) => return self.elsewhere(session, run, context, row).await,
-            Ok(Ran::Lost(lost)) if lost.failure.is_away() => {
+            // If the server has said that it ends the session, it answers, and the run is recorded at once.
+            Ok(Ran::Lost(lost)) if lost.failure.is_away() && !lost.failure.is_goodbye() => {
                 was_lost(context.name(), tick, &lost.failure.why);
+                lost.is_told = true;
             }
             Ok(
                 Ran::Lost(_)
@@ -162,7 +165,8 @@ impl Scheduled {
                     was_lost(context.name(), tick, &why);
                     context.progress().did_not(&*why, begin.elapsed());
                 }
-                let due_for = due_for(row, now, &run.job.schedule) + begin.elapsed();
+                let due_for = due_for(row, now, &run.job.schedule, run.settings.missed);
+                let due_for = due_for + begin.elapsed();
                 if due_for >= OVERDUE_AFTER {
                     let since = Instant::now().checked_sub(due_for).unwrap_or(begin);
                     let why = Some(why.into());
@@ -186,6 +190,7 @@ impl Scheduled {
             Ran::Failed {
                 why,
                 is_given_up,
+                is_told,
                 after,
             } => {
                 progress.count(RUNS, 1);
@@ -196,7 +201,11 @@ impl Scheduled {
                     error!(worker, "{worker}: failed, and the tick is given up: {why}");
                     How::GivenUp
                 } else {
-                    warn!(worker, "{worker}: failed: {why}");
+                    if is_told {
+                        info!(worker, "{worker}: recorded the run that it lost: {why}");
+                    } else {
+                        warn!(worker, "{worker}: failed: {why}");
+                    }
                     How::Failed
                 };
                 self.keep(context, after, how, why.clone());
@@ -206,11 +215,11 @@ impl Scheduled {
                 // The statement is at fault, not this instance.
                 progress.job(JobState::Failing, Instant::now(), Some(why.into()));
                 progress.is_able();
-                Outcome::Waits(why.to_owned())
+                Outcome::Waits(why.to_owned().into())
             }
             Ran::Changed => {
                 self.seal = None;
-                Outcome::Busy("the tables of jobs were changed, and are looked at again")
+                Outcome::Busy("the tables of jobs were changed, and are looked at again".into())
             }
             Ran::Lost(lost) | Ran::Conflicted(lost) => {
                 // It is recorded as soon as the server answers.
@@ -225,6 +234,8 @@ impl Scheduled {
     fn keep(&mut self, context: &WorkerContext, after: Look, how: How, why: String) {
         let (at, why) = (after.now, why.into());
         let row = after.row.as_ref();
+        // The next cycle, which follows at once, reckons it from the row.
+        context.progress().job_is_due(None);
         self.lasting.past().ran(row, Ended { how, at, why });
         if let Some(row) = row {
             self.report(context, row, at);
@@ -292,7 +303,7 @@ impl Routine for Scheduled {
             Err(error) if error.sqlstate().is_some_and(is_missing) => {
                 self.forget();
                 return Ok(Outcome::Busy(
-                    "the tables of jobs are gone, and are made again",
+                    "the tables of jobs are gone, and are made again".into(),
                 ));
             }
             look => look?,
@@ -300,20 +311,25 @@ impl Routine for Scheduled {
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();
         }
-        if let Some(next) = next_tick(&look, &job.schedule) {
-            context.progress().level(NEXT_TICK, next);
-        }
         let Some(row) = &look.row else {
-            return Ok(Outcome::Busy("its row was deleted"));
+            return Ok(Outcome::Busy("its row was deleted".into()));
         };
         let (seen, kept) = ((row, look.now), (&*job.name, settings.history));
+        let due_at = due_at(row, look.now, &job.schedule, settings.missed);
+        let progress = context.progress();
+        progress.job_is_due(due_at.map(|due| clock_at(due, look.now)));
         if row.declared != job.declared {
             self.seen = Seen::Idle(look.asked);
+            // The ticks are those of the other declaration.
+            progress.coming(NEXT_TICK, None);
             return Ok(self.stands_by(session, context, kept, seen, &job).await?);
         }
+        let next = job.schedule.next(look.now);
+        let next = next.map(|next| (next.as_second(), clock_at(next, look.now)));
+        progress.coming(NEXT_TICK, next);
         self.notice(context, row);
         let Some(run) = Run::of(context, settings, &job, beside, &seal) else {
-            return Ok(Outcome::Busy("there is no database"));
+            return Ok(Outcome::Busy("there is no database".into()));
         };
         if let Some(recorded) = self.record_lost(session, &run, context, row).await? {
             return Ok(recorded);
@@ -332,7 +348,6 @@ impl Routine for Scheduled {
                     row.last_tick,
                     job.name.replace('\'', "''")
                 );
-                let progress = context.progress();
                 progress.job(JobState::Overdue, Instant::now(), Some(why.as_str().into()));
                 Ok(Outcome::Held(why))
             }
@@ -340,7 +355,7 @@ impl Routine for Scheduled {
                 if !settings.transaction && !run.database.settings().prepare {
                     let why = "\"transaction = false\" takes a lock of a session, which cannot be had behind a pooler \
                                that hands out another one for each transaction (\"prepare = false\")";
-                    return Ok(Outcome::Waits(why.to_owned()));
+                    return Ok(Outcome::Waits(why.to_owned().into()));
                 }
                 Ok(self.run_due(session, &run, context, seen, tick).await?)
             }

@@ -17,10 +17,14 @@ use crate::functions::folding::{
     count_blocks, hold, number, took,
 };
 use crate::functions::relation::Relation;
-use crate::functions::runner::CycleError;
+use crate::functions::runner::{CycleError, RETRIES_UNTIL_WARNING, Waiting};
 
 /// Why a fold does nothing, though there are deltas.
 const HELD: &str = "other sessions hold its total";
+
+/// After this many such folds in a row, and as many more, the session that holds the total is looked for: before the
+/// runner warns.
+const LOOK_AFTER: u32 = RETRIES_UNTIL_WARNING / 2;
 
 /// Folds into one total.
 #[derive(Default)]
@@ -31,6 +35,10 @@ pub(super) struct OneTotal {
     total_is_missing: bool,
     /// The last cycle did so too.
     total_was_missing: bool,
+    /// How many folds in a row found the total held.
+    held: u32,
+    /// The process of the session that holds it, if it was found.
+    holder: Option<i32>,
 }
 
 /// The number of rows that were added, and the total that this made.
@@ -89,6 +97,18 @@ impl OneTotal {
         Ok(is_to_end.then_some(Found::Idle))
     }
 
+    /// What to say of a total that another session holds. The session is looked for once this has gone on for a while.
+    async fn held(&mut self, at: At<'_, Settings>) -> Result<Found<Total>, CycleError> {
+        self.held += 1;
+        if self.held.is_multiple_of(LOOK_AFTER) {
+            let sql = at.settings.table().holder_of_total(at.context.name());
+            let doing = "look for who holds the total";
+            let rows = at.session.query(doing, &sql, Vec::new()).await?;
+            self.holder = rows.first().map(|row| row.get(0));
+        }
+        Ok(Found::Busy(HELD, self.holder))
+    }
+
     /// Handles deltas without a total.
     async fn without_total(
         &mut self,
@@ -100,7 +120,7 @@ impl OneTotal {
             // Not at once: a client that replaces the total may be about to insert it.
             Some(total) if self.total_was_missing => {
                 insert_initial_total(session, &settings.table(), total).await?;
-                Ok(Found::Busy(HELD))
+                Ok(Found::Busy(HELD, None))
             }
             _ => {
                 self.total_is_missing = true;
@@ -199,7 +219,7 @@ impl Folder for OneTotal {
         let rows = at.session.simple_query("fold", &sql).await?;
         let Some(row) = rows.first() else {
             return Ok(Fold {
-                found: Found::Busy(HELD),
+                found: self.held(at).await?,
                 blocks: 0,
                 took: Duration::ZERO,
             });
@@ -210,8 +230,11 @@ impl Folder for OneTotal {
             }
             Some(statement::IDLE) => Found::Idle,
             Some(statement::NO_TOTAL) => self.without_total(at).await?,
-            _ => Found::Busy(HELD),
+            _ => self.held(at).await?,
         };
+        if !matches!(found, Found::Busy(..)) {
+            (self.held, self.holder) = (0, None);
+        }
         Ok(Fold {
             found,
             blocks: blocks(row, 3),
@@ -239,13 +262,11 @@ impl Folder for OneTotal {
         }
     }
 
-    async fn waits(&mut self, at: At<'_, Settings>) -> Result<Option<String>, CycleError> {
+    async fn waits(&mut self, at: At<'_, Settings>) -> Result<Option<Waiting>, CycleError> {
         self.total_was_missing = std::mem::take(&mut self.total_is_missing);
         Ok(self.total_was_missing.then(|| {
-            format!(
-                "{} has deltas but no total: they wait until one is inserted",
-                at.settings.table()
-            )
+            let table = at.settings.table();
+            format!("{table} has deltas but no total: they wait until one is inserted").into()
         }))
     }
 }

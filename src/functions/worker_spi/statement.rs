@@ -20,6 +20,17 @@ impl Table {
         }
     }
 
+    /// Finds the process of the server whose transaction has locked or changed the total.
+    pub(super) fn holder_of_total(&self, worker: &str) -> String {
+        format!(
+            "{} SELECT l.pid FROM (SELECT xmax FROM {} WHERE {TOTAL}) AS t JOIN pg_catalog.pg_locks AS l \
+             ON l.transactionid OPERATOR(pg_catalog.=) t.xmax \
+             WHERE l.locktype OPERATOR(pg_catalog.=) 'transactionid' AND l.granted LIMIT 1",
+            comment(worker),
+            self.sql()
+        )
+    }
+
     /// Finds a row with NULL, which a table that bgworker made cannot have.
     pub(super) fn with_null(&self) -> String {
         format!(

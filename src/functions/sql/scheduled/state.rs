@@ -15,7 +15,7 @@ use crate::functions::sql::elsewhere::{ELSEWHERE, Elsewhere, is_held};
 use crate::functions::sql::job::{self, JobRow};
 use crate::functions::sql::past::{self, ASK_EVERY};
 use crate::functions::sql::run::Run;
-use crate::functions::sql::settings::Job;
+use crate::functions::sql::settings::{Job, Missed};
 use crate::schedule::Timestamp;
 
 // === impl Scheduled ===
@@ -75,7 +75,7 @@ impl Scheduled {
         let is_to_ask = self.learn(session, context, kept, (row, now)).await?;
         let wait = if is_to_ask { wait.min(ASK_EVERY) } else { wait };
         Ok(match self.report(context, row, now) {
-            JobState::Idle => Outcome::Looked(wait),
+            JobState::Idle if self.lasting.past().is_made_good() => Outcome::Looked(wait),
             _ => Outcome::Pending(wait),
         })
     }
@@ -95,7 +95,8 @@ impl Scheduled {
             "the job is declared differently by {by}: this instance stands by. Give both the same configuration, or \
              restart this one to declare it again: the last declaration wins"
         );
-        let due_for = due_for(row, now, &job.schedule);
+        // Whichever of its missed ticks the other one runs.
+        let due_for = due_for(row, now, &job.schedule, Missed::Once);
         let state = if due_for >= OVERDUE_AFTER {
             let last = row.last_tick;
             why +=
@@ -132,10 +133,20 @@ impl Scheduled {
     }
 }
 
-/// This process's clock at a time of the server's, which says now.
+/// This process's clock at a past time of the server's, which says now.
 fn ago(time: Timestamp, now: Timestamp) -> Instant {
     let here = Instant::now();
     let age = now.duration_since(time);
     let age = Duration::try_from(age).unwrap_or_default();
     here.checked_sub(age).unwrap_or(here)
+}
+
+/// This process's clock at a time of the server's, past or to come.
+pub(super) fn clock_at(time: Timestamp, now: Timestamp) -> Instant {
+    let wait = Duration::try_from(time.duration_since(now)).unwrap_or_default();
+    if wait.is_zero() {
+        return ago(time, now);
+    }
+    let here = Instant::now();
+    here.checked_add(wait).unwrap_or(here)
 }

@@ -1,0 +1,66 @@
+//! What a cycle of a worker came to, or why it failed. What follows from it is for the runner to decide.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::time::Duration;
+
+use crate::database::DatabaseError;
+
+/// The outcome of a cycle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "config"),
+    expect(
+        dead_code,
+        reason = "the functions that need some of them come with configuration"
+    )
+)]
+pub(super) enum Outcome {
+    /// It did all there was to do, which may have been nothing.
+    Done,
+    /// It did all there was to do, and there is nothing to do for this long.
+    Idle(Duration),
+    /// It looked and found nothing to do for this long: no failure, and no success of the work.
+    Looked(Duration),
+    /// There is nothing to do for this long, but what failed earlier has not been made good: no success.
+    Pending(Duration),
+    /// Its work failed, for this reason, and it has dealt with the failure: the next cycle follows at once.
+    Failed(String),
+    /// Other clients were in the way, for this reason.
+    Busy(Cow<'static, str>),
+    /// It can do nothing until a person acts, for this reason.
+    Waits(Waiting),
+    /// A person has to act before its work goes on, for this reason, but not because of anything that the worker is unable
+    /// to do: no failure.
+    Held(String),
+}
+
+/// Why work waits for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    /// What is at fault. It is logged once, until something else is.
+    pub(super) why: String,
+    /// What is shown with it, and may change from cycle to cycle: how much else waits.
+    pub(super) more: String,
+}
+
+impl From<String> for Waiting {
+    fn from(why: String) -> Self {
+        let more = String::new();
+        Self { why, more }
+    }
+}
+
+/// Why a cycle failed.
+pub(super) enum CycleError {
+    /// The database refused a statement, or could not be asked.
+    Database(DatabaseError),
+    /// What it should work on is unusable, for this reason.
+    Unusable(Box<dyn Error + Send + Sync>),
+}
+
+impl From<DatabaseError> for CycleError {
+    fn from(error: DatabaseError) -> Self {
+        Self::Database(error)
+    }
+}
