@@ -88,7 +88,7 @@ pub enum Figure {
     Count(u64),
     /// A number that can change either way.
     Level(i64),
-    /// A time to come, in seconds since the epoch. It is not shown once it has passed.
+    /// A time to come, in seconds since the epoch. It is no longer shown once it has passed for some seconds.
     Coming {
         /// The time.
         seconds: i64,
@@ -233,7 +233,7 @@ impl Progress {
     }
 
     /// Sets a time to come, in seconds since the epoch and by this process's clock, if there is one that is known. It is
-    /// not shown once it has passed. The name ends in `_timestamp_seconds`.
+    /// no longer shown once it has passed for some seconds. The name ends in `_timestamp_seconds`.
     pub fn coming(&self, name: &'static str, time: Option<(i64, Instant)>) {
         self.write(|report| match time {
             Some((seconds, at)) => {

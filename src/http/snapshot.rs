@@ -23,6 +23,9 @@ const GRACE: Duration = Duration::from_secs(60);
 /// How long there may be no primary, after there was one, while a worker needs one.
 const WITHOUT_PRIMARY_MAX: Duration = Duration::from_secs(60);
 
+/// How long a time that has come is still shown: usually the next one takes its place.
+const PASSING: Duration = Duration::from_secs(5);
+
 /// The Postmaster and its workers at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -300,7 +303,9 @@ impl WorkerSnapshot {
                     let value = match figure {
                         Figure::Count(count) => i64::try_from(*count).unwrap_or(i64::MAX),
                         Figure::Level(level) => *level,
-                        Figure::Coming { seconds, at } => (*at > now).then_some(*seconds)?,
+                        Figure::Coming { seconds, at } => {
+                            (*at + PASSING > now).then_some(*seconds)?
+                        }
                     };
                     Some(((*name).to_owned(), value))
                 })
