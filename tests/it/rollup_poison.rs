@@ -121,6 +121,22 @@ async fn a_thousand_pages_too_long_for_the_index_hold_up_no_other_and_hardly_fil
 }
 
 #[actix::test]
+async fn keys_that_take_long_to_read_leave_time_to_find_each_other_and_to_fold_the_rest() {
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.q (k text NOT NULL, d date NOT NULL); \
+         CREATE TABLE s.t (k text, d date, v bigint NOT NULL DEFAULT 0, PRIMARY KEY (k, d)); \
+         INSERT INTO s.q SELECT repeat('x', 1000000) || g, '2027-01-01' FROM generate_series(1, 60) AS g; \
+         INSERT INTO s.q SELECT g % 200, '2027-01-01' FROM generate_series(1, 2000) AS g",
+    )
+    .await;
+    let keys = "queue = 's.q'\ntotals = 's.t'\nkeys = ['k', 'd']\ncount = 'v'\nnaptime = '100ms'";
+    let rollup = Rollup::start(&db, keys).await;
+    becomes(&db, WAITING, "60 2000").await;
+    says(&rollup, "; so do those of 59 other keys").await;
+}
+
+#[actix::test]
 async fn three_thousand_deltas_of_one_key_are_moved_away_and_counted() {
     let log = Log::capture();
     let db = TestDatabase::new().await;

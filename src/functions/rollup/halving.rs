@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_postgres::SimpleQueryRow;
 
-use super::statement::{How, PATIENCE, Statements, key, queue};
+use super::statement::{How, PATIENCE, Statements, hash, key, queue};
 use crate::database::UNDONE;
 use crate::functions::folding::{CHANGED, MISCOUNTED, Piece, comment};
 use crate::functions::ownership;
@@ -61,7 +61,7 @@ pub(super) struct Halving<'h> {
     pub(super) rejected: Option<&'h Relation>,
     /// Roles whose table for poison is trusted, by the settings.
     pub(super) trusted_owners: &'h [String],
-    /// How long it may take, but for the part that is under way at the end.
+    /// How long the parts may take, but for the one that is under way at the end; or as long as it took to read the keys.
     pub(super) budget: Duration,
     /// The order of the keys follows from it, so that no key is always the last.
     pub(super) seed: i64,
@@ -221,6 +221,7 @@ impl Halving<'_> {
             ("{known}", self.known.sql()),
             ("{moving}", self.moving()),
             ("{key}", key(&statements.shape.keys)),
+            ("{hash}", hash(&statements.shape.keys)),
             ("{is_key}", is_key),
             ("{deltas}", queue(statements.queue).deltas(self.piece)),
             ("{fold_few}", fold("bgworker.part")),

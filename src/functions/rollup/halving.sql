@@ -1,7 +1,7 @@
 #variable_conflict use_column
 <<bgworker>>
 DECLARE
-    deadline pg_catalog.timestamptz := pg_catalog.clock_timestamp() + '{milliseconds} ms'::pg_catalog.interval;
+    deadline pg_catalog.timestamptz;
     is_mine pg_catalog.bool := {claim};
     -- The deltas in the order of their keys: places, hashes of their keys, and what happens to these.
     places pg_catalog.tid[];
@@ -60,7 +60,7 @@ BEGIN
             FROM (
                 SELECT d.place, d.hash, coalesce(known.treatment, 0) AS treatment, known.code
                 FROM (
-                    SELECT q.ctid AS place, pg_catalog.hashtextextended({key}, 0) AS hash
+                    SELECT q.ctid AS place, {hash} AS hash
                     FROM ONLY {queue} AS q WHERE {deltas} OFFSET 0
                 ) AS d
                 LEFT JOIN {known} AS known (hash, treatment, code) ON known.hash = d.hash
@@ -68,6 +68,9 @@ BEGIN
             WHERE k.treatment < 3
             WINDOW w AS (ORDER BY k.treatment, k.hash # '{seed}'::pg_catalog.int8, k.place)
         ) AS s;
+        -- At least half of the time is for the parts, however long it took to find out what there is.
+        deadline := pg_catalog.clock_timestamp() + greatest('{milliseconds} ms'::pg_catalog.interval,
+            pg_catalog.clock_timestamp() - pg_catalog.statement_timestamp());
     END IF;
     WHILE low <= pg_catalog.cardinality(ends) LOOP
         EXIT WHEN attempts > 0 AND pg_catalog.clock_timestamp() >= deadline;

@@ -16,7 +16,8 @@ use crate::database::{DatabaseError, ErrorClass};
 use crate::functions::folding::{At, Fold, Folder as _, Found, Piece};
 use crate::functions::runner::CycleError;
 
-/// How long one transaction folds in parts, and at most this part of what a statement may take. Between two of them, neighbours on the connection get their turn.
+/// How long one transaction folds in parts, or as long as it took to read the keys; and at most this part of what a statement
+/// may take. Between two of them, neighbours on the connection get their turn.
 const AT_ONCE: Duration = Duration::from_millis(250);
 const OF_TIMEOUT: u32 = 4;
 

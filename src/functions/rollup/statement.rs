@@ -423,10 +423,10 @@ pub(super) fn which_are_there(
 ) -> String {
     let hashes: Vec<_> = hashes.iter().map(i64::to_string).collect();
     format!(
-        "{} SELECT DISTINCT hash FROM (SELECT pg_catalog.hashtextextended({}, 0) AS hash FROM ONLY {} AS q LIMIT {limit}) AS rows \
+        "{} SELECT DISTINCT hash FROM (SELECT {} AS hash FROM ONLY {} AS q LIMIT {limit}) AS rows \
          WHERE hash OPERATOR(pg_catalog.=) ANY ('{{{}}}'::pg_catalog.int8[])",
         comment(worker),
-        key(keys),
+        hash(keys),
         queue.sql(),
         hashes.join(","),
     )
@@ -439,6 +439,15 @@ pub(super) fn key(keys: &[String]) -> String {
         .map(|key| format!("q.{}", identifier(key)))
         .collect();
     format!("ROW({})::pg_catalog.text", keys.join(", "))
+}
+
+/// A hash of the key of a row of the queue: that of each column goes into the next. Of a long key it takes a fifth of
+/// the time that the text of the row would take.
+pub(super) fn hash(keys: &[String]) -> String {
+    keys.iter().fold("0".to_owned(), |before, key| {
+        let key = identifier(key);
+        format!("pg_catalog.hashtextextended(q.{key}::pg_catalog.text, {before})")
+    })
 }
 
 /// A queue whose rows are all deltas.
