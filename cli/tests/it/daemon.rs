@@ -364,7 +364,7 @@ async fn a_process_that_runs_out_of_descriptors_does_not_take_its_server_for_awa
     let said = daemon.said.join("\n");
     assert!(said.contains("Too many open files"), "{said}");
     assert!(
-        !said.contains("server is away") && !said.contains("parked"),
+        !said.contains("server is away") && !said.contains("parks"),
         "{said}"
     );
     assert!(daemon.said.len() < 110, "{said}");
