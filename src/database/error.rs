@@ -257,14 +257,16 @@ impl DatabaseError {
     }
 
     /// Returns `true` if the server says that only the statement failed: its session goes on, whatever the SQLSTATE is. A
-    /// statement that calls another server may fail with the one of a lost connection.
+    /// statement that calls another server may fail with the one of a lost connection. A pooler that says so names no
+    /// place in the server's source: old ones call it an error that their server is gone, and close the connection.
     #[cfg(feature = "config")]
     pub(crate) fn leaves_the_session(&self) -> bool {
         let Self::Statement { error, .. } = self else {
             return false;
         };
-        let severity = error.as_db_error().and_then(DbError::parsed_severity);
-        severity == Some(Severity::Error)
+        let said = error.as_db_error();
+        let is_the_servers = said.and_then(DbError::routine).is_some();
+        is_the_servers && said.and_then(DbError::parsed_severity) == Some(Severity::Error)
     }
 
     /// What is known of the reason for which the session ended, if this error ended it. A deadline says nothing of it.

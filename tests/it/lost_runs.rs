@@ -197,3 +197,27 @@ async fn a_run_that_is_done_at_last_leaves_no_trace_of_its_attempts_in_the_row()
     let row = "SELECT format('%s %s %s', attempt, retry_at IS NULL, last_tick = last_done) FROM bgworker.job";
     assert_eq!(db.value::<String>(row).await, "0 t t");
 }
+
+#[actix::test]
+async fn instances_share_the_attempts_of_a_job_that_ends_its_own_session() {
+    let db = stage().await;
+    db.execute("CREATE SEQUENCE tries").await;
+    let ends = "SELECT nextval('tries'); SELECT pg_sleep(0.3); SELECT pg_terminate_backend(pg_backend_pid()); SELECT pg_sleep(60)";
+    let keys = format!(
+        "attempts = 2\nrestart_time = \"1ms\"\n{}",
+        every("24h", ends)
+    );
+    let mut instances = vec![due_now(&db, &keys).await];
+    for _ in 0..3 {
+        instances.push(Instance::on(database(db.conninfo()), &db, &keys).await);
+    }
+    eventually("it is given up", async || {
+        runs(&db, "outcome = 'given up'").await > 0
+    })
+    .await;
+    for instance in instances {
+        instance.stop(Shutdown::Smart).await;
+    }
+    assert_eq!(db.value::<i64>("SELECT last_value FROM tries").await, 2);
+    assert_eq!(runs(&db, "true").await, 2);
+}

@@ -259,3 +259,71 @@ async fn a_table_for_poison_that_another_role_has_made_runs_none_of_its_code() {
     assert!(!shared.is_superuser().await);
     rollup.stop().await;
 }
+
+#[actix::test]
+async fn a_trigger_that_is_made_during_a_run_waits_until_it_is_recorded_and_is_then_found() {
+    for transaction in [true, false] {
+        let shared = Shared::new().await;
+        shared.db.execute("SELECT pg_advisory_lock(4711)").await;
+        let waits = "SELECT pg_advisory_lock(4711); SELECT pg_advisory_unlock(4711)";
+        let keys = format!("{}\ntransaction = {transaction}", every("1s", waits));
+        let instance = Instance::new(&shared.db, &keys).await;
+        let is_waited_for = |what: &str| {
+            format!(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
+                 AND wait_event_type = 'Lock' AND query LIKE '%{what}%')"
+            )
+        };
+        let runs_now = is_waited_for("advisory_lock");
+        eventually("it runs", async || shared.db.value::<bool>(&runs_now).await).await;
+        let role = &shared.role;
+        let grant = format!(
+            "GRANT USAGE ON SCHEMA bgworker TO {role}; GRANT TRIGGER ON bgworker.job TO {role}"
+        );
+        shared.db.execute(&grant).await;
+        let trigger = shared.trigger_on("bgworker.job");
+        let goes_on = async {
+            if transaction {
+                let waits = is_waited_for("CREATE TRIGGER");
+                eventually("it waits", async || shared.db.value::<bool>(&waits).await).await;
+            } else {
+                let is_made = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'grab')";
+                eventually("it is made", async || {
+                    shared.db.value::<bool>(is_made).await
+                })
+                .await;
+            }
+            shared.db.execute("SELECT pg_advisory_unlock(4711)").await;
+        };
+        tokio::join!(shared.theirs.execute(&trigger), goes_on);
+        let refusal = shared.refusal(&instance.postmaster).await;
+        assert!(refusal.contains("has the trigger grab"), "{refusal}");
+        assert!(!shared.is_superuser().await, "{transaction}");
+        assert_eq!(
+            runs(&shared.db, "outcome = 'done'").await,
+            i64::from(transaction)
+        );
+        instance.stop(Shutdown::Fast).await;
+    }
+}
+
+#[actix::test]
+async fn a_job_is_not_declared_in_a_table_that_has_got_a_trigger() {
+    let shared = Shared::new().await;
+    let instance = Instance::new(&shared.db, &every("1s", EFFECT)).await;
+    eventually("a tick is done", async || {
+        runs(&shared.db, "true").await > 0
+    })
+    .await;
+    let role = &shared.role;
+    let grant = format!(
+        "GRANT USAGE ON SCHEMA bgworker TO {role}; GRANT TRIGGER ON bgworker.job TO {role}; \
+         BEGIN; SET LOCAL ROLE {role}; {}; RESET ROLE; DELETE FROM bgworker.job; COMMIT",
+        shared.trigger_on("bgworker.job")
+    );
+    shared.db.execute(&grant).await;
+    let refusal = shared.refusal(&instance.postmaster).await;
+    assert!(refusal.contains("has the trigger grab"), "{refusal}");
+    assert!(!shared.is_superuser().await);
+    instance.stop(Shutdown::Fast).await;
+}

@@ -322,3 +322,27 @@ async fn a_poolers_error_for_an_unknown_database_is_a_refusal() {
     let unknown = plain.connect("test", Some("nowhere")).await.unwrap_err();
     assert!(!unknown.is_away() && !unknown.is_full(), "{unknown}");
 }
+
+#[actix::test]
+async fn a_server_that_is_lost_behind_the_pooler_costs_a_run_no_attempt() {
+    let mut server = TestServer::start();
+    let pooler = Pooler::before(&server);
+    let db = TestDatabase::at(&server.conninfo()).await;
+    // The second run need not sleep.
+    let sleeps = "SELECT pg_sleep(CASE WHEN count(*) = 0 THEN 60 ELSE 0 END) FROM bgworker.job_run";
+    let keys = format!("attempts = 1\n{}", every("1s", sleeps));
+    let instance = Instance::on(through(&pooler, false), &db, &keys).await;
+    let runs_now = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')";
+    eventually("it runs", async || db.value::<bool>(runs_now).await).await;
+    server.stop_immediately();
+    server.start_again();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    eventually("a run is done", async || {
+        runs(&db, "outcome = 'done'").await > 0
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    let first = "SELECT concat_ws(' ', outcome, attempt, message) FROM bgworker.job_run ORDER BY run LIMIT 1";
+    let first: String = db.value(first).await;
+    assert!(first.starts_with("lost 1 "), "{first}");
+}

@@ -4,6 +4,7 @@
 //! work and the mark are committed together or not at all, whichever instance did them, and whatever became of it. No
 //! clock but the server's decides anything.
 
+use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -11,8 +12,9 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::tables::SEAL;
+use super::tables::{self, SEAL};
 use crate::database::{Connection, DatabaseError};
+use crate::functions::quote::literal;
 use crate::functions::session::Session;
 
 /// The contents of a job's row.
@@ -47,6 +49,8 @@ pub(super) struct Look {
     pub(super) now: Timestamp,
     /// When the server was asked, by this process's clock, which measures the time since then.
     pub(super) asked: Instant,
+    /// The transaction that claimed a tick and was undone, of which the row has no record.
+    pub(super) undone: Option<String>,
 }
 
 /// A tick that was claimed: its row is locked until the transaction ends.
@@ -96,10 +100,29 @@ impl Claimed {
     }
 }
 
+/// A scalar: the transaction that locked the row of a job since the row was written, if its status is one of these. It
+/// tells a claim that was undone from a row that no transaction has locked. NEXT is a transaction that began later: it
+/// is evaluated after `xmax`. What the server no longer knows, or several transactions, are taken for none or an old one.
+const LOCKED_BY: &str = "\
+    (SELECT CASE WHEN f.id OPERATOR(pg_catalog.>) 2 AND pg_catalog.pg_xact_status(f.id::pg_catalog.text::pg_catalog.xid8) \
+    OPERATOR(pg_catalog.=) ANY ('{STATUS}'::pg_catalog.text[]) THEN f.id::pg_catalog.text END \
+    FROM (SELECT CASE WHEN j.xmax::pg_catalog.text OPERATOR(pg_catalog.<>) '0' THEN \
+    (OPERATOR(pg_catalog.-) ((OPERATOR(pg_catalog.-) (j.xmax::pg_catalog.text::pg_catalog.int8 OPERATOR(pg_catalog.-) NEXT)) \
+    OPERATOR(pg_catalog.&) 4294967295)) OPERATOR(pg_catalog.+) NEXT END OFFSET 0) AS f (id))";
+
+/// The next transaction of a snapshot.
+const NEXT: &str = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8";
+
+/// The transaction under way, which gets its number when it is asked for.
+const OWN: &str = "pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8";
+
 /// Looks at all jobs of the database; without any, the result is one row of NULL and the server's clock.
-const LOOK: &str = "\
+static LOOK: LazyLock<String> =
+    LazyLock::new(|| LOOK_AT_ALL.replace("UNDONE", &locked_by("aborted", NEXT)));
+
+const LOOK_AT_ALL: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, clock.now, j.running_since, \
-    j.attempt_tick, j.runs, j.name FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
+    j.attempt_tick, j.runs, j.name, UNDONE FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
     ORDER BY j.name COLLATE pg_catalog.\"C\"";
 
 /// Looks at one job.
@@ -107,10 +130,9 @@ const LOOK_AT_ONE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
     j.running_since, j.attempt_tick, j.runs, SEAL FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
 
-/// Declares a job. A new one was last done at the moment of its declaration. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
+/// What a declaration changes in the row of a job that has one. A new job was last done at the moment of its declaration. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
 /// tick that follows the newest one of the new schedule.
-const DECLARE: &str = "\
-    INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) VALUES ($1, $2, $3, $4, $5) \
+const UNLESS_DECLARED: &str = "\
     ON CONFLICT (name) DO UPDATE SET declared = excluded.declared, declared_by = excluded.declared_by, \
     attempt = 0, retry_at = NULL, running_since = NULL, last_tick = CASE \
     WHEN pg_catalog.split_part(j.declared, '-', 1) OPERATOR(pg_catalog.=) pg_catalog.split_part(excluded.declared, '-', 1) \
@@ -123,9 +145,24 @@ const TAKE: &str = "\
     j.running_since, j.attempt_tick, j.runs, pg_catalog.pg_current_xact_id()::pg_catalog.text, SEAL FROM bgworker.job AS j \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
 
-/// The condition that a tick is due, and that the job is declared as this instance knows it.
-const IS_DUE: &str =
-    "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3";
+/// The condition that a tick is due, that the job is declared as this instance knows it, and that no transaction but this
+/// one has claimed a tick of which the row has no record: it may have been undone while the row was looked for.
+const IS_DUE: &str = "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3 \
+    AND coalesce(LOCKED_BY OPERATOR(pg_catalog.=) $4, true)";
+
+/// Locks the row of a job if a tick of it is due.
+static CLAIM: LazyLock<String> = LazyLock::new(|| {
+    let condition = IS_DUE.replace("LOCKED_BY", &locked_by("aborted,in progress", OWN));
+    take_if(&condition)
+});
+
+fn take_if(condition: &str) -> String {
+    TAKE.replace("CONDITION", condition).replace("SEAL", &SEAL)
+}
+
+fn locked_by(status: &str, next: &str) -> String {
+    LOCKED_BY.replace("STATUS", status).replace("NEXT", next)
+}
 
 /// Looks at one job, on the connection that runs it. `None` if it is not declared.
 pub(super) async fn look_at_one(
@@ -150,7 +187,7 @@ pub(super) async fn look(
     name: &str,
     not_before: Instant,
 ) -> Result<Look, DatabaseError> {
-    let looking = session.query_together("look at the jobs", LOOK, not_before);
+    let looking = session.query_together("look at the jobs", &LOOK, not_before);
     let answer = looking.await?;
     let name_of = |row: &Row| row.get::<_, Option<&str>>(10).is_some_and(|one| one < name);
     let row = answer.rows.get(answer.rows.partition_point(name_of));
@@ -160,6 +197,7 @@ pub(super) async fn look(
         now: clock.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
         row: row.and_then(job_row),
         asked: answer.asked,
+        undone: row.and_then(|row| row.get(11)),
     })
 }
 
@@ -200,50 +238,57 @@ pub(super) async fn holder(
 /// Declares what a job does, unless it is already declared that way.
 pub(super) async fn declare(
     session: &Session,
-    name: &str,
-    declared: &str,
-    declared_by: &str,
-    newest: Timestamp,
-    now: Timestamp,
+    seal: &str,
+    (name, declared, declared_by): (&str, &str, &str),
+    (newest, now): (Timestamp, Timestamp),
 ) -> Result<(), DatabaseError> {
-    let time = |time| -> Parameter { (Box::new(system_time(time)), Type::TIMESTAMPTZ) };
-    let texts = [text(name), text(declared), text(declared_by)];
-    let parameters = texts.into_iter().chain([time(newest), time(now)]).collect();
-    session
-        .query("declare the job", DECLARE, parameters)
-        .await?;
-    Ok(())
+    let sql = format!(
+        "INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) \
+         VALUES ({}, {}, {}, {}, {}) {UNLESS_DECLARED}",
+        literal(name),
+        literal(declared),
+        literal(declared_by),
+        timestamptz(newest),
+        timestamptz(now)
+    );
+    let sql = tables::write(seal, &sql);
+    session.batch_execute("declare the job", &sql).await
 }
 
 /// Writes which instance has declared a job, if it is declared this way.
 pub(super) async fn sign(
     session: &Session,
-    name: &str,
-    declared: &str,
-    declared_by: &str,
+    seal: &str,
+    (name, declared, declared_by): (&str, &str, &str),
 ) -> Result<(), DatabaseError> {
-    let sql = "UPDATE bgworker.job AS j SET declared_by = $3 WHERE j.name OPERATOR(pg_catalog.=) $1 \
-               AND j.declared OPERATOR(pg_catalog.=) $2";
-    let parameters = vec![text(name), text(declared), text(declared_by)];
-    session.query("declare the job", sql, parameters).await?;
-    Ok(())
+    let sql = format!(
+        "UPDATE bgworker.job AS j SET declared_by = {} WHERE j.name OPERATOR(pg_catalog.=) {} \
+         AND j.declared OPERATOR(pg_catalog.=) {}",
+        literal(declared_by),
+        literal(name),
+        literal(declared)
+    );
+    let sql = tables::write(seal, &sql);
+    session.batch_execute("declare the job", &sql).await
 }
 
 /// Locks the row of a job whose tick is due, in the transaction under way. `None` if the tick is done, another session
-/// has the row, or the job is declared otherwise.
+/// has the row, the job is declared otherwise, or a claim was undone of which the row has no record, unless it is that of
+/// this transaction.
 pub(super) async fn claim(
     connection: &Connection,
     name: &str,
     declared: &str,
-    tick: Timestamp,
+    (tick, undone): (Timestamp, Option<&str>),
 ) -> Result<Option<Claimed>, DatabaseError> {
-    let tick = system_time(tick);
-    let parameters: [Borrowed<'_>; 3] = [
+    let (tick, undone) = (system_time(tick), undone.unwrap_or_default());
+    let parameters: [Borrowed<'_>; 4] = [
         (&name, Type::TEXT),
         (&declared, Type::TEXT),
         (&tick, Type::TIMESTAMPTZ),
+        (&undone, Type::TEXT),
     ];
-    lock_row(connection, IS_DUE, &parameters).await
+    lock_row(connection, &CLAIM, &parameters).await
 }
 
 /// Locks the row of a job, whether or not a tick is due, in the transaction under way. `None` if another session has
@@ -252,16 +297,15 @@ pub(super) async fn take(
     connection: &Connection,
     name: &str,
 ) -> Result<Option<Claimed>, DatabaseError> {
-    lock_row(connection, "true", &[(&name, Type::TEXT)]).await
+    lock_row(connection, &take_if("true"), &[(&name, Type::TEXT)]).await
 }
 
 async fn lock_row(
     connection: &Connection,
-    condition: &str,
+    sql: &str,
     parameters: &[Borrowed<'_>],
 ) -> Result<Option<Claimed>, DatabaseError> {
-    let sql = TAKE.replace("CONDITION", condition).replace("SEAL", &SEAL);
-    let rows = connection.query("claim the tick", &sql, parameters).await?;
+    let rows = connection.query("claim the tick", sql, parameters).await?;
     Ok(rows.first().and_then(|row| {
         Some(Claimed {
             row: job_row(row)?,
@@ -307,8 +351,13 @@ fn timestamp(row: &Row, column: usize) -> Timestamp {
     to_timestamp(row.get(column)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
+/// A time as SQL.
+pub(super) fn timestamptz(time: Timestamp) -> String {
+    format!("'{time}'::pg_catalog.timestamptz")
+}
+
 /// Converts a time. Every tick is within the range of the system's clock.
-pub(super) fn system_time(time: Timestamp) -> SystemTime {
+fn system_time(time: Timestamp) -> SystemTime {
     SystemTime::try_from(time).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use tokio_postgres::types::{ToSql, Type};
 
-use super::job::{JobRow, Look, system_time};
-use super::tables::SEAL;
-use crate::database::{Connection, DatabaseError, Parameters};
+use super::job::{JobRow, Look, timestamptz};
+use super::tables;
+use crate::database::{Connection, DatabaseError};
+use crate::functions::quote::literal;
 use crate::functions::session::Session;
 
 /// The outcome recorded for a run beside the schedule.
@@ -55,43 +55,18 @@ impl Mark {
             row: Some(row),
             now,
             asked: Instant::now(),
+            undone: None,
         }
     }
 }
 
-/// The changes to the row of a job when a run on its schedule is over. A run beside the schedule makes none of them.
-const CHANGES: &str = "last_tick = $2, last_done = $3, attempt = $4, \
-    attempt_tick = CASE WHEN (RETRY_IN)::pg_catalog.interval IS NOT NULL THEN $7 END, running_since = NULL, \
-    retry_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) (RETRY_IN)::pg_catalog.interval, ";
+/// What follows if the transaction is not the one that claimed the tick: a cast from text to a number fails and ends the
+/// transaction. The text depends on rows, or the planner would evaluate it.
+const IS_CLAIMED: &str = "CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format(\
+    'bgworker: %s rows are this transaction''s', (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END";
 
-/// Marks a tick, and writes the run into its ring.
-const MARK: &str = "\
-    WITH job AS (UPDATE bgworker.job AS j SET CHANGES\
-    runs = j.runs OPERATOR(pg_catalog.+) 1 WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION RETURNING j.runs), \
-    run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, rows, \
-    sqlstate, message) SELECT $1, (job.runs OPERATOR(pg_catalog.%) $6)::pg_catalog.int4, job.runs, $7, \
-    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) TOOK, pg_catalog.clock_timestamp(), $8, $9, $10, $11, $12 FROM job \
-    WHERE $6 OPERATOR(pg_catalog.>) 0 ON CONFLICT (name, slot) DO UPDATE SET run = excluded.run, tick = excluded.tick, \
-    started_at = excluded.started_at, finished_at = excluded.finished_at, outcome = excluded.outcome, \
-    attempt = excluded.attempt, rows = excluded.rows, sqlstate = excluded.sqlstate, message = excluded.message) \
-    SELECT RESULT";
-
-/// The condition that this is the transaction that claimed the tick, and what follows if it is not: a cast from text to
-/// a number fails and ends the transaction. The text depends on rows, or the planner would evaluate it.
-const IS_CLAIMED: (&str, &str) = (
-    "pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) $5",
-    "CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format(\
-     'bgworker: %s rows are this transaction''s', (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END",
-);
-
-/// The condition that the row of a job is as it was claimed, that no session has it, and that the tables are as they were
-/// when they were looked at; and whether it held.
-const IS_UNCHANGED: (&str, &str) = (
-    "j.name OPERATOR(pg_catalog.=) (SELECT k.name FROM bgworker.job AS k WHERE k.name OPERATOR(pg_catalog.=) $1 \
-     AND k.declared OPERATOR(pg_catalog.=) $5 AND k.last_tick OPERATOR(pg_catalog.=) $13 \
-     AND k.attempt OPERATOR(pg_catalog.=) $14 AND SEAL OPERATOR(pg_catalog.=) $15 FOR UPDATE SKIP LOCKED)",
-    "EXISTS (SELECT FROM job)",
-);
+/// Whether a run was recorded.
+const WAS_RECORDED: &str = "EXISTS (SELECT FROM job) AS was_recorded";
 
 /// Marks what became of a run. Fails if this is no longer the transaction that claimed the tick; [`is_unclaimed`] tells
 /// that error from others.
@@ -102,18 +77,16 @@ pub(super) async fn mark(
     history: u32,
     mark: &Mark,
 ) -> Result<(), DatabaseError> {
-    let parameters = parameters(name, transaction, history, mark);
-    let borrowed: Vec<_> = parameters
-        .iter()
-        .map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone()))
-        .collect();
-    let sql = sql(mark, IS_CLAIMED);
-    let marking = connection.query("mark the tick", &sql, &borrowed);
-    marking.await.map(drop)
+    let is_same = format!(
+        "pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) {}",
+        literal(transaction)
+    );
+    let sql = sql(name, history, mark, (&is_same, IS_CLAIMED));
+    connection.batch_execute("mark the tick", &sql).await
 }
 
-/// Marks what became of a run whose session has ended, unless the row has changed since it was claimed, or another
-/// session has it: then it returns `false`.
+/// Marks what became of a run whose session has ended. Returns `false` if the row has changed since it was claimed,
+/// another session has it, or the tables are no longer as they were when they were looked at.
 pub(super) async fn record(
     session: &Session,
     name: &str,
@@ -121,48 +94,74 @@ pub(super) async fn record(
     history: u32,
     mark: &Mark,
 ) -> Result<bool, DatabaseError> {
-    let mut parameters = parameters(name, &claimed.declared, history, mark);
-    let last_tick = system_time(claimed.last_tick);
-    parameters.push((Box::new(last_tick), Type::TIMESTAMPTZ));
-    parameters.push((Box::new(int4(claimed.attempt)), Type::INT4));
-    parameters.push((Box::new(seal.to_owned()), Type::TEXT));
-    let sql = sql(mark, IS_UNCHANGED).replace("SEAL", &SEAL);
-    let recording = session.query("record the run", &sql, parameters);
-    Ok(recording.await?.first().is_some_and(|row| row.get(0)))
+    let is_unchanged = format!(
+        "j.name OPERATOR(pg_catalog.=) (SELECT k.name FROM bgworker.job AS k WHERE k.name OPERATOR(pg_catalog.=) {} \
+         AND k.declared OPERATOR(pg_catalog.=) {} AND k.last_tick OPERATOR(pg_catalog.=) {} \
+         AND k.attempt OPERATOR(pg_catalog.=) {} FOR UPDATE SKIP LOCKED)",
+        literal(name),
+        literal(&claimed.declared),
+        timestamptz(claimed.last_tick),
+        claimed.attempt
+    );
+    let sql = sql(name, history, mark, (&is_unchanged, WAS_RECORDED));
+    let sql = tables::write(seal, &sql);
+    match session.simple_query("record the run", &sql).await {
+        Err(error) if tables::are_changed(&error) => Ok(false),
+        rows => Ok(rows?.iter().any(|row| {
+            let was_recorded = row.try_get("was_recorded");
+            was_recorded.ok().flatten() == Some("t")
+        })),
+    }
 }
 
 /// The statement that makes a mark under a condition, and returns its result.
-fn sql(mark: &Mark, (condition, result): (&str, &str)) -> String {
-    let retry_in = mark.retry_in.map_or_else(|| "NULL".to_owned(), interval);
-    let changes = if mark.outcome == ONCE { "" } else { CHANGES };
-    MARK.replace("CHANGES", changes)
-        .replace("RETRY_IN", &retry_in)
-        .replace("TOOK", &interval(mark.took))
-        .replace("CONDITION", condition)
-        .replace("RESULT", result)
+fn sql(name: &str, history: u32, mark: &Mark, (condition, result): (&str, &str)) -> String {
+    let (name, tick, took) = (literal(name), timestamptz(mark.tick), interval(mark.took));
+    let number = |number: Option<u64>| number.map_or("NULL".to_owned(), |it| it.to_string());
+    let text = |text: Option<&str>| text.map_or("NULL".to_owned(), literal);
+    let (outcome, attempt, rows) = (literal(mark.outcome), mark.number, number(mark.rows));
+    let (sqlstate, message) = (
+        text(mark.sqlstate.as_deref()),
+        text(mark.message.as_deref()),
+    );
+    format!(
+        "WITH job AS (UPDATE bgworker.job AS j SET {}runs = j.runs OPERATOR(pg_catalog.+) 1 \
+         WHERE j.name OPERATOR(pg_catalog.=) {name} AND {condition} RETURNING j.runs), \
+         run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, \
+         rows, sqlstate, message) SELECT {name}, \
+         (job.runs OPERATOR(pg_catalog.%) {history}::pg_catalog.int8)::pg_catalog.int4, job.runs, {tick}, \
+         pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) {took}, pg_catalog.clock_timestamp(), {outcome}, {attempt}, \
+         {rows}, {sqlstate}, {message} FROM job WHERE {history}::pg_catalog.int8 OPERATOR(pg_catalog.>) 0 \
+         ON CONFLICT (name, slot) DO UPDATE SET run = excluded.run, tick = excluded.tick, \
+         started_at = excluded.started_at, finished_at = excluded.finished_at, outcome = excluded.outcome, \
+         attempt = excluded.attempt, rows = excluded.rows, sqlstate = excluded.sqlstate, message = excluded.message) \
+         SELECT {result}",
+        changes(mark)
+    )
 }
 
-/// The parameters of that statement; the fifth belongs to its condition.
-fn parameters(name: &str, condition: &str, history: u32, mark: &Mark) -> Parameters {
-    let rows = mark.rows.and_then(|rows| i64::try_from(rows).ok());
-    vec![
-        (Box::new(name.to_owned()), Type::TEXT),
-        (Box::new(system_time(mark.last_tick)), Type::TIMESTAMPTZ),
-        (Box::new(system_time(mark.last_done)), Type::TIMESTAMPTZ),
-        (Box::new(int4(mark.attempt)), Type::INT4),
-        (Box::new(condition.to_owned()), Type::TEXT),
-        (Box::new(i64::from(history)), Type::INT8),
-        (Box::new(system_time(mark.tick)), Type::TIMESTAMPTZ),
-        (Box::new(mark.outcome), Type::TEXT),
-        (Box::new(int4(mark.number)), Type::INT4),
-        (Box::new(rows), Type::INT8),
-        (Box::new(mark.sqlstate.clone()), Type::TEXT),
-        (Box::new(mark.message.clone()), Type::TEXT),
-    ]
-}
-
-fn int4(number: u32) -> i32 {
-    i32::try_from(number).unwrap_or(i32::MAX)
+/// The changes to the row of a job when a run on its schedule is over. A run beside the schedule makes none of them.
+fn changes(mark: &Mark) -> String {
+    if mark.outcome == ONCE {
+        return String::new();
+    }
+    let (attempt_tick, retry_at) = match mark.retry_in {
+        Some(wait) => (
+            timestamptz(mark.tick),
+            format!(
+                "pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) {}",
+                interval(wait)
+            ),
+        ),
+        None => ("NULL".to_owned(), "NULL".to_owned()),
+    };
+    format!(
+        "last_tick = {}, last_done = {}, attempt = {}, attempt_tick = {attempt_tick}, running_since = NULL, \
+         retry_at = {retry_at}, ",
+        timestamptz(mark.last_tick),
+        timestamptz(mark.last_done),
+        mark.attempt
+    )
 }
 
 /// `true` for the error of [`mark`] in a transaction that did not claim the tick.

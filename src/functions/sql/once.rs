@@ -128,6 +128,7 @@ pub async fn once(
         is_once: true,
         progress: &progress,
         begun: Cell::new(false),
+        claimed_by: Cell::default(),
     };
     let mut running = Box::pin(async {
         if once.dry_run {
@@ -209,7 +210,11 @@ async fn see_to_row(
     if look.row.is_none() {
         let own = surroundings::ask(&session, Some(database)).await?;
         let by = surroundings::instance(&own);
-        job.declare(&session, &by, look.now).await?;
+        let declaring = job.declare(&session, &seal, &by, look.now);
+        match declaring.await {
+            Err(error) if tables::are_changed(&error) => return Err(OnceError::Changed),
+            declared => declared?,
+        }
     }
     Ok(seal)
 }
@@ -220,7 +225,7 @@ async fn in_transaction(
     tick: Option<Timestamp>,
 ) -> Result<Ran, DatabaseError> {
     connection
-        .batch_execute("begin", &run.begin(connection))
+        .batch_execute("begin", &run.begin_writing(connection))
         .await?;
     let Some(taken) = job::take(connection, run.name).await? else {
         return Ok(Ran::Elsewhere);

@@ -15,8 +15,9 @@ use super::due::{Due, due};
 use super::failure::Failure;
 use super::job::{self, Borrowed, Claimed};
 use super::run::{HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
-use super::tables::SEAL;
+use super::tables::{self, LOCK as LOCK_TABLES, SEAL};
 use crate::database::{Connection, DatabaseError, OneLine};
+use crate::functions::quote::literal;
 
 /// The key of a job's advisory lock: bgworker's class, and a hash of the name.
 const LOCK: &str = "1651994417, pg_catalog.hashtext($1)";
@@ -55,13 +56,18 @@ async fn is_locked(connection: &Connection, name: &str) -> Result<bool, Database
 }
 
 /// Records that a job runs outside of a transaction.
-async fn begin_outside(connection: &Connection, name: &str) -> Result<(), DatabaseError> {
-    let sql = "UPDATE bgworker.job AS j SET running_since = pg_catalog.clock_timestamp() \
-               WHERE j.name OPERATOR(pg_catalog.=) $1";
-    connection
-        .query("begin the run", sql, &[(&name, Type::TEXT)])
-        .await?;
-    Ok(())
+async fn begin_outside(
+    connection: &Connection,
+    seal: &str,
+    name: &str,
+) -> Result<(), DatabaseError> {
+    let sql = format!(
+        "UPDATE bgworker.job AS j SET running_since = pg_catalog.clock_timestamp() \
+         WHERE j.name OPERATOR(pg_catalog.=) {}",
+        literal(name)
+    );
+    let sql = tables::write(seal, &sql);
+    connection.batch_execute("begin the run", &sql).await
 }
 
 /// The names of all invalid indexes of the database, such as one whose `CREATE INDEX CONCURRENTLY` failed.
@@ -108,7 +114,10 @@ impl Run<'_> {
             let failure = Err(Failure::without_error(why));
             return self.mark_outside(connection, claimed, tick, failure).await;
         }
-        begin_outside(connection, name).await?;
+        match begin_outside(connection, self.seal, name).await {
+            Err(error) if tables::are_changed(&error) => return Ok(Ran::Changed),
+            begun => begun?,
+        }
         self.work_outside(connection, claimed, tick).await
     }
 
@@ -146,7 +155,9 @@ impl Run<'_> {
     ) -> Result<Ran, DatabaseError> {
         let name = self.name;
         let bounds = bounds(connection);
-        let reset = format!("RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; BEGIN; {bounds}");
+        let reset = format!(
+            "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; BEGIN; {bounds}; {LOCK_TABLES}"
+        );
         connection.batch_execute("mark the tick", &reset).await?;
         let worked = if is_locked(connection, name).await? {
             worked

@@ -19,6 +19,7 @@ use super::failure::{Failure, Lost};
 use super::job::{self, Claimed, Look};
 use super::mark::{self, Mark};
 use super::settings::{Job, Settings};
+use super::tables;
 use crate::context::{JobState, Progress, RunUnderWay, WorkerContext};
 use crate::database::{
     Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict, is_stale,
@@ -59,6 +60,8 @@ pub(super) struct Run<'r> {
     /// What the worker reports, and whether a tick has been begun.
     pub(super) progress: &'r Progress,
     pub(super) begun: Cell<bool>,
+    /// The transaction that claimed the tick, once it was claimed.
+    pub(super) claimed_by: Cell<Option<String>>,
 }
 
 /// What became of a run.
@@ -124,6 +127,7 @@ impl<'r> Run<'r> {
             is_once: false,
             progress: context.progress(),
             begun: Cell::new(false),
+            claimed_by: Cell::default(),
         })
     }
 
@@ -139,12 +143,17 @@ impl<'r> Run<'r> {
     }
 
     /// Runs the tick that is due, if this instance gets it.
-    pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
+    /// Its claim follows that of this transaction, which was undone.
+    pub(super) async fn run(
+        &self,
+        tick: Timestamp,
+        undone: Option<&str>,
+    ) -> Result<Ran, DatabaseError> {
         let job_connection = self.job_connection().await?;
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
         let mut ran = if self.settings.transaction {
-            self.claim_and_run(connection, tick).await
+            self.claim_and_run(connection, tick, undone).await
         } else {
             self.run_outside(connection).await
         };
@@ -199,6 +208,11 @@ impl<'r> Run<'r> {
         )
     }
 
+    /// The same for a run that is marked in its transaction.
+    pub(super) fn begin_writing(&self, connection: &Connection) -> String {
+        format!("{}; {}", self.begin(connection), tables::LOCK)
+    }
+
     /// Keeps or undoes what the statements did, by this SQL, and resets the session. The transaction stays bounded.
     pub(super) async fn leave(
         &self,
@@ -231,10 +245,13 @@ impl<'r> Run<'r> {
         &self,
         connection: &Connection,
         tick: Timestamp,
+        undone: Option<&str>,
     ) -> Result<Ran, DatabaseError> {
         let mut conflicts = 0;
+        let mut undone = undone.map(str::to_owned);
         loop {
-            let lost = match self.claim_and_run_once(connection, tick).await {
+            let running = self.claim_and_run_once(connection, tick, undone.as_deref());
+            let lost = match running.await {
                 Ok(Ran::Conflicted(lost)) => lost,
                 ran => return ran,
             };
@@ -246,6 +263,7 @@ impl<'r> Run<'r> {
                 return Ok(Ran::Lost(lost));
             }
             conflicts += 1;
+            undone = Some(lost.claimed.transaction);
         }
     }
 
@@ -253,13 +271,14 @@ impl<'r> Run<'r> {
         &self,
         connection: &Connection,
         tick: Timestamp,
+        undone: Option<&str>,
     ) -> Result<Ran, DatabaseError> {
         let declared = self.job.declared.as_str();
-        let begin = self.begin(connection);
+        let begin = self.begin_writing(connection);
         // Both are sent at once.
         let (begun, claimed) = tokio::join!(
             connection.batch_execute("begin", &begin),
-            job::claim(connection, self.name, declared, tick)
+            job::claim(connection, self.name, declared, (tick, undone))
         );
         begun?;
         let claimed = match claimed {
@@ -267,20 +286,19 @@ impl<'r> Run<'r> {
             Err(error) if error.sqlstate().is_some_and(is_stale) => None,
             claimed => claimed?,
         };
+        let mut left = Ran::Elsewhere;
         if let Some(claimed) = claimed {
-            if !self.are_as_looked_at(&claimed) {
-                return Ok(Ran::Changed);
-            }
             // The row may have moved on since it was looked at.
             let (schedule, missed) = (&self.job.schedule, self.settings.missed);
-            if let Due::Now(tick) = due(&claimed.row, claimed.now, schedule, missed) {
+            if !self.are_as_looked_at(&claimed) {
+                left = Ran::Changed;
+            } else if let Due::Now(tick) = due(&claimed.row, claimed.now, schedule, missed) {
                 return self.run_claimed(connection, &claimed, tick).await;
             }
         }
-        connection
-            .batch_execute("leave the tick", "ROLLBACK")
-            .await?;
-        Ok(Ran::Elsewhere)
+        // A claim that is undone would be taken for a run that is still to be recorded.
+        connection.batch_execute("leave the tick", "COMMIT").await?;
+        Ok(left)
     }
 
     /// `true` if the tables of jobs are as they were when they were looked at: a mark runs no code but bgworker's.
@@ -295,8 +313,12 @@ impl<'r> Run<'r> {
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
         let _under_way = self.begin_run();
+        self.claimed_by.set(Some(claimed.transaction.clone()));
         let worked = self.work_through_conflicts(connection, claimed, tick).await;
         if self.is_interrupted(&worked) {
+            let leave = "ROLLBACK TO SAVEPOINT run; COMMIT";
+            // If this fails, another instance waits for a record of the run for a while.
+            let _ = connection.batch_execute("leave the tick", leave).await;
             return Ok(Ran::Interrupted);
         }
         let lost = |failure| {

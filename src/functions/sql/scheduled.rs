@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use self::state::clock_at;
 use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_at, due_for};
-use super::elsewhere::{ELSEWHERE, Elsewhere};
+use super::elsewhere::{ELSEWHERE, Elsewhere, Undone};
 use super::job::{JobRow, Look};
 use super::lost::Losses;
 use super::past::{Ended, How, Past};
@@ -28,6 +28,9 @@ use crate::schedule::Timestamp;
 /// The base of the waits after errors.
 const NAPTIME: Duration = Duration::from_secs(10);
 
+/// Why a cycle is over whose worker found other tables than before.
+const CHANGED: &str = "the tables of jobs were changed, and are looked at again";
+
 /// The routine of a job with ticks.
 pub(super) struct Scheduled {
     /// The settings, and the job that they describe.
@@ -38,6 +41,7 @@ pub(super) struct Scheduled {
     was_ready: bool,
     seen: Seen,
     elsewhere: Elsewhere,
+    undone: Undone,
     /// What is wrong if an instance with other surroundings runs the job as well.
     shared: Option<Arc<str>>,
 }
@@ -81,6 +85,7 @@ impl Scheduled {
             was_ready: false,
             seen: Seen::Nothing,
             elsewhere: Elsewhere::default(),
+            undone: Undone::default(),
             shared: None,
         }
     }
@@ -133,11 +138,18 @@ impl Scheduled {
         run: &Run<'_>,
         context: &WorkerContext,
         (row, now): (&JobRow, Timestamp),
-        tick: Timestamp,
+        (tick, undone): (Timestamp, Option<&str>),
     ) -> Result<Outcome, DatabaseError> {
         let begin = Instant::now();
+        if run.settings.transaction && !self.undone.is_over(undone, begin) {
+            context.progress().job(JobState::Waiting, begin, None);
+            return Ok(Outcome::Pending(ELSEWHERE));
+        }
         // Boxed so that cycles that only look do not pay for its size.
-        let mut ran = Box::pin(run.run(tick)).await;
+        let mut ran = Box::pin(run.run(tick, undone)).await;
+        if let Some(own) = run.claimed_by.take() {
+            self.undone.claimed(own);
+        }
         if !matches!(ran, Ok(Ran::Elsewhere)) {
             self.elsewhere = Elsewhere::default();
         }
@@ -219,7 +231,7 @@ impl Scheduled {
             }
             Ran::Changed => {
                 self.seal = None;
-                Outcome::Busy("the tables of jobs were changed, and are looked at again".into())
+                Outcome::Busy(CHANGED.into())
             }
             Ran::Lost(lost) | Ran::Conflicted(lost) => {
                 // It is recorded as soon as the server answers.
@@ -299,7 +311,11 @@ impl Routine for Scheduled {
                 self.seal.insert(seal).clone()
             }
         };
-        let look = match self.look(session, context, &job).await {
+        let look = match self.look(session, context, (&job, &seal)).await {
+            Err(error) if tables::are_changed(&error) => {
+                self.seal = None;
+                return Ok(Outcome::Busy(CHANGED.into()));
+            }
             Err(error) if error.sqlstate().is_some_and(is_missing) => {
                 self.forget();
                 return Ok(Outcome::Busy(
@@ -357,7 +373,9 @@ impl Routine for Scheduled {
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned().into()));
                 }
-                Ok(self.run_due(session, &run, context, seen, tick).await?)
+                Ok(self
+                    .run_due(session, &run, context, seen, (tick, look.undone.as_deref()))
+                    .await?)
             }
         }
     }

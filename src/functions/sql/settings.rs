@@ -421,11 +421,13 @@ impl Job {
     pub(super) async fn declare(
         &self,
         session: &Session,
+        seal: &str,
         by: &str,
         now: Timestamp,
     ) -> Result<(), DatabaseError> {
         let newest = self.schedule.newest(now).unwrap_or(now);
-        job::declare(session, &self.name, &self.declared, by, newest, now).await
+        let declaration = (&*self.name, &*self.declared, by);
+        job::declare(session, seal, declaration, (newest, now)).await
     }
 }
 

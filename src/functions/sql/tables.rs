@@ -12,7 +12,7 @@ use tracing::info;
 
 use crate::database::{DatabaseError, is_made_already};
 use crate::functions::ownership::{self, Facts, RUNS_CODE, UntrustedTables};
-use crate::functions::quote::identifier;
+use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::{self, Relation, shown};
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
@@ -34,6 +34,11 @@ pub(super) static SEAL: LazyLock<String> = LazyLock::new(|| {
          AND (c.relname OPERATOR(pg_catalog.=) 'job' OR c.relname OPERATOR(pg_catalog.=) 'job_run'))"
     )
 });
+
+/// Locks the tables in a transaction that writes to them: from here on, no other session can give them a trigger or a rule,
+/// or put others in their place. It comes before the snapshot in which [`SEAL`] is compared, or a trigger that was
+/// committed between the two would run. It keeps no run of another job away.
+pub(super) const LOCK: &str = "LOCK TABLE bgworker.job, bgworker.job_run IN ROW EXCLUSIVE MODE";
 
 /// Looks at the tables, one row for each.
 static LOOK: LazyLock<String> = LazyLock::new(|| {
@@ -88,6 +93,23 @@ impl From<TablesError> for CycleError {
             error => Self::Unusable(Box::new(error)),
         }
     }
+}
+
+/// SQL that writes to the tables, as one transaction that first makes sure that they are as they were when they were
+/// looked at. [`are_changed`] tells the error if they are not.
+pub(super) fn write(seal: &str, sql: &str) -> String {
+    format!(
+        "{LOCK}; SELECT CASE WHEN {} OPERATOR(pg_catalog.=) {} THEN 0 ELSE pg_catalog.format(\
+         'bgworker: the tables in %s were changed', s.nspname)::pg_catalog.int4 END FROM pg_catalog.pg_namespace AS s \
+         WHERE s.nspname OPERATOR(pg_catalog.=) '{SCHEMA}'; {sql}",
+        *SEAL,
+        literal(seal)
+    )
+}
+
+/// `true` for the error of [`write`] if the tables are no longer as they were when they were looked at.
+pub(super) fn are_changed(error: &DatabaseError) -> bool {
+    error.undone().is_some()
 }
 
 /// Creates the tables, unless they exist, and looks at what exists: `trusted` are the owners that the settings trust.

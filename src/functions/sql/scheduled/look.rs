@@ -22,7 +22,7 @@ impl Scheduled {
         &mut self,
         session: &Session,
         context: &WorkerContext,
-        job: &Job,
+        (job, seal): (&Job, &str),
     ) -> Result<Look, DatabaseError> {
         let not_before = match std::mem::replace(&mut self.seen, Seen::Nothing) {
             Seen::AfterRun(look) => return Ok(look),
@@ -31,7 +31,7 @@ impl Scheduled {
         };
         let mut look = job::look(session, &job.name, not_before).await?;
         if look.row.is_none() || self.lasting.declared_as.get().is_none() {
-            look = self.declare(session, context, job, look).await?;
+            look = self.declare(session, context, (job, seal), look).await?;
         }
         // The look may be one that another worker made some time ago.
         let age = look.asked.elapsed();
@@ -44,7 +44,7 @@ impl Scheduled {
         &self,
         session: &Session,
         context: &WorkerContext,
-        job: &Job,
+        (job, seal): (&Job, &str),
         look: Look,
     ) -> Result<Look, DatabaseError> {
         let (worker, known) = (context.name(), self.lasting.declared_as.get());
@@ -60,14 +60,14 @@ impl Scheduled {
             None => surroundings::ask(session, context.database()).await?,
         };
         let by = surroundings::instance(&own);
-        job.declare(session, &by, look.now).await?;
+        job.declare(session, seal, &by, look.now).await?;
         let looked = job::look(session, &job.name, Instant::now()).await?;
         let theirs = looked.row.as_ref().map(|row| &*row.declared_by);
         if let Some(theirs) = theirs.filter(|theirs| surroundings::of(theirs) != Some(&*own)) {
             if let Some(difference) = surroundings::difference(theirs, &own) {
                 warn!(worker, "{worker}: {difference}");
             }
-            job::sign(session, &job.name, &job.declared, &by).await?;
+            job::sign(session, seal, (&job.name, &job.declared, &by)).await?;
         }
         // A failure before this is tried again.
         let _ = self.lasting.declared_as.set(own);
