@@ -117,8 +117,9 @@ pub(super) async fn record(
 /// The statement that makes a mark under a condition, and returns its result.
 fn sql(name: &str, history: u32, mark: &Mark, (condition, result): (&str, &str)) -> String {
     let (name, tick, took) = (literal(name), timestamptz(mark.tick), interval(mark.took));
-    let number = |number: Option<u64>| number.map_or("NULL".to_owned(), |it| it.to_string());
-    let text = |text: Option<&str>| text.map_or("NULL".to_owned(), literal);
+    let number =
+        |number: Option<u64>| number.map_or_else(|| "NULL".to_owned(), |it| it.to_string());
+    let text = |text: Option<&str>| text.map_or_else(|| "NULL".to_owned(), literal);
     let (outcome, attempt, rows) = (literal(mark.outcome), mark.number, number(mark.rows));
     let (sqlstate, message) = (
         text(mark.sqlstate.as_deref()),

@@ -63,7 +63,7 @@ enum Seen {
     /// Nothing was due: a look that any worker of the database began after this one is enough.
     Idle(Instant),
     /// No look is needed: this is how the job's own run left the row.
-    AfterRun(Look),
+    AfterRun(Box<Look>),
 }
 
 // === impl Lasting ===
@@ -252,7 +252,7 @@ impl Scheduled {
         if let Some(row) = row {
             self.report(context, row, at);
         }
-        self.seen = Seen::AfterRun(after);
+        self.seen = Seen::AfterRun(Box::new(after));
     }
 }
 

@@ -25,7 +25,7 @@ impl Scheduled {
         (job, seal): (&Job, &str),
     ) -> Result<Look, DatabaseError> {
         let not_before = match std::mem::replace(&mut self.seen, Seen::Nothing) {
-            Seen::AfterRun(look) => return Ok(look),
+            Seen::AfterRun(look) => return Ok(*look),
             Seen::Idle(asked) => asked + Duration::from_nanos(1),
             Seen::Nothing => Instant::now(),
         };
