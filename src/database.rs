@@ -71,12 +71,13 @@ pub(crate) use self::server_life::{Continuity, ServerLife};
 pub use self::server_state::{ServerState, ServerStatus};
 #[cfg(feature = "config")]
 pub(crate) use self::shared::Answer;
-pub(crate) use self::sqlstate::{
-    ErrorClass, is_made_already, is_of_a_row, is_of_columns, is_stale,
-};
 #[cfg(feature = "config")]
 pub(crate) use self::sqlstate::{
-    Fault, SessionEnd, UNDONE, is_conflict, is_for_no_transaction, is_locked, is_missing, undone,
+    CANCELLED, Fault, SessionEnd, UNDONE, is_conflict, is_denied, is_for_no_transaction, is_locked,
+    is_missing, undone,
+};
+pub(crate) use self::sqlstate::{
+    ErrorClass, is_made_already, is_of_a_row, is_of_columns, is_stale,
 };
 pub use self::tls::TlsError;
 

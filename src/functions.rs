@@ -5,6 +5,7 @@
 //! here knows the Postmaster.
 
 mod beside;
+mod faults;
 mod folding;
 #[cfg(feature = "config")]
 mod function;
@@ -13,6 +14,7 @@ mod lookup;
 mod outcome;
 #[cfg(feature = "config")]
 mod ownership;
+mod privileges;
 mod quote;
 mod relation;
 mod remedy;

@@ -50,6 +50,10 @@ pub(crate) enum SessionEnd {
 /// The server's code for a statement that undid itself: a text that is not a number (`invalid_text_representation`).
 pub(crate) const UNDONE: &str = "22P02";
 
+/// The server's code for a statement that took longer than it may, or that an administrator cancelled (`query_canceled`).
+#[cfg(feature = "config")]
+pub(crate) const CANCELLED: &str = "57014";
+
 /// Why a statement undid itself, in its own words; `None` if this code and message say something else.
 pub(crate) fn undone<'m>(code: &str, message: &'m str) -> Option<&'m str> {
     let (_, why) = message.split_once("bgworker: ")?;
@@ -126,7 +130,7 @@ pub(crate) enum Fault {
     Reference,
     /// A value of the delta.
     Value,
-    /// The table: a partition or a default is missing.
+    /// The table: a partition or a default is missing, or a trigger takes too long.
     Table,
     /// The statement, the session or the server, unless others go through.
     Statement,
@@ -145,6 +149,7 @@ impl Fault {
             // Of several checks, only that for a partition has no name.
             "23514" if !has_constraint => Self::Table,
             "23502" if !has_key => Self::Table,
+            CANCELLED => Self::Table,
             "23503" => Self::Reference,
             "22001" | "22003" | "54000" => Self::Value,
             code if code.starts_with("23") => Self::Value,
@@ -284,6 +289,12 @@ pub(crate) fn is_conflict(code: &str) -> bool {
 #[cfg(feature = "config")]
 pub(crate) fn is_missing(code: &str) -> bool {
     matches!(code, "42P01" | "3F000")
+}
+
+/// Returns `true` if the role lacks a privilege (`insufficient_privilege`).
+#[cfg(feature = "config")]
+pub(crate) fn is_denied(code: &str) -> bool {
+    code == "42501"
 }
 
 /// Returns `true` if another session made the same thing at the same time (`duplicate_schema`, `duplicate_table`,

@@ -59,6 +59,14 @@ pub(super) enum CycleError {
     Unusable(Box<dyn Error + Send + Sync>),
 }
 
+impl CycleError {
+    /// `true` if the database cannot be asked.
+    #[cfg(feature = "config")]
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self, Self::Database(error) if error.is_away())
+    }
+}
+
 impl From<DatabaseError> for CycleError {
     fn from(error: DatabaseError) -> Self {
         Self::Database(error)

@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio_postgres::Row;
 
 use super::quote::identifier;
-use super::relation::{Relation, shown};
+use super::relation::{self, Relation, shown};
 
 /// The role that the statements run as, whether it is a superuser, and the owner of the database.
 const US: &str = "(SELECT m.oid, m.rolsuper, d.datdba FROM pg_catalog.pg_roles AS m, pg_catalog.pg_database AS d \
@@ -173,14 +173,14 @@ impl Facts {
             doubts.push(Doubt { what, mend });
         };
         if let Some(owner) = self.owner.as_ref().filter(is_doubted) {
-            let give = format!("ALTER TABLE {table} OWNER TO {}", identifier(role));
+            let give = format!("ALTER TABLE {table} OWNER TO {}", relation::role(role));
             let mend = or_trust(&give, owner);
             add(format!("belongs to {}", shown(owner)), Some(mend));
         }
         for maker in self.trigger_makers.iter().filter(is_doubted) {
             let (from, what) = match &**maker {
                 "" => ("PUBLIC".to_owned(), "each role".to_owned()),
-                name => (identifier(name), shown(name)),
+                name => (relation::role(name), shown(name)),
             };
             let revoke = format!("REVOKE TRIGGER ON {table} FROM {from}");
             add(format!("may get triggers from {what}"), Some(revoke));
@@ -252,7 +252,7 @@ impl Facts {
     ) -> Option<Doubt> {
         let owner = self.schema_owner.as_ref();
         let owner = owner.filter(|owner| !trusted.contains(owner))?;
-        let (sql, role) = (identifier(schema), identifier(role));
+        let (sql, role) = (identifier(schema), relation::role(role));
         let give = format!("ALTER SCHEMA {sql} OWNER TO {role}");
         Some(Doubt {
             what: format!("the schema {} belongs to {}", shown(schema), shown(owner)),
@@ -328,10 +328,10 @@ mod tests {
         assert_eq!(
             judged(&facts),
             "what other roles have made is not used if a statement on it could run their code with the rights of me: \
-             s.t belongs to \"Other\" (ALTER TABLE \"s\".\"t\" OWNER TO \"me\"; or set trusted_owners = [\"Other\"] \
+             s.t belongs to \"Other\" (ALTER TABLE \"s\".\"t\" OWNER TO me; or set trusted_owners = [\"Other\"] \
              in [database], if that role may have these rights); \
              s.t may get triggers from each role (REVOKE TRIGGER ON \"s\".\"t\" FROM PUBLIC); \
-             s.t may get triggers from x (REVOKE TRIGGER ON \"s\".\"t\" FROM \"x\"); \
+             s.t may get triggers from x (REVOKE TRIGGER ON \"s\".\"t\" FROM x); \
              s.t has the trigger a (DROP TRIGGER \"a\" ON \"s\".\"t\"); \
              s.t has the trigger \"B\" (DROP TRIGGER \"B\" ON \"s\".\"t\"); \
              s.t has the constraint c, which evaluates an expression (ALTER TABLE \"s\".\"t\" DROP CONSTRAINT \"c\"); \

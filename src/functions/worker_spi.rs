@@ -22,6 +22,7 @@
 //! }
 //! ```
 
+mod check;
 mod fold;
 mod initialize;
 #[cfg(feature = "config")]

@@ -5,6 +5,7 @@ use bgworker::worker_spi::{InvalidTable, Table};
 
 use crate::support::database::{TestDatabase, brisk, register, table};
 use crate::support::eventually;
+use crate::support::statements::mends;
 
 /// The reason why a worker that cannot work on `s.t` ends.
 async fn refusal(db: &TestDatabase) -> String {
@@ -143,11 +144,10 @@ async fn a_table_of_another_shape_is_refused_with_the_statement_that_mends_it() 
         if create.starts_with("VIEW") {
             continue;
         }
-        let (_, mend) = reason.split_once("this corrects it: ").expect(&reason);
-        db.execute(mend).await;
-        let reason = refusal(&db).await;
-        let (_, mend) = reason.split_once("this makes one: ").expect(&reason);
-        db.execute(mend).await;
+        // The missing index is told at once.
+        for mend in mends(&reason) {
+            db.execute(&mend).await;
+        }
         db.execute("INSERT INTO s.t (type, value) VALUES ('total', 1), ('delta', 2)")
             .await;
         let postmaster = db.postmaster();
@@ -163,19 +163,29 @@ async fn a_table_of_another_shape_is_refused_with_the_statement_that_mends_it() 
 }
 
 #[actix::test]
-async fn a_role_that_may_not_create_the_schema_gets_the_servers_error() {
+async fn a_role_that_may_not_create_the_schema_or_the_table_gets_the_grant() {
     let db = TestDatabase::new().await;
-    let role = format!(
-        "{}_role",
-        db.value::<String>("SELECT current_database()::text").await
-    );
+    let name: String = db.value("SELECT current_database()::text").await;
+    let role = format!("{name}_role");
     db.execute(&format!("CREATE ROLE {role} LOGIN")).await;
     let restricted = TestDatabase::at(&db.conninfo_with("user", &role)).await;
-    let reason = refusal(&restricted).await;
-    assert!(
-        reason.contains("create the schema") && reason.contains("42501"),
-        "{reason}"
-    );
+    for (before, expected) in [
+        (String::new(), "GRANT CREATE ON DATABASE"),
+        (
+            format!("REVOKE CREATE ON DATABASE {name} FROM {role}; CREATE SCHEMA s"),
+            "GRANT USAGE, CREATE ON SCHEMA \"s\"",
+        ),
+    ] {
+        db.execute(&before).await;
+        let reason = refusal(&restricted).await;
+        assert!(reason.contains(expected), "{reason}");
+        for mend in mends(&reason) {
+            db.execute(&mend).await;
+        }
+    }
+    let postmaster = restricted.postmaster();
+    let settings = brisk(&table("s", "t")).initial_total(0);
+    restricted.worker(&postmaster, "w", settings).await;
 }
 
 /// Asserts that a worker on `s.t` cannot get ready while a client's transaction is in the way, and can afterwards.

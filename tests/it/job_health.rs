@@ -170,6 +170,16 @@ async fn an_instance_that_cannot_run_what_is_due_for_an_error_of_its_own_is_not_
             silence > Duration::from_secs(2) && report.consecutive_failures > 2
         })
         .await;
+        eventually("it says how to grant it, once", async || {
+            instance.postmaster.sighup();
+            let error = report(&instance).await.last_error;
+            let error = error.map(|error| error.to_string()).unwrap_or_default();
+            error
+                .matches("GRANT SELECT, INSERT, UPDATE ON bgworker.job")
+                .count()
+                == 1
+        })
+        .await;
         instance.stop(Shutdown::Smart).await;
         db.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
             .await;

@@ -62,6 +62,7 @@ mod sessions;
 mod sighup;
 mod statement_errors;
 mod stopping;
+mod suggestions;
 mod supervision;
 mod supervision_model;
 mod supervision_properties;

@@ -7,6 +7,7 @@ use bgworker::{ExitStatus, Postmaster, PostmasterHandle};
 
 use crate::support::database::{TestDatabase, brisk, register, table};
 use crate::support::eventually;
+use crate::support::statements::mends;
 
 /// A table that needs mending, and a role for the worker.
 struct Broken {
@@ -79,12 +80,13 @@ impl Broken {
                 assert_eq!(self.sum().await, before);
                 return self.folds().await;
             };
-            let (_, mend) = reason.rsplit_once(": ").expect(&reason);
-            self.db.execute(mend).await;
-            let after = self.sum().await;
-            let same = format!("{before} = {after}");
-            let is_same: bool = self.db.value(&format!("SELECT {same}")).await;
-            assert!(is_same, "{mend}: {same}");
+            for mend in mends(&reason) {
+                self.db.execute(&mend).await;
+                let after = self.sum().await;
+                let same = format!("{before} = {after}");
+                let is_same: bool = self.db.value(&format!("SELECT {same}")).await;
+                assert!(is_same, "{mend}: {same}");
+            }
         }
         panic!("it is never mended");
     }
@@ -171,6 +173,7 @@ async fn every_remedy_works_as_it_stands_and_keeps_the_sum() {
 
 #[actix::test]
 async fn no_statement_is_suggested_that_could_fail_or_lose_something() {
+    const INDEX: &str = "; CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'";
     for (needs, expected) in [
         (
             "CREATE TABLE s.t (type text, value numeric(12, 2)); INSERT INTO s.t VALUES ('total', 4.05)",
@@ -208,7 +211,10 @@ async fn no_statement_is_suggested_that_could_fail_or_lose_something() {
             "has a rule on UPDATE or DELETE",
         ),
     ] {
-        let broken = Broken::new(needs).await;
+        // Without a value, or with several totals, there can be no index.
+        let is_one = !expected.contains("keep the right one");
+        let index = if is_one { INDEX } else { "" };
+        let broken = Broken::new(&format!("{needs}{index}")).await;
         let reason = broken.refusal(&broken.postmaster(false, true)).await;
         assert!(reason.contains(expected), "{needs}: {reason}");
         for word in ["ALTER", "CREATE", "BEGIN", "USING"] {

@@ -462,3 +462,28 @@ async fn a_client_that_has_locked_the_totals_for_too_long_is_named() {
     other.batch_execute("let go", "COMMIT").await.unwrap();
     becomes(&db, WAITING, "0 2").await;
 }
+
+#[actix::test]
+async fn a_key_whose_total_never_ends_is_left_out_and_all_others_are_folded() {
+    let db = TestDatabase::new().await;
+    db.execute(TABLES).await;
+    db.execute(
+        "CREATE FUNCTION s.sleep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3600); RETURN NEW; END'; \
+         CREATE TRIGGER sleep BEFORE INSERT OR UPDATE ON s.t FOR EACH ROW WHEN (NEW.k = 7) EXECUTE FUNCTION s.sleep(); \
+         INSERT INTO s.q SELECT n % 50, 1 FROM generate_series(1, 500) AS n",
+    )
+    .await;
+    let postmaster = hasty(&db, Duration::from_secs(1), true);
+    let rollup = Rollup::registered(&postmaster, &db, KEYS).await;
+    becomes(&db, "SELECT coalesce(sum(v), 0)::text FROM s.t", "490").await;
+    says(&rollup, "with the key (7) cannot be added and are waiting").await;
+    eventually("its deltas are counted", || async {
+        let status = rollup.status().await.unwrap();
+        status.report.level("pending_estimate") == Some(10)
+    })
+    .await;
+    db.execute("INSERT INTO s.q VALUES (1, 1)").await;
+    becomes(&db, "SELECT coalesce(sum(v), 0)::text FROM s.t", "491").await;
+    db.execute("DROP TRIGGER sleep ON s.t").await;
+    becomes(&db, "SELECT sum(v)::text FROM s.t", "501").await;
+}

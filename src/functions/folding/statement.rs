@@ -3,8 +3,7 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::layout::{CHANGED, Layout};
-use crate::functions::quote::identifier;
-use crate::functions::relation::Relation;
+use crate::functions::relation::{self, Relation};
 use crate::functions::session::ProbeSql;
 
 /// Characters that are percent-encoded in a comment.
@@ -252,7 +251,7 @@ pub(super) fn count_blocks(worker: &str, table: &Relation) -> String {
 
 /// Lets a role see all rows of every table, whatever the policies are.
 pub(in crate::functions) fn bypass_row_security(role: &str) -> String {
-    format!("ALTER ROLE {} BYPASSRLS", identifier(role))
+    format!("ALTER ROLE {} BYPASSRLS", relation::role(role))
 }
 
 /// An expression that tells whether a table has a trigger, other than those of constraints: they run after a row was

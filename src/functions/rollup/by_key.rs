@@ -5,13 +5,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::check::{self, Verdict};
+use super::check::{self, Make, Verdict};
 use super::poison::{Moved, Poison};
 use super::settings::Settings;
 use super::shape::Shape;
 use super::statement::{self, How, NO_NUMBER, Statements};
 use super::turn::{self, Turn};
-use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, UnusableRollup, tables};
+use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, look, relations};
 use crate::database::{DatabaseError, ErrorClass, is_locked, is_made_already, is_stale};
 use crate::functions::folding::{
     At, CHANGED, Fold, Folded, Folder, Found, Isolation, MISCOUNTED, Piece, Queue, Terms, blocks,
@@ -48,6 +48,8 @@ pub(super) struct ByKey {
     pub(super) spent: Duration,
     /// How many keys the next part of a fold in parts has, if the last one did not come to its end.
     pub(super) size: Option<u32>,
+    /// Parts are one key each: the server has cancelled a larger one, and it is not known which key was slow.
+    pub(super) one_by_one: bool,
     /// Keys were folded in this cycle.
     pub(super) passed: bool,
     /// A fold was tried in this cycle.
@@ -273,8 +275,10 @@ impl Folder for ByKey {
     async fn initialize(&self, at: At<'_, Settings>) -> Result<Shape, CycleError> {
         let mut attempts = 1..=ATTEMPTS_MAX;
         loop {
-            let found = tables::look(at.session, at.settings, trusted_owners(at)).await?;
-            match check::check(at.settings, &found).map_err(unusable)? {
+            let found = look::look(at.session, at.settings, trusted_owners(at)).await?;
+            match check::check(at.settings, &found)
+                .map_err(|all| CycleError::Unusable(all.into_error()))?
+            {
                 Verdict::Usable(shape) => {
                     let worker = at.context.name();
                     for warning in check::warnings(at.settings, &found) {
@@ -282,7 +286,7 @@ impl Folder for ByKey {
                     }
                     return Ok(shape);
                 }
-                Verdict::Make { what, told, sql } => {
+                Verdict::Make(Make { what, told, sql }) => {
                     let is_last = attempts.next().is_none();
                     match at.session.batch_execute(what, &sql).await {
                         Ok(()) if is_last => {
@@ -303,16 +307,16 @@ impl Folder for ByKey {
     }
 
     async fn hidden(&self, at: At<'_, Settings>) -> CycleError {
-        let found = match tables::look(at.session, at.settings, trusted_owners(at)).await {
+        let found = match look::look(at.session, at.settings, trusted_owners(at)).await {
             Ok(found) => found,
             Err(error) => return error.into(),
         };
-        let queue = check::hides_nothing(&at.settings.queue, &found.queue, &found.role);
-        match queue {
-            Err(error) => unusable(error),
+        let hidden = relations::hides_rows(&at.settings.queue, &found.queue, &found.role);
+        CycleError::Unusable(match hidden {
+            Some(fault) => Box::new(fault),
             // The policies are gone again.
-            Ok(()) => CycleError::Unusable("row security has just changed".into()),
-        }
+            None => "row security has just changed".into(),
+        })
     }
 
     async fn fold(
@@ -337,7 +341,15 @@ impl Folder for ByKey {
             Err(CycleError::Database(error)) if error.sqlstate().is_some_and(is_locked) => {
                 Box::pin(self.is_locked(error, at, &statements)).await?
             }
-            fold => fold?,
+            Err(error) => {
+                if !error.is_away()
+                    && let Ok(waiting) = Box::pin(self.count_waiting(at)).await
+                {
+                    self.report_pending(at, waiting);
+                }
+                return Err(error);
+            }
+            Ok(fold) => fold,
         };
         if (self.left || self.poison.has_held()) && self.holders.is_none() {
             self.holders = Some(turn::holders(at, &statements).await?);
@@ -433,10 +445,6 @@ fn statements<'s>(at: At<'s, Settings>, shape: &'s Shape) -> Statements<'s> {
 pub(super) fn trusted_owners<'t>(at: At<'t, Settings>) -> &'t [String] {
     let database = at.context.database();
     database.map_or(&[], |database| &database.settings().trusted_owners)
-}
-
-fn unusable(error: UnusableRollup) -> CycleError {
-    CycleError::Unusable(Box::new(error))
 }
 
 /// `true` if the queue keeps every delta, or loses others than those deleted: no key is at fault.

@@ -3,95 +3,154 @@
 use super::objects;
 use super::settings::Settings;
 use super::shape::{Number, Sum};
-use super::tables::{Columns, Table, TableColumn, Tables};
+use super::tables::{Table, TableColumn, Tables};
 use super::unusable::UnusableRollup;
 use crate::functions::relation::Relation;
 
-/// Finds a column that must exist; `mend` creates it.
-pub(super) fn has_column<'t>(
-    relation: &Relation,
-    table: &'t Table,
+/// What is wrong, as it is found.
+type Faults = Vec<UnusableRollup>;
+
+/// Finds a column that must exist; `fits` tells which other column may be this one under another name, and `mend` adds it.
+fn has_column<'t>(
+    (relation, table): (&Relation, &'t Table),
     column: &str,
+    fits: impl Fn(&TableColumn) -> bool,
     mend: Option<String>,
-) -> Result<&'t TableColumn, UnusableRollup> {
-    table
-        .columns
-        .get(column)
-        .ok_or_else(|| UnusableRollup::Column {
+    settings: &Settings,
+    faults: &mut Faults,
+) -> Option<&'t TableColumn> {
+    let found = table.columns.get(column);
+    if found.is_none() {
+        let mut others = table
+            .columns
+            .0
+            .iter()
+            .filter(|other| !settings.names(&other.name) && !other.is_generated && fits(other));
+        let rename = match (others.next(), others.next()) {
+            (Some(other), None) if !table.is_bound => {
+                let rename = objects::rename(relation, &other.name, column);
+                Some((other.name.clone(), rename))
+            }
+            _ => None,
+        };
+        faults.push(UnusableRollup::Column {
             relation: relation.to_string(),
             column: column.to_owned(),
             has: table.columns.names(),
-            mend,
-        })
+            rename,
+            mend: mend.filter(|_| !table.is_bound),
+        });
+    }
+    found
 }
 
-pub(super) fn check_key(
+/// A change of the types of columns: the statements, if they work once what uses the columns is dropped, and what does.
+fn alter(
+    columns: &[(&Relation, &Table, &TableColumn)],
+    kind: &str,
+    by_text: bool,
+) -> (Vec<String>, Option<String>) {
+    let used_by = columns.iter().flat_map(|(_, _, column)| &column.used_by);
+    let mut used_by: Vec<_> = used_by.cloned().collect();
+    used_by.sort();
+    used_by.dedup();
+    let can_be_altered = |(_, table, column): &(&Relation, &Table, &TableColumn)| {
+        !table.is_bound && !column.is_in_partition_key
+    };
+    let alter = columns
+        .iter()
+        .map(|(relation, _, column)| objects::alter_column(relation, &column.name, kind, by_text));
+    let statements: Vec<_> = alter.collect();
+    let mend = columns.iter().all(can_be_altered);
+    (used_by, mend.then(|| statements.join("; ")))
+}
+
+/// Looks for what is wrong with a column of the key.
+pub(super) fn check_key(settings: &Settings, key: &str, tables: &Tables, faults: &mut Faults) {
+    let (queue, totals) = (
+        (&settings.queue, &tables.queue),
+        (&settings.totals, &tables.totals),
+    );
+    let fits = |other: &'_ Table| {
+        let shown = other.columns.get(key).map(|column| column.shown.clone());
+        move |column: &TableColumn| shown.as_ref() == Some(&column.shown)
+    };
+    let of_queue = has_column(queue, key, fits(totals.1), None, settings, faults);
+    let of_totals = has_column(totals, key, fits(queue.1), None, settings, faults);
+    if let (Some(of_queue), Some(of_totals)) = (of_queue, of_totals) {
+        faults.extend(key_types(settings, tables, of_queue, of_totals));
+    }
+    if of_queue.is_some_and(|column| !column.not_null) {
+        let has_null = tables.with_null.iter().any(|column| column == key);
+        faults.push(UnusableRollup::NullableKey {
+            relation: settings.queue.to_string(),
+            column: key.to_owned(),
+            move_rows: has_null.then(|| objects::move_null(&settings.queue, key)),
+            mend: objects::set_not_null(&settings.queue, key),
+        });
+    }
+    if let Some(of_totals) = of_totals {
+        faults.extend(is_computed(settings, tables, of_totals));
+    }
+}
+
+/// What is wrong with the types of a column of the key.
+fn key_types(
     settings: &Settings,
-    key: &str,
     tables: &Tables,
-) -> Result<(), UnusableRollup> {
-    let of_queue = has_column(&settings.queue, &tables.queue, key, None)?;
-    let of_totals = has_column(&settings.totals, &tables.totals, key, None)?;
-    let both = |kind: &str| {
-        format!(
-            "{}; {}",
-            objects::alter_column(&settings.queue, key, kind, false),
-            objects::alter_column(&settings.totals, key, kind, false),
-        )
+    of_queue: &TableColumn,
+    of_totals: &TableColumn,
+) -> Option<UnusableRollup> {
+    let queue = (&settings.queue, &tables.queue, of_queue);
+    let totals = (&settings.totals, &tables.totals, of_totals);
+    let key = |found: String, why, (used_by, mend)| {
+        Some(UnusableRollup::Key {
+            column: of_queue.name.clone(),
+            found,
+            why,
+            used_by,
+            mend,
+        })
     };
     for column in [of_queue, of_totals] {
         if !column.can_be_key {
-            return Err(UnusableRollup::Key {
-                column: key.to_owned(),
-                found: column.shown.clone(),
-                why: "has no built-in sort order",
-                mend: both("text"),
-            });
+            let both = alter(&[queue, totals], "text", false);
+            return key(column.shown.clone(), "has no built-in sort order", both);
         }
         if !column.is_deterministic {
+            let collation = column.collation.as_deref().unwrap_or("of its type");
+            let found = format!("of the collation {collation}");
             let kind = format!("{} COLLATE \"default\"", column.shown);
-            return Err(UnusableRollup::Key {
-                column: key.to_owned(),
-                found: format!(
-                    "of the collation {}",
-                    column.collation.as_deref().unwrap_or("of its type")
-                ),
-                why: "treats different texts as equal",
-                mend: both(&kind),
-            });
+            let both = alter(&[queue, totals], &kind, false);
+            return key(found, "treats different texts as equal", both);
         }
     }
     if of_queue.shown != of_totals.shown {
-        return Err(UnusableRollup::KeyTypes {
-            column: key.to_owned(),
+        let (used_by, mend) = match widens(of_queue, of_totals) {
+            Some(true) => alter(&[queue], &of_totals.shown, false),
+            Some(false) => alter(&[totals], &of_queue.shown, false),
+            None => (Vec::new(), None),
+        };
+        return Some(UnusableRollup::KeyTypes {
+            column: of_queue.name.clone(),
             queue: of_queue.shown.clone(),
             totals: of_totals.shown.clone(),
-            mend: widen_key(settings, of_queue, of_totals),
+            used_by,
+            mend,
         });
     }
     if of_queue.collation != of_totals.collation {
         let collation = of_queue.collation.as_deref().unwrap_or("\"default\"");
+        let found = format!("of the collation {collation} in the queue");
         let kind = format!("{} COLLATE {collation}", of_queue.shown);
-        return Err(UnusableRollup::Key {
-            column: key.to_owned(),
-            found: format!("of the collation {collation} in the queue"),
-            why: "is another one in the totals",
-            mend: objects::alter_column(&settings.totals, key, &kind, false),
-        });
+        let altered = alter(&[totals], &kind, false);
+        return key(found, "is another one in the totals", altered);
     }
-    if !of_queue.not_null {
-        return Err(UnusableRollup::NullableKey {
-            relation: settings.queue.to_string(),
-            column: key.to_owned(),
-            mend: objects::set_not_null(&settings.queue, key),
-        });
-    }
-    is_written(&settings.totals, of_totals)
+    None
 }
 
-/// The statement that changes the narrower of two types to the wider one, if every value of the one is a value of the
-/// other.
-fn widen_key(settings: &Settings, queue: &TableColumn, totals: &TableColumn) -> Option<String> {
+/// Whether the type of the queue's column is the narrower one, if every value of the one is a value of the other.
+fn widens(queue: &TableColumn, totals: &TableColumn) -> Option<bool> {
     let rank = |column: &TableColumn| match (column.kind.as_deref()?, column.number()) {
         (_, Some(Number::SmallInt)) => Some((0, 0)),
         (_, Some(Number::Integer)) => Some((0, 1)),
@@ -101,29 +160,25 @@ fn widen_key(settings: &Settings, queue: &TableColumn, totals: &TableColumn) -> 
         _ => None,
     };
     let ((kind, narrow), (other, wide)) = (rank(queue)?, rank(totals)?);
-    let column = &queue.name;
-    if kind != other || narrow == wide {
-        return None;
-    }
-    Some(if narrow < wide {
-        objects::alter_column(&settings.queue, column, &totals.shown, false)
-    } else {
-        objects::alter_column(&settings.totals, column, &queue.shown, false)
-    })
+    (kind == other && narrow != wide).then_some(narrow < wide)
 }
 
-/// The columns that are added up, if their sums can be exact.
-pub(super) fn sums(settings: &Settings, tables: &Tables) -> Result<Vec<Sum>, UnusableRollup> {
+/// The columns that are added up, as far as their sums can be exact.
+pub(super) fn sums(settings: &Settings, tables: &Tables, faults: &mut Faults) -> Vec<Sum> {
     let mut sums = Vec::new();
     for column in &settings.sum.0 {
-        let delta = has_column(&settings.queue, &tables.queue, &column.delta, None)?;
-        sums.push(sum(settings, tables, &column.total, Some(delta))?);
+        let queue = (&settings.queue, &tables.queue);
+        let is_number = |other: &TableColumn| other.number().is_some();
+        let delta = has_column(queue, &column.delta, is_number, None, settings, faults);
+        if let Some(delta) = delta {
+            sums.extend(sum(settings, tables, &column.total, Some(delta), faults));
+        }
     }
     if let Some(count) = &settings.count {
         let delta = tables.queue.columns.get(count);
-        sums.push(sum(settings, tables, count, delta)?);
+        sums.extend(sum(settings, tables, count, delta, faults));
     }
-    Ok(sums)
+    sums
 }
 
 /// A column that is added up; without a `delta`, it counts rows.
@@ -132,95 +187,119 @@ fn sum(
     tables: &Tables,
     total: &str,
     delta: Option<&TableColumn>,
-) -> Result<Sum, UnusableRollup> {
-    let inexact = |column: &str, why: String, mend: Option<String>| UnusableRollup::Inexact {
-        column: column.to_owned(),
-        why,
-        mend,
-    };
-    // A floating-point column becomes numeric by way of its text, which keeps every digit.
-    let alter = |relation: &Relation, column: &TableColumn| {
-        let is_float = matches!(column.kind.as_deref(), Some("float4" | "float8"));
-        is_float.then(|| objects::alter_column(relation, &column.name, "numeric", true))
-    };
-    let of_delta = match delta {
-        None => Number::BigInt,
-        Some(delta) => delta.number().ok_or_else(|| {
-            let why = format!(
-                "\"{}\" of the queue is {}, and not numeric or an integer",
-                delta.name, delta.shown
-            );
-            inexact(&delta.name, why, alter(&settings.queue, delta))
-        })?,
-    };
+    faults: &mut Faults,
+) -> Option<Sum> {
     let kind = delta.map_or(Some("bigint"), objects::total_type);
     let mend = kind.map(|kind| objects::add_total(&settings.totals, total, kind));
-    let column = has_column(&settings.totals, &tables.totals, total, mend)?;
-    let number = column.number().ok_or_else(|| {
-        let why = format!(
-            "\"{total}\" of the totals is {}, and not numeric or an integer",
-            column.shown
-        );
-        inexact(total, why, alter(&settings.totals, column))
-    })?;
-    let digits = match (of_delta, delta.and_then(|delta| delta.scale)) {
-        (Number::Numeric, None) => None,
-        (Number::Numeric, Some(scale)) => Some(scale.max(0)),
-        _ => Some(0),
-    };
-    let rounds = match (number, column.scale, digits) {
-        (Number::Numeric, None, _) => false,
-        (Number::Numeric, Some(scale), Some(digits)) => digits > scale,
-        (Number::Numeric, Some(_), None) => true,
-        (_, _, Some(0)) => of_delta == Number::Numeric,
-        _ => true,
-    };
-    if rounds {
-        let shown = delta.map_or("bigint", |delta| &delta.shown);
-        let why = format!(
-            "its deltas are {shown}, and {} would round them",
-            column.shown
-        );
-        let mend = objects::alter_column(&settings.totals, total, "numeric", false);
-        return Err(inexact(total, why, Some(mend)));
+    let is_number = |other: &TableColumn| other.number().is_some();
+    let totals = (&settings.totals, &tables.totals);
+    let column = has_column(totals, total, is_number, mend, settings, faults);
+    if let Some(delta) = delta.filter(|delta| delta.number().is_none()) {
+        faults.push(not_exact((&settings.queue, &tables.queue, delta), "queue"));
     }
-    is_written(&settings.totals, column)?;
-    Ok(Sum {
+    let column = column?;
+    let found = faults.len();
+    match column.number() {
+        None => faults.push(not_exact((totals.0, totals.1, column), "totals")),
+        Some(number) if does_round(delta, column, number) => {
+            let shown = delta.map_or("bigint", |delta| &delta.shown);
+            let why = format!(
+                "its deltas are {shown}, and {} would round them",
+                column.shown
+            );
+            let (used_by, mend) = alter(&[(totals.0, totals.1, column)], "numeric", false);
+            let column = total.to_owned();
+            faults.push(UnusableRollup::Inexact {
+                column,
+                why,
+                used_by,
+                mend,
+            });
+        }
+        Some(_) => {}
+    }
+    faults.extend(is_computed(settings, tables, column));
+    (faults.len() == found).then(|| Sum {
         total: total.to_owned(),
         delta: delta.map(|delta| delta.name.clone()),
     })
 }
 
-/// Refuses a column that only the server may write.
-fn is_written(totals: &Relation, column: &TableColumn) -> Result<(), UnusableRollup> {
-    if !column.is_generated && !column.is_identity {
-        return Ok(());
+/// A column that holds no exact numbers. A floating-point column becomes numeric by way of its text, which keeps every
+/// digit.
+fn not_exact(at: (&Relation, &Table, &TableColumn), whose: &str) -> UnusableRollup {
+    let TableColumn {
+        name, shown, kind, ..
+    } = at.2;
+    let is_float = matches!(kind.as_deref(), Some("float4" | "float8"));
+    let (used_by, mend) = if is_float {
+        alter(&[at], "numeric", true)
+    } else {
+        (Vec::new(), None)
+    };
+    UnusableRollup::Inexact {
+        column: name.clone(),
+        why: format!("\"{name}\" of the {whose} is {shown}, and not numeric or an integer"),
+        used_by,
+        mend,
     }
-    Err(UnusableRollup::Computed {
+}
+
+/// `true` if deltas would be rounded in this column of the totals.
+fn does_round(delta: Option<&TableColumn>, column: &TableColumn, number: Number) -> bool {
+    let of_delta = delta.map_or(Some(Number::BigInt), TableColumn::number);
+    let digits = match (of_delta, delta.and_then(|delta| delta.scale)) {
+        // That is another fault.
+        (None, _) => return false,
+        (Some(Number::Numeric), None) => None,
+        (Some(Number::Numeric), Some(scale)) => Some(scale.max(0)),
+        _ => Some(0),
+    };
+    match (number, column.scale, digits) {
+        (Number::Numeric, None, _) => false,
+        (Number::Numeric, Some(scale), Some(digits)) => digits > scale,
+        (Number::Numeric, Some(_), None) => true,
+        (_, _, Some(0)) => of_delta == Some(Number::Numeric),
+        _ => true,
+    }
+}
+
+/// Refuses a column of the totals that only the server may write.
+fn is_computed(
+    settings: &Settings,
+    tables: &Tables,
+    column: &TableColumn,
+) -> Option<UnusableRollup> {
+    let totals = &settings.totals;
+    let can_be_written = !column.is_virtual && !(tables.totals.is_bound && column.is_generated);
+    (column.is_generated || column.is_identity).then(|| UnusableRollup::Computed {
         relation: totals.to_string(),
         column: column.name.clone(),
-        mend: objects::let_be_written(totals, &column.name, column.is_generated),
+        mend: can_be_written
+            .then(|| objects::let_be_written(totals, &column.name, column.is_generated)),
     })
 }
 
 /// Refuses other columns of the totals that need a value in each new row.
-pub(super) fn check_other_columns(
-    settings: &Settings,
-    totals: &Columns,
-) -> Result<(), UnusableRollup> {
-    let is_ours = |name: &str| {
-        settings.keys.iter().any(|key| key == name)
-            || settings.total_columns().any(|total| total == name)
-    };
-    let required = totals.0.iter().find(|column| {
-        column.not_null && !column.has_default && !column.is_generated && !is_ours(&column.name)
-    });
-    match required {
-        None => Ok(()),
-        Some(column) => Err(UnusableRollup::Required {
-            relation: settings.totals.to_string(),
-            column: column.name.clone(),
-            mend: objects::drop_not_null(&settings.totals, &column.name),
-        }),
+pub(super) fn check_other_columns(settings: &Settings, tables: &Tables, faults: &mut Faults) {
+    let required = tables
+        .totals
+        .columns
+        .0
+        .iter()
+        .filter(|column| column.not_null && !column.has_default && !column.is_generated);
+    for column in required.filter(|column| !settings.is_of_totals(&column.name)) {
+        let (totals, name) = (&settings.totals, &column.name);
+        let is_time = matches!(
+            column.kind.as_deref(),
+            Some("timestamptz" | "timestamp" | "date" | "timetz" | "time")
+        );
+        let may_be_null = !tables.totals.is_bound && !tables.identity.contains(name);
+        faults.push(UnusableRollup::Required {
+            relation: totals.to_string(),
+            column: name.clone(),
+            default: is_time.then(|| objects::set_default_now(totals, name)),
+            mend: may_be_null.then(|| objects::drop_not_null(totals, name)),
+        });
     }
 }

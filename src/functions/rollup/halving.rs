@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_postgres::SimpleQueryRow;
 
 use super::statement::{How, PATIENCE, Statements, hash, key, queue};
-use crate::database::UNDONE;
+use crate::database::{CANCELLED, UNDONE};
 use crate::functions::folding::{CHANGED, MISCOUNTED, Piece, comment};
 use crate::functions::ownership;
 use crate::functions::quote::literal;
@@ -66,6 +66,8 @@ pub(super) struct Halving<'h> {
     /// The order of the keys follows from it, so that no key is always the last.
     pub(super) seed: i64,
     pub(super) first: Part,
+    /// Each part is one key: the server has cancelled one with more.
+    pub(super) one_by_one: bool,
 }
 
 /// How much of a piece the first part is.
@@ -211,6 +213,11 @@ impl Halving<'_> {
         let insertions = [
             ("{milliseconds}", self.budget.as_millis().to_string()),
             ("{size}", size),
+            (
+                "{most}",
+                if self.one_by_one { 1 } else { i32::MAX }.to_string(),
+            ),
+            ("{cancelled}", literal(CANCELLED)),
             ("{seed}", self.seed.to_string()),
             ("{few}", FEW.to_string()),
             ("{undone}", literal(UNDONE)),
@@ -306,6 +313,12 @@ impl Report {
             .map(|row| row.get(0).unwrap_or_default())
             .collect();
         Self::of(&values)
+    }
+
+    /// `true` if the server has cancelled the last part, which was one key.
+    pub(super) fn was_cancelled(&self) -> bool {
+        let last = self.findings.last();
+        last.is_some_and(|finding| finding.failure.sqlstate == CANCELLED)
     }
 
     fn of(values: &[&str]) -> Option<Self> {

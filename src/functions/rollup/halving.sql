@@ -98,10 +98,14 @@ BEGIN
                 EXECUTE {fold_many} INTO outcome USING part;
             END IF;
             PERFORM {miscounted};
-        EXCEPTION WHEN OTHERS OR assert_failure THEN
+        EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
             GET STACKED DIAGNOSTICS code := RETURNED_SQLSTATE, said := MESSAGE_TEXT,
                 violated := CONSTRAINT_NAME, field := COLUMN_NAME;
             IF code = {undone} AND (pg_catalog.strpos(said, {changed}) > 0 OR pg_catalog.strpos(said, {deleted_others}) > 0) THEN
+                RAISE;
+            END IF;
+            -- The server cancels a statement once: from now on, nothing would end the next part.
+            IF code = {cancelled} AND high > low THEN
                 RAISE;
             END IF;
         END;
@@ -117,7 +121,7 @@ BEGIN
             passed := passed + high - low + 1;
             low := high + 1;
             undone := 0;
-            size := CASE WHEN failed >= low THEN greatest((failed - low + 1) / 2, 1) ELSE least(size * 2, bound) END;
+            size := CASE WHEN failed >= low THEN greatest((failed - low + 1) / 2, 1) ELSE least(size * 2, bound, {most}) END;
         ELSIF high > low THEN
             failed := high;
             size := (high - low + 1) / 2;
@@ -151,10 +155,11 @@ BEGIN
             report := pg_catalog.array_append(report, ARRAY[what, hashes[start]::pg_catalog.text, coalesce(name, ''), code,
                 pg_catalog.left(said, 500), coalesce(violated, ''), coalesce(field, '')]::pg_catalog.text);
             low := low + 1;
-            size := greatest(least(passed, bound), 1);
+            size := greatest(least(passed, bound, {most}), 1);
             failed := 0;
             passed := 0;
             undone := 0;
+            EXIT WHEN code = {cancelled};
         END IF;
     END LOOP;
     PERFORM pg_catalog.set_config({report}, pg_catalog.array_prepend(ARRAY[

@@ -37,8 +37,9 @@ impl ByKey {
     ) -> Result<Fold<Keys>, CycleError> {
         let rejected = at.settings.rejected();
         let is_slow = |why: &DatabaseError| why.class() == ErrorClass::Cancelled;
+        self.one_by_one |= why.as_ref().is_some_and(is_slow);
         let mut first = match (&why, self.size) {
-            (Some(why), _) if is_slow(why) => Part::Keys(1),
+            _ if self.one_by_one => Part::Keys(1),
             (_, Some(size)) => Part::Keys(size),
             (Some(_), None) => Part::Little,
             (None, None) => Part::Whole,
@@ -68,10 +69,12 @@ impl ByKey {
                 budget: at_once.min(left),
                 seed: fastrand::i64(..),
                 first,
+                one_by_one: self.one_by_one,
             };
             let sql = halving.sql();
             let rows = match at.session.simple_query("fold in parts", &sql).await {
-                Err(error) if is_slow(&error) && first != Part::Keys(1) && piece.blocks <= 1 => {
+                Err(error) if is_slow(&error) && !self.one_by_one => {
+                    self.one_by_one = true;
                     first = Part::Keys(1);
                     continue;
                 }
@@ -97,6 +100,7 @@ impl ByKey {
                     why.map_or_else(|| CycleError::Unusable(everywhere.into()), CycleError::from)
                 );
             }
+            self.one_by_one &= !report.is_done && !report.was_cancelled();
             self.size = (!report.is_done).then_some(report.size);
             first = self.size.map_or(Part::Whole, Part::Keys);
             let has_more = !report.is_done || self.poison.moves();

@@ -4,7 +4,10 @@ use super::settings::Settings;
 use super::shape::Number;
 use super::tables::{Columns, Deferrable, TableColumn};
 use crate::functions::quote::identifier;
-use crate::functions::relation::{self, Relation};
+use crate::functions::relation::{self, NAME_MAX, Relation};
+
+/// Suffix that turns the queue's name into the name of a table for rows without a key.
+const NULL: &str = "_null";
 
 /// Creates the table that poison is moved to.
 pub(super) fn create_rejected(settings: &Settings, rejected: &Relation) -> String {
@@ -75,26 +78,24 @@ pub(super) fn create_totals(settings: &Settings, queue: &Columns) -> Option<Stri
     ))
 }
 
-/// Creates the queue that fits totals. `None` if the totals lack a column.
-pub(super) fn create_queue(settings: &Settings, totals: &Columns) -> Option<String> {
-    let keys = settings
-        .keys
-        .iter()
-        .map(|key| Some(format!("{} NOT NULL", declared(totals.get(key)?))));
-    let mut columns = keys.collect::<Option<Vec<_>>>()?;
-    for column in &settings.sum.0 {
-        let total = totals.get(&column.total)?;
-        columns.push(format!(
-            "{} {} NOT NULL",
-            identifier(&column.delta),
-            total.shown
-        ));
-    }
-    Some(format!(
+/// Creates a queue. Columns have the types of the totals, or the usual ones where there are none.
+pub(super) fn create_queue(settings: &Settings, totals: &Columns) -> String {
+    let keys = settings.keys.iter().map(|key| {
+        let column = totals.get(key);
+        let column = column.map_or_else(|| format!("{} text", identifier(key)), declared);
+        format!("{column} NOT NULL")
+    });
+    let deltas = settings.sum.0.iter().map(|column| {
+        let total = totals.get(&column.total);
+        let kind = total.map_or("bigint", |total| &total.shown);
+        format!("{} {kind} NOT NULL", identifier(&column.delta))
+    });
+    let columns: Vec<_> = keys.chain(deltas).collect();
+    format!(
         "CREATE TABLE {} ({})",
         settings.queue.sql(),
         columns.join(", ")
-    ))
+    )
 }
 
 /// The type of totals that loses nothing of these deltas. `None` if they are neither integers nor numeric.
@@ -111,6 +112,16 @@ pub(super) fn add_total(totals: &Relation, column: &str, kind: &str) -> String {
         "ALTER TABLE {} ADD COLUMN {} {kind} NOT NULL DEFAULT 0",
         totals.sql(),
         identifier(column)
+    )
+}
+
+/// Gives a column the name that the settings have for it.
+pub(super) fn rename(table: &Relation, from: &str, to: &str) -> String {
+    format!(
+        "ALTER TABLE {} RENAME COLUMN {} TO {}",
+        table.sql(),
+        identifier(from),
+        identifier(to)
     )
 }
 
@@ -131,6 +142,41 @@ pub(super) fn alter_column(table: &Relation, column: &str, kind: &str, by_text: 
 pub(super) fn set_not_null(table: &Relation, column: &str) -> String {
     format!(
         "ALTER TABLE {} ALTER COLUMN {} SET NOT NULL",
+        table.sql(),
+        identifier(column)
+    )
+}
+
+/// Shows the rows of a queue that belong to no key.
+pub(super) fn show_null(queue: &Relation, key: &str) -> String {
+    format!(
+        "SELECT FROM {} WHERE {} IS NULL",
+        queue.sql(),
+        identifier(key)
+    )
+}
+
+/// Moves the rows of a queue that belong to no key to a table of their own.
+pub(super) fn move_null(queue: &Relation, key: &str) -> String {
+    let name = match &*queue.name {
+        name if name.len() <= NAME_MAX - NULL.len() => format!("{name}{NULL}"),
+        _ => format!("rows{NULL}"),
+    };
+    let kept = Relation {
+        schema: queue.schema.clone(),
+        name,
+    };
+    let (queue, kept, key) = (queue.sql(), kept.sql(), identifier(key));
+    format!(
+        "CREATE TABLE IF NOT EXISTS {kept} (LIKE {queue}); ALTER TABLE {kept} ALTER COLUMN {key} DROP NOT NULL; \
+         WITH moved AS (DELETE FROM {queue} WHERE {key} IS NULL RETURNING *) INSERT INTO {kept} SELECT * FROM moved"
+    )
+}
+
+/// Gives new totals a time of their own.
+pub(super) fn set_default_now(table: &Relation, column: &str) -> String {
+    format!(
+        "ALTER TABLE {} ALTER COLUMN {} SET DEFAULT pg_catalog.now()",
         table.sql(),
         identifier(column)
     )
@@ -163,6 +209,33 @@ pub(super) fn create_index(totals: &Relation, keys: &[String]) -> String {
         "CREATE UNIQUE INDEX ON {} ({})",
         totals.sql(),
         key_list(keys)
+    )
+}
+
+/// Shows the keys that have several totals.
+pub(super) fn show_duplicates(settings: &Settings) -> String {
+    let keys = key_list(&settings.keys);
+    format!(
+        "SELECT {keys}, pg_catalog.count(*) FROM {} WHERE ({keys}) IS NOT NULL GROUP BY {keys} \
+         HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 1",
+        settings.totals.sql()
+    )
+}
+
+/// Adds up the totals of each key that has several, and makes the index that keeps one the only one.
+pub(super) fn fold_duplicates(settings: &Settings) -> String {
+    let (totals, keys) = (settings.totals.sql(), key_list(&settings.keys));
+    let columns: Vec<_> = settings.total_columns().map(identifier).collect();
+    let sums = columns.iter().map(|name| format!("pg_catalog.sum({name})"));
+    let sums: Vec<_> = sums.collect();
+    format!(
+        "BEGIN; LOCK TABLE {totals}; WITH several AS (DELETE FROM ONLY {totals} WHERE ctid OPERATOR(pg_catalog.=) ANY \
+         (ARRAY(SELECT place FROM (SELECT ctid AS place, pg_catalog.count(*) OVER (PARTITION BY {keys}) AS n \
+         FROM ONLY {totals} WHERE ({keys}) IS NOT NULL) AS t WHERE n OPERATOR(pg_catalog.>) 1)) RETURNING *) \
+         INSERT INTO {totals} ({keys}, {columns}) SELECT {keys}, {sums} FROM several GROUP BY {keys}; {index}; COMMIT",
+        columns = columns.join(", "),
+        sums = sums.join(", "),
+        index = create_index(&settings.totals, &settings.keys),
     )
 }
 

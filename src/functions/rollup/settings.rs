@@ -144,6 +144,21 @@ impl Settings {
         })
     }
 
+    /// `true` if these columns are exactly those of the key, in any order.
+    pub(super) fn is_key(&self, columns: &[String]) -> bool {
+        columns.len() == self.keys.len() && self.keys.iter().all(|key| columns.contains(key))
+    }
+
+    /// `true` if a column of the totals is one of those that these settings name.
+    pub(super) fn is_of_totals(&self, column: &str) -> bool {
+        self.keys.iter().any(|key| key == column) || self.total_columns().any(|one| one == column)
+    }
+
+    /// `true` if these settings name a column, of either table.
+    pub(super) fn names(&self, column: &str) -> bool {
+        self.is_of_totals(column) || self.sum.0.iter().any(|sum| sum.delta == column)
+    }
+
     /// The columns of the totals that are added to.
     pub(super) fn total_columns(&self) -> impl Iterator<Item = &str> {
         let sums = self.sum.0.iter().map(|column| &*column.total);

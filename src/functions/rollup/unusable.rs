@@ -13,8 +13,19 @@ pub enum UnusableRollup {
     Missing {
         /// The table.
         relation: String,
-        /// The statement that creates it, if the types of its columns follow from the other table.
+        /// The statements that create it, if the types of its columns follow from the other table.
         mend: Option<String>,
+    },
+    /// Neither table exists, so the types of the queue's columns are not known.
+    #[error(
+        "{relation} does not exist; this makes it, once \"text\" and \"bigint\" are replaced by the types of your \
+         columns where these are others: {mend}"
+    )]
+    NoTables {
+        /// The queue.
+        relation: String,
+        /// The statements.
+        mend: String,
     },
     /// The name belongs to something else.
     #[error("{relation} is {found}: it must be {expected}")]
@@ -60,7 +71,10 @@ pub enum UnusableRollup {
         mend: String,
     },
     /// A column does not exist.
-    #[error("{relation} has no column \"{column}\"{}; its columns are {has}", this_makes_it(.mend.as_deref()))]
+    #[error(
+        "{relation} has no column \"{column}\"{}{}; its columns are {has}",
+        renamed(.rename.as_ref()), this_makes_it_at_0(.mend.as_deref())
+    )]
     Column {
         /// The table.
         relation: String,
@@ -68,13 +82,15 @@ pub enum UnusableRollup {
         column: String,
         /// The columns that the table has.
         has: String,
+        /// A column that may be this one under an earlier name, and the statement that renames it.
+        rename: Option<(String, String)>,
         /// The statement that adds it, if its type follows from the other table.
         mend: Option<String>,
     },
     /// A column of the key has different types in the two tables: one may hold what the other cannot.
     #[error(
-        "the key \"{column}\" is {queue} in the queue and {totals} in the totals: they must be the same{}",
-        this_mends_it(.mend.as_deref())
+        "the key \"{column}\" is {queue} in the queue and {totals} in the totals: they must be the same{}{}",
+        after(.used_by), this_mends_it(.mend.as_deref())
     )]
     KeyTypes {
         /// The column.
@@ -83,11 +99,16 @@ pub enum UnusableRollup {
         queue: String,
         /// Its type in the totals.
         totals: String,
+        /// What has to be dropped before the type can be changed.
+        used_by: Vec<String>,
         /// The statement, where there is one that keeps every value.
         mend: Option<String>,
     },
     /// The values of a column of the key cannot be told apart in the way an index does.
-    #[error("the key \"{column}\" is {found}, which {why}; this corrects it: {mend}")]
+    #[error(
+        "the key \"{column}\" is {found}, which {why}{}{}",
+        after(.used_by), this_mends_it(.mend.as_deref())
+    )]
     Key {
         /// The column.
         column: String,
@@ -95,66 +116,81 @@ pub enum UnusableRollup {
         found: String,
         /// What is wrong with it.
         why: &'static str,
-        /// The statements.
-        mend: String,
+        /// What has to be dropped before the type can be changed.
+        used_by: Vec<String>,
+        /// The statements, where there are some that work.
+        mend: Option<String>,
     },
     /// A column of the key may be NULL, and a unique index does not keep NULL unique.
-    #[error("the key \"{column}\" of {relation} may be NULL; this refuses it: {mend}")]
+    #[error("the key \"{column}\" of {relation} may be NULL{}; this refuses it: {mend}", without_key(.move_rows.as_deref()))]
     NullableKey {
         /// The queue.
         relation: String,
         /// The column.
         column: String,
+        /// The statements that move rows with NULL away, if there are some.
+        move_rows: Option<String>,
         /// The statement.
         mend: String,
     },
     /// The sums of a column would not be exact.
-    #[error("the sum \"{column}\" cannot be exact: {why}{}", this_mends_it(.mend.as_deref()))]
+    #[error(
+        "the sum \"{column}\" cannot be exact: {why}{}{}",
+        after(.used_by), this_mends_it(.mend.as_deref())
+    )]
     Inexact {
         /// The column.
         column: String,
         /// Why they would not be exact.
         why: String,
+        /// What has to be dropped before the type can be changed.
+        used_by: Vec<String>,
         /// The statement, where there is one that keeps every value.
         mend: Option<String>,
     },
     /// The server itself generates the values of a column that the worker must write.
     #[error(
-        "the server alone writes the column \"{column}\" of {relation}; this lets others: {mend}"
+        "the server alone writes the column \"{column}\" of {relation}{}",
+        .mend.as_ref().map_or_else(String::new, |mend| format!("; this lets others: {mend}"))
     )]
     Computed {
         /// The totals.
         relation: String,
         /// The column.
         column: String,
-        /// The statement.
-        mend: String,
+        /// The statement, where there is one.
+        mend: Option<String>,
     },
     /// A column that the worker does not write must have a value.
     #[error(
-        "the column \"{column}\" of {relation} must not be NULL, has no default, and is neither key nor sum; \
-         this lets it be NULL: {mend}"
+        "the column \"{column}\" of {relation} must not be NULL, has no default, and is neither key nor sum{}",
+        required(.default.as_deref(), .mend.as_deref())
     )]
     Required {
         /// The totals.
         relation: String,
         /// The column.
         column: String,
-        /// The statement.
-        mend: String,
+        /// The statement that gives it a default, if it is a time.
+        default: Option<String>,
+        /// The statement that lets it be NULL, if it may be.
+        mend: Option<String>,
     },
     /// No index ensures that a key has only one total.
     #[error(
-        "{relation} has no unique index on exactly ({keys}), without a condition; this \
-         makes one: {mend}"
+        "{relation} has no unique index on exactly ({keys}), without a condition{}{}",
+        several(.duplicates.as_ref()),
+        .mend.as_ref().map_or_else(String::new, |mend| format!("; this makes one: {mend}"))
     )]
     NoUniqueIndex {
         /// The totals.
         relation: String,
         /// The columns of the key.
         keys: String,
-        /// The statement.
-        mend: String,
+        /// The statements that show keys with several totals, and that make each one total, if there are such keys.
+        duplicates: Option<(String, Option<String>)>,
+        /// The statement, if such an index can be made.
+        mend: Option<String>,
     },
     /// A constraint on the key is deferrable, so an upsert cannot rely on it.
     #[error(
@@ -169,7 +205,7 @@ pub enum UnusableRollup {
         mend: String,
     },
     /// The view shows something else.
-    #[error("the view {view} {why}; this {how}: {mend}")]
+    #[error("the view {view} {why}{}; this {how}: {mend}", after(.used_by))]
     View {
         /// The view.
         view: String,
@@ -177,6 +213,8 @@ pub enum UnusableRollup {
         why: String,
         /// What the statements do to it.
         how: &'static str,
+        /// What has to be dropped before the view can be.
+        used_by: Vec<String>,
         /// The statements.
         mend: String,
     },
@@ -202,4 +240,59 @@ fn this_mends_it(mend: Option<&str>) -> String {
 
 fn this_makes_it(mend: Option<&str>) -> String {
     mend.map_or_else(String::new, |mend| format!("; this makes it: {mend}"))
+}
+
+fn this_makes_it_at_0(mend: Option<&str>) -> String {
+    mend.map_or_else(String::new, |mend| {
+        format!("; this makes it, and it begins at 0 in totals that exist: {mend}")
+    })
+}
+
+fn renamed(rename: Option<&(String, String)>) -> String {
+    rename.map_or_else(String::new, |(other, rename)| {
+        format!("; if \"{other}\" is this column under another name, this renames it: {rename}")
+    })
+}
+
+fn after(used_by: &[String]) -> String {
+    if used_by.is_empty() {
+        return String::new();
+    }
+    let used_by = used_by.join(", ");
+    format!("; first drop what depends on it ({used_by}), and make that again afterwards")
+}
+
+fn without_key(move_rows: Option<&str>) -> String {
+    move_rows.map_or_else(String::new, |move_rows| {
+        format!(
+            ", and is in some rows, which belong to no total: give them a key, or this moves them to another table: {move_rows}"
+        )
+    })
+}
+
+fn required(default: Option<&str>, mend: Option<&str>) -> String {
+    match (default, mend) {
+        (None, None) => {
+            ", and it identifies the rows: give it a default, or make it a key".to_owned()
+        }
+        (Some(default), None) => format!("; this gives it a default: {default}"),
+        (None, Some(mend)) => format!("; this lets it be NULL: {mend}"),
+        (Some(default), Some(mend)) => {
+            format!("; this gives it a default: {default}; or this lets it be NULL: {mend}")
+        }
+    }
+}
+
+fn several(duplicates: Option<&(String, Option<String>)>) -> String {
+    match duplicates {
+        None => String::new(),
+        Some((show, None)) => {
+            format!(
+                "; some keys may have several totals, which this shows: {show}; make each of them one first"
+            )
+        }
+        Some((show, Some(fold))) => format!(
+            "; some keys may have several totals, which this shows: {show}; this adds them up and makes the index: {fold}"
+        ),
+    }
 }

@@ -20,7 +20,7 @@ use super::settings::{Job, Settings};
 use super::tables;
 use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
 use crate::context::{JobState, WorkerContext};
-use crate::database::{Database, DatabaseError, ErrorClass, is_missing};
+use crate::database::{Database, DatabaseError, ErrorClass, is_denied, is_missing};
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
@@ -172,6 +172,7 @@ impl Scheduled {
                 | Ran::Interrupted,
             ) => {}
             Err(error) => {
+                self.looks_again_after(error);
                 let why = error.to_string();
                 if run.has_begun() && error.is_away() {
                     was_lost(context.name(), tick, &why);
@@ -187,6 +188,13 @@ impl Scheduled {
             }
         }
         Ok(self.ran(context, ran?, begin.elapsed()))
+    }
+
+    /// Has the next cycle look at the tables again if the role lacks a privilege: that look says which, and how to grant it.
+    fn looks_again_after(&mut self, error: &DatabaseError) {
+        if error.sqlstate().is_some_and(is_denied) {
+            self.seal = None;
+        }
     }
 
     /// Turns a run into the outcome of the cycle, and keeps what spares the next cycle its look.
@@ -322,7 +330,7 @@ impl Routine for Scheduled {
                     "the tables of jobs are gone, and are made again".into(),
                 ));
             }
-            look => look?,
+            look => look.inspect_err(|error| self.looks_again_after(error))?,
         };
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();

@@ -12,7 +12,8 @@ use tracing::info;
 
 use crate::database::{DatabaseError, is_made_already};
 use crate::functions::ownership::{self, Facts, RUNS_CODE, UntrustedTables};
-use crate::functions::quote::{identifier, literal};
+use crate::functions::privileges::Creating;
+use crate::functions::quote::literal;
 use crate::functions::relation::{self, Relation, shown};
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
@@ -47,7 +48,12 @@ static LOOK: LazyLock<String> = LazyLock::new(|| {
          current_user::pg_catalog.text AS role, pg_catalog.current_database()::pg_catalog.text AS database, \
          CASE WHEN n.oid IS NULL \
          THEN pg_catalog.has_database_privilege(pg_catalog.current_database()::pg_catalog.text, 'CREATE') \
-         ELSE pg_catalog.has_schema_privilege(n.oid, 'CREATE') END AS may_create, {} AS seal, {} \
+         ELSE pg_catalog.has_schema_privilege(n.oid, 'CREATE') END AS may_create, \
+         pg_catalog.array_remove(ARRAY[CASE WHEN NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE') THEN 'use the schema of' END, \
+         CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'SELECT') THEN 'SELECT from' END, \
+         CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'INSERT') THEN 'INSERT into' END, \
+         CASE WHEN NOT pg_catalog.has_table_privilege(c.oid, 'UPDATE') THEN 'UPDATE' END], NULL) AS lacking, \
+         {} AS seal, {} \
          FROM (VALUES ('job'), ('job_run')) AS wanted (name) \
          LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) '{SCHEMA}' \
          LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
@@ -74,6 +80,8 @@ pub(super) enum TablesError {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Untrusted(#[from] UntrustedTables),
+    #[error("the role may not {lacking}; to grant that, the owner runs: {mend}")]
+    Privileges { lacking: String, mend: String },
     #[error("{table} is not an ordinary table: jobs need a table of this name")]
     Kind { table: String },
     #[error(
@@ -135,6 +143,7 @@ pub(super) async fn make(session: &Session, trusted: &[String]) -> Result<String
 /// Decides whether the tables that were found can be used. `None` if one is missing.
 fn judge(rows: &[Row], trusted: &[String]) -> Result<Option<String>, TablesError> {
     let (mut doubts, mut missing, mut seal) = (Vec::new(), None, None);
+    let mut lacking = Vec::new();
     for row in rows {
         let (facts, role): (_, String) = (Facts::of(row), row.get("role"));
         let relation = Relation {
@@ -153,10 +162,18 @@ fn judge(rows: &[Row], trusted: &[String]) -> Result<Option<String>, TablesError
             }
             None => missing = Some(row),
         }
+        let lacks: Vec<String> = row.get("lacking");
+        if !lacks.is_empty() {
+            lacking.push(format!("{} {relation}", lacks.join(", ")));
+        }
         seal = row.get("seal");
     }
     let role = rows.first().map_or("", |row| row.get("role"));
     UntrustedTables::refuse(role, doubts)?;
+    if missing.is_none() && !lacking.is_empty() {
+        let (lacking, mend) = (lacking.join("; "), grant(role).join("; "));
+        return Err(TablesError::Privileges { lacking, mend });
+    }
     match missing {
         None => Ok(seal),
         Some(row) if row.get("may_create") => Ok(None),
@@ -166,24 +183,28 @@ fn judge(rows: &[Row], trusted: &[String]) -> Result<Option<String>, TablesError
 
 /// Says that the role may not create the tables, and which statement allows it.
 fn not_made(row: &Row) -> TablesError {
-    let role: String = row.get("role");
-    let to = relation::role(&role);
-    let mend = if row.get("has_schema") {
-        format!("GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {to}")
-    } else {
-        let database = identifier(row.get("database"));
-        format!("GRANT CREATE ON DATABASE {database} TO {to}")
+    let creating = Creating {
+        role: row.get("role"),
+        database: row.get("database"),
+        schema: row.get::<_, bool>("has_schema").then_some(SCHEMA),
     };
-    TablesError::NotMade { role, mend }
+    TablesError::NotMade {
+        role: creating.role.to_owned(),
+        mend: creating.grant(),
+    }
 }
 
 /// The statements that create the tables, and let a role run jobs.
 pub(super) fn objects(role: &str) -> Vec<String> {
+    let statements = CREATE.split("; ").map(str::to_owned);
+    statements.chain(grant(role)).collect()
+}
+
+/// The statements that let a role run jobs.
+fn grant(role: &str) -> [String; 2] {
     let role = relation::role(role);
-    let mut statements: Vec<_> = CREATE.split("; ").map(str::to_owned).collect();
-    statements.push(format!("GRANT USAGE ON SCHEMA bgworker TO {role}"));
-    statements.push(format!(
-        "GRANT SELECT, INSERT, UPDATE ON bgworker.job, bgworker.job_run TO {role}"
-    ));
-    statements
+    [
+        format!("GRANT USAGE ON SCHEMA {SCHEMA} TO {role}"),
+        format!("GRANT SELECT, INSERT, UPDATE ON {SCHEMA}.job, {SCHEMA}.job_run TO {role}"),
+    ]
 }

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::initialize::{
-    InitializeError, hidden_by_row_security, initialize, insert_initial_total,
-};
+use super::initialize::{hidden_by_row_security, initialize, insert_initial_total};
 use super::shape::Shape;
 use super::statement;
 use super::truncation::{Truncation, truncate};
@@ -179,7 +177,7 @@ impl Folder for OneTotal {
 
     async fn hidden(&self, at: At<'_, Settings>) -> CycleError {
         match hidden_by_row_security(at.session, &at.settings.table()).await {
-            Ok(table) => InitializeError::from(table).into(),
+            Ok(table) => CycleError::Unusable(Box::new(table)),
             Err(error) => error.into(),
         }
     }

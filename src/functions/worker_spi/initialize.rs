@@ -3,37 +3,19 @@
 //! Looks first and makes only what is missing, so that a role without the right to make anything works if everything
 //! exists. Never changes what exists.
 
-use thiserror::Error;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::check::{InitializeError, check};
 use super::shape::Shape;
 use super::table::Table;
 use super::unusable::UnusableTable;
 use crate::database::{DatabaseError, Parameters, is_made_already};
 use crate::functions::folding::{
-    COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE, Layout, bypass_row_security,
+    COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE, bypass_row_security,
 };
-use crate::functions::runner::CycleError;
+use crate::functions::privileges::Creating;
 use crate::functions::session::Session;
-
-/// What keeps a worker from its first cycle.
-#[derive(Debug, Error)]
-pub(super) enum InitializeError {
-    #[error(transparent)]
-    Unusable(#[from] UnusableTable),
-    #[error(transparent)]
-    Database(#[from] DatabaseError),
-}
-
-impl From<InitializeError> for CycleError {
-    fn from(error: InitializeError) -> Self {
-        match error {
-            InitializeError::Unusable(table) => Self::Unusable(Box::new(table)),
-            InitializeError::Database(error) => Self::Database(error),
-        }
-    }
-}
 
 /// How often to look again at once after another session made something first.
 const ATTEMPTS_MAX: usize = 5;
@@ -45,7 +27,11 @@ const ATTEMPTS_MAX: usize = 5;
 /// search path. How the server shows the predicate of an index depends on it too. The predicate is compared as text,
 /// and its qualified form counts as the same.
 const LOOK: &str = "\
-    n.oid IS NOT NULL AS has_schema, c.relkind::pg_catalog.text AS kind, \
+    n.oid IS NOT NULL AS has_schema, pg_catalog.current_database()::pg_catalog.text AS database, \
+    CASE WHEN n.oid IS NULL \
+        THEN pg_catalog.has_database_privilege(pg_catalog.current_database()::pg_catalog.text, 'CREATE') \
+        ELSE pg_catalog.has_schema_privilege(n.oid, 'CREATE') END AS may_create, \
+    c.relkind::pg_catalog.text AS kind, \
     current_user::pg_catalog.text AS role, \
     pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS may_use_schema, \
     pg_catalog.has_table_privilege(c.oid, 'SELECT') AS may_select, \
@@ -162,172 +148,28 @@ async fn look_and_make(
     let Some(row) = rows.first() else {
         return Ok(None);
     };
-    let kind: Option<String> = row.get("kind");
+    let kind: Option<&str> = row.get("kind");
+    if kind.is_none() && row.get::<_, Option<bool>>("may_create") == Some(false) {
+        return Err(InitializeError::Unusable(not_made(table, row).into()));
+    }
     let (doing, sql) = match kind {
         None if row.get("has_schema") => ("create the table", table.create_table()),
         None => ("create the schema", table.create_schema()),
-        Some(kind) => return check(session, table, &kind, row, inserts).await.map(Some),
+        Some(kind) => return check(session, table, kind, row, inserts).await.map(Some),
     };
     session.batch_execute(doing, &sql).await?;
     Ok(None)
 }
 
-/// Refuses an existing table that cannot be worked on; returns its shape.
-async fn check(
-    session: &Session,
-    table: &Table,
-    kind: &str,
-    row: &Row,
-    inserts: bool,
-) -> Result<Shape, InitializeError> {
-    let shown = || table.to_string();
-    let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
-    if kind != "r" {
-        return Err(UnusableTable::NotATable { table: shown() }.into());
-    }
-    if is("has_rules") {
-        return Err(UnusableTable::Rules { table: shown() }.into());
-    }
-    check_type(table, row)?;
-    check_value(session, table, row).await?;
-    check_access(table, row, inserts)?;
-    if !is("has_index") {
-        return Err(without_index(session, table, row).await?.into());
-    }
-    Ok(Shape {
-        may_be_null: !is("value_not_null"),
-        layout: Layout {
-            columns: row.get("columns"),
-            is_bare: is("is_bare"),
-            has_children: is("has_children"),
-        },
-    })
-}
-
-fn check_type(table: &Table, row: &Row) -> Result<(), UnusableTable> {
-    let found: Option<String> = row.get("type_type");
-    let name: Option<&str> = row.get("type_name");
-    let can_be_altered =
-        !is_bound(row) && row.get::<_, Option<bool>>("type_is_used") == Some(false);
-    let mend = match (&found, name) {
-        (_, Some("text" | "varchar")) => return Ok(()),
-        (None, _) => (!is_bound(row)).then(|| table.add_column("type", "text")),
-        // Every value of every type has a text form.
-        (Some(_), _) => can_be_altered.then(|| table.alter_column("type", "text")),
+/// Says that the role may not make the table, and which statement lets it.
+fn not_made(table: &Table, row: &Row) -> UnusableTable {
+    let creating = Creating {
+        role: row.get("role"),
+        database: row.get("database"),
+        schema: row.get::<_, bool>("has_schema").then(|| table.schema()),
     };
-    Err(column(table, "type", "text", found, mend))
-}
-
-async fn check_value(session: &Session, table: &Table, row: &Row) -> Result<(), InitializeError> {
-    let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
-    if is("value_generated") {
-        let table = table.to_string();
-        return Err(UnusableTable::Generated { table }.into());
-    }
-    if is("value_identity") {
-        let mend = table.make_identity_optional();
-        let table = table.to_string();
-        return Err(UnusableTable::Identity { table, mend }.into());
-    }
-    let found: Option<String> = row.get("value_type");
-    let name: Option<&str> = row.get("value_name");
-    let base: Option<&str> = row.get("value_base");
-    let is_used = is_bound(row) || is("value_is_used");
-    let mend = match (name, base) {
-        (Some("int8" | "int4" | "int2"), _) => return Ok(()),
-        _ if found.is_none() => (!is_bound(row)).then(|| table.add_column("value", "int8")),
-        _ if is_used => None,
-        (_, Some("int8" | "int4" | "int2")) => Some(table.alter_column("value", "int8")),
-        (Some("numeric" | "float4" | "float8"), _) => {
-            // A fraction would be rounded away.
-            let sql = table.has_whole_values();
-            let rows = session.query("look at the values", &sql, Parameters::new());
-            let is_whole = rows.await?.first().is_some_and(|row| row.get(0));
-            is_whole.then(|| table.alter_column("value", "int8"))
-        }
-        _ => None,
-    };
-    Err(column(table, "value", "bigint or integer", found, mend).into())
-}
-
-/// `true` if something else determines the table's shape: it is a partition, or a table of a type.
-fn is_bound(row: &Row) -> bool {
-    row.get::<_, Option<bool>>("is_bound") == Some(true)
-}
-
-fn column(
-    table: &Table,
-    column: &'static str,
-    expected: &'static str,
-    found: Option<String>,
-    mend: Option<String>,
-) -> UnusableTable {
-    UnusableTable::Column {
+    UnusableTable::NotMade {
         table: table.to_string(),
-        column,
-        expected,
-        found: found.unwrap_or_else(|| "missing".to_owned()),
-        mend,
+        mend: creating.grant(),
     }
-}
-
-/// Refuses a table that the role may not work on, or would not see all of.
-fn check_access(table: &Table, row: &Row, inserts: bool) -> Result<(), UnusableTable> {
-    let lacks = |column: &str| row.get::<_, Option<bool>>(column) == Some(false);
-    let role: String = row.get("role");
-    let lacking: Vec<_> = [
-        ("may_use_schema", "use the schema of", true),
-        ("may_select", "SELECT from", true),
-        ("may_update", "UPDATE", true),
-        ("may_delete", "DELETE from", true),
-        ("may_insert", "INSERT into", inserts),
-    ]
-    .into_iter()
-    .filter(|(column, _, needed)| *needed && lacks(column))
-    .map(|(_, what, _)| what)
-    .collect();
-    if !lacking.is_empty() {
-        return Err(UnusableTable::Privileges {
-            table: table.to_string(),
-            lacking: lacking.join(", "),
-            mend: table.grant(&role),
-        });
-    }
-    if row.get::<_, Option<bool>>("row_security") == Some(true) {
-        return Err(UnusableTable::RowSecurity {
-            table: table.to_string(),
-            mend: bypass_row_security(&role),
-        });
-    }
-    Ok(())
-}
-
-/// What is wrong with a table that has no unique index on its total.
-async fn without_index(
-    session: &Session,
-    table: &Table,
-    row: &Row,
-) -> Result<UnusableTable, DatabaseError> {
-    let value_max = match row.get::<_, Option<&str>>("value_name") {
-        Some("int2") => i64::from(i16::MAX),
-        Some("int4") => i64::from(i32::MAX),
-        _ => i64::MAX,
-    };
-    let sql = table.look_at_totals(value_max);
-    let rows = session.query("count the totals", &sql, Parameters::new());
-    let found = rows.await?;
-    let are_several = found.first().is_some_and(|row| row.get(0));
-    let can_be_one = found.first().is_some_and(|row| row.get(1));
-    let shown = table.to_string();
-    Ok(if are_several {
-        UnusableTable::SeveralTotals {
-            table: shown,
-            mend: can_be_one.then(|| table.merge_totals()),
-        }
-    } else {
-        UnusableTable::NoUniqueIndex {
-            table: shown,
-            mend: table.create_index(),
-        }
-    })
 }

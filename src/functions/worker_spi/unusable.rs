@@ -14,6 +14,14 @@ pub enum UnusableTable {
         /// The table.
         table: String,
     },
+    /// It does not exist, and the role may not make it.
+    #[error("{table} does not exist, and the role may not create it; this lets it: {mend}")]
+    NotMade {
+        /// The table.
+        table: String,
+        /// The statement.
+        mend: String,
+    },
     /// The worker's role lacks a privilege.
     #[error("the role may not {lacking} {table}; to grant that, the owner runs: {mend}")]
     Privileges {

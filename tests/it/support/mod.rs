@@ -12,6 +12,7 @@ pub(crate) mod proxy;
 pub(crate) mod rollup;
 pub(crate) mod server;
 pub(crate) mod stage;
+pub(crate) mod statements;
 pub(crate) mod ticks;
 
 use std::future::Future;

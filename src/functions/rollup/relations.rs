@@ -1,0 +1,208 @@
+//! Decides whether a roll-up's relations are there, are of the right kind, and let the role do its work. Pure.
+
+use super::objects;
+use super::settings::Settings;
+use super::tables::{Table, Tables};
+use super::unusable::UnusableRollup;
+use crate::functions::folding::bypass_row_security;
+use crate::functions::ownership::UntrustedTables;
+use crate::functions::quote::identifier;
+use crate::functions::relation::{self, Relation};
+
+/// Looks for what is wrong with the queue and the totals as a whole. `true` if there are columns to look at.
+pub(super) fn check(
+    settings: &Settings,
+    tables: &Tables,
+    faults: &mut Vec<UnusableRollup>,
+) -> bool {
+    let Tables { queue, totals, .. } = tables;
+    let wanted = [
+        (&settings.queue, queue, &["r"][..], "an ordinary table"),
+        (&settings.totals, totals, &["r", "p"], "a table"),
+    ];
+    let mut are_tables = true;
+    for (relation, table, kinds, expected) in wanted {
+        let of_kind = is_kind(relation, table, kinds, expected);
+        are_tables &= table.kind.is_some() && of_kind.is_ok();
+        if table.kind.is_none() {
+            faults.push(missing(settings, tables, relation));
+            continue;
+        }
+        if let Err(fault) = of_kind {
+            faults.push(fault);
+            continue;
+        }
+        if table.layout.has_children {
+            faults.push(UnusableRollup::Kind {
+                relation: relation.to_string(),
+                found: "a table with children".to_owned(),
+                expected: "an ordinary table",
+            });
+        }
+        faults.extend(has_rule(relation, table));
+        faults.extend(hides_rows(relation, table, &tables.role));
+    }
+    check_privileges(settings, tables, faults);
+    are_tables
+}
+
+/// A queue or totals that do not exist. Their types follow from the other table.
+fn missing(settings: &Settings, tables: &Tables, relation: &Relation) -> UnusableRollup {
+    let Tables {
+        queue,
+        totals,
+        role,
+        ..
+    } = tables;
+    let role = relation::role(role);
+    let (is_queue, shown) = (*relation == settings.queue, relation.to_string());
+    let (table, sql, grant) = if is_queue {
+        let sql = objects::create_queue(settings, &totals.columns);
+        let grant = objects::grant_queue(relation, &role);
+        (queue, Some(sql), grant)
+    } else {
+        let sql = objects::create_totals(settings, &queue.columns);
+        let grant = objects::grant_totals(relation, &role);
+        (totals, sql, grant)
+    };
+    // A role that may not make the table is not the one that will own it.
+    let sql = sql.map(|sql| made_in(relation, table, sql));
+    let mend = sql.map(|sql| match table.may_create {
+        true => sql,
+        false => {
+            let schema = identifier(&relation.schema);
+            format!("{sql}; GRANT USAGE ON SCHEMA {schema} TO {role}; {grant}")
+        }
+    });
+    match mend {
+        Some(mend) if is_queue && totals.kind.is_none() => UnusableRollup::NoTables {
+            relation: shown,
+            mend,
+        },
+        mend => UnusableRollup::Missing {
+            relation: shown,
+            mend,
+        },
+    }
+}
+
+/// Statements that make something in a schema, which they make first if it does not exist.
+pub(super) fn made_in(relation: &Relation, table: &Table, sql: String) -> String {
+    if table.has_schema {
+        return sql;
+    }
+    let schema = identifier(&relation.schema);
+    format!("CREATE SCHEMA IF NOT EXISTS {schema}; {sql}")
+}
+
+/// Refuses a relation of another kind.
+pub(super) fn is_kind(
+    relation: &Relation,
+    table: &Table,
+    kinds: &[&str],
+    expected: &'static str,
+) -> Result<(), UnusableRollup> {
+    let kind = table.kind.as_deref().unwrap_or_default();
+    if kinds.contains(&kind) {
+        return Ok(());
+    }
+    let found = match kind {
+        "p" => "a partitioned table",
+        "v" => "a view",
+        "m" => "a materialized view",
+        "f" => "a foreign table",
+        "r" => "a table",
+        _ => "something else",
+    };
+    Err(UnusableRollup::Kind {
+        relation: relation.to_string(),
+        found: found.to_owned(),
+        expected,
+    })
+}
+
+fn has_rule(relation: &Relation, table: &Table) -> Option<UnusableRollup> {
+    table.rule.as_ref().map(|rule| UnusableRollup::Rule {
+        relation: relation.to_string(),
+        rule: rule.clone(),
+        mend: objects::drop_rule(relation, rule),
+    })
+}
+
+/// Refuses a table whose row security could hide rows from the role.
+pub(super) fn hides_rows(relation: &Relation, table: &Table, role: &str) -> Option<UnusableRollup> {
+    table.row_security.then(|| UnusableRollup::RowSecurity {
+        relation: relation.to_string(),
+        mend: bypass_row_security(role),
+    })
+}
+
+fn check_privileges(settings: &Settings, tables: &Tables, faults: &mut Vec<UnusableRollup>) {
+    let role = relation::role(&tables.role);
+    let mut check = |relation: &Relation, table: &Table, needs: &[(bool, &str)], grant: String| {
+        let schema = (table.may_use_schema, "use the schema of");
+        let lacking = std::iter::once(&schema)
+            .chain(needs)
+            .filter(|(may, _)| !may);
+        let lacking: Vec<_> = lacking.map(|(_, what)| *what).collect();
+        if table.kind.is_none() || lacking.is_empty() {
+            return;
+        }
+        let schema = identifier(&relation.schema);
+        faults.push(UnusableRollup::Privileges {
+            relation: relation.to_string(),
+            lacking: lacking.join(", "),
+            mend: format!("GRANT USAGE ON SCHEMA {schema} TO {role}; {grant}"),
+        });
+    };
+    let Tables {
+        queue,
+        totals,
+        rejected,
+        ..
+    } = tables;
+    let grant = objects::grant_queue(&settings.queue, &role);
+    let needs = [
+        (queue.may_select, "SELECT from"),
+        (queue.may_delete, "DELETE from"),
+    ];
+    check(&settings.queue, queue, &needs, grant);
+    let grant = objects::grant_totals(&settings.totals, &role);
+    let needs = [
+        (totals.may_select, "SELECT from"),
+        (totals.may_insert, "INSERT into"),
+        (totals.may_update, "UPDATE"),
+    ];
+    check(&settings.totals, totals, &needs, grant);
+    if let Some(relation) = settings.rejected() {
+        let grant = objects::grant_rejected(&relation, &role);
+        let needs = [(rejected.may_insert, "INSERT into")];
+        check(&relation, rejected, &needs, grant);
+    }
+}
+
+/// Refuses a table for poison that would run the code of a role that is not trusted. Roles that can run code by way of the
+/// queue are trusted: its owner, and the roles that may put triggers on it.
+pub(super) fn is_trusted(relation: &Relation, tables: &Tables) -> Result<(), UnusableRollup> {
+    let Tables {
+        queue,
+        rejected,
+        role,
+        ..
+    } = tables;
+    let trusted = tables.trusted_owners.iter();
+    let trusted = trusted
+        .chain(&queue.facts.owner)
+        .chain(&queue.facts.trigger_makers);
+    let trusted: Vec<_> = trusted.cloned().collect();
+    let mut facts = rejected.facts.clone();
+    // The types of the queue's columns are trusted with the queue.
+    facts.made_types.retain(|name| {
+        let kind = |table: &Table| table.columns.get(name).map(|column| column.shown.clone());
+        kind(rejected) != kind(queue)
+    });
+    let doubts = facts.doubts(relation, role, &trusted);
+    UntrustedTables::refuse(role, doubts).map_err(|error| UnusableRollup::Untrusted {
+        why: error.to_string(),
+    })
+}
