@@ -111,9 +111,9 @@ fn has_no_index(settings: &Settings, tables: &Tables) -> Option<UnusableRollup> 
     let duplicates = tables.has_duplicates.then(|| {
         let fold = can_be_folded(settings, &tables.totals);
         let fold = fold.then(|| objects::fold_duplicates(settings));
-        (objects::show_duplicates(settings), fold)
+        Box::new((objects::show_duplicates(settings), fold))
     });
-    let is_folded = matches!(duplicates, Some((_, Some(_))));
+    let is_folded = duplicates.as_ref().is_some_and(|found| found.1.is_some());
     // A unique index of a partitioned table must have the columns by which it is partitioned.
     let mut partitioned_by = columns.0.iter().filter(|column| column.is_in_partition_key);
     let can_be_made = partitioned_by.all(|column| settings.keys.contains(&column.name));
@@ -226,10 +226,10 @@ fn unusable_view(
 ) -> UnusableRollup {
     let sql = view::create(settings, view, view::count(settings, tables)).join("; ");
     let (how, used_by, mend) = if flaw.is_replaceable {
-        ("replaces it, and its grants stay", Vec::new(), sql)
+        ("replaces it, and its grants stay", Box::default(), sql)
     } else {
         let drop = format!("DROP VIEW {}; {sql}", view.sql());
-        let used_by = tables.view.readers.clone();
+        let used_by = tables.view.readers.clone().into();
         ("recreates it, without its grants", used_by, drop)
     };
     UnusableRollup::View {

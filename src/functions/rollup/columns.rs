@@ -29,7 +29,7 @@ fn has_column<'t>(
         let rename = match (others.next(), others.next()) {
             (Some(other), None) if !table.is_bound => {
                 let rename = objects::rename(relation, &other.name, column);
-                Some((other.name.clone(), rename))
+                Some(Box::new((other.name.clone(), rename)))
             }
             _ => None,
         };
@@ -49,7 +49,7 @@ fn alter(
     columns: &[(&Relation, &Table, &TableColumn)],
     kind: &str,
     by_text: bool,
-) -> (Vec<String>, Option<String>) {
+) -> (Box<[String]>, Option<String>) {
     let used_by = columns.iter().flat_map(|(_, _, column)| &column.used_by);
     let mut used_by: Vec<_> = used_by.cloned().collect();
     used_by.sort();
@@ -62,7 +62,7 @@ fn alter(
         .map(|(relation, _, column)| objects::alter_column(relation, &column.name, kind, by_text));
     let statements: Vec<_> = alter.collect();
     let mend = columns.iter().all(can_be_altered);
-    (used_by, mend.then(|| statements.join("; ")))
+    (used_by.into(), mend.then(|| statements.join("; ")))
 }
 
 /// Looks for what is wrong with a column of the key.
@@ -129,7 +129,7 @@ fn key_types(
         let (used_by, mend) = match widens(of_queue, of_totals) {
             Some(true) => alter(&[queue], &of_totals.shown, false),
             Some(false) => alter(&[totals], &of_queue.shown, false),
-            None => (Vec::new(), None),
+            None => (Box::default(), None),
         };
         return Some(UnusableRollup::KeyTypes {
             column: of_queue.name.clone(),
@@ -235,7 +235,7 @@ fn not_exact(at: (&Relation, &Table, &TableColumn), whose: &str) -> UnusableRoll
     let (used_by, mend) = if is_float {
         alter(&[at], "numeric", true)
     } else {
-        (Vec::new(), None)
+        (Box::default(), None)
     };
     UnusableRollup::Inexact {
         column: name.clone(),
@@ -271,7 +271,7 @@ fn is_computed(
     column: &TableColumn,
 ) -> Option<UnusableRollup> {
     let totals = &settings.totals;
-    let can_be_written = !column.is_virtual && !(tables.totals.is_bound && column.is_generated);
+    let can_be_written = !(column.is_virtual || tables.totals.is_bound && column.is_generated);
     (column.is_generated || column.is_identity).then(|| UnusableRollup::Computed {
         relation: totals.to_string(),
         column: column.name.clone(),

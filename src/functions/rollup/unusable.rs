@@ -73,7 +73,7 @@ pub enum UnusableRollup {
     /// A column does not exist.
     #[error(
         "{relation} has no column \"{column}\"{}{}; its columns are {has}",
-        renamed(.rename.as_ref()), this_makes_it_at_0(.mend.as_deref())
+        renamed(.rename.as_deref()), this_makes_it_at_0(.mend.as_deref())
     )]
     Column {
         /// The table.
@@ -83,7 +83,7 @@ pub enum UnusableRollup {
         /// The columns that the table has.
         has: String,
         /// A column that may be this one under an earlier name, and the statement that renames it.
-        rename: Option<(String, String)>,
+        rename: Option<Box<(String, String)>>,
         /// The statement that adds it, if its type follows from the other table.
         mend: Option<String>,
     },
@@ -100,7 +100,7 @@ pub enum UnusableRollup {
         /// Its type in the totals.
         totals: String,
         /// What has to be dropped before the type can be changed.
-        used_by: Vec<String>,
+        used_by: Box<[String]>,
         /// The statement, where there is one that keeps every value.
         mend: Option<String>,
     },
@@ -117,7 +117,7 @@ pub enum UnusableRollup {
         /// What is wrong with it.
         why: &'static str,
         /// What has to be dropped before the type can be changed.
-        used_by: Vec<String>,
+        used_by: Box<[String]>,
         /// The statements, where there are some that work.
         mend: Option<String>,
     },
@@ -144,7 +144,7 @@ pub enum UnusableRollup {
         /// Why they would not be exact.
         why: String,
         /// What has to be dropped before the type can be changed.
-        used_by: Vec<String>,
+        used_by: Box<[String]>,
         /// The statement, where there is one that keeps every value.
         mend: Option<String>,
     },
@@ -179,7 +179,7 @@ pub enum UnusableRollup {
     /// No index ensures that a key has only one total.
     #[error(
         "{relation} has no unique index on exactly ({keys}), without a condition{}{}",
-        several(.duplicates.as_ref()),
+        several(.duplicates.as_deref()),
         .mend.as_ref().map_or_else(String::new, |mend| format!("; this makes one: {mend}"))
     )]
     NoUniqueIndex {
@@ -188,7 +188,7 @@ pub enum UnusableRollup {
         /// The columns of the key.
         keys: String,
         /// The statements that show keys with several totals, and that make each one total, if there are such keys.
-        duplicates: Option<(String, Option<String>)>,
+        duplicates: Option<Box<(String, Option<String>)>>,
         /// The statement, if such an index can be made.
         mend: Option<String>,
     },
@@ -214,7 +214,7 @@ pub enum UnusableRollup {
         /// What the statements do to it.
         how: &'static str,
         /// What has to be dropped before the view can be.
-        used_by: Vec<String>,
+        used_by: Box<[String]>,
         /// The statements.
         mend: String,
     },
