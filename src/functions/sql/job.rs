@@ -235,18 +235,19 @@ pub(super) async fn holder(
     Ok(looking.await?.first().and_then(|row| row.get(0)))
 }
 
-/// Declares what a job does, unless it is already declared that way.
+/// Declares what a job does, unless it is already declared that way: then its row is not even locked, since a run may have
+/// it, or have left in it that it was undone.
 pub(super) async fn declare(
     session: &Session,
     seal: &str,
     (name, declared, declared_by): (&str, &str, &str),
     (newest, now): (Timestamp, Timestamp),
 ) -> Result<(), DatabaseError> {
+    let (name, declared) = (literal(name), literal(declared));
     let sql = format!(
         "INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) \
-         VALUES ({}, {}, {}, {}, {}) {UNLESS_DECLARED}",
-        literal(name),
-        literal(declared),
+         SELECT {name}, {declared}, {}, {}, {} WHERE NOT EXISTS (SELECT FROM bgworker.job AS k \
+         WHERE k.name OPERATOR(pg_catalog.=) {name} AND k.declared OPERATOR(pg_catalog.=) {declared}) {UNLESS_DECLARED}",
         literal(declared_by),
         timestamptz(newest),
         timestamptz(now)
