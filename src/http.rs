@@ -55,6 +55,7 @@ use self::moment::{Moment, Moments};
 use self::sent::pieces;
 pub use self::snapshot::{JobSnapshot, ServerSnapshot, Snapshot, WorkerSnapshot};
 pub use self::state::State;
+use crate::database::ServerState;
 use crate::postmaster::PostmasterHandle;
 
 /// How long the Postmaster may take to answer.
@@ -202,17 +203,24 @@ fn why_not_ready(snapshot: &Snapshot) -> Vec<String> {
         why.push(format!("server is {state} for {seconds:.0} s: {reason}"));
     }
     let ill = snapshot.workers.iter().filter(|worker| !worker.healthy);
-    why.extend(ill.map(why_it_is_ill));
+    why.extend(ill.map(|worker| why_it_is_ill(worker, snapshot.server.as_ref())));
     if why.is_empty() {
         why.push("no background worker is registered".to_owned());
     }
     why
 }
 
-fn why_it_is_ill(worker: &WorkerSnapshot) -> String {
+/// Why a worker is unhealthy. What there is to say of its job is never the reason.
+fn why_it_is_ill(worker: &WorkerSnapshot, server: Option<&ServerSnapshot>) -> String {
     let WorkerSnapshot { name, state, .. } = worker;
-    let why = match (worker.trouble(), worker.last_cycle_seconds) {
-        (Some(trouble), _) => format!(": {trouble}"),
+    let why = match (worker.failure(), worker.last_cycle_seconds) {
+        _ if *state == State::Parked => match server {
+            Some(ServerSnapshot { state, .. }) if *state != ServerState::Primary.to_string() => {
+                format!(": the server is {state}")
+            }
+            Some(_) | None => ", and waits for its turn to start".to_owned(),
+        },
+        (Some(failure), _) => format!(": {failure}"),
         (None, Some(age)) if worker.job.is_some() => {
             format!(", and has not been able to look at its job for {age:.0} s")
         }

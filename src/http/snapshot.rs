@@ -85,7 +85,8 @@ pub struct WorkerSnapshot {
     pub healthy: bool,
     /// `true` if it was ever ready; of an ended worker, if one of its cycles ever succeeded.
     pub has_been_ready: bool,
-    /// How often it was restarted after it had ended by itself. One that comes back after it was parked is not restarted.
+    /// How often it was restarted after it had ended by itself. One that comes back after it was parked is not restarted, nor is
+    /// one that tries again to reach its database.
     pub restarts: u64,
     /// How many cycles have succeeded.
     pub cycles: u64,
@@ -198,16 +199,21 @@ impl WorkerSnapshot {
     /// if there is neither.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        let error = self.last_error.as_ref();
-        let failed = error.and_then(|error| match self.consecutive_failures {
-            0 => None,
-            1 => Some(error.clone()),
-            failures => Some(format!("{failures} × {error}")),
-        });
+        let (error, failed) = (self.last_error.as_ref(), self.failure());
         let why = self.job.as_ref().and_then(|job| job.why.as_ref());
         let why = why.filter(|why| failed.is_none() || error != Some(why));
         let texts: Vec<_> = failed.into_iter().chain(why.cloned()).collect();
         (!texts.is_empty()).then(|| texts.join("; "))
+    }
+
+    /// Its last failure, and how many there have been since its last success; `None` if there was none since.
+    pub(super) fn failure(&self) -> Option<String> {
+        let error = self.last_error.as_ref()?;
+        match self.consecutive_failures {
+            0 => None,
+            1 => Some(error.clone()),
+            failures => Some(format!("{failures} × {error}")),
+        }
     }
 
     /// `true` if a person has to act: the worker is unable to do its work, or its job needs attention.
@@ -345,17 +351,15 @@ fn is_healthy(worker: &WorkerStatus, status: &Status, now: Instant) -> bool {
         // On a standby a worker that writes has nothing to do.
         WorkerState::Registered | WorkerState::Parked if waits_on_a_standby => true,
         _ if !worker.has_been_ready => false,
-        // The time before the server went away does not count.
-        WorkerState::Registered | WorkerState::Parked if misses_its_level => {
-            let away = status.server.as_ref().map(|server| since(server.since));
-            let silence = silence.into_iter().chain(away).min();
-            silence.is_none_or(|silence| silence <= success_within.unwrap_or(GRACE))
-        }
+        // The time before the server went away does not count, nor that in which it was away.
         WorkerState::Registered
         | WorkerState::Parked
         | WorkerState::Starting
         | WorkerState::Stopping => {
-            silence.unwrap_or_else(|| since(worker.since)) <= success_within.unwrap_or(GRACE)
+            let silence = silence.unwrap_or_else(|| since(worker.since));
+            let server = status.server.as_ref().map(|server| since(server.since));
+            let silence = server.map_or(silence, |server| silence.min(server));
+            silence <= success_within.unwrap_or(GRACE)
         }
     }
 }

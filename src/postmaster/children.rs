@@ -49,10 +49,11 @@ struct Child {
     starts: u64,
     /// How often it was started again after an end that was not asked for.
     restarts: u64,
-    /// `true` if its last incarnation was not asked to end.
-    ended_unasked: bool,
-    /// `true` once one of its incarnations was ready.
-    has_been_ready: bool,
+    /// `true` if its next start is a restart: its last incarnation was not asked to end, and did more than to find that
+    /// there is no database.
+    restarts_next: bool,
+    /// The last of its incarnations that was ready.
+    ready: Option<Incarnation>,
     running: Option<Addr<Worker>>,
     /// When it was registered, started, became ready or exited, whichever came last.
     since: Instant,
@@ -108,8 +109,8 @@ impl Children {
             progress: Arc::new(Progress::new(Arc::clone(&self.histograms))),
             starts: 0,
             restarts: 0,
-            ended_unasked: false,
-            has_been_ready: false,
+            restarts_next: false,
+            ready: None,
             running: None,
             since: Instant::now(),
             reason: None,
@@ -131,7 +132,7 @@ impl Children {
             return;
         };
         child.starts += 1;
-        child.restarts += u64::from(std::mem::take(&mut child.ended_unasked));
+        child.restarts += u64::from(std::mem::take(&mut child.restarts_next));
         child.since = Instant::now();
         let worker = &child.name;
         let (slot, generation) = (child.id.slot(), child.id.generation());
@@ -157,7 +158,7 @@ impl Children {
     pub(super) fn ready(&mut self, incarnation: Incarnation) {
         if let Some(child) = self.get_mut(incarnation.worker) {
             child.since = Instant::now();
-            child.has_been_ready = true;
+            child.ready = Some(incarnation);
             child.waiters.reached(Milestone::Ready);
         }
         self.tell(incarnation.worker, EventKind::Ready(incarnation));
@@ -240,10 +241,13 @@ impl Children {
             child.running = None;
             child.since = Instant::now();
             child.gave_up = matches!(afterwards, Afterwards::GiveUp(_));
-            child.ended_unasked = exit != ExitStatus::Stopped;
+            let unasked = exit != ExitStatus::Stopped;
+            // To try again what never reached the database is a part of one start.
+            child.restarts_next =
+                unasked && (exit != ExitStatus::DatabaseAway || child.ready == Some(incarnation));
             // That a worker had to be aborted after it was asked to stop is no failure of its work.
             let failure = child.reason.as_ref();
-            if let Some(reason) = failure.filter(|why| child.ended_unasked || why.panicked) {
+            if let Some(reason) = failure.filter(|why| unasked || why.panicked) {
                 child.progress.failed(Arc::clone(&reason.text));
             }
             child.log_exit(exit, afterwards);
@@ -304,7 +308,7 @@ impl Children {
             since: child.since,
             starts: child.starts,
             restarts: child.restarts,
-            has_been_ready: child.has_been_ready,
+            has_been_ready: child.ready.is_some(),
             reason: child.reason.as_ref().map(|reason| Arc::clone(&reason.text)),
             report: child.progress.report(),
             #[cfg(feature = "http")]

@@ -62,7 +62,8 @@ pub struct WorkerStatus {
     pub since: Instant,
     /// How often it was started.
     pub starts: u64,
-    /// How many of these starts followed an end that was not asked for: a failure, a crash or a lost database.
+    /// How many of these starts followed an end that was not asked for: a failure, a crash, or the loss of the database while
+    /// the worker was ready.
     pub restarts: u64,
     /// `true` once one of its incarnations was ready.
     pub has_been_ready: bool,

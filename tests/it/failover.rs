@@ -159,6 +159,11 @@ async fn after_a_failover_from_a_frozen_primary_everything_runs_on_the_new_one_s
         Some("outside"),
         "only it may have done something"
     );
+    for name in ["long", "outside"] {
+        let line = format!("{name}: lost its run of the tick ");
+        let told = log.with(Level::WARN, &line);
+        assert_eq!(told.len(), 1, "{name}: {}", log.text());
+    }
     assert!(
         !log.with(Level::WARN, "the primary is now").is_empty(),
         "{}",

@@ -367,6 +367,41 @@ async fn a_restarted_worker_stays_healthy_for_the_time_that_it_promised() {
 }
 
 #[actix::test]
+async fn a_parked_worker_says_why_it_is_parked_and_has_its_time_from_the_end_of_the_outage_on() {
+    let clock = PausedClock::pause();
+    let (postmaster, server) = FakeServer::launch(Limits::default()).unwrap();
+    // From its second start on, it never becomes ready.
+    let main = |mut context: WorkerContext| async move {
+        let progress = context.progress();
+        progress.promise_success_within(60 * SECOND);
+        let remark = Some("another instance has this job too".into());
+        progress.job(JobState::Waiting, Instant::now(), remark);
+        if context.incarnation().number == 1 {
+            context.ready();
+            context.progress().succeeded();
+        }
+        context.latch().stop_requested().await;
+        Ok(())
+    };
+    server.becomes(ServerState::Primary);
+    let worker = BackgroundWorker::new("w");
+    postmaster.register(worker, main).await.unwrap();
+    clock.advance(SECOND).await;
+    server.goes_away("connection closed by the proxy");
+    clock.advance(150 * SECOND).await;
+    let (status, why) = get(&postmaster, "/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    let away = "server is away for 150 s: connection closed by the proxy";
+    let parked = "background worker \"w\" is parked: the server is away";
+    assert_eq!(why, format!("{away}\n{parked}\n"));
+    server.becomes(ServerState::Primary);
+    clock.advance(59 * SECOND).await;
+    assert_eq!(states(&postmaster).await, [state("w", "starting", true)]);
+    clock.advance(2 * SECOND).await;
+    assert_eq!(states(&postmaster).await, [state("w", "starting", false)]);
+}
+
+#[actix::test]
 async fn nothing_but_get_and_head_is_answered() {
     let postmaster = postmaster();
     postmaster

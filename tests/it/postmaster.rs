@@ -4,7 +4,7 @@
 //! next timer when all tasks wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bgworker::supervision::{Limits, RegisterError, Shutdown, WorkerState};
@@ -822,4 +822,46 @@ async fn a_worker_that_is_parked_and_comes_back_was_not_restarted_and_has_not_fa
     assert_eq!(status.state, WorkerState::Running);
     assert_eq!((status.starts, status.restarts), (2, 0));
     assert_eq!(status.report.last_error, None);
+}
+
+#[actix::test]
+async fn a_database_that_is_lost_is_one_restart_and_one_that_is_not_reached_between_outages_is_none()
+ {
+    let clock = PausedClock::pause();
+    let (postmaster, server) = FakeServer::launch(Limits::default()).unwrap();
+    let gone = || Err(WorkerError::DatabaseAway("gone".into()));
+    for (name, naps) in [("parked", 3600 * SECOND), ("loses it", SECOND / 2)] {
+        let starts = AtomicU32::new(0);
+        let main = move |mut context: WorkerContext| {
+            let is_first = starts.fetch_add(1, Ordering::Relaxed) == 0;
+            async move {
+                if !is_first {
+                    return gone();
+                }
+                context.ready();
+                match context.nap(naps).await {
+                    wake if wake.is_stop() => Ok(()),
+                    _ => gone(),
+                }
+            }
+        };
+        postmaster
+            .register(BackgroundWorker::new(name), main)
+            .await
+            .unwrap();
+    }
+    for (state, seconds) in [
+        (ServerState::Primary, 1),
+        (ServerState::Away, 10),
+        (ServerState::Primary, 1),
+        (ServerState::Away, 10),
+    ] {
+        server.becomes(state);
+        clock.advance(seconds * SECOND).await;
+    }
+    let workers = postmaster.workers().await.unwrap().registered;
+    assert!(workers.iter().all(|worker| worker.starts > 3));
+    assert!((workers.iter()).all(|worker| worker.state == WorkerState::Parked));
+    let restarts: Vec<_> = workers.iter().map(|worker| worker.restarts).collect();
+    assert_eq!(restarts, [0, 1]);
 }
