@@ -6,6 +6,7 @@
 mod due;
 mod elsewhere;
 mod failure;
+mod gap;
 mod job;
 mod lost;
 mod mark;
@@ -13,6 +14,7 @@ mod napping;
 mod once;
 mod outside;
 mod past;
+mod ring;
 mod run;
 mod scheduled;
 mod settings;

@@ -31,6 +31,7 @@ mod idle;
 mod initialization;
 mod isolation;
 mod job_health;
+mod job_history;
 mod job_identity;
 mod job_looks;
 mod job_sessions;

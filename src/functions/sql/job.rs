@@ -235,6 +235,24 @@ pub(super) async fn holder(
     Ok(looking.await?.first().and_then(|row| row.get(0)))
 }
 
+/// Finds other jobs that have run and are declared to do the same, and when each was last done; the newest first.
+pub(super) async fn alike(
+    session: &Session,
+    name: &str,
+    declared: &str,
+) -> Result<Vec<(String, Timestamp)>, DatabaseError> {
+    let sql = "SELECT j.name, j.last_done FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.<>) $1 \
+        AND j.declared OPERATOR(pg_catalog.=) $2 AND j.runs OPERATOR(pg_catalog.>) 0 ORDER BY j.last_done DESC";
+    let parameters = vec![text(name), text(declared)];
+    let rows = session
+        .query("look for the same job", sql, parameters)
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get(0), timestamp(row, 1)))
+        .collect())
+}
+
 /// Declares what a job does, unless it is already declared that way: then its row is not even locked, since a run may have
 /// it, or have left in it that it was undone.
 pub(super) async fn declare(

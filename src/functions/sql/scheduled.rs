@@ -51,6 +51,8 @@ pub(super) struct Scheduled {
 pub(super) struct Lasting {
     /// What this registration runs the job with, once it has declared the job: a restart does not declare it again.
     declared_as: OnceLock<String>,
+    /// The `history` that the kept runs were made to fit.
+    history: Mutex<Option<u32>>,
     /// What is known of the job's last runs.
     past: Mutex<Past>,
     losses: Losses,
@@ -71,6 +73,10 @@ enum Seen {
 impl Lasting {
     fn past(&self) -> MutexGuard<'_, Past> {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn history(&self) -> MutexGuard<'_, Option<u32>> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -319,7 +325,7 @@ impl Routine for Scheduled {
                 self.seal.insert(seal).clone()
             }
         };
-        let look = match self.look(session, context, (&job, &seal)).await {
+        let look = match self.look(session, context, (&job, &seal), settings).await {
             Err(error) if tables::are_changed(&error) => {
                 self.seal = None;
                 return Ok(Outcome::Busy(CHANGED.into()));

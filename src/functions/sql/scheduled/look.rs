@@ -11,8 +11,9 @@ use crate::context::WorkerContext;
 use crate::database::DatabaseError;
 use crate::functions::session::Session;
 use crate::functions::sql::job::{self, JobRow, Look};
-use crate::functions::sql::settings::Job;
+use crate::functions::sql::settings::{Job, Missed, Settings};
 use crate::functions::sql::surroundings;
+use crate::functions::sql::{gap, ring};
 
 // === impl Scheduled ===
 
@@ -23,6 +24,7 @@ impl Scheduled {
         session: &Session,
         context: &WorkerContext,
         (job, seal): (&Job, &str),
+        settings: &Settings,
     ) -> Result<Look, DatabaseError> {
         let not_before = match std::mem::replace(&mut self.seen, Seen::Nothing) {
             Seen::AfterRun(look) => return Ok(*look),
@@ -31,7 +33,16 @@ impl Scheduled {
         };
         let mut look = job::look(session, &job.name, not_before).await?;
         if look.row.is_none() || self.lasting.declared_as.get().is_none() {
-            look = self.declare(session, context, (job, seal), look).await?;
+            look = self
+                .declare(session, context, (job, seal), (look, settings.missed))
+                .await?;
+        }
+        let is_ours = |row: &JobRow| row.declared == job.declared;
+        let history = Some(settings.history);
+        if *self.lasting.history() != history && look.row.as_ref().is_some_and(is_ours) {
+            let whose = (context.name(), &*job.name);
+            ring::fit(session, whose, seal, settings.history).await?;
+            *self.lasting.history() = history;
         }
         // The look may be one that another worker made some time ago.
         let age = look.asked.elapsed();
@@ -45,7 +56,7 @@ impl Scheduled {
         session: &Session,
         context: &WorkerContext,
         (job, seal): (&Job, &str),
-        look: Look,
+        (look, missed): (Look, Missed),
     ) -> Result<Look, DatabaseError> {
         let (worker, known) = (context.name(), self.lasting.declared_as.get());
         if known.is_some() {
@@ -68,6 +79,22 @@ impl Scheduled {
                 warn!(worker, "{worker}: {difference}");
             }
             job::sign(session, seal, (&job.name, &job.declared, &by)).await?;
+        }
+        if known.is_none() {
+            let said = match (look.row, &looked.row) {
+                (Some(_), Some(row)) => {
+                    gap::away(&job.name, row, looked.now, &job.schedule, missed)
+                }
+                (None, _) if gap::has_windows(job) => {
+                    let others = job::alike(session, &job.name, &job.declared).await?;
+                    let mut others = others.iter().map(|(name, done)| (&**name, *done));
+                    others.find_map(|other| gap::renamed((worker, &job.name), other))
+                }
+                _ => None,
+            };
+            if let Some(said) = said {
+                warn!(worker, "{worker}: {said}");
+            }
         }
         // A failure before this is tried again.
         let _ = self.lasting.declared_as.set(own);

@@ -1,0 +1,113 @@
+//! What a job that is declared leaves out, or makes good all at once: windows that an operator may not expect. The decisions
+//! are pure; [`Scheduled`](super::scheduled::Scheduled) says them once.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::job::JobRow;
+use super::settings::{Job, Missed};
+use crate::functions::quote::literal;
+use crate::schedule::Schedule;
+
+/// What statements that count a window read.
+const WINDOW: &str = "bgworker.previous_tick";
+
+/// A job of which no tick was run for this long was probably away on purpose.
+const LONG: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// `true` if the statements of a job read where its window begins.
+pub(super) fn has_windows(job: &Job) -> bool {
+    let mut statements = job.statements.iter();
+    statements.any(|statement| statement.sql.contains(WINDOW))
+}
+
+/// What to say of a new job that may be another one, which was last done at this time, under a new name. `None` if their
+/// namespaces differ.
+pub(super) fn renamed(
+    (worker, name): (&str, &str),
+    (other, last_done): (&str, Timestamp),
+) -> Option<String> {
+    let namespace = name.strip_suffix(worker)?;
+    let others = other.strip_prefix(namespace)?;
+    if others.contains('/') {
+        return None;
+    }
+    Some(format!(
+        "the job is new, and its first window begins now. The job \"{other}\" is declared to do the same, and was last done at \
+         {last_done}: if this is that job under a new name, its windows go on from there after: UPDATE bgworker.job AS j \
+         SET last_tick = o.last_tick, last_done = o.last_done FROM bgworker.job AS o WHERE j.name = {} AND o.name = {}",
+        literal(name),
+        literal(other)
+    ))
+}
+
+/// What to say of a job that comes back after several of its ticks, and a long time.
+pub(super) fn away(
+    name: &str,
+    row: &JobRow,
+    now: Timestamp,
+    schedule: &Schedule,
+    missed: Missed,
+) -> Option<String> {
+    let second = schedule
+        .next(row.last_tick)
+        .and_then(|tick| schedule.next(tick))?;
+    if second > now || now.duration_since(row.last_tick).unsigned_abs() < LONG {
+        return None;
+    }
+    let what = match missed {
+        Missed::Once => "\"missed = once\" makes one run of the ticks since then",
+        Missed::Skip => "\"missed = skip\" drops the ticks since then",
+        Missed::Each => {
+            "\"missed = each\" runs the ticks since then one after the other, the last 1,000 at most"
+        }
+    };
+    Some(format!(
+        "no instance has run the job since its tick {}: {what}. The next window begins at {}. To have it begin with its \
+         next tick instead, run this before an instance with the job starts: UPDATE bgworker.job SET last_tick = now(), \
+         last_done = now() WHERE name = {}",
+        row.last_tick,
+        row.last_done,
+        literal(name)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_of_the_same_namespace_that_does_the_same_may_have_had_another_name() {
+        let said = |name: &str, other: &str| {
+            renamed(("new", name), (other, Timestamp::UNIX_EPOCH)).is_some()
+        };
+        for (name, other, expected) in [
+            ("new", "old", true),
+            ("a/new", "a/old", true),
+            ("a/new", "b/new", false),
+            ("a/new", "old", false),
+            ("new", "a/new", false),
+        ] {
+            assert_eq!(said(name, other), expected, "{name} {other}");
+        }
+    }
+
+    #[test]
+    fn a_job_was_away_if_a_week_and_two_of_its_ticks_have_passed() {
+        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+        for (every, since, expected) in [
+            (hours(24), hours(180 * 24), true),
+            (hours(24), hours(2 * 24), false),
+            (hours(1), hours(7 * 24), true),
+            (hours(30 * 24), hours(31 * 24), false),
+            (hours(30 * 24), hours(61 * 24), true),
+        ] {
+            let schedule = Schedule::every(every).unwrap();
+            let row = JobRow::new(Timestamp::UNIX_EPOCH);
+            let now = Timestamp::UNIX_EPOCH.checked_add(since).unwrap();
+            let said = away("j", &row, now, &schedule, Missed::Once);
+            assert_eq!(said.is_some(), expected, "{every:?} {since:?}");
+        }
+    }
+}
