@@ -1,10 +1,12 @@
 //! Runs whose session ends: what is a job's own doing counts as an attempt, and what a restart does does not.
 
-use bgworker::supervision::Shutdown;
+use bgworker::supervision::{Shutdown, WorkerState};
+use tracing::Level;
 
 use crate::jobs::{EFFECTS, Instance, every, runs, stage};
 use crate::support::database::{TestDatabase, database};
 use crate::support::eventually;
+use crate::support::log::Log;
 use crate::support::server::TestServer;
 
 /// A value of the first row of a query, once the server answers.
@@ -220,4 +222,29 @@ async fn instances_share_the_attempts_of_a_job_that_ends_its_own_session() {
     }
     assert_eq!(db.value::<i64>("SELECT last_value FROM tries").await, 2);
     assert_eq!(runs(&db, "true").await, 2);
+}
+
+#[actix::test]
+async fn a_run_whose_session_ends_while_its_worker_is_asked_to_stop_is_named_once() {
+    const OF_RUN: &str =
+        "FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    for keys in ["", "transaction = false\n"] {
+        let log = Log::capture();
+        let db = stage().await;
+        let keys = format!("{keys}{}", every("24h", "SELECT pg_sleep(3600)"));
+        let instance = due_now(&db, &keys).await;
+        let runs_now = format!("SELECT EXISTS (SELECT {OF_RUN})");
+        eventually("it runs", || db.value::<bool>(&runs_now)).await;
+        instance.postmaster.shut_down(Shutdown::Smart);
+        eventually("it is asked to stop", async || {
+            let workers = instance.postmaster.workers().await.unwrap().registered;
+            workers[0].state == WorkerState::Stopping
+        })
+        .await;
+        db.execute(&format!("SELECT pg_terminate_backend(pid) {OF_RUN}"))
+            .await;
+        instance.postmaster.exited().await.unwrap();
+        let told = log.with(Level::WARN, "j: lost its run of the tick ");
+        assert_eq!(told.len(), 1, "{}", log.text());
+    }
 }

@@ -188,7 +188,7 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
         Ran::Unmarked(why) => Err(OnceError::Failed(why.to_owned())),
         Ran::Elsewhere => Err(OnceError::Running),
         Ran::Changed => Err(OnceError::Changed),
-        Ran::Interrupted => Err(OnceError::Interrupted),
+        Ran::Interrupted(_) => Err(OnceError::Interrupted),
     }
 }
 

@@ -91,8 +91,8 @@ pub(super) enum Ran {
     Elsewhere,
     /// The tables of jobs are no longer as they were when they were looked at. Nothing was marked.
     Changed,
-    /// The worker must stop, and the tick is still due.
-    Interrupted,
+    /// The worker must stop, and the tick is still due. If the session ended by itself meanwhile, this says why.
+    Interrupted(Option<String>),
 }
 
 /// SQL that bounds a transaction: the server ends it if the instance freezes, and, whatever its own setting, not because
@@ -257,7 +257,7 @@ impl<'r> Run<'r> {
             };
             connection.batch_execute("undo the run", "ROLLBACK").await?;
             if self.latch.is_stop_requested() {
-                return Ok(Ran::Interrupted);
+                return Ok(Ran::Interrupted(None));
             }
             if conflicts == CONFLICTS_MAX {
                 return Ok(Ran::Lost(lost));
@@ -315,11 +315,11 @@ impl<'r> Run<'r> {
         let _under_way = self.begin_run();
         self.claimed_by.set(Some(claimed.transaction.clone()));
         let worked = self.work_through_conflicts(connection, claimed, tick).await;
-        if self.is_interrupted(&worked) {
+        if let Some(interrupted) = self.interrupted(&worked) {
             let leave = "ROLLBACK TO SAVEPOINT run; COMMIT";
             // If this fails, another instance waits for a record of the run for a while.
             let _ = connection.batch_execute("leave the tick", leave).await;
-            return Ok(Ran::Interrupted);
+            return Ok(interrupted);
         }
         let lost = |failure| {
             Box::new(Lost {
@@ -372,10 +372,11 @@ impl<'r> Run<'r> {
         self.settings.isolation.has_one_snapshot() && sqlstate.is_some_and(is_conflict)
     }
 
-    /// `true` if a stop was requested, and has cancelled the statements or ended their session.
-    fn is_interrupted(&self, worked: &Result<u64, Failure>) -> bool {
-        let is_cut_short = worked.as_ref().err().is_some_and(Failure::is_cut_short);
-        is_cut_short && self.latch.is_stop_requested()
+    /// What a run is if a stop was requested, and its statements were cancelled or their session ended.
+    fn interrupted(&self, worked: &Result<u64, Failure>) -> Option<Ran> {
+        let failure = worked.as_ref().err().filter(|why| why.is_cut_short())?;
+        let ended = failure.is_away().then(|| failure.why.clone());
+        (self.latch.is_stop_requested()).then_some(Ran::Interrupted(ended))
     }
 
     /// Passes on the result of the statements, unless a stop was requested and cancelled them, or the connection is
@@ -384,8 +385,8 @@ impl<'r> Run<'r> {
         &self,
         worked: Result<u64, Failure>,
     ) -> ControlFlow<Result<Ran, DatabaseError>, Result<u64, Failure>> {
-        if self.is_interrupted(&worked) {
-            return ControlFlow::Break(Ok(Ran::Interrupted));
+        if let Some(interrupted) = self.interrupted(&worked) {
+            return ControlFlow::Break(Ok(interrupted));
         }
         match worked {
             Err(failure) if failure.is_away() => match failure.error {

@@ -170,12 +170,13 @@ impl Scheduled {
                 was_lost(context.name(), tick, &lost.failure.why);
                 lost.is_told = true;
             }
+            Ok(Ran::Interrupted(Some(why))) => was_lost(context.name(), tick, why),
             Ok(
                 Ran::Lost(_)
                 | Ran::Conflicted(_)
                 | Ran::Unmarked(_)
                 | Ran::Changed
-                | Ran::Interrupted,
+                | Ran::Interrupted(None),
             ) => {}
             Err(error) => {
                 self.looks_again_after(error);
@@ -252,7 +253,7 @@ impl Scheduled {
                 self.lasting.losses.add(*lost);
                 Outcome::Pending(Duration::ZERO)
             }
-            Ran::Elsewhere | Ran::Interrupted => Outcome::Pending(ELSEWHERE),
+            Ran::Elsewhere | Ran::Interrupted(_) => Outcome::Pending(ELSEWHERE),
         }
     }
 
