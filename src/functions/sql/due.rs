@@ -275,4 +275,18 @@ mod tests {
         );
         assert_eq!(decide("23:00:00", "20:00:00", Missed::Once), Due::Ahead);
     }
+
+    #[test]
+    fn many_missed_ticks_are_found_one_after_the_other_at_little_cost() {
+        let schedule = Schedule::cron("0 3 * * *", "Europe/Berlin").unwrap();
+        let mut row = row("20:00:00");
+        let now = time("20:00:00") + jiff::SignedDuration::from_hours(175 * 24);
+        let (begin, mut ticks) = (tokio::time::Instant::now(), 0);
+        while let Due::Now(tick) = due(&row, now, &schedule, Missed::Each) {
+            (row.last_tick, ticks) = (tick, ticks + 1);
+        }
+        assert_eq!(ticks, 175);
+        // It took 20 seconds when each search went a thousand ticks back.
+        assert!(begin.elapsed() < Duration::from_secs(10));
+    }
 }
