@@ -9,6 +9,7 @@ use crate::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
 use crate::support::log::Log;
+use crate::support::server::TestServer;
 
 async fn effects(db: &TestDatabase) -> i64 {
     db.value("SELECT count(*) FROM effect").await
@@ -150,4 +151,29 @@ async fn a_run_that_waits_for_a_connection_says_so_and_keeps_its_place() {
     let done = effects(&db).await;
     eventually("its turn comes", async || effects(&db).await > done).await;
     instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn the_statements_that_bound_a_run_are_the_same_in_each_run() {
+    let server = TestServer::start_with(&[("log_statement", "all")]);
+    let db = TestDatabase::at(&server.conninfo()).await;
+    let keys = every("100ms", "SELECT pg_sleep(0.01); SELECT 1");
+    let instance = Instance::new(&db, &keys).await;
+    eventually("four runs are done", async || runs(&db, "true").await >= 4).await;
+    instance.stop(Shutdown::Smart).await;
+    let log = server.log();
+    let bounds = log.lines().filter_map(|line| {
+        let (_, sql) = line.split_once(": SELECT pg_catalog.set_config('statement_timeout'")?;
+        Some(sql)
+    });
+    let bounds: Vec<_> = bounds.collect();
+    assert!(bounds.len() >= 4, "{log}");
+    let first = bounds[0];
+    assert!(bounds.iter().all(|sql| *sql == first), "{bounds:#?}");
+    // The whole time of a run, as its settings have it.
+    let set = log.matches("SET LOCAL statement_timeout = ").count();
+    let whole = log
+        .matches("SET LOCAL statement_timeout = 3600000;")
+        .count();
+    assert_eq!(set, whole, "{log}");
 }
