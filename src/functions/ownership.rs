@@ -12,9 +12,11 @@ use tokio_postgres::Row;
 use super::quote::identifier;
 use super::relation::{self, Relation, shown};
 
-/// The role that the statements run as, whether it is a superuser, and the owner of the database.
+/// The role that the statements run as, whether it is a superuser, and the owner of the database. A superuser's session that
+/// a setting of the database has given another role is the superuser's: the code of that role could take it back.
 const US: &str = "(SELECT m.oid, m.rolsuper, d.datdba FROM pg_catalog.pg_roles AS m, pg_catalog.pg_database AS d \
-    WHERE m.rolname OPERATOR(pg_catalog.=) current_user \
+    WHERE m.rolname OPERATOR(pg_catalog.=) CASE WHEN (SELECT s.rolsuper FROM pg_catalog.pg_roles AS s \
+    WHERE s.rolname OPERATOR(pg_catalog.=) session_user) THEN session_user ELSE current_user END \
     AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
 
 /// Whether a role `r` is trusted whatever the settings are: the role itself, a superuser, and the owner of the database,

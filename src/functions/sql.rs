@@ -8,6 +8,7 @@ mod elsewhere;
 mod failure;
 mod gap;
 mod job;
+mod locker;
 mod lost;
 mod mark;
 mod napping;

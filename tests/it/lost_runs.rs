@@ -1,9 +1,11 @@
 //! Runs whose session ends: what is a job's own doing counts as an attempt, and what a restart does does not.
 
+use std::time::Duration;
+
 use bgworker::supervision::{Shutdown, WorkerState};
 use tracing::Level;
 
-use crate::jobs::{EFFECTS, Instance, every, runs, stage};
+use crate::jobs::{EFFECT, EFFECTS, Instance, every, runs, stage};
 use crate::support::database::{TestDatabase, database};
 use crate::support::eventually;
 use crate::support::log::Log;
@@ -247,4 +249,26 @@ async fn a_run_whose_session_ends_while_its_worker_is_asked_to_stop_is_named_onc
         let told = log.with(Level::WARN, "j: lost its run of the tick ");
         assert_eq!(told.len(), 1, "{}", log.text());
     }
+}
+
+#[actix::test]
+async fn clients_that_lock_the_row_of_a_job_and_roll_back_again_and_again_do_not_keep_it_from_running()
+ {
+    let db = stage().await;
+    let instance = Instance::new(&db, &every("1s", EFFECT)).await;
+    eventually("it runs", async || runs(&db, "true").await > 0).await;
+    let client = db.connect_plainly().await;
+    let locking = async {
+        loop {
+            let lock = "BEGIN; SELECT FROM bgworker.job FOR KEY SHARE; ROLLBACK";
+            client.batch_execute(lock).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let before = runs(&db, "true").await;
+    tokio::select! {
+        () = locking => {}
+        () = eventually("it goes on", async || runs(&db, "true").await > before + 1) => {}
+    }
+    instance.stop(Shutdown::Smart).await;
 }

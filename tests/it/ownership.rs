@@ -116,6 +116,19 @@ async fn the_owner_of_a_database_gets_no_rights_of_the_superuser_whose_jobs_run_
 }
 
 #[actix::test]
+async fn tables_that_a_superuser_makes_with_the_role_that_the_database_gives_it_are_that_roles() {
+    let shared = Shared::new().await;
+    shared.is_theirs().await;
+    let name: String = shared.db.value("SELECT current_database()::text").await;
+    let set = format!("ALTER DATABASE {name} SET role = '{}'", shared.role);
+    shared.theirs.execute(&set).await;
+    let instance = Instance::new(&shared.db, &every("1s", EFFECT)).await;
+    let refusal = shared.refusal(&instance.postmaster).await;
+    assert!(refusal.contains("bgworker.job belongs to"), "{refusal}");
+    instance.stop(Shutdown::Fast).await;
+}
+
+#[actix::test]
 async fn a_trigger_that_is_made_while_the_job_sleeps_is_found_by_the_claim() {
     for transaction in [true, false] {
         let shared = Shared::new().await;

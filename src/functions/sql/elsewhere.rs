@@ -13,41 +13,6 @@ pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct Elsewhere(Option<(JobRow, Instant)>);
 
-/// How long a run that was undone is left to its instance, which records it as soon as it is told: a longer time that
-/// it cannot reach the database counts as its end.
-const RECORDED_WITHIN: Duration = Duration::from_secs(5);
-
-/// A claim of another session that was undone, and since when there is no record of it.
-#[derive(Default)]
-pub(super) struct Undone {
-    found: Option<(String, Instant)>,
-    /// The last claim of this instance, of which it knows what became.
-    own: Option<String>,
-}
-
-// === impl Undone ===
-
-impl Undone {
-    /// `true` if the tick may be claimed after this transaction's claim was undone: no record of it is to be expected.
-    pub(super) fn is_over(&mut self, undone: Option<&str>, now: Instant) -> bool {
-        let Some(transaction) = undone.filter(|undone| self.own.as_deref() != Some(undone)) else {
-            self.found = None;
-            return true;
-        };
-        let since = match self.found.take() {
-            Some((known, since)) if known == transaction => since,
-            _ => now,
-        };
-        self.found = Some((transaction.to_owned(), since));
-        now.saturating_duration_since(since) >= RECORDED_WITHIN
-    }
-
-    /// This instance has claimed a tick in this transaction.
-    pub(super) fn claimed(&mut self, own: String) {
-        self.own = Some(own);
-    }
-}
-
 // === impl Elsewhere ===
 
 impl Elsewhere {
@@ -81,21 +46,6 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-
-    #[test]
-    fn a_claim_that_was_undone_is_left_to_its_instance_for_a_while() {
-        let mut undone = Undone::default();
-        let begin = Instant::now();
-        assert!(undone.is_over(None, begin));
-        assert!(!undone.is_over(Some("7"), begin));
-        assert!(!undone.is_over(Some("7"), begin + RECORDED_WITHIN / 2));
-        assert!(undone.is_over(Some("7"), begin + RECORDED_WITHIN));
-        undone.claimed("8".to_owned());
-        assert!(undone.is_over(Some("8"), begin));
-        assert!(!undone.is_over(Some("7"), begin));
-        // Another session claimed the tick after it.
-        assert!(!undone.is_over(Some("9"), begin + RECORDED_WITHIN));
-    }
 
     #[test]
     fn a_row_is_held_only_if_no_other_session_has_marked_a_run_meanwhile() {

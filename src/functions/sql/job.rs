@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::locker::{IS_THE_SAME, LOCKER, Locker};
 use super::tables::{self, SEAL};
 use crate::database::{Connection, DatabaseError};
 use crate::functions::quote::literal;
@@ -49,8 +50,8 @@ pub(super) struct Look {
     pub(super) now: Timestamp,
     /// When the server was asked, by this process's clock, which measures the time since then.
     pub(super) asked: Instant,
-    /// The transaction that claimed a tick and was undone, of which the row has no record.
-    pub(super) undone: Option<String>,
+    /// The transaction that locked the row last.
+    pub(super) locker: Locker,
 }
 
 /// A tick that was claimed: its row is locked until the transaction ends.
@@ -100,29 +101,12 @@ impl Claimed {
     }
 }
 
-/// A scalar: the transaction that locked the row of a job since the row was written, if its status is one of these. It
-/// tells a claim that was undone from a row that no transaction has locked. NEXT is a transaction that began later: it
-/// is evaluated after `xmax`. What the server no longer knows, or several transactions, are taken for none or an old one.
-const LOCKED_BY: &str = "\
-    (SELECT CASE WHEN f.id OPERATOR(pg_catalog.>) 2 AND pg_catalog.pg_xact_status(f.id::pg_catalog.text::pg_catalog.xid8) \
-    OPERATOR(pg_catalog.=) ANY ('{STATUS}'::pg_catalog.text[]) THEN f.id::pg_catalog.text END \
-    FROM (SELECT CASE WHEN j.xmax::pg_catalog.text OPERATOR(pg_catalog.<>) '0' THEN \
-    (OPERATOR(pg_catalog.-) ((OPERATOR(pg_catalog.-) (j.xmax::pg_catalog.text::pg_catalog.int8 OPERATOR(pg_catalog.-) NEXT)) \
-    OPERATOR(pg_catalog.&) 4294967295)) OPERATOR(pg_catalog.+) NEXT END OFFSET 0) AS f (id))";
-
-/// The next transaction of a snapshot.
-const NEXT: &str = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8";
-
-/// The transaction under way, which gets its number when it is asked for.
-const OWN: &str = "pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8";
-
 /// Looks at all jobs of the database; without any, the result is one row of NULL and the server's clock.
-static LOOK: LazyLock<String> =
-    LazyLock::new(|| LOOK_AT_ALL.replace("UNDONE", &locked_by("aborted", NEXT)));
+static LOOK: LazyLock<String> = LazyLock::new(|| LOOK_AT_ALL.replace("LOCKER", LOCKER));
 
 const LOOK_AT_ALL: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, clock.now, j.running_since, \
-    j.attempt_tick, j.runs, j.name, UNDONE FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
+    j.attempt_tick, j.runs, j.name, LOCKER FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
     ORDER BY j.name COLLATE pg_catalog.\"C\"";
 
 /// Looks at one job.
@@ -145,23 +129,16 @@ const TAKE: &str = "\
     j.running_since, j.attempt_tick, j.runs, pg_catalog.pg_current_xact_id()::pg_catalog.text, SEAL FROM bgworker.job AS j \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
 
-/// The condition that a tick is due, that the job is declared as this instance knows it, and that no transaction but this
-/// one has claimed a tick of which the row has no record: it may have been undone while the row was looked for.
-const IS_DUE: &str = "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3 \
-    AND coalesce(LOCKED_BY OPERATOR(pg_catalog.=) $4, true)";
+/// The condition that a tick is due, that the job is declared as this instance knows it, and that its row is as it was looked
+/// at: another transaction may have claimed a tick since, and have been undone.
+const IS_DUE: &str =
+    "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3 AND ";
 
 /// Locks the row of a job if a tick of it is due.
-static CLAIM: LazyLock<String> = LazyLock::new(|| {
-    let condition = IS_DUE.replace("LOCKED_BY", &locked_by("aborted,in progress", OWN));
-    take_if(&condition)
-});
+static CLAIM: LazyLock<String> = LazyLock::new(|| take_if(&format!("{IS_DUE}{IS_THE_SAME}")));
 
 fn take_if(condition: &str) -> String {
     TAKE.replace("CONDITION", condition).replace("SEAL", &SEAL)
-}
-
-fn locked_by(status: &str, next: &str) -> String {
-    LOCKED_BY.replace("STATUS", status).replace("NEXT", next)
 }
 
 /// Looks at one job, on the connection that runs it. `None` if it is not declared.
@@ -197,7 +174,9 @@ pub(super) async fn look(
         now: clock.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
         row: row.and_then(job_row),
         asked: answer.asked,
-        undone: row.and_then(|row| row.get(11)),
+        locker: row
+            .and_then(|row| row.get::<_, Option<&str>>(11))
+            .map_or_else(Locker::none, Locker::from_text),
     })
 }
 
@@ -292,20 +271,19 @@ pub(super) async fn sign(
 }
 
 /// Locks the row of a job whose tick is due, in the transaction under way. `None` if the tick is done, another session
-/// has the row, the job is declared otherwise, or a claim was undone of which the row has no record, unless it is that of
-/// this transaction.
+/// has the row, the job is declared otherwise, or another transaction than this one (an `xid`) locked the row last.
 pub(super) async fn claim(
     connection: &Connection,
     name: &str,
     declared: &str,
-    (tick, undone): (Timestamp, Option<&str>),
+    (tick, after): (Timestamp, &str),
 ) -> Result<Option<Claimed>, DatabaseError> {
-    let (tick, undone) = (system_time(tick), undone.unwrap_or_default());
+    let tick = system_time(tick);
     let parameters: [Borrowed<'_>; 4] = [
         (&name, Type::TEXT),
         (&declared, Type::TEXT),
         (&tick, Type::TIMESTAMPTZ),
-        (&undone, Type::TEXT),
+        (&after, Type::TEXT),
     ];
     lock_row(connection, &CLAIM, &parameters).await
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::job::{JobRow, Look, timestamptz};
+use super::locker::Locker;
 use super::tables;
 use crate::database::{Connection, DatabaseError};
 use crate::functions::quote::literal;
@@ -55,7 +56,7 @@ impl Mark {
             row: Some(row),
             now,
             asked: Instant::now(),
-            undone: None,
+            locker: Locker::none(),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::CROWDED;
 use super::due::{Due, OVERDUE_AFTER, attempts, done_with, due};
 use super::failure::{Failure, Lost};
 use super::job::{self, Claimed, Look};
+use super::locker::xid;
 use super::mark::{self, Mark};
 use super::settings::{Job, Settings};
 use super::tables;
@@ -142,18 +143,13 @@ impl<'r> Run<'r> {
         self.progress.begin_run(self.settings.longest_run())
     }
 
-    /// Runs the tick that is due, if this instance gets it.
-    /// Its claim follows that of this transaction, which was undone.
-    pub(super) async fn run(
-        &self,
-        tick: Timestamp,
-        undone: Option<&str>,
-    ) -> Result<Ran, DatabaseError> {
+    /// Runs the tick that is due, if this instance gets it, and if this transaction (an `xid`) locked the row of the job last.
+    pub(super) async fn run(&self, tick: Timestamp, after: &str) -> Result<Ran, DatabaseError> {
         let job_connection = self.job_connection().await?;
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
         let mut ran = if self.settings.transaction {
-            self.claim_and_run(connection, tick, undone).await
+            self.claim_and_run(connection, tick, after).await
         } else {
             self.run_outside(connection).await
         };
@@ -245,12 +241,12 @@ impl<'r> Run<'r> {
         &self,
         connection: &Connection,
         tick: Timestamp,
-        undone: Option<&str>,
+        after: &str,
     ) -> Result<Ran, DatabaseError> {
         let mut conflicts = 0;
-        let mut undone = undone.map(str::to_owned);
+        let mut after = after.to_owned();
         loop {
-            let running = self.claim_and_run_once(connection, tick, undone.as_deref());
+            let running = self.claim_and_run_once(connection, tick, &after);
             let lost = match running.await {
                 Ok(Ran::Conflicted(lost)) => lost,
                 ran => return ran,
@@ -263,7 +259,7 @@ impl<'r> Run<'r> {
                 return Ok(Ran::Lost(lost));
             }
             conflicts += 1;
-            undone = Some(lost.claimed.transaction);
+            after = xid(&lost.claimed.transaction);
         }
     }
 
@@ -271,14 +267,14 @@ impl<'r> Run<'r> {
         &self,
         connection: &Connection,
         tick: Timestamp,
-        undone: Option<&str>,
+        after: &str,
     ) -> Result<Ran, DatabaseError> {
         let declared = self.job.declared.as_str();
         let begin = self.begin_writing(connection);
         // Both are sent at once.
         let (begun, claimed) = tokio::join!(
             connection.batch_execute("begin", &begin),
-            job::claim(connection, self.name, declared, (tick, undone))
+            job::claim(connection, self.name, declared, (tick, after))
         );
         begun?;
         let claimed = match claimed {

@@ -11,8 +11,9 @@ use tracing::{error, info, warn};
 
 use self::state::clock_at;
 use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_at, due_for};
-use super::elsewhere::{ELSEWHERE, Elsewhere, Undone};
+use super::elsewhere::{ELSEWHERE, Elsewhere};
 use super::job::{JobRow, Look};
+use super::locker::{Locker, Undone};
 use super::lost::Losses;
 use super::past::{Ended, How, Past};
 use super::run::{Ran, Run};
@@ -144,17 +145,20 @@ impl Scheduled {
         run: &Run<'_>,
         context: &WorkerContext,
         (row, now): (&JobRow, Timestamp),
-        (tick, undone): (Timestamp, Option<&str>),
+        (tick, locker): (Timestamp, &Locker),
     ) -> Result<Outcome, DatabaseError> {
         let begin = Instant::now();
-        if run.settings.transaction && !self.undone.is_over(undone, begin) {
-            context.progress().job(JobState::Waiting, begin, None);
+        if run.settings.transaction && !self.undone.is_over(locker, begin) {
+            let why = "a transaction that had its row was undone: the instance that ran it may still record that";
+            context
+                .progress()
+                .job(JobState::Waiting, begin, Some(why.into()));
             return Ok(Outcome::Pending(ELSEWHERE));
         }
         // Boxed so that cycles that only look do not pay for its size.
-        let mut ran = Box::pin(run.run(tick, undone)).await;
+        let mut ran = Box::pin(run.run(tick, locker.claims_after())).await;
         if let Some(own) = run.claimed_by.take() {
-            self.undone.claimed(own);
+            self.undone.claimed(&own);
         }
         if !matches!(ran, Ok(Ran::Elsewhere)) {
             self.elsewhere = Elsewhere::default();
@@ -389,7 +393,7 @@ impl Routine for Scheduled {
                     return Ok(Outcome::Waits(why.to_owned().into()));
                 }
                 Ok(self
-                    .run_due(session, &run, context, seen, (tick, look.undone.as_deref()))
+                    .run_due(session, &run, context, seen, (tick, &look.locker))
                     .await?)
             }
         }
