@@ -13,7 +13,7 @@ use super::quote::identifier;
 use super::relation::{self, Relation, shown};
 
 /// The role that the statements run as, whether it is a superuser, and the owner of the database. A superuser's session that
-/// a setting of the database has given another role is the superuser's: the code of that role could take it back.
+/// runs as another role is the superuser's: the code of that role could take its rights back.
 const US: &str = "(SELECT m.oid, m.rolsuper, d.datdba FROM pg_catalog.pg_roles AS m, pg_catalog.pg_database AS d \
     WHERE m.rolname OPERATOR(pg_catalog.=) CASE WHEN (SELECT s.rolsuper FROM pg_catalog.pg_roles AS s \
     WHERE s.rolname OPERATOR(pg_catalog.=) session_user) THEN session_user ELSE current_user END \

@@ -151,10 +151,10 @@ async fn an_instance_that_cannot_run_what_is_due_for_an_error_of_its_own_is_not_
         let name: String = db.value("SELECT current_database()::text").await;
         let role = format!("{name}_role");
         db.execute(&format!(
-            "CREATE ROLE {role}; GRANT CREATE ON DATABASE {name} TO {role}"
+            "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {name} TO {role}"
         ))
         .await;
-        let as_role = database(&db.conninfo_with("options", &format!("-c role={role}")));
+        let as_role = database(&db.conninfo_with("user", &role));
         let instance = Instance::on(as_role, &db, &every("1s", "SELECT 1")).await;
         eventually("it runs", async || runs(&db, "true").await > 0).await;
         assert_eq!(
@@ -293,10 +293,10 @@ async fn a_job_whose_tables_are_gone_is_not_idle_once_its_tick_is_due() {
     let name: String = db.value("SELECT current_database()::text").await;
     let role = format!("{name}_role");
     db.execute(&format!(
-        "CREATE ROLE {role}; GRANT CREATE ON DATABASE {name} TO {role}"
+        "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {name} TO {role}"
     ))
     .await;
-    let as_role = database(&db.conninfo_with("options", &format!("-c role={role}")));
+    let as_role = database(&db.conninfo_with("user", &role));
     let instance = Instance::on(as_role, &db, &every("2s", "SELECT 1")).await;
     eventually("it has run", async || runs(&db, "true").await > 0).await;
     let before = Instant::now();

@@ -36,11 +36,11 @@ async fn after_a_change_of_history_the_newest_runs_are_kept_in_their_places() {
     }
     let role: String = db.value("SELECT current_database() || '_role'").await;
     db.execute(&format!(
-        "CREATE ROLE {role}; GRANT USAGE ON SCHEMA bgworker TO {role}; \
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA bgworker TO {role}; \
          GRANT SELECT, INSERT, UPDATE ON bgworker.job, bgworker.job_run TO {role}"
     ))
     .await;
-    let as_role = || database(&db.conninfo_with("options", &format!("-c role={role}")));
+    let as_role = || database(&db.conninfo_with("user", &role));
     let instance = Instance::on(as_role(), &db, &with(2)).await;
     let said = || log.with(Level::WARN, "GRANT DELETE");
     eventually("it names the GRANT", async || !said().is_empty()).await;

@@ -123,9 +123,11 @@ async fn an_instance_that_may_not_make_dropped_tables_again_names_the_statement(
     let name: String = db.value("SELECT current_database()::text").await;
     let role = format!("{name}_role");
     let may_create = format!("CREATE ON DATABASE {name}");
-    db.execute(&format!("CREATE ROLE {role}; GRANT {may_create} TO {role}"))
-        .await;
-    let as_role = database(&db.conninfo_with("options", &format!("-c role={role}")));
+    db.execute(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT {may_create} TO {role}"
+    ))
+    .await;
+    let as_role = database(&db.conninfo_with("user", &role));
     let instance = Instance::on(as_role, &db, &every("1s", "SELECT 1")).await;
     has_run(&db).await;
     db.execute(&format!("REVOKE {may_create} FROM {role}; {DROP}"))

@@ -14,10 +14,12 @@ const RECORDED_WITHIN: Duration = Duration::from_secs(5);
 /// Several transactions have a number of their own kind, of which this says nothing that is true for long.
 pub(super) const LOCKER: &str = "\
     CASE WHEN j.xmax OPERATOR(pg_catalog.<>) '0'::pg_catalog.xid AND j.xmax OPERATOR(pg_catalog.<>) j.xmin THEN (\
-    SELECT pg_catalog.concat_ws(' ', j.xmax::pg_catalog.text, CASE WHEN f.id OPERATOR(pg_catalog.>) 2 AND f.id OPERATOR(pg_catalog.<) f.next THEN pg_catalog.pg_xact_status(f.id::pg_catalog.text::pg_catalog.xid8) END) \
+    SELECT pg_catalog.concat_ws(' ', j.xmax::pg_catalog.text, \
+    CASE WHEN f.id OPERATOR(pg_catalog.>) 2 AND f.id OPERATOR(pg_catalog.<) f.next \
+    THEN pg_catalog.pg_xact_status(f.id::pg_catalog.text::pg_catalog.xid8) END) \
     FROM (SELECT (OPERATOR(pg_catalog.-) ((OPERATOR(pg_catalog.-) (j.xmax::pg_catalog.text::pg_catalog.int8 \
-    OPERATOR(pg_catalog.-) n.next)) OPERATOR(pg_catalog.&) 4294967295)) OPERATOR(pg_catalog.+) n.next AS id, n.next FROM (SELECT \
-    pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8 AS next OFFSET 0) AS n \
+    OPERATOR(pg_catalog.-) n.next)) OPERATOR(pg_catalog.&) 4294967295)) OPERATOR(pg_catalog.+) n.next AS id, n.next FROM (\
+    SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8 AS next OFFSET 0) AS n \
     OFFSET 0) AS f) END";
 
 /// The condition that no transaction has locked the row since it was written, but for the one that wrote it, or since it was
