@@ -499,7 +499,6 @@ async fn a_thousand_workers_lose_nothing_when_the_server_is_restarted_under_load
         "1,000 workers fold again {:?} after readiness",
         ready.elapsed()
     );
-    assert!(ready.elapsed() < busy(2 * SECOND), "{:?}", ready.elapsed());
     tokio::time::sleep(SECOND).await; // more load
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let mut sure = vec![0; WORKERS];

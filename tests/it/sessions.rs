@@ -167,6 +167,7 @@ async fn the_initial_total_does_not_preempt_a_total_that_a_client_replaces() {
     })
     .await;
     for round in 1..=5 {
+        eventually("it naps", || async { stage.status().await.report.napping }).await;
         // Two transactions, and one cycle between them.
         let sql = "INSERT INTO s.t VALUES ('delta', 1)";
         stage.execute(sql).await;
