@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use bgworker::database::{self, ConnInfo, Database, ServerState};
-use bgworker::supervision::{Limits, WorkerState};
+use bgworker::supervision::{Limits, Shutdown, WorkerState};
 use bgworker::{Postmaster, PostmasterHandle};
 use tracing::Level;
 
+use crate::jobs::{Instance, every, runs, settings_of};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::log::Log;
 use crate::support::server::TestServer;
-use crate::support::{busy, eventually};
+use crate::support::{busy, eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -96,7 +97,7 @@ async fn a_worker_that_waits_for_room_ends_when_it_is_asked_to() {
         .await;
     }
     let begin = std::time::Instant::now();
-    postmaster.shut_down(bgworker::supervision::Shutdown::Smart);
+    postmaster.shut_down(Shutdown::Smart);
     let exit = postmaster.exited().await.unwrap();
     assert!(exit.aborted.is_empty() && begin.elapsed() < busy(SECOND));
 }
@@ -125,4 +126,29 @@ async fn workers_at_home_do_not_notice_a_full_server() {
     }
     let status = postmaster.worker(home.id).await.unwrap().unwrap();
     assert_eq!((status.starts, status.report.consecutive_failures), (1, 0));
+}
+
+#[actix::test]
+async fn jobs_that_share_too_few_connections_take_turns_and_each_says_at_most_once_that_it_waits() {
+    let log = Log::capture();
+    let server = TestServer::start();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    let postmaster = limited_to(&db, &server, 3).await;
+    let keys = every("100ms", "SELECT pg_sleep(0.3)");
+    let jobs: Vec<_> = (0..6).map(|n| (format!("j{n}"), keys.as_str())).collect();
+    let instance = Instance::register(&postmaster, settings_of(&db, &jobs)).await;
+    eventually("one has run", || async { runs(&db, "true").await > 0 }).await;
+    within(60 * SECOND, "each has run ten times", || async {
+        let least = "SELECT count(*) = 6 AND min(runs) >= 10 FROM bgworker.job";
+        db.value::<bool>(least).await
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    let full = log.with(Level::WARN, "53300");
+    let waits = |job: &str| full.iter().filter(|line| line.contains(job)).count();
+    let told: Vec<_> = (0..6).map(|n| waits(&format!("j{n}: "))).collect();
+    assert!(
+        !full.is_empty() && told.iter().all(|times| *times <= 1),
+        "{full:#?}"
+    );
 }

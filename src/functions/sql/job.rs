@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::locker::{IS_THE_SAME, LOCKER, Locker};
+use super::locker::{IS_THE_SAME, LOCKER};
 use super::tables::{self, SEAL};
 use crate::database::{Connection, DatabaseError};
 use crate::functions::quote::literal;
@@ -50,8 +50,8 @@ pub(super) struct Look {
     pub(super) now: Timestamp,
     /// When the server was asked, by this process's clock, which measures the time since then.
     pub(super) asked: Instant,
-    /// The transaction that locked the row last.
-    pub(super) locker: Locker,
+    /// The `xid` of the transaction that locked the row last, unless it is the one that wrote the row.
+    pub(super) locker: Option<String>,
 }
 
 /// A tick that was claimed: its row is locked until the transaction ends.
@@ -174,9 +174,7 @@ pub(super) async fn look(
         now: clock.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
         row: row.and_then(job_row),
         asked: answer.asked,
-        locker: row
-            .and_then(|row| row.get::<_, Option<&str>>(11))
-            .map_or_else(Locker::none, Locker::from_text),
+        locker: row.and_then(|row| row.get(11)),
     })
 }
 

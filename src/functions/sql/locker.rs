@@ -1,26 +1,32 @@
-//! The transaction that locked the row of a job last: a claim leaves it there, also if it was undone. Pure but for SQL: the
-//! time is given.
+//! The transaction that locked the row of a job last: a claim leaves it there, also if it was undone.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_postgres::types::Type;
+
+use crate::database::{DatabaseError, Parameters};
+use crate::functions::session::Session;
 
 /// How long a run that was undone is left to its instance, which records it as soon as it is told: a longer time that
 /// it cannot reach the database counts as its end.
 const RECORDED_WITHIN: Duration = Duration::from_secs(5);
 
-/// A scalar: the `xmax` of a job's row and what became of that transaction, unless it is the one that wrote the row. The
-/// server is asked by the full number, which is the newest one below the next one. What the server no longer knows is left out.
-/// Several transactions have a number of their own kind, of which this says nothing that is true for long.
+/// A scalar: the `xmax` of a job's row, unless it is the transaction that wrote the row; then, and if there is none, NULL.
 pub(super) const LOCKER: &str = "\
-    CASE WHEN j.xmax OPERATOR(pg_catalog.<>) '0'::pg_catalog.xid AND j.xmax OPERATOR(pg_catalog.<>) j.xmin THEN (\
-    SELECT pg_catalog.concat_ws(' ', j.xmax::pg_catalog.text, \
-    CASE WHEN f.id OPERATOR(pg_catalog.>) 2 AND f.id OPERATOR(pg_catalog.<) f.next \
-    THEN pg_catalog.pg_xact_status(f.id::pg_catalog.text::pg_catalog.xid8) END) \
-    FROM (SELECT (OPERATOR(pg_catalog.-) ((OPERATOR(pg_catalog.-) (j.xmax::pg_catalog.text::pg_catalog.int8 \
+    CASE WHEN j.xmax OPERATOR(pg_catalog.<>) '0'::pg_catalog.xid AND j.xmax OPERATOR(pg_catalog.<>) j.xmin \
+    THEN j.xmax::pg_catalog.text END";
+
+/// Asks what became of the transaction with this `xid`. The server wants the full number, which is the newest one below the
+/// next one; of one that it no longer knows, it says NULL. Several transactions that share a row have a number of their own
+/// kind, of which this says nothing that is true for long.
+const STATUS: &str = "\
+    SELECT CASE WHEN f.id OPERATOR(pg_catalog.>) 2 AND f.id OPERATOR(pg_catalog.<) f.next \
+    THEN pg_catalog.pg_xact_status(f.id::pg_catalog.text::pg_catalog.xid8) END \
+    FROM (SELECT (OPERATOR(pg_catalog.-) ((OPERATOR(pg_catalog.-) ($1::pg_catalog.int8 \
     OPERATOR(pg_catalog.-) n.next)) OPERATOR(pg_catalog.&) 4294967295)) OPERATOR(pg_catalog.+) n.next AS id, n.next FROM (\
     SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8 AS next OFFSET 0) AS n \
-    OFFSET 0) AS f) END";
+    OFFSET 0) AS f";
 
 /// The condition that no transaction has locked the row since it was written, but for the one that wrote it, or since it was
 /// looked at; the parameter is [`Locker::claims_after`].
@@ -63,20 +69,26 @@ pub(super) fn xid(transaction: &str) -> String {
 
 impl Locker {
     /// No transaction but the one that wrote the row.
-    pub(super) fn none() -> Self {
+    fn none() -> Self {
         Self {
             xid: "0".to_owned(),
             status: String::new(),
         }
     }
 
-    /// Reads what [`LOCKER`] is, if it is not NULL.
-    pub(super) fn from_text(text: &str) -> Self {
-        let (xid, status) = text.split_once(' ').unwrap_or((text, ""));
-        Self {
+    /// Asks what became of the transaction that a look found by [`LOCKER`].
+    pub(super) async fn found(session: &Session, xid: Option<&str>) -> Result<Self, DatabaseError> {
+        let Some(xid) = xid else {
+            return Ok(Self::none());
+        };
+        let number = Box::new(xid.parse::<i64>().unwrap_or_default());
+        let parameters: Parameters = vec![(number, Type::INT8)];
+        let rows = session.query("look for the last run", STATUS, parameters).await?;
+        let status = rows.first().and_then(|row| row.get::<_, Option<String>>(0));
+        Ok(Self {
             xid: xid.to_owned(),
-            status: status.to_owned(),
-        }
+            status: status.unwrap_or_default(),
+        })
     }
 
     /// The `xid` that the row still has when it is claimed. While the transaction is under way there is none, since what
@@ -129,7 +141,10 @@ mod tests {
     use super::*;
 
     fn locker(xid: &str, status: &str) -> Locker {
-        Locker::from_text(&format!("{xid} {status}"))
+        Locker {
+            xid: xid.to_owned(),
+            status: status.to_owned(),
+        }
     }
 
     #[test]

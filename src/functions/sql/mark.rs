@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::job::{JobRow, Look, timestamptz};
-use super::locker::Locker;
 use super::tables;
 use crate::database::{Connection, DatabaseError};
 use crate::functions::quote::literal;
@@ -56,7 +55,7 @@ impl Mark {
             row: Some(row),
             now,
             asked: Instant::now(),
-            locker: Locker::none(),
+            locker: None,
         }
     }
 }

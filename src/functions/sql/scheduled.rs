@@ -145,10 +145,11 @@ impl Scheduled {
         run: &Run<'_>,
         context: &WorkerContext,
         (row, now): (&JobRow, Timestamp),
-        (tick, locker): (Timestamp, &Locker),
+        (tick, locker): (Timestamp, Option<&str>),
     ) -> Result<Outcome, DatabaseError> {
         let begin = Instant::now();
-        if run.settings.transaction && !self.undone.is_over(locker, begin) {
+        let locker = Locker::found(session, locker).await?;
+        if run.settings.transaction && !self.undone.is_over(&locker, begin) {
             let why = "a transaction that had its row was undone: the instance that ran it may still record that";
             context
                 .progress()
@@ -393,7 +394,7 @@ impl Routine for Scheduled {
                     return Ok(Outcome::Waits(why.to_owned().into()));
                 }
                 Ok(self
-                    .run_due(session, &run, context, seen, (tick, &look.locker))
+                    .run_due(session, &run, context, seen, (tick, look.locker.as_deref()))
                     .await?)
             }
         }

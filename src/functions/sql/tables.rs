@@ -26,13 +26,12 @@ const SCHEMA: &str = "bgworker";
 /// each claim asks for it.
 pub(super) static SEAL: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "(SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.relowner, n.nspowner, c.relkind, c.relacl, \
+        "(SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.relowner, c.relkind, c.relacl, \
          c.relhasrules, c.relhassubclass, c.relispartition, c.relrowsecurity, c.relchecks, c.relnatts, \
          CASE WHEN c.relhastriggers THEN (SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger AS t \
          WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid AND {RUNS_CODE}) ELSE 0 END), ', ' ORDER BY c.relname) \
-         FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
-         WHERE n.nspname OPERATOR(pg_catalog.=) '{SCHEMA}' \
-         AND (c.relname OPERATOR(pg_catalog.=) 'job' OR c.relname OPERATOR(pg_catalog.=) 'job_run'))"
+         FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) ANY (\
+         ARRAY[pg_catalog.to_regclass('{SCHEMA}.job'), pg_catalog.to_regclass('{SCHEMA}.job_run')]::pg_catalog.oid[]))"
     )
 });
 

@@ -1,5 +1,6 @@
 //! What happens to the tables, the sessions, the instances and the server meanwhile.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -9,7 +10,7 @@ use crate::configuration::Config;
 use crate::program::start;
 use crate::support::daemon::Daemon;
 use crate::support::database::TestDatabase;
-use crate::support::eventually;
+use crate::support::within;
 use crate::support::server::TestServer;
 
 /// Ends some sessions of the instances.
@@ -146,12 +147,18 @@ async fn change_one(db: &TestDatabase) {
 }
 
 /// Runs statements as one transaction, as soon as it gets its locks: the clients and the folders nearly always hold some.
+/// Each attempt waits longer, and has others wait behind it.
 async fn patiently(db: &TestDatabase, sql: &str) {
-    let sql = &format!("BEGIN; SET LOCAL lock_timeout = '300ms'; {sql}; COMMIT");
-    eventually("the table is changed", || async move {
-        let done = db.client.batch_execute("change a table", sql).await;
+    let waits = Cell::new(300);
+    within(Duration::from_secs(60), "the table is changed", || async {
+        let sql = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; {sql}; COMMIT",
+            waits.get()
+        );
+        let done = db.client.batch_execute("change a table", &sql).await;
         if done.is_err() {
             db.execute("ROLLBACK").await;
+            waits.set(10_000.min(waits.get() * 5 / 4));
         }
         done.is_ok()
     })
