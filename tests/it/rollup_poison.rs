@@ -492,3 +492,47 @@ async fn a_key_whose_total_never_ends_is_left_out_and_all_others_are_folded() {
     db.execute("DROP TRIGGER sleep ON s.t").await;
     becomes(&db, "SELECT sum(v)::text FROM s.t", "501").await;
 }
+
+#[actix::test]
+async fn no_column_takes_the_place_of_a_variable_of_the_block_that_finds_poison() {
+    let block = include_str!("../../src/functions/rollup/halving.sql");
+    let (_, block) = block.split_once("DECLARE").unwrap();
+    let (variables, _) = block.split_once("BEGIN").unwrap();
+    let variables = variables.lines().filter_map(|line| {
+        let (name, _) = line.trim().split_once(" pg_catalog.")?;
+        (!name.starts_with("--")).then_some(name)
+    });
+    // Of types that no variable has; and the block's own name.
+    let columns: Vec<_> = variables.chain(["bgworker", "one"]).collect();
+    assert!(
+        columns.contains(&"part") && columns.len() > 30,
+        "{columns:?}"
+    );
+    let db = TestDatabase::new().await;
+    db.execute(&format!(
+        "{TABLES}ALTER TABLE s.t ADD CHECK (v < 100); {}",
+        ["q", "q_rejected", "t"]
+            .map(|table| format!(
+                "ALTER TABLE s.{table} ADD \"{}\" money",
+                columns.join("\" money, ADD \"")
+            ))
+            .join("; ")
+    ))
+    .await;
+    for key in ["k", "part"] {
+        db.execute("TRUNCATE s.q, s.q_rejected, s.t").await;
+        let keys = SET_ASIDE.replace("['k']", &format!("['{key}']"));
+        db.execute(
+            "INSERT INTO s.q (k, part, v) VALUES (1, 1, 5), (1, 1, 500), (2, 2, 1), (2, 2, -1)",
+        )
+        .await;
+        let rollup = Rollup::start(&db, &keys).await;
+        becomes(&db, ALL, "0 1 5").await;
+        rollup.stop().await;
+        db.execute(
+            "ALTER TABLE s.q ALTER part SET NOT NULL; ALTER TABLE s.t DROP CONSTRAINT t_pkey, ALTER k DROP NOT NULL; \
+             TRUNCATE s.t; ALTER TABLE s.t ADD PRIMARY KEY (part)",
+        )
+        .await;
+    }
+}

@@ -1,4 +1,5 @@
 #variable_conflict use_column
+-- What reads a table names variables with this label: of a bare name, a column of the table would take the place.
 <<bgworker>>
 DECLARE
     deadline pg_catalog.timestamptz;
@@ -130,7 +131,7 @@ BEGIN
         ELSE
             name := '';
             IF named < 10 THEN
-                SELECT pg_catalog.left({key}, 101) INTO name FROM ONLY {queue} AS q WHERE q.ctid = part[1];
+                SELECT pg_catalog.left({key}, 101) INTO name FROM ONLY {queue} AS q WHERE q.ctid = bgworker.part[1];
                 named := named + 1;
             END IF;
             what := 'failed';
