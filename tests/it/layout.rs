@@ -265,3 +265,30 @@ async fn a_sum_whose_type_is_changed_is_refused_as_at_the_start() {
         becomes(&db, "1 1.25 2 / 0").await;
     }
 }
+
+#[actix::test]
+async fn a_table_that_takes_the_place_of_the_queue_is_looked_at_though_both_were_made_at_once() {
+    let db = TestDatabase::new().await;
+    db.execute(&format!(
+        "{TABLES}CREATE TABLE s.q (k int NOT NULL, v numeric, x bigint); \
+         CREATE TABLE s.q_new (k int NOT NULL, v numeric, n bigint)"
+    ))
+    .await;
+    let rollup = Rollup::start(&db, KEYS).await;
+    db.execute("INSERT INTO s.q VALUES (1, 1, 10)").await;
+    becomes(&db, "1 1 1 / 0").await;
+    db.execute(
+        "INSERT INTO s.q_new VALUES (1, 1, 10); \
+         ALTER TABLE s.q RENAME TO q_old; ALTER TABLE s.q_new RENAME TO q",
+    )
+    .await;
+    becomes(&db, "1 2 11 / 0").await;
+    // Back to the first one.
+    db.execute(
+        "INSERT INTO s.q_old VALUES (1, 1, 10); \
+         ALTER TABLE s.q RENAME TO q_new; ALTER TABLE s.q_old RENAME TO q",
+    )
+    .await;
+    becomes(&db, "1 3 12 / 0").await;
+    assert_eq!(rollup.last_error().await, None);
+}

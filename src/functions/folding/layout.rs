@@ -2,6 +2,7 @@
 //!
 //! A fold that finds something else undoes itself, and the worker looks at its tables again.
 
+use crate::functions::quote::literal;
 use crate::functions::relation::Relation;
 
 /// Why a fold undoes itself before it has done anything: what the worker found out no longer holds.
@@ -29,6 +30,8 @@ pub(in crate::functions) const HAS_RULES: &str = "(c.relhasrules AND EXISTS (SEL
 /// What a look has found out about a table that has no rule on UPDATE or DELETE.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::functions) struct Layout {
+    /// Its OID: another table can take its name.
+    pub(in crate::functions) oid: u32,
     /// The value of [`COLUMN_VERSIONS`].
     pub(in crate::functions) columns: i64,
     /// The value of [`IS_BARE`].
@@ -41,14 +44,12 @@ pub(in crate::functions) struct Layout {
 
 impl Layout {
     /// A condition: the table is still like this.
-    fn holds(&self, table: &Relation) -> String {
+    fn holds(&self) -> String {
         format!(
             "EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) {}::pg_catalog.oid \
              AND NOT {HAS_RULES} AND {HAS_CHILDREN} OPERATOR(pg_catalog.=) {} \
              AND {COLUMN_VERSIONS} OPERATOR(pg_catalog.=) {}::pg_catalog.int8)",
-            table.regclass(),
-            self.has_children,
-            self.columns,
+            self.oid, self.has_children, self.columns,
         )
     }
 }
@@ -56,24 +57,40 @@ impl Layout {
 /// A condition: these tables are still like this. They must be locked before the statement takes its snapshot, as the
 /// target of a deletion or an insertion is.
 ///
+/// The names are looked up when the statement runs: by then, it has locked what they mean, while before, another table
+/// could still take a name.
+///
 /// Bare tables are asked about together, since most tables are, and each subquery costs the server a tenth of a
 /// millisecond to plan.
 pub(in crate::functions) fn hold(tables: &[(&Relation, &Layout)]) -> String {
+    let are_they = tables.iter().map(|(table, layout)| {
+        format!(
+            "pg_catalog.to_regclass({}) OPERATOR(pg_catalog.=) {}::pg_catalog.oid",
+            literal(&table.sql()),
+            layout.oid
+        )
+    });
+    let are_they = are_they.collect::<Vec<_>>().join(" AND ");
     if tables.iter().any(|(_, layout)| !layout.is_bare) {
-        let each = tables.iter().map(|(table, layout)| layout.holds(table));
-        return each.collect::<Vec<_>>().join(" AND ");
+        let each = tables.iter().map(|(_, layout)| layout.holds());
+        let each = each.collect::<Vec<_>>().join(" AND ");
+        return format!("(({are_they} AND {each}) IS TRUE)");
     }
-    let oids: Vec<_> = tables
-        .iter()
-        .map(|(table, _)| format!("{}::pg_catalog.oid", table.regclass()))
-        .collect();
-    let columns: i64 = tables.iter().map(|(_, layout)| layout.columns).sum();
+    let oids = tables.iter().map(|(_, layout)| layout.oid.to_string());
+    let columns = tables.iter().map(|(_, layout)| {
+        format!(
+            "pg_catalog.sum(a.xmin::pg_catalog.text::pg_catalog.int8) \
+             FILTER (WHERE a.attrelid OPERATOR(pg_catalog.=) {}::pg_catalog.oid) OPERATOR(pg_catalog.=) {}::pg_catalog.numeric",
+            layout.oid, layout.columns
+        )
+    });
     format!(
-        "(SELECT pg_catalog.count(*) FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) ANY (ARRAY[{oids}]) \
-         AND {IS_BARE}) OPERATOR(pg_catalog.=) {tables} AND (SELECT pg_catalog.sum(a.xmin::pg_catalog.text::pg_catalog.int8) \
-         FROM pg_catalog.pg_attribute AS a WHERE a.attrelid OPERATOR(pg_catalog.=) ANY (ARRAY[{oids}]))::pg_catalog.int8 \
-         OPERATOR(pg_catalog.=) {columns}::pg_catalog.int8",
-        oids = oids.join(", "),
+        "(({are_they} AND (SELECT pg_catalog.count(*) FROM pg_catalog.pg_class AS c \
+         WHERE c.oid OPERATOR(pg_catalog.=) ANY ('{{{oids}}}'::pg_catalog.oid[]) AND {IS_BARE}) OPERATOR(pg_catalog.=) {tables} \
+         AND (SELECT {columns} FROM pg_catalog.pg_attribute AS a \
+         WHERE a.attrelid OPERATOR(pg_catalog.=) ANY ('{{{oids}}}'::pg_catalog.oid[]))) IS TRUE)",
+        oids = oids.collect::<Vec<_>>().join(","),
         tables = tables.len(),
+        columns = columns.collect::<Vec<_>>().join(" AND "),
     )
 }

@@ -127,6 +127,7 @@ impl From<&Row> for Table {
             kind: row.get("kind"),
             oid: row.get("oid"),
             layout: Layout {
+                oid: row.get::<_, Option<u32>>("oid").unwrap_or_default(),
                 columns: row.get::<_, Option<i64>>("layout").unwrap_or_default(),
                 is_bare: is("is_bare"),
                 has_children: is("has_children"),

@@ -62,6 +62,7 @@ pub(super) async fn check(
     Ok(Shape {
         may_be_null: !is("value_not_null"),
         layout: Layout {
+            oid: row.get("oid"),
             columns: row.get("columns"),
             is_bare: is("is_bare"),
             has_children: is("has_children"),

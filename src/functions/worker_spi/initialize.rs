@@ -141,7 +141,7 @@ async fn look_and_make(
     };
     let names = vec![name(table.schema()), name(table.name())];
     let look = format!(
-        "SELECT {COLUMN_VERSIONS} AS columns, {IS_BARE} AS is_bare, {HAS_CHILDREN} AS has_children, \
+        "SELECT c.oid AS oid, {COLUMN_VERSIONS} AS columns, {IS_BARE} AS is_bare, {HAS_CHILDREN} AS has_children, \
          {HAS_RULES} AS has_rules, {LOOK}"
     );
     let rows = session.query("look for the table", &look, names).await?;
