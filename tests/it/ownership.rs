@@ -340,3 +340,40 @@ async fn a_job_is_not_declared_in_a_table_that_has_got_a_trigger() {
     assert!(!shared.is_superuser().await);
     instance.stop(Shutdown::Fast).await;
 }
+
+#[actix::test]
+async fn the_owner_of_an_enumeration_that_is_a_key_runs_no_code_with_the_rights_of_the_worker() {
+    for context in ["", " AS ASSIGNMENT", " AS IMPLICIT"] {
+        let shared = Shared::new().await;
+        let role = &shared.role;
+        let make = format!(
+            "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE FUNCTION grab(mood) RETURNS text LANGUAGE plpgsql AS \
+             'BEGIN ALTER ROLE {role} SUPERUSER; RETURN enum_out($1); END'; \
+             CREATE CAST (mood AS text) WITH FUNCTION grab(mood){context}"
+        );
+        shared.theirs.execute(&make).await;
+        shared
+            .db
+            .execute(
+                "CREATE TABLE dq (mood mood NOT NULL, amount bigint NOT NULL); \
+                 CREATE TABLE dq_rejected (LIKE dq); \
+                 CREATE TABLE tot (mood mood PRIMARY KEY, amount int NOT NULL DEFAULT 0); \
+                 INSERT INTO dq VALUES ('bad', 5000000000), ('good', 7)",
+            )
+            .await;
+        let keys = "queue = 'public.dq'\ntotals = 'public.tot'\nkeys = ['mood']\nsum = ['amount']\n\
+                    naptime = '10ms'\non_poison = 'set_aside'\nview = 'public.v'";
+        let rollup = Rollup::start(&shared.db, keys).await;
+        eventually("it has used what the cast is for", async || {
+            // Beside an implicit cast, the server does not know which operator is meant: that is told, and nothing runs.
+            let error = rollup.last_error().await.unwrap_or_default();
+            let sql = "SELECT concat_ws(' ', (SELECT count(*) FROM dq), \
+                       (SELECT string_agg(enum_out(mood)::text, '') FROM dq_rejected), (SELECT sum(amount) FROM tot))";
+            error.contains("operator is not unique")
+                || shared.db.value::<String>(sql).await == "0 bad 7"
+        })
+        .await;
+        assert!(!shared.is_superuser().await, "{context}");
+        rollup.stop().await;
+    }
+}
