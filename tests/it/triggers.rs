@@ -4,9 +4,19 @@ use std::time::Duration;
 
 use tracing::Level;
 
+use crate::support::database::{TestDatabase, brisk};
 use crate::support::eventually;
 use crate::support::log::Log;
+use crate::support::rollup::Rollup;
 use crate::support::stage::Stage;
+
+/// Makes a trigger that deletes, at the end of a transaction that deletes from `s.q`, the rows that belong to the deleted one.
+const DEFERRED: &str = "CREATE FUNCTION s.f() RETURNS trigger LANGUAGE plpgsql AS \
+    'BEGIN DELETE FROM s.q WHERE of = old.id; RETURN NULL; END'; \
+    CREATE CONSTRAINT TRIGGER f AFTER DELETE ON s.q DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION s.f()";
+
+/// What a fold says that this trigger undoes.
+const DIFFER: &str = "the deltas added up and the rows deleted differ by 1";
 
 /// A worker on `s.t`, on which a trigger is created afterwards.
 struct Triggered {
@@ -148,4 +158,57 @@ async fn a_rule_that_comes_later_is_reported_once_and_causes_no_hot_loop() {
     assert!(told.len() <= 2, "{told:#?}");
     triggered.stage.execute("DROP RULE r ON s.t").await;
     triggered.mended("total|101").await;
+}
+
+#[actix::test]
+async fn a_deferred_trigger_that_deletes_other_deltas_undoes_a_fold() {
+    let log = Log::capture();
+    let db = TestDatabase::new().await;
+    // Each delta has a block, and so a fold, of its own.
+    db.execute(&format!(
+        "CREATE SCHEMA s; CREATE TABLE s.t (type text, value bigint, id int, of int, filler text); \
+         ALTER TABLE s.t ALTER filler SET STORAGE PLAIN; CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'; \
+         {}; INSERT INTO s.t VALUES ('total', 0); \
+         INSERT INTO s.t VALUES ('delta', 1, 1, NULL, repeat('x', 6000)), ('delta', 10, 2, 1, repeat('x', 6000))",
+        DEFERRED.replace("s.q", "s.t")
+    ))
+    .await;
+    let stage = Stage::on(db, |table| brisk(table).batch(1)).await;
+    eventually("it is told", || async {
+        !log.with(Level::ERROR, DIFFER).is_empty()
+    })
+    .await;
+    assert_eq!(stage.rows().await, ["delta|1", "delta|10", "total|0"]);
+    stage.execute("DROP TRIGGER f ON s.t").await;
+    stage.becomes(&["total|11"]).await;
+}
+
+#[actix::test]
+async fn a_deferred_trigger_that_deletes_other_deltas_undoes_the_fold_of_a_roll_up() {
+    let db = TestDatabase::new().await;
+    db.execute(&format!(
+        "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL, v bigint, id int, of int, filler text); \
+         ALTER TABLE s.q ALTER filler SET STORAGE PLAIN; CREATE TABLE s.t (k int PRIMARY KEY, v bigint); {DEFERRED}; \
+         INSERT INTO s.q VALUES (7, 1, 1, NULL, repeat('x', 6000)), (7, 10, 2, 1, repeat('x', 6000))"
+    ))
+    .await;
+    let keys =
+        "queue = 's.q'\ntotals = 's.t'\nkeys = ['k']\nsum = ['v']\nnaptime = '10ms'\nbatch = 1";
+    let rollup = Rollup::start(&db, keys).await;
+    let sums = "SELECT concat_ws(' ', (SELECT sum(v) FROM s.q), (SELECT sum(v) FROM s.t))";
+    eventually("it is told", || async {
+        let error = rollup.last_error().await;
+        error.is_some_and(|error| error.contains(DIFFER))
+    })
+    .await;
+    assert_eq!(db.value::<String>(sums).await, "11");
+    db.execute("DROP TRIGGER f ON s.q").await;
+    eventually("all is added", async || {
+        db.value::<String>(sums).await == "11"
+            && db
+                .value::<bool>("SELECT NOT EXISTS (SELECT FROM s.q)")
+                .await
+    })
+    .await;
+    rollup.stop().await;
 }

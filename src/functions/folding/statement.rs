@@ -142,11 +142,17 @@ impl Queue {
     /// the server has deleted another number of rows than the fold has [expected](Self::expects).
     ///
     /// It is a statement of its own, because a deletion whose rows nothing reads runs after everything else in its
-    /// statement, and a cascade after that.
-    pub(in crate::functions) fn end(&self) -> String {
+    /// statement, and a cascade after that. Triggers that are deferred run before it, since they can delete rows as well;
+    /// tables that are bare have none.
+    pub(in crate::functions) fn end(&self, tables: &[(&Relation, &Layout)]) -> String {
+        let deferred = if tables.iter().all(|(_, layout)| layout.is_bare) {
+            ""
+        } else {
+            "; SET CONSTRAINTS ALL IMMEDIATE"
+        };
         let took = "; SELECT pg_catalog.date_part('epoch', \
                     pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.statement_timestamp())";
-        format!("{took}, {}", self.miscounted())
+        format!("{deferred}{took}, {}", self.miscounted())
     }
 
     /// An expression that undoes a fold if the server has deleted another number of rows than it has

@@ -1,7 +1,9 @@
 //! The SQL of a roll-up's folds: a shape in, statements out. Pure text.
 
 use super::shape::{Shape, Sum};
-use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, hold, undo};
+use crate::functions::folding::{
+    Isolation, Layout, Piece, Queue, comment, has_trigger, hold, undo,
+};
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
 
@@ -85,7 +87,7 @@ impl Statements<'_> {
             "{}{}{}",
             queue.begin(self.worker, how.isolation(), Some(self.totals)),
             self.adding(&queue.deltas(piece), how),
-            queue.end(),
+            queue.end(&self.tables()),
         )
     }
 
@@ -147,10 +149,6 @@ impl Statements<'_> {
     fn mine(&self, how: How) -> String {
         let queue = queue(self.queue);
         let holds = holds(self.queue, self.totals, self.shape);
-        let tables = [
-            (self.queue, &self.shape.queue),
-            (self.totals, &self.shape.totals),
-        ];
         format!(
             "mine AS MATERIALIZED (SELECT obstacle, obstacle IS NULL AND {} AS ok, {}, {PATIENCE}, {} AS deleted \
              FROM (SELECT {} AS obstacle OFFSET 0) AS queue), \
@@ -158,9 +156,17 @@ impl Statements<'_> {
             self.claim(),
             queue.unflushed(),
             queue.deleted(),
-            Queue::obstacle(how.isolation(), &holds, &tables),
+            Queue::obstacle(how.isolation(), &holds, &self.tables()),
             self.take_turn(),
         )
+    }
+
+    /// The tables, and what the worker knows of them.
+    fn tables(&self) -> [(&Relation, &Layout); 2] {
+        [
+            (self.queue, &self.shape.queue),
+            (self.totals, &self.shape.totals),
+        ]
     }
 
     /// An expression that tries to claim the queue for this transaction.

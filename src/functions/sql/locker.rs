@@ -83,7 +83,9 @@ impl Locker {
         };
         let number = Box::new(xid.parse::<i64>().unwrap_or_default());
         let parameters: Parameters = vec![(number, Type::INT8)];
-        let rows = session.query("look for the last run", STATUS, parameters).await?;
+        let rows = session
+            .query("look for the last run", STATUS, parameters)
+            .await?;
         let status = rows.first().and_then(|row| row.get::<_, Option<String>>(0));
         Ok(Self {
             xid: xid.to_owned(),

@@ -106,7 +106,7 @@ impl Table {
             expects = queue.expects(
                 "SELECT deleted OPERATOR(pg_catalog.+) coalesce((SELECT rows FROM folded), 0) FROM pending"
             ),
-            end = queue.end(),
+            end = queue.end(&tables),
         )
     }
 
