@@ -10,8 +10,8 @@ use crate::configuration::Config;
 use crate::program::start;
 use crate::support::daemon::Daemon;
 use crate::support::database::TestDatabase;
-use crate::support::within;
 use crate::support::server::TestServer;
+use crate::support::within;
 
 /// Ends some sessions of the instances.
 const END_SESSIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() \
