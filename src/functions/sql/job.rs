@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::locker::{IS_THE_SAME, LOCKER};
+use super::locker::LOCKER;
 use super::tables::{self, SEAL};
 use crate::database::{Connection, DatabaseError};
 use crate::functions::quote::literal;
@@ -50,8 +50,6 @@ pub(super) struct Look {
     pub(super) now: Timestamp,
     /// When the server was asked, by this process's clock, which measures the time since then.
     pub(super) asked: Instant,
-    /// The `xid` of the transaction that locked the row last, unless it is the one that wrote the row.
-    pub(super) locker: Option<String>,
 }
 
 /// A tick that was claimed: its row is locked until the transaction ends.
@@ -65,6 +63,10 @@ pub(super) struct Claimed {
     pub(super) transaction: String,
     /// The [`SEAL`] of the tables in that transaction.
     pub(super) seal: Option<String>,
+    /// The OID of the table that has the row.
+    pub(super) table: u32,
+    /// The `xid` of the transaction that locked the row before, unless it is the one that wrote the row.
+    pub(super) locker: Option<String>,
 }
 
 // === impl JobRow ===
@@ -97,22 +99,22 @@ impl Claimed {
             at: Instant::now(),
             transaction: String::new(),
             seal: None,
+            table: 0,
+            locker: None,
         }
     }
 }
 
 /// Looks at all jobs of the database; without any, the result is one row of NULL and the server's clock.
-static LOOK: LazyLock<String> = LazyLock::new(|| LOOK_AT_ALL.replace("LOCKER", LOCKER));
-
-const LOOK_AT_ALL: &str = "\
+const LOOK: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, clock.now, j.running_since, \
-    j.attempt_tick, j.runs, j.name, LOCKER FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
+    j.attempt_tick, j.runs, j.name FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
     ORDER BY j.name COLLATE pg_catalog.\"C\"";
 
 /// Looks at one job.
 const LOOK_AT_ONE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, j.attempt_tick, j.runs, SEAL FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
+    j.running_since, j.attempt_tick, j.runs, SEAL, j.tableoid FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
 
 /// What a declaration changes in the row of a job that has one. A new job was last done at the moment of its declaration. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
 /// tick that follows the newest one of the new schedule.
@@ -126,19 +128,18 @@ const UNLESS_DECLARED: &str = "\
 /// Locks a row in the transaction under way, unless another session has it.
 const TAKE: &str = "\
     SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, j.attempt_tick, j.runs, pg_catalog.pg_current_xact_id()::pg_catalog.text, SEAL FROM bgworker.job AS j \
+    j.running_since, j.attempt_tick, j.runs, pg_catalog.pg_current_xact_id()::pg_catalog.text, SEAL, j.tableoid, LOCKER FROM bgworker.job AS j \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
 
-/// The condition that a tick is due, that the job is declared as this instance knows it, and that its row is as it was looked
-/// at: another transaction may have claimed a tick since, and have been undone.
-const IS_DUE: &str =
-    "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3 AND ";
+/// The condition that a tick is due, and that the job is declared as this instance knows it.
+const IS_DUE: &str = "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3";
 
 /// Locks the row of a job if a tick of it is due.
-static CLAIM: LazyLock<String> = LazyLock::new(|| take_if(&format!("{IS_DUE}{IS_THE_SAME}")));
+static CLAIM: LazyLock<String> = LazyLock::new(|| take_if(IS_DUE));
 
 fn take_if(condition: &str) -> String {
-    TAKE.replace("CONDITION", condition).replace("SEAL", &SEAL)
+    let sql = TAKE.replace("CONDITION", condition).replace("LOCKER", LOCKER);
+    sql.replace("SEAL", &SEAL)
 }
 
 /// Looks at one job, on the connection that runs it. `None` if it is not declared.
@@ -153,6 +154,7 @@ pub(super) async fn look_at_one(
     Ok(rows.first().and_then(|row| {
         Some(Claimed {
             seal: row.get(10),
+            table: row.get(11),
             ..Claimed::outside(job_row(row)?, timestamp(row, 6))
         })
     }))
@@ -164,7 +166,7 @@ pub(super) async fn look(
     name: &str,
     not_before: Instant,
 ) -> Result<Look, DatabaseError> {
-    let looking = session.query_together("look at the jobs", &LOOK, not_before);
+    let looking = session.query_together("look at the jobs", LOOK, not_before);
     let answer = looking.await?;
     let name_of = |row: &Row| row.get::<_, Option<&str>>(10).is_some_and(|one| one < name);
     let row = answer.rows.get(answer.rows.partition_point(name_of));
@@ -174,7 +176,6 @@ pub(super) async fn look(
         now: clock.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
         row: row.and_then(job_row),
         asked: answer.asked,
-        locker: row.and_then(|row| row.get(11)),
     })
 }
 
@@ -269,19 +270,18 @@ pub(super) async fn sign(
 }
 
 /// Locks the row of a job whose tick is due, in the transaction under way. `None` if the tick is done, another session
-/// has the row, the job is declared otherwise, or another transaction than this one (an `xid`) locked the row last.
+/// has the row, or the job is declared otherwise.
 pub(super) async fn claim(
     connection: &Connection,
     name: &str,
     declared: &str,
-    (tick, after): (Timestamp, &str),
+    tick: Timestamp,
 ) -> Result<Option<Claimed>, DatabaseError> {
     let tick = system_time(tick);
-    let parameters: [Borrowed<'_>; 4] = [
+    let parameters: [Borrowed<'_>; 3] = [
         (&name, Type::TEXT),
         (&declared, Type::TEXT),
         (&tick, Type::TIMESTAMPTZ),
-        (&after, Type::TEXT),
     ];
     lock_row(connection, &CLAIM, &parameters).await
 }
@@ -308,6 +308,8 @@ async fn lock_row(
             at: Instant::now(),
             transaction: row.get(10),
             seal: row.get(11),
+            table: row.get(12),
+            locker: row.get(13),
         })
     }))
 }

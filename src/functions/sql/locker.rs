@@ -1,12 +1,14 @@
 //! The transaction that locked the row of a job last: a claim leaves it there, also if it was undone.
+//!
+//! What became of it is asked once the row is claimed: then it has ended.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 
-use crate::database::{DatabaseError, Parameters};
-use crate::functions::session::Session;
+use super::job::Borrowed;
+use crate::database::{Connection, DatabaseError};
 
 /// How long a run that was undone is left to its instance, which records it as soon as it is told: a longer time that
 /// it cannot reach the database counts as its end.
@@ -17,46 +19,27 @@ pub(super) const LOCKER: &str = "\
     CASE WHEN j.xmax OPERATOR(pg_catalog.<>) '0'::pg_catalog.xid AND j.xmax OPERATOR(pg_catalog.<>) j.xmin \
     THEN j.xmax::pg_catalog.text END";
 
-/// Asks what became of the transaction with this `xid`. The server wants the full number, which is the newest one below the
-/// next one; of one that it no longer knows, it says NULL. Several transactions that share a row have a number of their own
-/// kind, of which this says nothing that is true for long.
-const STATUS: &str = "\
-    SELECT CASE WHEN f.id OPERATOR(pg_catalog.>) 2 AND f.id OPERATOR(pg_catalog.<) f.next \
-    THEN pg_catalog.pg_xact_status(f.id::pg_catalog.text::pg_catalog.xid8) END \
-    FROM (SELECT (OPERATOR(pg_catalog.-) ((OPERATOR(pg_catalog.-) ($1::pg_catalog.int8 \
-    OPERATOR(pg_catalog.-) n.next)) OPERATOR(pg_catalog.&) 4294967295)) OPERATOR(pg_catalog.+) n.next AS id, n.next FROM (\
-    SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8 AS next OFFSET 0) AS n \
+/// Whether the transaction with this `xid`, which has ended, was undone. The server wants the full number, which is the newest
+/// one below the next one; that is above the numbers in the snapshot, and above that of the transaction that asks.
+///
+/// Several transactions that share a row have a number of their own kind, which may be that of any transaction: a tick may then
+/// be left for a while without need.
+const WAS_UNDONE: &str = "\
+    SELECT coalesce(f.id OPERATOR(pg_catalog.>) 2 AND f.id OPERATOR(pg_catalog.<) f.next \
+    AND pg_catalog.pg_xact_status(f.id::pg_catalog.text::pg_catalog.xid8) OPERATOR(pg_catalog.=) 'aborted', false) \
+    FROM (SELECT n.next OPERATOR(pg_catalog.+) (((($1::pg_catalog.int8 OPERATOR(pg_catalog.-) n.next) \
+    OPERATOR(pg_catalog.+) 2147483648) OPERATOR(pg_catalog.&) 4294967295) OPERATOR(pg_catalog.-) 2147483648) AS id, n.next \
+    FROM (SELECT greatest($2::pg_catalog.int8 OPERATOR(pg_catalog.+) 1, \
+    pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8) AS next OFFSET 0) AS n \
     OFFSET 0) AS f";
 
-/// The condition that no transaction has locked the row since it was written, but for the one that wrote it, or since it was
-/// looked at; the parameter is [`Locker::claims_after`].
-pub(super) const IS_THE_SAME: &str = "\
-    (j.xmax OPERATOR(pg_catalog.=) '0'::pg_catalog.xid OR j.xmax OPERATOR(pg_catalog.=) j.xmin \
-    OR j.xmax::pg_catalog.text OPERATOR(pg_catalog.=) $4)";
-
-/// The transaction that locked the row of a job last.
-#[derive(Clone, Debug)]
-pub(super) struct Locker {
-    /// Its `xid`, which is 0 if there is none.
-    xid: String,
-    /// Empty if nothing is known of it.
-    status: String,
-}
-
-/// A claim of another session that was undone, and since when there is no record of it.
+/// A claim of another session that was undone, of which there is no record.
 #[derive(Default)]
 pub(super) struct Undone {
-    found: Option<Unrecorded>,
-    /// The last claim of this instance, of which it knows what became.
+    /// The number of the job's recorded runs when one was found, and when that was.
+    found: Option<(i64, Instant)>,
+    /// The `xid` of the last claim of this instance, of which it knows what became.
     own: Option<String>,
-}
-
-/// A transaction that was undone, and since when one was found at each look.
-struct Unrecorded {
-    xid: String,
-    since: Instant,
-    /// Its time was over at a look: the tick could be claimed.
-    was_over: bool,
 }
 
 /// The `xid` of a transaction whose full number is given.
@@ -65,76 +48,53 @@ pub(super) fn xid(transaction: &str) -> String {
     (number & u64::from(u32::MAX)).to_string()
 }
 
-// === impl Locker ===
-
-impl Locker {
-    /// No transaction but the one that wrote the row.
-    fn none() -> Self {
-        Self {
-            xid: "0".to_owned(),
-            status: String::new(),
-        }
-    }
-
-    /// Asks what became of the transaction that a look found by [`LOCKER`].
-    pub(super) async fn found(session: &Session, xid: Option<&str>) -> Result<Self, DatabaseError> {
-        let Some(xid) = xid else {
-            return Ok(Self::none());
-        };
-        let number = Box::new(xid.parse::<i64>().unwrap_or_default());
-        let parameters: Parameters = vec![(number, Type::INT8)];
-        let rows = session
-            .query("look for the last run", STATUS, parameters)
-            .await?;
-        let status = rows.first().and_then(|row| row.get::<_, Option<String>>(0));
-        Ok(Self {
-            xid: xid.to_owned(),
-            status: status.unwrap_or_default(),
-        })
-    }
-
-    /// The `xid` that the row still has when it is claimed. While the transaction is under way there is none, since what
-    /// becomes of it is not known.
-    pub(super) fn claims_after(&self) -> &str {
-        match self.status.as_str() {
-            "in progress" => "",
-            _ => &self.xid,
-        }
-    }
-
-    fn undone(&self) -> Option<&str> {
-        (self.status == "aborted").then_some(&self.xid)
-    }
+/// Asks whether the last locker of a row that this transaction has claimed was undone.
+pub(super) async fn was_undone(
+    connection: &Connection,
+    locker: &str,
+    transaction: &str,
+) -> Result<bool, DatabaseError> {
+    let number = |text: &str| text.parse::<i64>().unwrap_or_default();
+    let (locker, own) = (number(locker), number(transaction));
+    let parameters: [Borrowed<'_>; 2] = [(&locker, Type::INT8), (&own, Type::INT8)];
+    let asking = connection.query("look for the last run", WAS_UNDONE, &parameters);
+    Ok(asking.await?.first().is_some_and(|row| row.get(0)))
 }
 
 // === impl Undone ===
 
 impl Undone {
-    /// `true` if the tick may be claimed after this transaction: if it was undone, no record of it is to be expected. Clients
-    /// that lock the row and roll back again and again make no tick wait for longer than one of them does.
-    pub(super) fn is_over(&mut self, locker: &Locker, now: Instant) -> bool {
-        let undone = locker.undone();
-        let Some(xid) = undone.filter(|undone| self.own.as_deref() != Some(undone)) else {
-            self.found = None;
-            return true;
-        };
-        let since = match &self.found {
-            Some(found) if found.xid == xid || !found.was_over => found.since,
-            _ => now,
-        };
-        let was_over = now.saturating_duration_since(since) >= RECORDED_WITHIN;
-        let xid = xid.to_owned();
-        self.found = Some(Unrecorded {
-            xid,
-            since,
-            was_over,
-        });
-        was_over
+    /// Since when a claim has been known to be undone, if the job has recorded no run since.
+    fn since(&self, runs: i64) -> Option<Instant> {
+        let (_, since) = self.found.filter(|(found, _)| *found == runs)?;
+        Some(since)
     }
 
-    /// This instance has claimed a tick in this transaction.
-    pub(super) fn claimed(&mut self, transaction: &str) {
-        self.own = Some(xid(transaction));
+    /// `true` while the tick is left to the instance whose claim was undone.
+    pub(super) fn may_be_recorded(&self, runs: i64, now: Instant) -> bool {
+        self.since(runs)
+            .is_some_and(|since| now.saturating_duration_since(since) < RECORDED_WITHIN)
+    }
+
+    /// `true` if no record of that claim is to be expected any longer. Clients that lock the row and roll back again and again
+    /// make no tick wait for longer than one of them does.
+    pub(super) fn is_over(&self, runs: i64, now: Instant) -> bool {
+        self.since(runs).is_some() && !self.may_be_recorded(runs, now)
+    }
+
+    /// A claim was found to be undone.
+    pub(super) fn found(&mut self, runs: i64, now: Instant) {
+        self.found = Some((runs, self.since(runs).unwrap_or(now)));
+    }
+
+    /// The `xid` of the last claim of this instance.
+    pub(super) fn own(&self) -> Option<String> {
+        self.own.clone()
+    }
+
+    /// This instance has claimed a tick with this `xid`.
+    pub(super) fn claimed(&mut self, xid: Option<String>) {
+        self.own = xid;
     }
 }
 
@@ -142,34 +102,23 @@ impl Undone {
 mod tests {
     use super::*;
 
-    fn locker(xid: &str, status: &str) -> Locker {
-        Locker {
-            xid: xid.to_owned(),
-            status: status.to_owned(),
-        }
-    }
-
     #[test]
     fn a_claim_that_was_undone_is_left_to_its_instance_for_a_while() {
         let mut undone = Undone::default();
         let begin = Instant::now();
-        let aborted = |xid| locker(xid, "aborted");
-        assert!(undone.is_over(&locker("7", "committed"), begin));
-        assert!(!undone.is_over(&aborted("7"), begin));
-        assert!(!undone.is_over(&aborted("7"), begin + RECORDED_WITHIN / 2));
-        assert!(undone.is_over(&aborted("7"), begin + RECORDED_WITHIN));
-        undone.claimed("4294967304");
-        assert!(undone.is_over(&aborted("8"), begin));
-        assert!(!undone.is_over(&aborted("7"), begin));
-        // Another one is waited for no longer, unless the tick could have been claimed before.
-        assert!(undone.is_over(&aborted("9"), begin + RECORDED_WITHIN));
-        assert!(!undone.is_over(&aborted("10"), begin + RECORDED_WITHIN));
-    }
-
-    #[test]
-    fn a_row_is_not_claimed_after_a_transaction_that_is_under_way() {
-        assert_eq!(locker("7", "aborted").claims_after(), "7");
-        assert_eq!(locker("7", "committed").claims_after(), "7");
-        assert_eq!(locker("7", "in progress").claims_after(), "");
+        let is = |undone: &Undone, runs, after| {
+            let now = begin + after;
+            (undone.may_be_recorded(runs, now), undone.is_over(runs, now))
+        };
+        assert_eq!(is(&undone, 7, Duration::ZERO), (false, false));
+        undone.found(7, begin);
+        assert_eq!(is(&undone, 7, RECORDED_WITHIN / 2), (true, false));
+        // Another one is waited for no longer.
+        undone.found(7, begin + RECORDED_WITHIN / 2);
+        assert_eq!(is(&undone, 7, RECORDED_WITHIN), (false, true));
+        // A run was recorded: what is found now is another one.
+        assert_eq!(is(&undone, 8, RECORDED_WITHIN), (false, false));
+        undone.found(8, begin + RECORDED_WITHIN);
+        assert_eq!(is(&undone, 8, RECORDED_WITHIN), (true, false));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::job::{JobRow, Look, timestamptz};
+use super::job::{Claimed, JobRow, Look, timestamptz};
 use super::tables;
 use crate::database::{Connection, DatabaseError};
 use crate::functions::quote::literal;
@@ -55,7 +55,6 @@ impl Mark {
             row: Some(row),
             now,
             asked: Instant::now(),
-            locker: None,
         }
     }
 }
@@ -73,13 +72,16 @@ const WAS_RECORDED: &str = "EXISTS (SELECT FROM job) AS was_recorded";
 pub(super) async fn mark(
     connection: &Connection,
     name: &str,
-    transaction: &str,
+    claimed: &Claimed,
     history: u32,
     mark: &Mark,
 ) -> Result<(), DatabaseError> {
+    // The schema may have been renamed, and there may be another table of that name now.
     let is_same = format!(
-        "pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) {}",
-        literal(transaction)
+        "pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) {} \
+         AND j.tableoid OPERATOR(pg_catalog.=) {}::pg_catalog.oid",
+        literal(&claimed.transaction),
+        claimed.table
     );
     let sql = sql(name, history, mark, (&is_same, IS_CLAIMED));
     connection.batch_execute("mark the tick", &sql).await

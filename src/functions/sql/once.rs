@@ -1,7 +1,7 @@
 //! One run of a job now, beside its schedule: to try it, or to redo what went wrong. Does not change which ticks are
 //! done.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -128,7 +128,8 @@ pub async fn once(
         is_once: true,
         progress: &progress,
         begun: Cell::new(false),
-        claimed_by: Cell::default(),
+        claimed_by: RefCell::default(),
+        is_over: true,
     };
     let mut running = Box::pin(async {
         if once.dry_run {
@@ -186,7 +187,7 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
         Ran::Failed { why, .. } => Err(OnceError::Failed(why)),
         Ran::Lost(lost) | Ran::Conflicted(lost) => Err(OnceError::Failed(lost.failure.why)),
         Ran::Unmarked(why) => Err(OnceError::Failed(why.to_owned())),
-        Ran::Elsewhere => Err(OnceError::Running),
+        Ran::Elsewhere | Ran::Unrecorded => Err(OnceError::Running),
         Ran::Changed => Err(OnceError::Changed),
         Ran::Interrupted(_) => Err(OnceError::Interrupted),
     }

@@ -6,7 +6,7 @@
 //! break this: such statements are refused before they run, and the mark detects any that got through by comparing
 //! transaction IDs.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::CROWDED;
 use super::due::{Due, OVERDUE_AFTER, attempts, done_with, due};
 use super::failure::{Failure, Lost};
 use super::job::{self, Claimed, Look};
-use super::locker::xid;
+use super::locker::{was_undone, xid};
 use super::mark::{self, Mark};
 use super::settings::{Job, Settings};
 use super::tables;
@@ -61,8 +61,10 @@ pub(super) struct Run<'r> {
     /// What the worker reports, and whether a tick has been begun.
     pub(super) progress: &'r Progress,
     pub(super) begun: Cell<bool>,
-    /// The transaction that claimed the tick, once it was claimed.
-    pub(super) claimed_by: Cell<Option<String>>,
+    /// The `xid` of the last claim of this instance.
+    pub(super) claimed_by: RefCell<Option<String>>,
+    /// A claim of another session was undone, and no record of it is to be expected any longer.
+    pub(super) is_over: bool,
 }
 
 /// What became of a run.
@@ -90,6 +92,8 @@ pub(super) enum Ran {
     Conflicted(Box<Lost>),
     /// Another session has or had the tick, or it is no longer due. Nothing was done.
     Elsewhere,
+    /// A claim of another session was undone, and its instance may still record that. Nothing was done.
+    Unrecorded,
     /// The tables of jobs are no longer as they were when they were looked at. Nothing was marked.
     Changed,
     /// The worker must stop, and the tick is still due. If the session ended by itself meanwhile, this says why.
@@ -128,7 +132,8 @@ impl<'r> Run<'r> {
             is_once: false,
             progress: context.progress(),
             begun: Cell::new(false),
-            claimed_by: Cell::default(),
+            claimed_by: RefCell::default(),
+            is_over: false,
         })
     }
 
@@ -143,13 +148,13 @@ impl<'r> Run<'r> {
         self.progress.begin_run(self.settings.longest_run())
     }
 
-    /// Runs the tick that is due, if this instance gets it, and if this transaction (an `xid`) locked the row of the job last.
-    pub(super) async fn run(&self, tick: Timestamp, after: &str) -> Result<Ran, DatabaseError> {
+    /// Runs the tick that is due, if this instance gets it.
+    pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
         let job_connection = self.job_connection().await?;
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
         let mut ran = if self.settings.transaction {
-            self.claim_and_run(connection, tick, after).await
+            self.claim_and_run(connection, tick).await
         } else {
             self.run_outside(connection).await
         };
@@ -241,13 +246,10 @@ impl<'r> Run<'r> {
         &self,
         connection: &Connection,
         tick: Timestamp,
-        after: &str,
     ) -> Result<Ran, DatabaseError> {
         let mut conflicts = 0;
-        let mut after = after.to_owned();
         loop {
-            let running = self.claim_and_run_once(connection, tick, &after);
-            let lost = match running.await {
+            let lost = match self.claim_and_run_once(connection, tick).await {
                 Ok(Ran::Conflicted(lost)) => lost,
                 ran => return ran,
             };
@@ -259,7 +261,6 @@ impl<'r> Run<'r> {
                 return Ok(Ran::Lost(lost));
             }
             conflicts += 1;
-            after = xid(&lost.claimed.transaction);
         }
     }
 
@@ -267,14 +268,13 @@ impl<'r> Run<'r> {
         &self,
         connection: &Connection,
         tick: Timestamp,
-        after: &str,
     ) -> Result<Ran, DatabaseError> {
         let declared = self.job.declared.as_str();
         let begin = self.begin_writing(connection);
         // Both are sent at once.
         let (begun, claimed) = tokio::join!(
             connection.batch_execute("begin", &begin),
-            job::claim(connection, self.name, declared, (tick, after))
+            job::claim(connection, self.name, declared, tick)
         );
         begun?;
         let claimed = match claimed {
@@ -288,6 +288,10 @@ impl<'r> Run<'r> {
             let (schedule, missed) = (&self.job.schedule, self.settings.missed);
             if !self.are_as_looked_at(&claimed) {
                 left = Ran::Changed;
+            } else if self.is_to_be_recorded(connection, &claimed).await? {
+                // Undone as well, so that each other instance that claims the tick also finds that.
+                connection.batch_execute("leave the tick", "ROLLBACK").await?;
+                return Ok(Ran::Unrecorded);
             } else if let Due::Now(tick) = due(&claimed.row, claimed.now, schedule, missed) {
                 return self.run_claimed(connection, &claimed, tick).await;
             }
@@ -295,6 +299,21 @@ impl<'r> Run<'r> {
         // A claim that is undone would be taken for a run that is still to be recorded.
         connection.batch_execute("leave the tick", "COMMIT").await?;
         Ok(left)
+    }
+
+    /// `true` if the row was claimed before by another session, which was undone and whose instance may still record that.
+    async fn is_to_be_recorded(
+        &self,
+        connection: &Connection,
+        claimed: &Claimed,
+    ) -> Result<bool, DatabaseError> {
+        let own = self.claimed_by.replace(Some(xid(&claimed.transaction)));
+        match &claimed.locker {
+            Some(locker) if !self.is_over && own.as_ref() != Some(locker) => {
+                was_undone(connection, locker, &claimed.transaction).await
+            }
+            _ => Ok(false),
+        }
     }
 
     /// `true` if the tables of jobs are as they were when they were looked at: a mark runs no code but bgworker's.
@@ -309,7 +328,6 @@ impl<'r> Run<'r> {
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
         let _under_way = self.begin_run();
-        self.claimed_by.set(Some(claimed.transaction.clone()));
         let worked = self.work_through_conflicts(connection, claimed, tick).await;
         if let Some(interrupted) = self.interrupted(&worked) {
             let leave = "ROLLBACK TO SAVEPOINT run; COMMIT";
@@ -406,7 +424,7 @@ impl<'r> Run<'r> {
         let mark = self.mark(claimed, tick, (took, ended), worked.as_ref());
         let history = self.settings.history;
         let (marked, committed) = tokio::join!(
-            mark::mark(connection, self.name, &claimed.transaction, history, &mark),
+            mark::mark(connection, self.name, claimed, history, &mark),
             connection.batch_execute("commit the run", "COMMIT")
         );
         if marked.as_ref().is_err_and(mark::is_unclaimed) {

@@ -13,7 +13,7 @@ use self::state::clock_at;
 use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_at, due_for};
 use super::elsewhere::{ELSEWHERE, Elsewhere};
 use super::job::{JobRow, Look};
-use super::locker::{Locker, Undone};
+use super::locker::Undone;
 use super::lost::Losses;
 use super::past::{Ended, How, Past};
 use super::run::{Ran, Run};
@@ -31,6 +31,10 @@ const NAPTIME: Duration = Duration::from_secs(10);
 
 /// Why a cycle is over whose worker found other tables than before.
 const CHANGED: &str = "the tables of jobs were changed, and are looked at again";
+
+/// Why a tick is left for a while.
+const UNRECORDED: &str =
+    "a transaction that had its row was undone: the instance that ran it may still record that";
 
 /// The routine of a job with ticks.
 pub(super) struct Scheduled {
@@ -145,22 +149,18 @@ impl Scheduled {
         run: &Run<'_>,
         context: &WorkerContext,
         (row, now): (&JobRow, Timestamp),
-        (tick, locker): (Timestamp, Option<&str>),
+        tick: Timestamp,
     ) -> Result<Outcome, DatabaseError> {
         let begin = Instant::now();
-        let locker = Locker::found(session, locker).await?;
-        if run.settings.transaction && !self.undone.is_over(&locker, begin) {
-            let why = "a transaction that had its row was undone: the instance that ran it may still record that";
+        if run.settings.transaction && self.undone.may_be_recorded(row.runs, begin) {
             context
                 .progress()
-                .job(JobState::Waiting, begin, Some(why.into()));
+                .job(JobState::Waiting, begin, Some(UNRECORDED.into()));
             return Ok(Outcome::Pending(ELSEWHERE));
         }
         // Boxed so that cycles that only look do not pay for its size.
-        let mut ran = Box::pin(run.run(tick, locker.claims_after())).await;
-        if let Some(own) = run.claimed_by.take() {
-            self.undone.claimed(&own);
-        }
+        let mut ran = Box::pin(run.run(tick)).await;
+        self.undone.claimed(run.claimed_by.take());
         if !matches!(ran, Ok(Ran::Elsewhere)) {
             self.elsewhere = Elsewhere::default();
         }
@@ -170,6 +170,11 @@ impl Scheduled {
                 context.progress().observe(LATENESS, late);
             }
             Ok(Ran::Elsewhere) => return self.elsewhere(session, run, context, row).await,
+            Ok(Ran::Unrecorded) => {
+                self.undone.found(row.runs, begin);
+                let why = Some(UNRECORDED.into());
+                context.progress().job(JobState::Waiting, begin, why);
+            }
             // If the server has said that it ends the session, it answers, and the run is recorded at once.
             Ok(Ran::Lost(lost)) if lost.failure.is_away() && !lost.failure.is_goodbye() => {
                 was_lost(context.name(), tick, &lost.failure.why);
@@ -258,7 +263,7 @@ impl Scheduled {
                 self.lasting.losses.add(*lost);
                 Outcome::Pending(Duration::ZERO)
             }
-            Ran::Elsewhere | Ran::Interrupted(_) => Outcome::Pending(ELSEWHERE),
+            Ran::Elsewhere | Ran::Unrecorded | Ran::Interrupted(_) => Outcome::Pending(ELSEWHERE),
         }
     }
 
@@ -364,9 +369,11 @@ impl Routine for Scheduled {
         let next = next.map(|next| (next.as_second(), clock_at(next, look.now)));
         progress.coming(NEXT_TICK, next);
         self.notice(context, row);
-        let Some(run) = Run::of(context, settings, &job, beside, &seal) else {
+        let Some(mut run) = Run::of(context, settings, &job, beside, &seal) else {
             return Ok(Outcome::Busy("there is no database".into()));
         };
+        run.claimed_by = self.undone.own().into();
+        run.is_over = self.undone.is_over(row.runs, Instant::now());
         if let Some(recorded) = self.record_lost(session, &run, context, row).await? {
             return Ok(recorded);
         }
@@ -393,9 +400,7 @@ impl Routine for Scheduled {
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned().into()));
                 }
-                Ok(self
-                    .run_due(session, &run, context, seen, (tick, look.locker.as_deref()))
-                    .await?)
+                Ok(self.run_due(session, &run, context, seen, tick).await?)
             }
         }
     }

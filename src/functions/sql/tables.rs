@@ -25,15 +25,21 @@ const SCHEMA: &str = "bgworker";
 /// triggers on them, and whether they have some. Whatever else runs code, only their owners can make. It is cheap, since
 /// each claim asks for it.
 pub(super) static SEAL: LazyLock<String> = LazyLock::new(|| {
+    seal(&format!(
+        "pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) ANY (\
+         ARRAY[pg_catalog.to_regclass('{SCHEMA}.job'), pg_catalog.to_regclass('{SCHEMA}.job_run')]::pg_catalog.oid[])"
+    ))
+});
+
+/// The seal of the tables among these relations `c`.
+fn seal(tables: &str) -> String {
     format!(
         "(SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, c.relowner, c.relkind, c.relacl, \
          c.relhasrules, c.relhassubclass, c.relispartition, c.relrowsecurity, c.relchecks, c.relnatts, \
          CASE WHEN c.relhastriggers THEN (SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger AS t \
-         WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid AND {RUNS_CODE}) ELSE 0 END), ', ' ORDER BY c.relname) \
-         FROM pg_catalog.pg_class AS c WHERE c.oid OPERATOR(pg_catalog.=) ANY (\
-         ARRAY[pg_catalog.to_regclass('{SCHEMA}.job'), pg_catalog.to_regclass('{SCHEMA}.job_run')]::pg_catalog.oid[]))"
+         WHERE t.tgrelid OPERATOR(pg_catalog.=) c.oid AND {RUNS_CODE}) ELSE 0 END), ', ' ORDER BY c.relname) FROM {tables})"
     )
-});
+}
 
 /// Locks the tables in a transaction that writes to them: from here on, no other session can give them a trigger or a rule,
 /// or put others in their place. It comes before the snapshot in which [`SEAL`] is compared, or a trigger that was
@@ -57,7 +63,12 @@ static LOOK: LazyLock<String> = LazyLock::new(|| {
          LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname OPERATOR(pg_catalog.=) '{SCHEMA}' \
          LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
          AND c.relname OPERATOR(pg_catalog.=) wanted.name ORDER BY wanted.name",
-        &*SEAL,
+        seal(&format!(
+            // Unlike a cast to regclass, this needs no right on the schema.
+            "pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid \
+             WHERE n.nspname OPERATOR(pg_catalog.=) '{SCHEMA}' \
+             AND (c.relname OPERATOR(pg_catalog.=) 'job' OR c.relname OPERATOR(pg_catalog.=) 'job_run')"
+        )),
         ownership::columns()
     )
 });
