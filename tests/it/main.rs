@@ -9,6 +9,7 @@
 )]
 
 mod broadcast;
+mod claims;
 mod configuration;
 mod connection;
 mod conninfo;

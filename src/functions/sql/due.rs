@@ -122,6 +122,24 @@ pub(super) fn done_with(
     }
 }
 
+/// The tick whose run began at this time and was interrupted, if `due` is the tick that would be run now: ticks that have come
+/// due since then are not that run's.
+pub(super) fn interrupted(
+    row: &JobRow,
+    due: Timestamp,
+    began: Timestamp,
+    schedule: &Schedule,
+    missed: Missed,
+) -> Timestamp {
+    match missed {
+        Missed::Once | Missed::Skip => {
+            let newest = schedule.newest(began);
+            newest.filter(|tick| *tick > row.last_tick).unwrap_or(due)
+        }
+        Missed::Each => due,
+    }
+}
+
 /// `true` if the last tick is more than a minute after the next one: the server's clock was ahead when it was run.
 fn is_ahead(last: Timestamp, now: Timestamp, schedule: &Schedule) -> bool {
     let next = schedule.next(now);
@@ -221,6 +239,18 @@ mod tests {
         assert_eq!(skipped, Due::In(SLEEP_MAX));
         let dropped = decide("00:00:00", "20:00:30", Missed::Each);
         assert_eq!(dropped, Due::Now(time("03:21:00")), "the last 1,000");
+    }
+
+    #[test]
+    fn a_run_that_was_interrupted_is_that_of_its_own_tick() {
+        let schedule = Schedule::every(Duration::from_secs(60)).unwrap();
+        let (due, began) = (time("20:09:00"), time("20:05:03"));
+        let of = |last_tick, missed| interrupted(&row(last_tick), due, began, &schedule, missed);
+        for missed in [Missed::Once, Missed::Skip] {
+            assert_eq!(of("20:00:00", missed), time("20:05:00"));
+            assert_eq!(of("20:05:00", missed), due, "another one has recorded it");
+        }
+        assert_eq!(of("20:00:00", Missed::Each), due);
     }
 
     #[test]

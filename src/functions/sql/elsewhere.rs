@@ -9,6 +9,9 @@ use super::job::JobRow;
 /// How soon a job is looked at again if another session has its tick.
 pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);
 
+/// How long another session must have had a job for the worker to say which session it is.
+pub(super) const SAID_AFTER: Duration = Duration::from_secs(5);
+
 /// The job's row when another session was found to have it, and since when that was found at each look.
 #[derive(Default)]
 pub(super) struct Elsewhere(Option<(JobRow, Instant)>);
@@ -28,17 +31,15 @@ impl Elsewhere {
     }
 }
 
-/// Says that another session keeps a job from being run.
-pub(super) fn is_held(pid: Option<i32>, in_transaction: bool) -> String {
+/// Says which session has a job.
+pub(super) fn has_it(pid: Option<i32>, in_transaction: bool) -> String {
     let what = if in_transaction {
         "row of the job in bgworker.job"
     } else {
         "advisory lock of the job"
     };
     let whose = pid.map_or_else(String::new, |pid| format!(", pid {pid},"));
-    format!(
-        "another session{whose} has had the {what} for longer than a run may take: look for it in pg_stat_activity"
-    )
+    format!("another session{whose} has had the {what}")
 }
 
 #[cfg(test)]

@@ -132,13 +132,16 @@ const TAKE: &str = "\
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
 
 /// The condition that a tick is due, and that the job is declared as this instance knows it.
-const IS_DUE: &str = "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3";
+const IS_DUE: &str =
+    "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3";
 
 /// Locks the row of a job if a tick of it is due.
 static CLAIM: LazyLock<String> = LazyLock::new(|| take_if(IS_DUE));
 
 fn take_if(condition: &str) -> String {
-    let sql = TAKE.replace("CONDITION", condition).replace("LOCKER", LOCKER);
+    let sql = TAKE
+        .replace("CONDITION", condition)
+        .replace("LOCKER", LOCKER);
     sql.replace("SEAL", &SEAL)
 }
 

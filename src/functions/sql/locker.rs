@@ -5,9 +5,8 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::job::Borrowed;
 use crate::database::{Connection, DatabaseError};
 
 /// How long a run that was undone is left to its instance, which records it as soon as it is told: a longer time that
@@ -56,7 +55,7 @@ pub(super) async fn was_undone(
 ) -> Result<bool, DatabaseError> {
     let number = |text: &str| text.parse::<i64>().unwrap_or_default();
     let (locker, own) = (number(locker), number(transaction));
-    let parameters: [Borrowed<'_>; 2] = [(&locker, Type::INT8), (&own, Type::INT8)];
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&locker, Type::INT8), (&own, Type::INT8)];
     let asking = connection.query("look for the last run", WAS_UNDONE, &parameters);
     Ok(asking.await?.first().is_some_and(|row| row.get(0)))
 }

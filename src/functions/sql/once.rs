@@ -129,6 +129,7 @@ pub async fn once(
         progress: &progress,
         begun: Cell::new(false),
         claimed_by: RefCell::default(),
+        interrupted_by: None,
         is_over: true,
     };
     let mut running = Box::pin(async {

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use jiff::Timestamp;
 use tokio_postgres::types::Type;
 
-use super::due::{Due, due};
+use super::due::{Due, due, interrupted};
 use super::failure::Failure;
 use super::job::{self, Borrowed, Claimed};
 use super::run::{HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
@@ -109,16 +109,38 @@ impl Run<'_> {
         if !self.are_as_looked_at(&claimed) {
             return Ok(Ran::Changed);
         }
-        if claimed.row.running_since.is_some() {
-            let why = "interrupted: the instance or its server went away while it ran";
-            let failure = Err(Failure::without_error(why));
-            return self.mark_outside(connection, claimed, tick, failure).await;
+        if let Some(began) = claimed.row.running_since {
+            return self
+                .mark_interrupted(connection, claimed, (tick, began))
+                .await;
         }
         match begin_outside(connection, self.seal, name).await {
             Err(error) if tables::are_changed(&error) => return Ok(Ran::Changed),
             begun => begun?,
         }
         self.work_outside(connection, claimed, tick).await
+    }
+
+    /// Marks that the run of an earlier tick, or of this one, was interrupted after it began at this time.
+    async fn mark_interrupted(
+        &self,
+        connection: &Connection,
+        mut claimed: Claimed,
+        (due, began): (Timestamp, Timestamp),
+    ) -> Result<Ran, DatabaseError> {
+        let (schedule, missed) = (&self.job.schedule, self.settings.missed);
+        let tick = interrupted(&claimed.row, due, began, schedule, missed);
+        let why = match self.interrupted_by {
+            Some(why) => format!("interrupted: {why}"),
+            None => "interrupted: its instance, its session or its server went away while it ran"
+                .to_owned(),
+        };
+        // The run is as old as it is; what has come due since it began is still due.
+        let took = claimed.now.duration_since(began).unsigned_abs();
+        claimed.at = claimed.at.checked_sub(took).unwrap_or(claimed.at);
+        claimed.now = began;
+        let failure = Err(Failure::without_error(why));
+        self.mark_outside(connection, claimed, tick, failure).await
     }
 
     /// Runs the statements, and marks what became of them.

@@ -63,6 +63,8 @@ pub(super) struct Run<'r> {
     pub(super) begun: Cell<bool>,
     /// The `xid` of the last claim of this instance.
     pub(super) claimed_by: RefCell<Option<String>>,
+    /// Why this instance lost the run before, outside of a transaction, if it knows that.
+    pub(super) interrupted_by: Option<&'r str>,
     /// A claim of another session was undone, and no record of it is to be expected any longer.
     pub(super) is_over: bool,
 }
@@ -133,6 +135,7 @@ impl<'r> Run<'r> {
             progress: context.progress(),
             begun: Cell::new(false),
             claimed_by: RefCell::default(),
+            interrupted_by: None,
             is_over: false,
         })
     }
@@ -290,7 +293,9 @@ impl<'r> Run<'r> {
                 left = Ran::Changed;
             } else if self.is_to_be_recorded(connection, &claimed).await? {
                 // Undone as well, so that each other instance that claims the tick also finds that.
-                connection.batch_execute("leave the tick", "ROLLBACK").await?;
+                connection
+                    .batch_execute("leave the tick", "ROLLBACK")
+                    .await?;
                 return Ok(Ran::Unrecorded);
             } else if let Due::Now(tick) = due(&claimed.row, claimed.now, schedule, missed) {
                 return self.run_claimed(connection, &claimed, tick).await;
@@ -460,7 +465,9 @@ impl<'r> Run<'r> {
         let number = attempts(row, tick, self.settings.missed) + 1;
         let retry_in = worked.err().and_then(|_| self.settings.retry_in(number));
         let is_over = retry_in.is_none();
-        let done = done_with(tick, ended, &self.job.schedule, self.settings.missed);
+        // What came due since an interrupted run began is not known to have been missed because of it.
+        let until = row.running_since.unwrap_or(ended);
+        let done = done_with(tick, until, &self.job.schedule, self.settings.missed);
         Mark {
             last_tick: if is_over { done } else { row.last_tick },
             last_done: if worked.is_ok() { tick } else { row.last_done },

@@ -47,6 +47,8 @@ pub(super) struct Scheduled {
     seen: Seen,
     elsewhere: Elsewhere,
     undone: Undone,
+    /// Why the last run outside of a transaction was lost, and how many runs were recorded before it.
+    interrupted: Option<(i64, String)>,
     /// What is wrong if an instance with other surroundings runs the job as well.
     shared: Option<Arc<str>>,
 }
@@ -97,6 +99,7 @@ impl Scheduled {
             seen: Seen::Nothing,
             elsewhere: Elsewhere::default(),
             undone: Undone::default(),
+            interrupted: None,
             shared: None,
         }
     }
@@ -124,7 +127,7 @@ impl Scheduled {
         session: &Session,
         run: &Run<'_>,
         context: &WorkerContext,
-        row: &JobRow,
+        (row, now): (&JobRow, Timestamp),
     ) -> Result<Option<Outcome>, DatabaseError> {
         let losses = &self.lasting.losses;
         let Some(lost) = losses.unrecorded() else {
@@ -139,7 +142,9 @@ impl Scheduled {
         }
         // Another session runs it now, or what is left of the one that ended; or the tables were changed.
         self.seal = None;
-        Ok(Some(self.elsewhere(session, run, context, row).await?))
+        Ok(Some(
+            self.elsewhere(session, run, context, (row, now)).await?,
+        ))
     }
 
     /// Runs the tick that is due, and reports if it could not be begun for too long.
@@ -169,7 +174,7 @@ impl Scheduled {
                 let late = now.duration_since(tick).unsigned_abs();
                 context.progress().observe(LATENESS, late);
             }
-            Ok(Ran::Elsewhere) => return self.elsewhere(session, run, context, row).await,
+            Ok(Ran::Elsewhere) => return self.elsewhere(session, run, context, (row, now)).await,
             Ok(Ran::Unrecorded) => {
                 self.undone.found(row.runs, begin);
                 let why = Some(UNRECORDED.into());
@@ -191,6 +196,9 @@ impl Scheduled {
             Err(error) => {
                 self.looks_again_after(error);
                 let why = error.to_string();
+                if run.has_begun() && !run.settings.transaction {
+                    self.interrupted = Some((row.runs, why.clone()));
+                }
                 if run.has_begun() && error.is_away() {
                     was_lost(context.name(), tick, &why);
                     context.progress().did_not(&*why, begin.elapsed());
@@ -372,9 +380,12 @@ impl Routine for Scheduled {
         let Some(mut run) = Run::of(context, settings, &job, beside, &seal) else {
             return Ok(Outcome::Busy("there is no database".into()));
         };
+        let interrupted = self.interrupted.clone();
+        let interrupted = interrupted.filter(|(runs, _)| *runs == row.runs);
+        run.interrupted_by = interrupted.as_ref().map(|(_, why)| &**why);
         run.claimed_by = self.undone.own().into();
         run.is_over = self.undone.is_over(row.runs, Instant::now());
-        if let Some(recorded) = self.record_lost(session, &run, context, row).await? {
+        if let Some(recorded) = self.record_lost(session, &run, context, seen).await? {
             return Ok(recorded);
         }
         match due(row, look.now, &job.schedule, settings.missed) {

@@ -11,7 +11,7 @@ use crate::database::{DatabaseError, OneLine};
 use crate::functions::runner::Outcome;
 use crate::functions::session::Session;
 use crate::functions::sql::due::{OVERDUE_AFTER, due_for};
-use crate::functions::sql::elsewhere::{ELSEWHERE, Elsewhere, is_held};
+use crate::functions::sql::elsewhere::{ELSEWHERE, Elsewhere, SAID_AFTER, has_it};
 use crate::functions::sql::job::{self, JobRow};
 use crate::functions::sql::past::{self, ASK_EVERY};
 use crate::functions::sql::run::Run;
@@ -116,18 +116,32 @@ impl Scheduled {
         session: &Session,
         run: &Run<'_>,
         context: &WorkerContext,
-        row: &JobRow,
+        (row, clock): (&JobRow, Timestamp),
     ) -> Result<Outcome, DatabaseError> {
         let (now, progress) = (Instant::now(), context.progress());
+        // What it runs is in the history, though this instance never finds the job idle.
+        self.learn(
+            session,
+            context,
+            (run.name, run.settings.history),
+            (row, clock),
+        )
+        .await?;
         let found = self.elsewhere.found(row, now);
-        if found <= run.settings.longest_run() {
-            progress.job(JobState::Waiting, now, None);
+        let since = now.checked_sub(found).unwrap_or(now);
+        if found < SAID_AFTER {
+            progress.job(JobState::Waiting, since, None);
             return Ok(Outcome::Pending(ELSEWHERE));
         }
         let in_transaction = run.settings.transaction;
         let holder = job::holder(session, run.name, in_transaction).await?;
-        let why = is_held(holder, in_transaction);
-        let since = now.checked_sub(found).unwrap_or(now);
+        let why = has_it(holder, in_transaction);
+        if found <= run.settings.longest_run() {
+            let why = format!("{why}: another instance runs the job, or a client holds it");
+            progress.job(JobState::Waiting, since, Some(why.into()));
+            return Ok(Outcome::Pending(ELSEWHERE));
+        }
+        let why = format!("{why} for longer than a run may take: look for it in pg_stat_activity");
         progress.job(JobState::Overdue, since, Some(why.as_str().into()));
         Ok(Outcome::Held(why))
     }
