@@ -201,7 +201,7 @@ impl Database {
     /// connections try it first, unless hosts are tried in random order. The error, if any, is what kept bgworker from
     /// asking the server.
     pub async fn server_state(&self) -> (ServerState, Option<DatabaseError>) {
-        self.server.look(ServerState::Primary).await.into_parts()
+        self.server.look(ServerState::Away).await.into_parts()
     }
 
     /// Watches the server indefinitely. Calls `changed` after the first look, and then whenever the server's state

@@ -215,7 +215,11 @@ fn why_it_is_ill(worker: &WorkerSnapshot, server: Option<&ServerSnapshot>) -> St
     let WorkerSnapshot { name, state, .. } = worker;
     let why = match (worker.failure(), worker.last_cycle_seconds) {
         _ if *state == State::Parked => match server {
-            Some(ServerSnapshot { state, .. }) if *state != ServerState::Primary.to_string() => {
+            Some(ServerSnapshot { state, .. })
+                if [ServerState::Away, ServerState::Standby]
+                    .iter()
+                    .any(|missing| *state == missing.to_string()) =>
+            {
                 format!(": the server is {state}")
             }
             Some(_) | None => ", and waits for its turn to start".to_owned(),

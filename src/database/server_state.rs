@@ -45,8 +45,10 @@ pub enum ServerState {
     Away,
     /// It answers read-only queries.
     Standby,
-    /// It accepts writes. A server that runs but refuses bgworker's login also counts as primary: the workers then meet
-    /// that refusal under their own names.
+    /// It could not be asked, since it refused the connection or had no room for it, or for a reason on bgworker's side; and
+    /// it was away before, or never reached. Workers of every start time run, and meet that under their own names.
+    Unknown,
+    /// It accepts writes.
     Primary,
 }
 
@@ -111,7 +113,7 @@ impl ServerStatus {
         if self.state != state {
             self.since = Instant::now();
         }
-        if state == ServerState::Primary {
+        if state.reached() == StartTime::RecoveryFinished {
             self.without_primary = None;
         } else if self.state == ServerState::Primary {
             self.without_primary = Some(self.since);
@@ -130,7 +132,7 @@ impl ServerState {
         match self {
             Self::Away => StartTime::PostmasterStart,
             Self::Standby => StartTime::ConsistentState,
-            Self::Primary => StartTime::RecoveryFinished,
+            Self::Unknown | Self::Primary => StartTime::RecoveryFinished,
         }
     }
 }
@@ -140,6 +142,7 @@ impl fmt::Display for ServerState {
         f.write_str(match self {
             Self::Away => "away",
             Self::Standby => "standby",
+            Self::Unknown => "unknown",
             Self::Primary => "primary",
         })
     }
@@ -160,7 +163,7 @@ impl Server {
         let mut silence: Option<Instant> = None;
         loop {
             let begin = Instant::now();
-            let seen = self.look(last.unwrap_or(ServerState::Primary)).await;
+            let seen = self.look(last.unwrap_or(ServerState::Away)).await;
             if let (true, Some(ServerState::Primary)) = (seen.is_silent(), last)
                 && silence.get_or_insert(begin).elapsed() < self.settings.connect_timeout
             {
@@ -235,15 +238,15 @@ impl Server {
             }
             ServerState::Away => INTERVAL,
             _ if class.is_some() => doubled(INTERVAL, doubts, INTERVAL_MAX),
-            ServerState::Standby | ServerState::Primary => INTERVAL,
+            ServerState::Standby | ServerState::Unknown | ServerState::Primary => INTERVAL,
         };
         // A timeout and a doubt are both reasons to look again.
         let _ = tokio::time::timeout(wait - INTERVAL_MIN, suspect.notified()).await;
     }
 
     /// Looks at the server once: at each host, until one is a primary. The host that has come furthest counts, and
-    /// connections try it first, unless hosts are tried in random order. A server with no room for the question counts as
-    /// `last`, or as primary if that is away.
+    /// connections try it first, unless hosts are tried in random order. A server that is there but cannot be asked is what it
+    /// was seen to be `last`; if that is away, it is unknown.
     pub(super) async fn look(&self, last: ServerState) -> Seen {
         let mut answers = Answers::default();
         let mut asked = FuturesUnordered::new();
@@ -346,10 +349,10 @@ impl Answers {
                 let error = error();
                 let state = match error.class() {
                     ErrorClass::Away => ServerState::Away,
-                    ErrorClass::Full if last != ServerState::Away => last,
                     // A server that refuses bgworker or is full is there, and a failure on bgworker's side says nothing
-                    // about the server: the workers should meet the error under their own names.
-                    _ => ServerState::Primary,
+                    // about the server.
+                    _ if last != ServerState::Away => last,
+                    _ => ServerState::Unknown,
                 };
                 Seen {
                     state,

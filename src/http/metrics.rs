@@ -13,10 +13,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::snapshot::{Snapshot, WorkerSnapshot};
+use super::snapshot::{ServerSnapshot, Snapshot, WorkerSnapshot};
 use super::state::State;
 use crate::background_worker::StartTime;
 use crate::context::Histogram;
+use crate::database::ServerState;
 
 /// The content type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -52,7 +53,9 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let help = "Whether every background worker is healthy";
     gauge(&mut registry, "healthy", help, one(snapshot.healthy));
     let help = "Whether the server accepts writes";
-    let is_primary = snapshot.reached == StartTime::RecoveryFinished.to_string();
+    let is_unknown = |server: &ServerSnapshot| server.state == ServerState::Unknown.to_string();
+    let is_primary = snapshot.reached == StartTime::RecoveryFinished.to_string()
+        && !snapshot.server.as_ref().is_some_and(is_unknown);
     gauge(&mut registry, "recovery_finished", help, one(is_primary));
     server(&mut registry, snapshot);
     let help = "How many background workers are in each state";
@@ -97,8 +100,8 @@ fn server(registry: &mut Registry, snapshot: &Snapshot) {
     let Some(server) = &snapshot.server else {
         return;
     };
-    let help = "What the server is: away, standby or primary";
-    let states = ["away", "standby", "primary"].map(|state| {
+    let help = "What the server was last seen to be: away, standby or primary; or unknown";
+    let states = ["away", "standby", "unknown", "primary"].map(|state| {
         let is_it = f64::from(u8::from(server.state == state));
         (vec![("state", state.to_owned())], is_it)
     });

@@ -52,7 +52,7 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ServerSnapshot {
-    /// `away`, `standby` or `primary`.
+    /// `away`, `standby`, `primary`, or `unknown` while it cannot be asked.
     pub state: String,
     /// How long it has been in that state, in seconds.
     pub state_seconds: f64,

@@ -163,7 +163,7 @@ async fn a_database_that_does_not_exist_fails_the_worker_but_the_server_is_not_a
         "{error}"
     );
     let nowhere = database(&db.conninfo_with("dbname", "nowhere"));
-    assert_eq!(nowhere.server_state().await.0, ServerState::Primary);
+    assert_eq!(nowhere.server_state().await.0, ServerState::Unknown);
 }
 
 #[actix::test]

@@ -274,7 +274,7 @@ async fn a_full_pooler_does_not_count_as_server_away() {
     })
     .await;
     let (state, error) = plain.server_state().await;
-    assert_eq!(state, ServerState::Primary);
+    assert_eq!(state, ServerState::Unknown);
     assert!(
         error
             .unwrap()

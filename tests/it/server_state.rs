@@ -14,6 +14,7 @@ use tracing::Level;
 use crate::support::database::{TestDatabase, brisk_on_its_own, database, table};
 use crate::support::files::reachable_directory;
 use crate::support::log::Log;
+use crate::support::server::TestServer;
 use crate::support::{eventually, within};
 use bgworker::testing::{Probe, Script};
 
@@ -108,6 +109,29 @@ async fn on_a_standby_consistent_state_runs_and_the_rest_follows_its_promotion()
     assert_eq!(probe.started().await.0, "recovery finished");
     postmaster.shut_down(Shutdown::Smart);
     postmaster.exited().await.unwrap();
+}
+
+#[actix::test]
+async fn a_server_that_refuses_bgworker_is_said_to_be_primary_only_once_it_was_asked() {
+    let log = Log::capture();
+    let server = TestServer::start();
+    let db = TestDatabase::at(&server.conninfo()).await;
+    let app = server.conninfo().replace("user=postgres", "user=app");
+    let (postmaster, _probe) = one_of_each_level(&app).await;
+    // Its workers start, and meet the refusal under their own names.
+    eventually("all run", || async { running(&postmaster).await == 3 }).await;
+    let status = || async { postmaster.status().await.unwrap().server.unwrap() };
+    let refused = status().await;
+    assert_eq!(refused.state, ServerState::Unknown);
+    assert!(refused.reason.unwrap().contains("28000"));
+    assert_eq!(log.with(Level::WARN, "refuses the connection").len(), 1);
+    assert_eq!(log.with(Level::INFO, "server is primary").len(), 0);
+    db.execute("CREATE ROLE app LOGIN").await;
+    eventually("it is asked", || async {
+        status().await.state == ServerState::Primary
+    })
+    .await;
+    assert_eq!(running(&postmaster).await, 3);
 }
 
 #[actix::test]
