@@ -23,9 +23,9 @@ pub enum JobState {
     Running,
     /// A tick is due and waits for its turn, or another session has the job.
     Waiting,
-    /// Its last run failed, and the tick is tried again.
+    /// Its last run failed, and the tick is tried again; none was given up since one was done.
     Failing,
-    /// Its last tick was given up.
+    /// A tick was given up, and none has been done since.
     GivenUp,
     /// A tick has been due for too long and no run has begun, or a run does not end.
     Overdue,

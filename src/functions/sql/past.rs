@@ -42,10 +42,12 @@ pub(super) struct Ended {
 pub(super) enum How {
     Done,
     Failed,
+    /// The tick was given up, or one before it was and none has been done since.
     GivenUp,
 }
 
-/// The last run that counts, and when the last one that was done ended, of the last twenty. The runs are found by their
+/// The last run that counts, when the last one that was done ended, and when the last tick was given up of those after which
+/// none was done, of the last twenty. The runs are found by their
 /// places in the ring, since a history may be long.
 const ASK: &str = "\
     WITH r AS (SELECT r.run, r.outcome, r.message, r.finished_at FROM bgworker.job AS j, \
@@ -54,7 +56,10 @@ const ASK: &str = "\
     AND r.slot OPERATOR(pg_catalog.=) ((j.runs OPERATOR(pg_catalog.-) back) OPERATOR(pg_catalog.%) $3)::pg_catalog.int4 \
     AND r.run OPERATOR(pg_catalog.=) (j.runs OPERATOR(pg_catalog.-) back)) \
     SELECT r.outcome, r.message, r.finished_at, (SELECT pg_catalog.max(d.finished_at) FROM r AS d \
-    WHERE d.outcome OPERATOR(pg_catalog.=) 'done') FROM r \
+    WHERE d.outcome OPERATOR(pg_catalog.=) 'done'), (SELECT pg_catalog.max(g.finished_at) FROM r AS g \
+    WHERE g.outcome OPERATOR(pg_catalog.=) 'given up' AND NOT EXISTS (SELECT FROM r AS d \
+    WHERE d.run OPERATOR(pg_catalog.>) g.run AND (d.outcome OPERATOR(pg_catalog.=) 'done' \
+    OR d.outcome OPERATOR(pg_catalog.=) $2 AND d.message IS NULL))) FROM r \
     WHERE r.outcome OPERATOR(pg_catalog.<>) $2 OR r.message IS NULL ORDER BY r.run DESC LIMIT 1";
 
 /// Why the last attempt failed, if its instance keeps no history.
@@ -81,7 +86,9 @@ impl Past {
         if ended.how == How::Done {
             self.done_at = Some(ended.at);
         }
-        self.last = Some(ended);
+        let before = self.last.take();
+        let given_up = before.filter(|before| before.how == How::GivenUp);
+        self.last = Some(ended.after(given_up.map(|before| before.at)));
     }
 
     /// Takes in what the history says, and the row that was looked at shortly before.
@@ -130,6 +137,22 @@ impl Past {
     }
 }
 
+// === impl Ended ===
+
+impl Ended {
+    /// A failed run leaves its job given up if a tick was given up at this time and none was done since.
+    fn after(self, given_up: Option<Timestamp>) -> Self {
+        match (self.how, given_up) {
+            (How::Failed, Some(at)) => Self {
+                how: How::GivenUp,
+                at,
+                ..self
+            },
+            _ => self,
+        }
+    }
+}
+
 /// The last run, and when the last one that was done ended; `None` without a history.
 pub(super) type Found = Option<(Ended, Option<Timestamp>)>;
 
@@ -159,7 +182,7 @@ pub(super) async fn ask(
             at: time(row.get(2))?,
             why: row.get::<_, Option<&str>>(1).unwrap_or_default().into(),
         };
-        Some((last, time(row.get(3))))
+        Some((last.after(time(row.get(4))), time(row.get(3))))
     }))
 }
 
@@ -220,6 +243,22 @@ mod tests {
         assert!(past.is_made_good());
         past.learn(&run(2, 1), time(6), Instant::now(), None);
         assert_eq!(past.state(&run(2, 1)).0, JobState::Failing);
+    }
+
+    #[test]
+    fn a_job_stays_given_up_while_a_later_tick_is_tried_again() {
+        let mut past = Past::default();
+        for (how, attempt, expected) in [
+            (How::Failed, 1, JobState::Failing),
+            (How::GivenUp, 0, JobState::GivenUp),
+            (How::Failed, 1, JobState::GivenUp),
+            (How::Done, 0, JobState::Idle),
+            (How::Failed, 1, JobState::Failing),
+        ] {
+            let row = row(1, attempt);
+            past.ran(Some(&row), ended(how, 2));
+            assert_eq!(past.state(&row).0, expected);
+        }
     }
 
     #[test]
