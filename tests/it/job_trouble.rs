@@ -182,6 +182,8 @@ async fn the_timeout_covers_the_whole_run() {
     let expected =
         "statement 2 (line 1): run the job: ERROR: canceling statement due to statement timeout";
     assert!(message.starts_with(expected), "{message}");
+    let why = ": the job's \"timeout\" of 1s was over";
+    assert!(message.ends_with(why), "{message}");
 }
 
 #[actix::test]

@@ -9,10 +9,13 @@ use tokio_postgres::types::Type;
 use super::failure::Failure;
 use super::job::{Borrowed, Claimed};
 use super::run::{CONFLICTS_MAX, Run};
-use crate::database::{Connection, DatabaseError, is_conflict, is_for_no_transaction};
+use crate::database::{CANCELLED, Connection, DatabaseError, is_conflict, is_for_no_transaction};
 
 /// How much later than the server bgworker gives up on a statement.
 const SLACK: Duration = Duration::from_secs(1);
+
+/// How much earlier the server may end a statement, whose time has whole milliseconds.
+const PRECISION: Duration = Duration::from_millis(10);
 
 /// Sets the time that is left to a run in a transaction, and again what ends the transaction if the instance freezes.
 const BOUND: &str = "SELECT pg_catalog.set_config('statement_timeout', $1, true), \
@@ -112,8 +115,13 @@ impl Run<'_> {
             };
             let (shortened, ran, followed) = tokio::join!(shorten, running, following);
             shortened.map_err(Failure::of)?;
-            let rows = ran.map_err(|error| self.failure(index, error))?;
-            followed.map_err(Failure::of)?;
+            let rows = ran.map_err(|error| self.failure(index, error, begin.elapsed()))?;
+            followed.map_err(|error| {
+                let hint = self.time_is_over(&error, begin.elapsed());
+                let mut failure = Failure::of(error);
+                failure.why += &hint;
+                failure
+            })?;
             if statement.writes_rows() {
                 written = written.saturating_add(rows);
             }
@@ -121,8 +129,18 @@ impl Run<'_> {
         Ok(written)
     }
 
-    /// Says which statement failed, and why.
-    fn failure(&self, index: usize, error: DatabaseError) -> Failure {
+    /// What there is to say of a statement that was cancelled because the time of its run was over.
+    fn time_is_over(&self, error: &DatabaseError, took: Duration) -> String {
+        let timeout = self.settings.timeout;
+        let is_over = took + PRECISION >= timeout && error.sqlstate() == Some(CANCELLED);
+        let shown = || humantime::format_duration(timeout);
+        is_over
+            .then(|| format!(": the job's \"timeout\" of {} was over", shown()))
+            .unwrap_or_default()
+    }
+
+    /// Says which statement failed after this time of the run, and why.
+    fn failure(&self, index: usize, error: DatabaseError, took: Duration) -> Failure {
         let (number, statement) = (index + 1, &self.job.statements[index]);
         let place = match error.position() {
             Some(character) => {
@@ -141,8 +159,9 @@ impl Run<'_> {
             }
             _ => "",
         };
+        let over = self.time_is_over(&error, took);
         Failure {
-            why: format!("statement {number} ({place}): {error}{hint}"),
+            why: format!("statement {number} ({place}): {error}{hint}{over}"),
             ran_over: matches!(error, DatabaseError::StatementDeadline { .. }),
             error: Some(error),
         }
