@@ -9,7 +9,7 @@ use super::problem::{Found, Origin, Problem};
 use super::sections::{DATABASE, HTTP, POSTMASTER, Target};
 use super::settings::{Server, Setting, Settings};
 use super::sources::{Layered, Sources};
-use crate::database::{ConnInfo, ConnInfoError};
+use crate::database::{ConnInfo, ConnInfoError, Settings as DatabaseSettings};
 use crate::keys;
 use crate::supervision::Limits;
 
@@ -22,6 +22,8 @@ struct Check<'a> {
     needs_server: bool,
     /// Whether the connection settings lead to servers of one kind only.
     asks_for_primary: Option<bool>,
+    /// A session lasts longer than a transaction: no pooler hands out another one.
+    keeps_sessions: bool,
 }
 
 /// Checks what is well-formed. `None` only if a mistake was found.
@@ -38,9 +40,11 @@ pub(super) fn check(
         shown: Vec::new(),
         needs_server,
         asks_for_primary: None,
+        keeps_sessions: true,
     };
     let server = check.server(sources);
-    let database_settings = check.section(DATABASE);
+    let database_settings: DatabaseSettings = check.section(DATABASE);
+    check.keeps_sessions = database_settings.prepare;
     let limits: Limits = check.section(POSTMASTER);
     let http = check.section(HTTP);
     let workers = check.workers(workers, limits.max_workers);

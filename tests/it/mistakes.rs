@@ -75,8 +75,20 @@ fn what_only_psql_or_no_transaction_can_run_is_refused() {
         let said = of_job(&format!("every = '1s'\nsql = '''{sql}'''"));
         assert!(said.contains(expected), "{said}");
     }
-    let said = of_job("every = '1s'\ntransaction = false\nsql = 'VACUUM t'");
-    assert_eq!(said, "");
+    let vacuum = "every = '1s'\ntransaction = false\nsql = 'VACUUM t'";
+    assert_eq!(of_job(vacuum), "");
+    let pooler =
+        "[database]\nembedded = true\nprepare = false\n[[worker]]\nname = 'j'\nfunction = 'sql'\n";
+    let said = mistakes(&format!("{pooler}{vacuum}\n"), &[]);
+    assert!(
+        said.starts_with("8:") && said.contains(".transaction: "),
+        "{said}"
+    );
+    assert!(
+        said.contains("the job would never run (leave this out, or connect"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
 }
 
 #[test]
