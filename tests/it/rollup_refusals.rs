@@ -189,7 +189,7 @@ async fn a_relation_of_another_kind_or_without_the_column_is_refused_naming_what
         ),
         (
             "{both}CREATE TABLE s.child () INHERITS (s.q)",
-            "s.q is a table with children: it must be an ordinary table",
+            "s.q is a table with children: it must be an ordinary table; this corrects it: ALTER TABLE s.child NO INHERIT s.q",
         ),
         (
             "{q}CREATE VIEW s.t AS SELECT 1 AS k, 1 AS v, 1 AS n",
@@ -206,6 +206,24 @@ async fn a_relation_of_another_kind_or_without_the_column_is_refused_naming_what
             .await;
         let refusal = Rollup::start(&db, KEYS).await.refusal().await;
         assert!(refusal.contains(expected), "{refusal}");
+    }
+}
+
+#[actix::test]
+async fn a_column_that_is_misspelt_in_the_configuration_is_told_for_both_tables_before_it_is_renamed()
+ {
+    let db = TestDatabase::new().await;
+    db.execute(&format!(
+        "{QUEUE}{TOTALS}; ALTER TABLE s.q RENAME v TO amount; ALTER TABLE s.t RENAME v TO amount"
+    ))
+    .await;
+    let keys = KEYS.replace("'v'", "'ammount'");
+    let refusal = Rollup::start(&db, &keys).await.refusal().await;
+    for table in ["s.q", "s.t"] {
+        let expected = format!(
+            "{table} has no column \"ammount\" (did you mean \"amount\"? Then correct the configuration); if \"amount\" is"
+        );
+        assert!(refusal.contains(&expected), "{refusal}");
     }
 }
 

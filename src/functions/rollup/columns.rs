@@ -6,6 +6,7 @@ use super::shape::{Number, Sum};
 use super::tables::{Table, TableColumn, Tables};
 use super::unusable::UnusableRollup;
 use crate::functions::relation::Relation;
+use crate::spelling::nearest;
 
 /// What is wrong, as it is found.
 type Faults = Vec<UnusableRollup>;
@@ -21,6 +22,8 @@ fn has_column<'t>(
 ) -> Option<&'t TableColumn> {
     let found = table.columns.get(column);
     if found.is_none() {
+        let columns = table.columns.0.iter().map(|other| &*other.name);
+        let unused = columns.filter(|other| !settings.names(other));
         let mut others = table
             .columns
             .0
@@ -37,6 +40,7 @@ fn has_column<'t>(
             relation: relation.to_string(),
             column: column.to_owned(),
             has: table.columns.names(),
+            meant: nearest(column, unused).map(str::to_owned),
             rename,
             mend: mend.filter(|_| !table.is_bound),
         });
@@ -170,8 +174,18 @@ pub(super) fn sums(settings: &Settings, tables: &Tables, faults: &mut Faults) ->
         let queue = (&settings.queue, &tables.queue);
         let is_number = |other: &TableColumn| other.number().is_some();
         let delta = has_column(queue, &column.delta, is_number, None, settings, faults);
-        if let Some(delta) = delta {
-            sums.extend(sum(settings, tables, &column.total, Some(delta), faults));
+        let totals = (&settings.totals, &tables.totals);
+        match delta {
+            Some(_) => sums.extend(sum(settings, tables, &column.total, delta, faults)),
+            // The totals may lack it as well.
+            None => drop(has_column(
+                totals,
+                &column.total,
+                is_number,
+                None,
+                settings,
+                faults,
+            )),
         }
     }
     if let Some(count) = &settings.count {

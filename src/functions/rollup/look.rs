@@ -27,6 +27,11 @@ const RELATIONS: &str = "\
     c.oid AS oid, pg_catalog.row_security_active(c.oid) AS row_security, \
     (SELECT rulename::pg_catalog.text FROM pg_catalog.pg_rewrite WHERE ev_class OPERATOR(pg_catalog.=) c.oid \
     AND ev_type OPERATOR(pg_catalog.<>) '1' ORDER BY rulename LIMIT 1) AS rule, \
+    CASE WHEN c.relhassubclass AND c.relkind OPERATOR(pg_catalog.=) 'r' THEN (SELECT pg_catalog.string_agg( \
+    pg_catalog.format('ALTER TABLE %I.%I NO INHERIT %I.%I', hn.nspname, h.relname, n.nspname, c.relname), '; ' ORDER BY h.oid) \
+    FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS h ON h.oid OPERATOR(pg_catalog.=) i.inhrelid \
+    JOIN pg_catalog.pg_namespace AS hn ON hn.oid OPERATOR(pg_catalog.=) h.relnamespace \
+    WHERE i.inhparent OPERATOR(pg_catalog.=) c.oid) END AS disinherit, \
     n.oid IS NOT NULL AS has_schema, \
     c.relispartition OR c.reloftype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AS is_bound, \
     pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS may_use_schema, \

@@ -37,6 +37,7 @@ pub(super) fn check(
                 relation: relation.to_string(),
                 found: "a table with children".to_owned(),
                 expected: "an ordinary table",
+                mend: table.disinherit.clone(),
             });
         }
         faults.extend(has_rule(relation, table));
@@ -118,6 +119,7 @@ pub(super) fn is_kind(
         relation: relation.to_string(),
         found: found.to_owned(),
         expected,
+        mend: None,
     })
 }
 

@@ -50,6 +50,8 @@ pub(super) struct Table {
     pub(super) kind: Option<String>,
     pub(super) oid: Option<u32>,
     pub(super) layout: Layout,
+    /// The statements that take its children from an ordinary table.
+    pub(super) disinherit: Option<String>,
     pub(super) row_security: bool,
     /// A rule on INSERT, UPDATE or DELETE.
     pub(super) rule: Option<String>,
@@ -132,6 +134,7 @@ impl From<&Row> for Table {
                 is_bare: is("is_bare"),
                 has_children: is("has_children"),
             },
+            disinherit: row.get("disinherit"),
             row_security: is("row_security"),
             rule: row.get("rule"),
             has_schema: is("has_schema"),

@@ -4,6 +4,8 @@
 
 use thiserror::Error;
 
+use crate::spelling;
+
 /// A queue, totals or a view that a roll-up cannot work on.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -28,7 +30,7 @@ pub enum UnusableRollup {
         mend: String,
     },
     /// The name belongs to something else.
-    #[error("{relation} is {found}: it must be {expected}")]
+    #[error("{relation} is {found}: it must be {expected}{}", this_mends_it(.mend.as_deref()))]
     Kind {
         /// The relation that has the name.
         relation: String,
@@ -36,6 +38,8 @@ pub enum UnusableRollup {
         found: String,
         /// What it must be.
         expected: &'static str,
+        /// The statements that take its children from it, if these are what is wrong.
+        mend: Option<String>,
     },
     /// A rule would make the server do something other than what the worker asks for.
     #[error(
@@ -72,8 +76,8 @@ pub enum UnusableRollup {
     },
     /// A column does not exist.
     #[error(
-        "{relation} has no column \"{column}\"{}{}; its columns are {has}",
-        renamed(.rename.as_deref()), this_makes_it_at_0(.mend.as_deref())
+        "{relation} has no column \"{column}\"{}{}{}; its columns are {has}",
+        may_be_meant(.meant.as_deref()), renamed(.rename.as_deref()), this_makes_it_at_0(.mend.as_deref())
     )]
     Column {
         /// The table.
@@ -82,6 +86,8 @@ pub enum UnusableRollup {
         column: String,
         /// The columns that the table has.
         has: String,
+        /// A column with a name much like it, which the configuration may have meant.
+        meant: Option<String>,
         /// A column that may be this one under an earlier name, and the statement that renames it.
         rename: Option<Box<(String, String)>>,
         /// The statement that adds it, if its type follows from the other table.
@@ -245,6 +251,13 @@ fn this_makes_it(mend: Option<&str>) -> String {
 fn this_makes_it_at_0(mend: Option<&str>) -> String {
     mend.map_or_else(String::new, |mend| {
         format!("; this makes it, and it begins at 0 in totals that exist: {mend}")
+    })
+}
+
+fn may_be_meant(column: Option<&str>) -> String {
+    column.map_or_else(String::new, |column| {
+        let question = spelling::did_you_mean(column);
+        format!(" ({question} Then correct the configuration)")
     })
 }
 
