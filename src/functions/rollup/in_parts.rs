@@ -138,7 +138,12 @@ impl ByKey {
                     continue;
                 }
                 What::Stuck => {
-                    why = format!("they could not be moved away either: {why}");
+                    let rejected = at
+                        .settings
+                        .rejected()
+                        .map(|rejected| format!(" to {rejected}"));
+                    let to = rejected.unwrap_or_default();
+                    why = format!("they could not be moved{to} either: {why}");
                     Fate::Waits
                 }
                 What::Failed => {

@@ -13,14 +13,15 @@ BEGIN
                     ))
                 ) THEN 'it has a trigger'
                 ELSE (
-                    SELECT pg_catalog.format('it has no column %I of the type %s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod))
+                    SELECT 'it has ' OPERATOR(pg_catalog.||) pg_catalog.string_agg(pg_catalog.format('no column %I of the type %s', a.attname,
+                        pg_catalog.format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum)
                     FROM pg_catalog.pg_attribute AS a
                     WHERE a.attrelid = {queue_class}::pg_catalog.oid AND a.attnum > 0 AND NOT a.attisdropped
                     AND NOT EXISTS (
                         SELECT FROM pg_catalog.pg_attribute AS r
                         WHERE r.attrelid = {rejected_class}::pg_catalog.oid AND r.attname = a.attname
                         AND r.atttypid = a.atttypid AND r.atttypmod = a.atttypmod AND NOT r.attisdropped
-                    ) ORDER BY a.attnum LIMIT 1
+                    )
                 )
             END INTO refusal;
             SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO columns

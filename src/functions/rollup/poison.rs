@@ -137,7 +137,8 @@ impl Poison {
         KnownKeys(each.collect())
     }
 
-    /// Records that a key has failed. Keeps the first reason, so that the report does not change with each attempt.
+    /// Records that a key has failed. Tells the latest reason, unless it differs from the one before in numbers only, as one
+    /// that counts deltas does: the report does not change with each attempt.
     pub(super) fn add(
         &mut self,
         finding: &Finding,
@@ -151,13 +152,7 @@ impl Poison {
             Fate::Held => HELD_MAX,
             _ => RETRY_MAX.max(naptime),
         };
-        if self.told.is_none() && fate == Fate::Waits && !finding.key.is_empty() {
-            let told = format!(
-                "with the key {} cannot be added and are waiting: {why}",
-                finding.key
-            );
-            self.told = Some((finding.hash, told));
-        }
+        self.tells(finding, &fate, &why);
         let is_full = self.known.len() >= KNOWN_MAX;
         match self.known.get_mut(&finding.hash) {
             Some(known) => {
@@ -177,6 +172,26 @@ impl Poison {
                 };
                 self.known.insert(finding.hash, known);
             }
+        }
+    }
+
+    /// Takes a failure in for the report, unless that tells another key.
+    fn tells(&mut self, finding: &Finding, fate: &Fate, why: &str) {
+        let before = match &self.told {
+            Some((told, _)) if *told != finding.hash => return,
+            told => told.as_ref().map(|(_, before)| before),
+        };
+        match fate {
+            Fate::Waits if !finding.key.is_empty() => {
+                let key = &finding.key;
+                let told = format!("with the key {key} cannot be added and are waiting: {why}");
+                if before.is_none_or(|before| !words(before).eq(words(&told))) {
+                    self.told = Some((finding.hash, told));
+                }
+            }
+            // What kept it before no longer does.
+            Fate::Held => self.told = None,
+            _ => {}
         }
     }
 
@@ -248,6 +263,12 @@ impl Poison {
     }
 }
 
+/// The words of a reason that are no numbers.
+fn words(reason: &str) -> impl Iterator<Item = &str> {
+    let words = reason.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words.filter(|word| !word.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,15 +295,24 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_tried_again_ever_less_often_and_what_is_told_stays_the_same() {
+    fn a_key_is_tried_again_ever_less_often_and_the_latest_reason_is_told() {
         let (mut poison, mut now) = (Poison::default(), Instant::now());
         let mut waits = Vec::new();
         let queue: Relation = "s.q".parse().unwrap();
         for attempt in 0..9 {
-            let why = format!("no {attempt}");
+            // A number that grows is no other reason.
+            let (why, told) = if attempt < 5 {
+                (format!("no {attempt}"), "no 0")
+            } else {
+                (format!("no v{attempt}"), &*format!("no v{attempt}"))
+            };
             poison.add(&finding(1), Fate::Waits, why, NAPTIME, now);
-            let told = "the deltas of s.q with the key (1) cannot be added and are waiting: no 0";
+            fails(&mut poison, 2, now);
+            let told = format!(
+                "the deltas of s.q with the key (1) cannot be added and are waiting: {told}"
+            );
             assert_eq!(poison.tell(&queue).unwrap().why, told);
+            poison.forget(2);
             let begin = now;
             while treatment(&mut poison, now) != Some(Treatment::Retry) {
                 now += NAPTIME;
@@ -290,6 +320,8 @@ mod tests {
             waits.push((now - begin).as_secs());
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        poison.add(&finding(1), Fate::Held, String::new(), NAPTIME, now);
+        assert_eq!(poison.tell(&queue), None, "another client holds its total");
         poison.forget(1);
         assert!(poison.is_empty());
     }
