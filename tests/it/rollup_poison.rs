@@ -257,17 +257,28 @@ async fn a_trigger_that_keeps_deltas_is_nothing_to_move_them_away_for() {
 
 #[actix::test]
 async fn a_column_that_the_queue_gets_is_moved_along_once_both_tables_have_it() {
+    let log = Log::capture();
     let db = TestDatabase::new().await;
     db.execute(&format!("{TABLES}ALTER TABLE s.t ADD CHECK (v < 100)"))
         .await;
     let rollup = Rollup::start(&db, SET_ASIDE).await;
     db.execute(
-        "ALTER TABLE s.q DROP v; ALTER TABLE s.q ADD note text DEFAULT 'x', ADD v bigint NOT NULL DEFAULT 1; \
+        "ALTER TABLE s.q DROP v; ALTER TABLE s.q ADD note text DEFAULT 'x', ADD place int, ADD v bigint NOT NULL DEFAULT 1; \
          INSERT INTO s.q (k, v) SELECT g, 1 FROM generate_series(1, 50) AS g; INSERT INTO s.q (k, v) VALUES (51, 500)",
     )
     .await;
-    says(&rollup, "it has no column note of the type text").await;
+    let lacks = |columns| {
+        format!(
+            "waiting: they could not be moved to s.q_rejected either: it has no column {columns}"
+        )
+    };
+    let both = lacks("note of the type text, no column place of the type integer");
+    says(&rollup, &both).await;
     becomes(&db, ALL, "1 0 50").await;
+    // What is told follows what is so now, in the log once.
+    db.execute("ALTER TABLE s.q_rejected ADD place int").await;
+    let one = lacks("note of the type text (");
+    says(&rollup, &one).await;
     db.execute("ALTER TABLE s.q_rejected ADD note text").await;
     becomes(&db, ALL, "0 1 50").await;
     becomes(
@@ -276,6 +287,9 @@ async fn a_column_that_the_queue_gets_is_moved_along_once_both_tables_have_it() 
         "51 500 x",
     )
     .await;
+    for lacks in [&both, &one] {
+        assert_eq!(log.with(Level::WARN, lacks).len(), 1);
+    }
 }
 
 #[actix::test]
