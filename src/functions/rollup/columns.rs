@@ -40,7 +40,7 @@ fn has_column<'t>(
             relation: relation.to_string(),
             column: column.to_owned(),
             has: table.columns.names(),
-            meant: nearest(column, unused).map(str::to_owned),
+            meant: nearest(column, unused).map(Box::from),
             rename,
             mend: mend.filter(|_| !table.is_bound),
         });

@@ -87,7 +87,7 @@ pub enum UnusableRollup {
         /// The columns that the table has.
         has: String,
         /// A column with a name much like it, which the configuration may have meant.
-        meant: Option<String>,
+        meant: Option<Box<str>>,
         /// A column that may be this one under an earlier name, and the statement that renames it.
         rename: Option<Box<(String, String)>>,
         /// The statement that adds it, if its type follows from the other table.

@@ -133,10 +133,11 @@ impl Run<'_> {
     fn time_is_over(&self, error: &DatabaseError, took: Duration) -> String {
         let timeout = self.settings.timeout;
         let is_over = took + PRECISION >= timeout && error.sqlstate() == Some(CANCELLED);
-        let shown = || humantime::format_duration(timeout);
-        is_over
-            .then(|| format!(": the job's \"timeout\" of {} was over", shown()))
-            .unwrap_or_default()
+        if !is_over {
+            return String::new();
+        }
+        let timeout = humantime::format_duration(timeout);
+        format!(": the job's \"timeout\" of {timeout} was over")
     }
 
     /// Says which statement failed after this time of the run, and why.
