@@ -227,7 +227,10 @@ async fn max_connections_reached_is_waited_out() {
     let app = server.conninfo().replace("user=postgres", "user=app");
     let crowd: Vec<_> = {
         let mut crowd = Vec::new();
-        while let Ok(connection) = impatient(&app).connect("crowd", None).await {
+        while let Ok(connection) = crate::support::database::database(&app)
+            .connect("crowd", None)
+            .await
+        {
             crowd.push(connection);
         }
         crowd
