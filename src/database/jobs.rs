@@ -14,6 +14,7 @@ use super::connection::Connection;
 use super::error::DatabaseError;
 use super::server::{Kept, Server};
 use super::server_life::ServerLife;
+use super::sqlstate::ErrorClass;
 
 /// Number of runs after which a connection is closed, to end what no reset of its session reaches: dblink connections,
 /// globals of languages, caches.
@@ -28,6 +29,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The number of these intervals after which a wait is worth a line in the log.
 const INTERVALS_UNTIL_WARNING: u32 = 10;
+
+/// How long a turn is taken away for which the server had no room.
+const TAKEN_AWAY_FOR: Duration = Duration::from_secs(30);
 
 /// A connection for one run of a job, and the job's turn, if it counts.
 #[derive(Debug)]
@@ -49,35 +53,82 @@ struct InQueue<'s> {
 impl Server {
     /// Waits for the job's turn, if it counts, and gets a connection for it. While it waits, `waits` is called each
     /// second with its place in the queue, from 1.
+    ///
+    /// If the server has no room for another connection while other jobs have turns, there is one turn less for a while:
+    /// jobs take turns on the connections that can be had, and none is left out.
     pub(super) async fn job_connection(
         &self,
         application_name: &str,
         dbname: Option<&str>,
         counts: bool,
-        waits: impl FnMut(usize),
+        mut waits: impl FnMut(usize),
     ) -> Result<JobConnection<'_>, DatabaseError> {
-        let turn = if counts {
-            self.turn(application_name, waits).await
-        } else {
-            None
-        };
-        let kept = match self.take_kept(dbname) {
-            Some(kept) => kept,
-            None => self.open(application_name, dbname).await?,
-        };
-        Ok(JobConnection {
-            server: self,
-            _turn: turn,
-            kept,
-        })
+        loop {
+            let turn = if counts {
+                self.turn(application_name, &mut waits).await
+            } else {
+                None
+            };
+            let opened = match self.take_kept(dbname) {
+                Some(kept) => Ok(kept),
+                None => self.open(application_name, dbname).await,
+            };
+            match (opened, turn) {
+                (Err(error), Some(turn)) if error.class() == ErrorClass::Full => {
+                    self.take_away(turn, error)?;
+                }
+                (opened, turn) => {
+                    return Ok(JobConnection {
+                        server: self,
+                        _turn: turn,
+                        kept: opened?,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Takes away a turn for which the server has no room, unless no other job has one: then the error stands.
+    fn take_away(
+        &self,
+        turn: SemaphorePermit<'_>,
+        error: DatabaseError,
+    ) -> Result<(), DatabaseError> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let not_had = queue.taken_away.len() + self.jobs.available_permits();
+        if not_had + 1 >= self.settings.jobs {
+            return Err(error);
+        }
+        let now = Instant::now();
+        turn.forget();
+        queue.taken_away.push_back(now);
+        if queue.full.is_news(now.into_std()) {
+            let jobs = self.settings.jobs;
+            warn!(
+                "the server has no room for {jobs} jobs at once (\"jobs\" in [database]), so they take turns on fewer \
+                 connections: {error}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Gives turns back that were taken away long enough ago: there may be room now.
+    fn give_back(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |at: &Instant| at.elapsed() >= TAKEN_AWAY_FOR;
+        while queue.taken_away.front().is_some_and(is_over) {
+            queue.taken_away.pop_front();
+            self.jobs.add_permits(1);
+        }
     }
 
     /// Waits for a turn. Turns come in the order in which jobs ask for them.
     async fn turn(
         &self,
         worker: &str,
-        mut waits: impl FnMut(usize),
+        waits: &mut impl FnMut(usize),
     ) -> Option<SemaphorePermit<'_>> {
+        self.give_back();
         let mut turn = pin!(self.jobs.acquire());
         let queued = InQueue::behind_others(self);
         let mut intervals = 0;
@@ -87,6 +138,7 @@ impl Server {
                 Ok(turn) => return turn.ok(),
                 Err(_) => waits(queued.place()),
             }
+            self.give_back();
             intervals += 1;
             if intervals >= INTERVALS_UNTIL_WARNING && queued.is_news() {
                 let jobs = self.settings.jobs;

@@ -1,7 +1,7 @@
 //! A server: where it is, how to talk to it, and what is known about it.
 
 #[cfg(feature = "config")]
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 #[cfg(feature = "config")]
 use std::sync::atomic::AtomicU64;
@@ -70,6 +70,10 @@ pub(super) struct Queue {
     pub(super) next: u64,
     /// Jobs wait for long.
     pub(super) crowded: Spell,
+    /// When turns were taken away for which the server had no room, the oldest first.
+    pub(super) taken_away: VecDeque<Instant>,
+    /// The server has had no room for as many jobs as may run at once.
+    pub(super) full: Spell,
 }
 
 /// A connection for jobs that waits for the next run.

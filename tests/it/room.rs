@@ -129,7 +129,7 @@ async fn workers_at_home_do_not_notice_a_full_server() {
 }
 
 #[actix::test]
-async fn jobs_that_share_too_few_connections_take_turns_and_each_says_at_most_once_that_it_waits() {
+async fn jobs_that_share_too_few_connections_take_turns_and_that_is_said_once() {
     let log = Log::capture();
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
@@ -145,10 +145,5 @@ async fn jobs_that_share_too_few_connections_take_turns_and_each_says_at_most_on
     .await;
     instance.stop(Shutdown::Smart).await;
     let full = log.with(Level::WARN, "53300");
-    let waits = |job: &str| full.iter().filter(|line| line.contains(job)).count();
-    let told: Vec<_> = (0..6).map(|n| waits(&format!("j{n}: "))).collect();
-    assert!(
-        !full.is_empty() && told.iter().all(|times| *times <= 1),
-        "{full:#?}"
-    );
+    assert!((1..=2).contains(&full.len()), "{full:#?}");
 }
