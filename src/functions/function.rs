@@ -61,6 +61,13 @@ pub trait Function: Send + Sync + 'static {
         Objects::default()
     }
 
+    /// The key that asks for a session which lasts longer than a transaction. A pooler that hands out another one for each
+    /// transaction (`prepare = false`) cannot give it: together they are a mistake.
+    fn needs_session(&self, settings: &Self::Settings) -> Option<&'static str> {
+        let _ = settings;
+        None
+    }
+
     /// The JSON Schema of its settings, for [`config::schema`](crate::config::schema): an object with its `properties`, such as
     /// the crate `schemars` derives. Unless given, editors accept any key.
     #[cfg(feature = "schema")]
@@ -134,6 +141,7 @@ trait Configured: Send + Sync {
     fn check(&mut self, worker: &BackgroundWorker) -> Vec<Mistake>;
     fn claims(&self) -> Vec<Claim>;
     fn objects(&self, role: &str) -> Objects;
+    fn needs_session(&self) -> Option<&'static str>;
     fn launch(&self) -> (Box<dyn Main>, SettingsSender);
 }
 
@@ -247,6 +255,10 @@ impl<F: Function> Configured for With<F> {
         self.function.objects(&self.settings, role)
     }
 
+    fn needs_session(&self) -> Option<&'static str> {
+        self.function.needs_session(&self.settings)
+    }
+
     fn launch(&self) -> (Box<dyn Main>, SettingsSender) {
         let (sender, receiver) = watch::channel(self.settings.clone());
         let send = move |changed: &FunctionSettings| {
@@ -305,6 +317,11 @@ impl FunctionSettings {
     /// What its worker claims.
     pub(crate) fn claims(&self) -> Vec<Claim> {
         self.0.claims()
+    }
+
+    /// The key that asks for a session which lasts longer than a transaction.
+    pub(crate) fn needs_session(&self) -> Option<&'static str> {
+        self.0.needs_session()
     }
 
     /// A main that runs the function, and the sender of new settings for it.

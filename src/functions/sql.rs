@@ -138,6 +138,11 @@ impl Function for Sql {
         }
     }
 
+    fn needs_session(&self, settings: &Settings) -> Option<&'static str> {
+        // A run outside of a transaction takes a lock of its session.
+        (!settings.transaction).then_some("transaction")
+    }
+
     fn main(&self, settings: watch::Receiver<Settings>) -> impl Main {
         let lasting = Arc::<Lasting>::default();
         move |context: WorkerContext| {

@@ -11,7 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::Level;
 
-use crate::support::database::{TestDatabase, TestWorker, brisk, brisk_on_its_own, table};
+use crate::support::database::{
+    TestDatabase, TestWorker, brisk, brisk_on_its_own, database as patient, table,
+};
 use crate::support::log::Log;
 use crate::support::proxy::{Fault, Proxy, impostor};
 use crate::support::server::{TestServer, conninfo};
@@ -227,10 +229,7 @@ async fn max_connections_reached_is_waited_out() {
     let app = server.conninfo().replace("user=postgres", "user=app");
     let crowd: Vec<_> = {
         let mut crowd = Vec::new();
-        while let Ok(connection) = crate::support::database::database(&app)
-            .connect("crowd", None)
-            .await
-        {
+        while let Ok(connection) = patient(&app).connect("crowd", None).await {
             crowd.push(connection);
         }
         crowd

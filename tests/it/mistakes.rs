@@ -85,7 +85,7 @@ fn what_only_psql_or_no_transaction_can_run_is_refused() {
         "{said}"
     );
     assert!(
-        said.contains("the job would never run (leave this out, or connect"),
+        said.contains("the worker would never run (leave this out, or connect"),
         "{said}"
     );
     assert_eq!(said.lines().count(), 1, "{said}");

@@ -6,7 +6,7 @@ use super::Check;
 use crate::background_worker::{BackgroundWorker, InvalidWorker, StartTime};
 use crate::config::settings::WorkerSettings;
 use crate::config::worker::{WORKER, Worker};
-use crate::functions::{Claim, FunctionSettings, Mistake, sql};
+use crate::functions::{Claim, FunctionSettings, Mistake};
 use crate::keys;
 
 // === impl Check ===
@@ -87,20 +87,15 @@ impl Check<'_> {
         );
     }
 
-    /// Refuses a job that could never take the lock that it needs.
+    /// Refuses a worker that could never have the session that it needs.
     fn check_session(&mut self, path: &str, function: &FunctionSettings) {
-        let job = function.settings::<sql::Settings>();
-        if !self.keeps_sessions && job.is_some_and(|job| !job.transaction) {
-            let message = "a run outside of a transaction takes a lock of a session, which cannot be had behind a pooler \
-                           that hands out another one for each transaction (\"prepare = false\" in [database]): the job \
-                           would never run";
+        if let Some(key) = function.needs_session().filter(|_| !self.keeps_sessions) {
+            let message = "it takes a session that lasts longer than a transaction, which cannot be had behind a pooler that \
+                           hands out another one for each transaction (\"prepare = false\" in [database]): the worker would \
+                           never run";
             let hint = "leave this out, or connect to the server itself or to sessions of the pooler, and leave \
                         \"prepare = false\" out";
-            self.refuse(
-                &format!("{path}.transaction"),
-                message,
-                Some(hint.to_owned()),
-            );
+            self.refuse(&format!("{path}.{key}"), message, Some(hint.to_owned()));
         }
     }
 

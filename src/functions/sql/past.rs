@@ -47,8 +47,7 @@ pub(super) enum How {
 }
 
 /// The last run that counts, when the last one that was done ended, and when the last tick was given up of those after which
-/// none was done, of the last twenty. The runs are found by their
-/// places in the ring, since a history may be long.
+/// none was done, of the last twenty. The runs are found by their places in the ring, since a history may be long.
 const ASK: &str = "\
     WITH r AS (SELECT r.run, r.outcome, r.message, r.finished_at FROM bgworker.job AS j, \
     pg_catalog.generate_series(0::pg_catalog.int8, 19::pg_catalog.int8) AS back, bgworker.job_run AS r \

@@ -433,7 +433,8 @@ impl<'r> Run<'r> {
             connection.batch_execute("commit the run", "COMMIT")
         );
         if marked.as_ref().is_err_and(mark::is_unclaimed) {
-            let why = "a statement ended the transaction that claims the tick: what it committed may be done again";
+            let why = "the tick could not be marked where it was claimed: a statement ended that transaction, and what it committed may be \
+                       done again, or the tables of jobs were replaced";
             return Ok(Ran::Unmarked(why));
         }
         marked.and(committed)?;

@@ -157,14 +157,12 @@ impl Scheduled {
         tick: Timestamp,
     ) -> Result<Outcome, DatabaseError> {
         let begin = Instant::now();
-        if run.settings.transaction && self.undone.may_be_recorded(row.runs, begin) {
-            context
-                .progress()
-                .job(JobState::Waiting, begin, Some(UNRECORDED.into()));
-            return Ok(Outcome::Pending(ELSEWHERE));
-        }
-        // Boxed so that cycles that only look do not pay for its size.
-        let mut ran = Box::pin(run.run(tick)).await;
+        let mut ran = if run.settings.transaction && self.undone.may_be_recorded(row.runs, begin) {
+            Ok(Ran::Unrecorded)
+        } else {
+            // Boxed so that cycles that only look do not pay for its size.
+            Box::pin(run.run(tick)).await
+        };
         self.undone.claimed(run.claimed_by.take());
         if !matches!(ran, Ok(Ran::Elsewhere)) {
             self.elsewhere = Elsewhere::default();
@@ -380,11 +378,6 @@ impl Routine for Scheduled {
         let Some(mut run) = Run::of(context, settings, &job, beside, &seal) else {
             return Ok(Outcome::Busy("there is no database".into()));
         };
-        let interrupted = self.interrupted.clone();
-        let interrupted = interrupted.filter(|(runs, _)| *runs == row.runs);
-        run.interrupted_by = interrupted.as_ref().map(|(_, why)| &**why);
-        run.claimed_by = self.undone.own().into();
-        run.is_over = self.undone.is_over(row.runs, Instant::now());
         if let Some(recorded) = self.record_lost(session, &run, context, seen).await? {
             return Ok(recorded);
         }
@@ -411,6 +404,11 @@ impl Routine for Scheduled {
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned().into()));
                 }
+                let interrupted = self.interrupted.clone();
+                let interrupted = interrupted.filter(|(runs, _)| *runs == row.runs);
+                run.interrupted_by = interrupted.as_ref().map(|(_, why)| &**why);
+                run.claimed_by = self.undone.own().into();
+                run.is_over = self.undone.is_over(row.runs, Instant::now());
                 Ok(self.run_due(session, &run, context, seen, tick).await?)
             }
         }
