@@ -160,12 +160,16 @@ async fn a_terminated_home_connection_is_replaced_at_once_and_no_worker_is_resta
         db.execute(&format!("INSERT INTO s.t{n} VALUES ('total', 0)"))
             .await;
     }
+    let home = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'bgworker'";
+    let mut shortest = Duration::MAX;
     for round in 1..=3 {
+        // Each connection is replaced when a worker next needs it: the totals can be there before the last one is.
+        eventually("eight home connections", async || {
+            db.value::<i64>(&format!("SELECT count(*) {home}")).await == 8
+        })
+        .await;
         let killed: i64 = db
-            .value(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                 WHERE datname = current_database() AND application_name = 'bgworker'",
-            )
+            .value(&format!("SELECT count(pg_terminate_backend(pid)) {home}"))
             .await;
         assert_eq!(killed, 8);
         let begin = Instant::now();
@@ -177,8 +181,10 @@ async fn a_terminated_home_connection_is_replaced_at_once_and_no_worker_is_resta
             db.wait_for_rows(&table("s", &format!("t{n}")), &[&format!("total|{round}")])
                 .await;
         }
-        assert!(begin.elapsed() < busy(SECOND), "{:?}", begin.elapsed());
+        shortest = shortest.min(begin.elapsed());
     }
+    // A wait before each reconnection would show in each round, another test only in some.
+    assert!(shortest < busy(SECOND), "{shortest:?}");
     for worker in workers {
         let status = postmaster.worker(worker.id).await.unwrap().unwrap();
         assert_eq!(status.starts, 1);
