@@ -24,6 +24,7 @@ mod runner;
 mod session;
 #[cfg(feature = "config")]
 pub mod sql;
+mod table_locks;
 pub mod worker_spi;
 
 #[cfg(feature = "config")]

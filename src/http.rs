@@ -196,11 +196,10 @@ async fn ready(moments: Moments) -> HttpResponse {
 fn why_not_ready(snapshot: &Snapshot) -> Vec<String> {
     let mut why = Vec::new();
     if let Some(server) = &snapshot.server
-        && (server.reason.is_some() || server.without_primary_seconds.is_some())
+        && let Some((seconds, trouble)) = server.trouble()
     {
-        let (state, seconds) = (&server.state, server.state_seconds);
-        let reason = server.reason.as_deref().unwrap_or("there is no primary");
-        why.push(format!("server is {state} for {seconds:.0} s: {reason}"));
+        let state = &server.state;
+        why.push(format!("server is {state}; for {seconds:.0} s: {trouble}"));
     }
     let ill = snapshot.workers.iter().filter(|worker| !worker.healthy);
     why.extend(ill.map(|worker| why_it_is_ill(worker, snapshot.server.as_ref())));

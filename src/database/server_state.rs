@@ -91,6 +91,8 @@ pub struct ServerStatus {
     pub since: Instant,
     /// Why the server is away, cannot be asked, or is not a primary, with what each host said. Holds no secret.
     pub reason: Option<Arc<str>>,
+    /// Since when there has been such a reason, whatever its words.
+    pub reason_since: Option<Instant>,
     /// Since when there has been no primary, if there was one before.
     pub without_primary: Option<Instant>,
 }
@@ -104,6 +106,7 @@ impl ServerStatus {
             state: ServerState::Away,
             since: Instant::now(),
             reason: None,
+            reason_since: None,
             without_primary: None,
         }
     }
@@ -119,6 +122,8 @@ impl ServerStatus {
             self.without_primary = Some(self.since);
         }
         self.state = state;
+        let known = self.reason_since.filter(|_| reason.is_some());
+        self.reason_since = known.or_else(|| reason.as_ref().map(|_| Instant::now()));
         self.reason = reason;
     }
 }

@@ -257,7 +257,6 @@ pub(crate) fn is_for_no_transaction(code: &str) -> bool {
 }
 
 /// Returns `true` if another transaction held a row for longer than a statement waits (`lock_not_available`).
-#[cfg(feature = "config")]
 pub(crate) fn is_locked(code: &str) -> bool {
     code == "55P03"
 }

@@ -57,6 +57,11 @@ pub(super) trait Folder {
     /// The table in which rows wait.
     fn relation(settings: &Self::Settings) -> Relation;
 
+    /// The tables that folds write to.
+    fn tables(settings: &Self::Settings) -> Vec<Relation> {
+        vec![Self::relation(settings)]
+    }
+
     /// Where rows wait.
     fn queue(settings: &Self::Settings, shape: &Self::Shape) -> Queue;
 
@@ -201,6 +206,10 @@ impl<F: Folder> Routine for Folding<F> {
 
     fn place(settings: &F::Settings) -> Place<'_> {
         F::terms(settings).place
+    }
+
+    fn tables(settings: &F::Settings) -> Vec<Relation> {
+        F::tables(settings)
     }
 
     fn backlog(settings: &F::Settings) -> String {

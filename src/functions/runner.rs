@@ -1,7 +1,7 @@
 //! The runner of a routine: a cycle, a nap, and what follows from the cycle's outcome.
 //!
 //! Stops or cancels a cycle when the worker is asked to end, renews the session when it must, decides how long to nap
-//! after an error, and reports each condition once. It knows no table and no statement.
+//! after an error, and reports each condition once. It names no table and has no statement of its own.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -12,15 +12,20 @@ use tracing::{debug, error, warn};
 
 use super::beside::Beside;
 pub(super) use super::outcome::{CycleError, Outcome, Waiting};
+use super::relation::Relation;
 use super::remedy::{Patience, Remedy};
 use super::session::{Place, Session};
+use super::table_locks;
 use crate::backoff::Spell;
 use crate::context::{WorkerContext, WorkerError};
-use crate::database::DatabaseError;
+use crate::database::{DatabaseError, is_locked};
 use crate::latch::Wake;
 
-/// After this many retries in a row, the worker warns that its backlog waits.
+/// After this many retries in a row, the worker warns that its backlog waits, unless it has done so lately.
 pub(super) const RETRIES_UNTIL_WARNING: u32 = 8;
+
+/// After this many, at least a minute unless its naptime is shorter than a second, it warns in any case.
+const RETRIES_UNTIL_REMINDER: u32 = 64;
 
 /// A worker is late if it has had no success for this many naps plus one statement timeout.
 const NAPS_UNTIL_LATE: u32 = 3;
@@ -45,6 +50,12 @@ pub(super) trait Routine {
 
     /// Where its statements run.
     fn place(settings: &Self::Settings) -> Place<'_>;
+
+    /// The tables that its cycles write to, as far as they are known: locks on them are looked for when one is in the way.
+    fn tables(settings: &Self::Settings) -> Vec<Relation> {
+        let _ = settings;
+        Vec::new()
+    }
 
     /// What waits while cycles fail, such as `the deltas of s.t`.
     fn backlog(settings: &Self::Settings) -> String;
@@ -103,6 +114,7 @@ pub(super) async fn run<R: Routine>(
         renews: false,
         reported: Condition::Well,
         crowded: Spell::default(),
+        lockers: None,
     };
     let end = runner.cycle_and_nap(initial, settings).await;
     drop(runner.routine);
@@ -122,6 +134,8 @@ struct Runner<R> {
     reported: Condition,
     /// Other clients are in the way, or there is no room, again and again.
     crowded: Spell,
+    /// Which sessions have locked a table, while a lock is in the way.
+    lockers: Option<String>,
 }
 
 /// The condition of a worker, reported once.
@@ -272,7 +286,13 @@ impl<R: Routine> Runner<R> {
     /// Reports the outcome of a cycle, and returns how long to nap.
     fn found(&mut self, settings: &R::Settings, outcome: Outcome) -> Duration {
         match outcome {
-            Outcome::Busy(why) => return self.retry(settings, &why),
+            Outcome::Busy(why) => {
+                // A single such cycle is no failure.
+                if self.patience.retries() >= RETRIES_UNTIL_WARNING {
+                    self.context.progress().failed(why.as_ref());
+                }
+                return self.retry(settings, &why);
+            }
             Outcome::Waits(waiting) => {
                 let whole = format!("{}{}", waiting.why, waiting.more);
                 self.warn(waiting.why, &whole);
@@ -333,6 +353,10 @@ impl<R: Routine> Runner<R> {
         let text = error.to_string();
         match remedy {
             Remedy::Again => {
+                let text = match self.look_for_lockers(settings, &error).await {
+                    Some(lockers) => format!("{text}: {lockers}"),
+                    None => text,
+                };
                 self.context.progress().failed(text.clone());
                 Ok(self.retry(settings, &text))
             }
@@ -415,15 +439,43 @@ impl<R: Routine> Runner<R> {
         self.patience.back_off(R::naptime(settings))
     }
 
+    /// Which sessions have locked a table of the worker, after a lock was in the way for some attempts. They are looked for
+    /// again every few attempts.
+    async fn look_for_lockers(
+        &mut self,
+        settings: &R::Settings,
+        error: &DatabaseError,
+    ) -> Option<&str> {
+        if !error.sqlstate().is_some_and(is_locked) {
+            self.lockers = None;
+            return None;
+        }
+        if (self.patience.retries() + 1).is_multiple_of(RETRIES_UNTIL_WARNING) {
+            let latch = self.context.latch().clone();
+            let tables = R::tables(settings);
+            let looking = table_locks::holders(&self.session, self.context.name(), &tables);
+            self.lockers = tokio::select! {
+                biased;
+                () = latch.stop_requested() => None,
+                // The error that is told is the one that kept the worker from its work.
+                lockers = looking => lockers.unwrap_or_default(),
+            };
+        }
+        self.lockers.as_deref()
+    }
+
+    /// Returns how long to wait before the next attempt. Warns once there were several in a row, and reminds of it.
     fn retry(&mut self, settings: &R::Settings, why: &str) -> Duration {
         let wait = self.patience.retry(R::naptime(settings));
-        let is_crowded = self.patience.retries() >= RETRIES_UNTIL_WARNING;
-        if is_crowded && self.crowded.is_news(Instant::now().into_std()) {
+        let retries = self.patience.retries();
+        let is_crowded = retries >= RETRIES_UNTIL_WARNING;
+        let is_news = is_crowded && self.crowded.is_news(Instant::now().into_std());
+        if is_news || retries == RETRIES_UNTIL_REMINDER {
             self.reported = Condition::Crowded;
             let (worker, backlog) = (self.context.name(), R::backlog(settings));
             warn!(
                 worker,
-                "{worker}: {backlog} wait, after {RETRIES_UNTIL_WARNING} attempts: {why}"
+                "{worker}: {backlog} wait, after {retries} attempts: {why}"
             );
         }
         wait

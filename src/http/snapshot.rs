@@ -58,6 +58,9 @@ pub struct ServerSnapshot {
     pub state_seconds: f64,
     /// Why it is away, cannot be asked, or is not a primary.
     pub reason: Option<String>,
+    /// How long there has been such a reason, whatever its words, in seconds.
+    #[serde(default)]
+    pub reason_seconds: Option<f64>,
     /// Seconds without a primary, if there was one before.
     #[serde(default)]
     pub without_primary_seconds: Option<f64>,
@@ -175,6 +178,8 @@ impl Snapshot {
                 state: server.state.to_string(),
                 state_seconds: now.saturating_duration_since(server.since).as_secs_f64(),
                 reason: server.reason.as_deref().map(published),
+                reason_seconds: (server.reason_since)
+                    .map(|since| now.saturating_duration_since(since).as_secs_f64()),
                 without_primary_seconds: without_primary.map(|without| without.as_secs_f64()),
             }),
             reached: status.reached.to_string(),
@@ -188,6 +193,20 @@ impl Snapshot {
             }),
             workers,
             histograms: histograms.clone(),
+        }
+    }
+}
+
+// === impl ServerSnapshot ===
+
+impl ServerSnapshot {
+    /// What is wrong with it, and for how many seconds: it is away, cannot be asked, or is no longer a primary.
+    #[must_use]
+    pub fn trouble(&self) -> Option<(f64, &str)> {
+        let without_primary = self.without_primary_seconds;
+        match self.reason.as_deref() {
+            Some(reason) => Some((self.reason_seconds.unwrap_or(self.state_seconds), reason)),
+            None => without_primary.map(|seconds| (seconds, "there is no primary")),
         }
     }
 }

@@ -338,10 +338,50 @@ async fn the_session_that_holds_the_total_is_named() {
     let pid: i32 = stage.value(holder).await;
     stage.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
     let held = format!("other sessions hold its total (PID {pid})");
-    eventually("it is named", || async {
-        !log.with(Level::WARN, &held).is_empty()
+    let waits = |attempts| format!("the deltas of s.t wait, after {attempts} attempts: {held}");
+    let is_told = async |attempts| {
+        let line = waits(attempts);
+        eventually(&line, || async { !log.with(Level::WARN, &line).is_empty() }).await;
+    };
+    is_told(8).await;
+    let last_error = async || stage.status().await.report.last_error;
+    eventually("status names it too", || async {
+        last_error().await.as_deref() == Some(&*held)
     })
     .await;
     other.batch_execute("let go", "COMMIT").await.unwrap();
     stage.becomes(&["total|1"]).await;
+    // A second time within minutes is not told at once, but it is if it lasts.
+    other.batch_execute("hold it", hold).await.unwrap();
+    stage.execute("INSERT INTO s.t VALUES ('delta', 1)").await;
+    is_told(64).await;
+    assert_eq!(log.with(Level::WARN, &waits(8)).len(), 1);
+    other.batch_execute("let go", "COMMIT").await.unwrap();
+    stage.becomes(&["total|2"]).await;
+}
+
+#[actix::test]
+async fn a_session_that_has_locked_the_table_is_named() {
+    let log = Log::capture();
+    let stage = Stage::new().await;
+    stage.execute("INSERT INTO s.t VALUES ('total', 0)").await;
+    let other = stage.db.connect().await;
+    other
+        .batch_execute("lock it", "BEGIN; LOCK TABLE s.t")
+        .await
+        .unwrap();
+    let locker = "SELECT pid FROM pg_locks WHERE relation = 's.t'::regclass AND mode = 'AccessExclusiveLock'";
+    let pid: i32 = stage.value(locker).await;
+    let locked = format!("other sessions have locked s.t (PID {pid})");
+    let is_told = || !log.with(Level::WARN, &locked).is_empty();
+    eventually("the log names it", || async { is_told() }).await;
+    let error = stage.status().await.report.last_error;
+    let error = error.unwrap_or_default();
+    assert!(error.contains(&locked), "status names it too: {error}");
+    other.batch_execute("let go", "COMMIT").await.unwrap();
+    stage.becomes(&["total|0"]).await;
+    eventually("all is well", || async {
+        stage.status().await.report.consecutive_failures == 0
+    })
+    .await;
 }

@@ -271,7 +271,7 @@ async fn an_instance_that_has_lost_its_primary_for_a_minute_is_not_ready_if_a_wo
     assert_eq!(readiness(ServerState::Standby, 59).await.0, StatusCode::OK);
     let (status, why) = readiness(ServerState::Standby, 2).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(why, "server is standby for 61 s: there is no primary\n");
+    assert_eq!(why, "server is standby; for 61 s: there is no primary\n");
     assert_eq!(readiness(ServerState::Primary, 1).await.0, StatusCode::OK);
 }
 
@@ -391,7 +391,7 @@ async fn a_parked_worker_says_why_it_is_parked_and_has_its_time_from_the_end_of_
     clock.advance(150 * SECOND).await;
     let (status, why) = get(&postmaster, "/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    let away = "server is away for 150 s: connection closed by the proxy";
+    let away = "server is away; for 150 s: connection closed by the proxy";
     let parked = "background worker \"w\" is parked: the server is away";
     assert_eq!(why, format!("{away}\n{parked}\n"));
     server.becomes(ServerState::Primary);

@@ -237,6 +237,27 @@ async fn a_row_that_is_held_for_longer_than_a_run_may_take_is_reported() {
 }
 
 #[actix::test]
+async fn a_session_that_has_locked_the_tables_of_jobs_is_named() {
+    let db = stage().await;
+    let instance = Instance::new(&db, &every("1s", "SELECT 1")).await;
+    within(20 * SECOND, "it runs", async || runs(&db, "true").await > 0).await;
+    let holder = db.connect().await;
+    let lock = "BEGIN; LOCK TABLE bgworker.job";
+    holder.batch_execute("lock", lock).await.unwrap();
+    let pid = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = '";
+    let pid: i32 = db.value(&format!("{pid}{lock}'")).await;
+    let locked = format!("other sessions have locked bgworker.job (PID {pid})");
+    within(20 * SECOND, "it is named", async || {
+        let workers = instance.postmaster.workers().await.unwrap();
+        let error = workers.registered[0].report.last_error.clone();
+        error.is_some_and(|error| error.contains(&locked))
+    })
+    .await;
+    holder.batch_execute("let go", "COMMIT").await.unwrap();
+    instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
 async fn the_session_that_holds_the_lock_of_a_job_outside_of_a_transaction_is_named() {
     let db = stage().await;
     let holder = db.connect().await;

@@ -112,14 +112,14 @@ fn colour(worker: &WorkerSnapshot) -> Color {
     }
 }
 
-/// The state of the server and, if it has a reason, since when and why.
+/// The state of the server, and what is wrong with it.
 fn server(snapshot: &Snapshot) -> String {
     let Some(server) = &snapshot.server else {
         return "no server".to_owned();
     };
     let mut text = format!("server is {}", server.state);
-    if let Some(reason) = &server.reason {
-        text += &format!(" for {}: {}", span(server.state_seconds), plain(reason));
+    if let Some((seconds, trouble)) = server.trouble() {
+        text += &format!("; for {}: {}", span(seconds), plain(trouble));
     }
     text
 }

@@ -273,7 +273,7 @@ fn a_server_that_was_never_reached_is_never_healthy_and_every_answer_says_why() 
     let (code, out, _) = status(&url, &[]);
     assert_eq!(code, 1);
     assert!(
-        out.contains("server is away for ") && out.contains(why),
+        out.contains("server is away; for ") && out.contains(why),
         "{out}"
     );
     let get = |path: &str| {
@@ -286,7 +286,7 @@ fn a_server_that_was_never_reached_is_never_healthy_and_every_answer_says_why() 
     let (code, text) = get("readyz");
     assert_eq!(code, 503, "{text}");
     assert!(
-        text.starts_with("server is away for ") && text.contains(why),
+        text.starts_with("server is away; for ") && text.contains(why),
         "{text}"
     );
     assert!(

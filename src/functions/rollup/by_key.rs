@@ -247,6 +247,10 @@ impl Folder for ByKey {
         settings.queue.clone()
     }
 
+    fn tables(settings: &Settings) -> Vec<Relation> {
+        vec![settings.queue.clone(), settings.totals.clone()]
+    }
+
     fn queue(settings: &Settings, _: &Shape) -> Queue {
         statement::queue(&settings.queue)
     }

@@ -6,6 +6,7 @@ use crate::functions::folding::{
 };
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
+use crate::functions::table_locks::IN_THIS_DATABASE;
 
 /// First key of the advisory lock that the session folding a queue holds; the second one is the queue's oid.
 pub(super) const QUEUE_LOCK: i32 = 1_651_994_418;
@@ -389,10 +390,6 @@ impl Statements<'_> {
         each.join(between)
     }
 }
-
-/// The condition for a lock on something in this database.
-const IN_THIS_DATABASE: &str = "database OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database \
-    WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
 
 /// The condition for an advisory lock on a table.
 fn of_advisory_lock(key: i32, table: &Relation) -> String {

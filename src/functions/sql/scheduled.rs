@@ -22,6 +22,7 @@ use super::tables;
 use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
 use crate::context::{JobState, WorkerContext};
 use crate::database::{Database, DatabaseError, ErrorClass, is_denied, is_missing};
+use crate::functions::relation::Relation;
 use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
@@ -310,6 +311,10 @@ impl Routine for Scheduled {
 
     fn place(settings: &Settings) -> Place<'_> {
         settings.place()
+    }
+
+    fn tables(_: &Settings) -> Vec<Relation> {
+        tables::relations()
     }
 
     fn backlog(_: &Settings) -> String {

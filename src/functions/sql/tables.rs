@@ -150,6 +150,15 @@ pub(super) async fn make(session: &Session, trusted: &[String]) -> Result<String
     }
 }
 
+/// The tables.
+pub(super) fn relations() -> Vec<Relation> {
+    let relation = |name: &str| Relation {
+        schema: SCHEMA.to_owned(),
+        name: name.to_owned(),
+    };
+    vec![relation("job"), relation("job_run")]
+}
+
 /// Decides whether the tables that were found can be used. `None` if one is missing.
 fn judge(rows: &[Row], trusted: &[String]) -> Result<Option<String>, TablesError> {
     let (mut doubts, mut missing, mut seal) = (Vec::new(), None, None);
