@@ -231,7 +231,11 @@ impl Halving<'_> {
             ("{hash}", hash(&statements.shape.keys)),
             ("{is_key}", is_key),
             ("{deltas}", queue(statements.queue).deltas(self.piece)),
-            ("{fold_few}", fold("bgworker.part")),
+            // As a subquery, the places are not known when it is planned: one plan is as good as another, and is kept.
+            (
+                "{fold_few}",
+                fold("(SELECT bgworker.part)::pg_catalog.tid[]"),
+            ),
             ("{fold_many}", literal(&fold("$1"))),
             ("{miscounted}", queue(statements.queue).miscounted()),
             ("{changed}", literal(CHANGED)),
