@@ -15,10 +15,10 @@ pub(super) use super::outcome::{CycleError, Outcome, Waiting};
 use super::relation::Relation;
 use super::remedy::{Patience, Remedy};
 use super::session::{Place, Session};
-use super::table_locks;
+use super::table_locks::TableLocks;
 use crate::backoff::Spell;
 use crate::context::{WorkerContext, WorkerError};
-use crate::database::{DatabaseError, is_locked};
+use crate::database::DatabaseError;
 use crate::latch::Wake;
 
 /// After this many retries in a row, the worker warns that its backlog waits, unless it has done so lately.
@@ -114,7 +114,7 @@ pub(super) async fn run<R: Routine>(
         renews: false,
         reported: Condition::Well,
         crowded: Spell::default(),
-        lockers: None,
+        table_locks: TableLocks::default(),
     };
     let end = runner.cycle_and_nap(initial, settings).await;
     drop(runner.routine);
@@ -134,8 +134,7 @@ struct Runner<R> {
     reported: Condition,
     /// Other clients are in the way, or there is no room, again and again.
     crowded: Spell,
-    /// Which sessions have locked a table, while a lock is in the way.
-    lockers: Option<String>,
+    table_locks: TableLocks,
 }
 
 /// The condition of a worker, reported once.
@@ -353,10 +352,11 @@ impl<R: Routine> Runner<R> {
         let text = error.to_string();
         match remedy {
             Remedy::Again => {
-                let text = match self.look_for_lockers(settings, &error).await {
-                    Some(lockers) => format!("{text}: {lockers}"),
-                    None => text,
-                };
+                let attempt = self.patience.retries() + 1;
+                let (context, tables) = (&self.context, R::tables(settings));
+                let locks = &mut self.table_locks;
+                let locked = locks.after(&error, attempt, &self.session, context, &tables);
+                let text = text + &locked.await;
                 self.context.progress().failed(text.clone());
                 Ok(self.retry(settings, &text))
             }
@@ -437,31 +437,6 @@ impl<R: Routine> Runner<R> {
             error!(worker, sqlstate, "{worker}: {why}");
         }
         self.patience.back_off(R::naptime(settings))
-    }
-
-    /// Which sessions have locked a table of the worker, after a lock was in the way for some attempts. They are looked for
-    /// again every few attempts.
-    async fn look_for_lockers(
-        &mut self,
-        settings: &R::Settings,
-        error: &DatabaseError,
-    ) -> Option<&str> {
-        if !error.sqlstate().is_some_and(is_locked) {
-            self.lockers = None;
-            return None;
-        }
-        if (self.patience.retries() + 1).is_multiple_of(RETRIES_UNTIL_WARNING) {
-            let latch = self.context.latch().clone();
-            let tables = R::tables(settings);
-            let looking = table_locks::holders(&self.session, self.context.name(), &tables);
-            self.lockers = tokio::select! {
-                biased;
-                () = latch.stop_requested() => None,
-                // The error that is told is the one that kept the worker from its work.
-                lockers = looking => lockers.unwrap_or_default(),
-            };
-        }
-        self.lockers.as_deref()
     }
 
     /// Returns how long to wait before the next attempt. Warns once there were several in a row, and reminds of it.

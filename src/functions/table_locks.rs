@@ -1,10 +1,11 @@
-//! Which sessions have locked a table, so that a worker cannot work on it. One statement, and what it returns in words.
+//! Which sessions have locked a table, so that a worker cannot work on it.
 
 use super::folding::comment;
 use super::quote::literal;
 use super::relation::Relation;
 use super::session::Session;
-use crate::database::DatabaseError;
+use crate::context::WorkerContext;
+use crate::database::{DatabaseError, is_locked};
 
 /// The condition for a lock on something in this database.
 pub(super) const IN_THIS_DATABASE: &str = "database OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database \
@@ -13,27 +14,56 @@ pub(super) const IN_THIS_DATABASE: &str = "database OPERATOR(pg_catalog.=) (SELE
 /// The modes of table locks that keep others from writing (`pg_locks.mode`).
 const MODES: &str = "'{ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'";
 
-/// Says which of these tables other sessions have locked, or are waiting to lock, against writing, and the processes of up to
-/// five of these sessions. `None` if there are none.
-///
-/// # Errors
-///
-/// If the server cannot be asked.
-pub(super) async fn holders(
+/// After this many attempts in a row that met a lock, and as many more, the sessions are looked for.
+const LOOK_EVERY: u32 = 8;
+
+/// Which sessions have locked a table of a worker, while a lock is in its way.
+#[derive(Debug, Default)]
+pub(super) struct TableLocks(String);
+
+// === impl TableLocks ===
+
+impl TableLocks {
+    /// What there is to add to the error with which an attempt has failed: `: other sessions have locked s.t (PID 7)`; empty
+    /// if no lock was in the way, or none was looked for yet.
+    pub(super) async fn after(
+        &mut self,
+        error: &DatabaseError,
+        attempt: u32,
+        session: &Session,
+        context: &WorkerContext,
+        tables: &[Relation],
+    ) -> &str {
+        if attempt == 1 || !error.sqlstate().is_some_and(is_locked) {
+            self.0.clear();
+        } else if attempt.is_multiple_of(LOOK_EVERY) {
+            self.0 = tokio::select! {
+                biased;
+                () = context.latch().stop_requested() => String::new(),
+                // If that fails too, the error that is told is the one that kept the worker from its work.
+                locked = look(session, context.name(), tables) => locked.unwrap_or_default(),
+            };
+        }
+        &self.0
+    }
+}
+
+/// Looks for the first of these tables that other sessions have locked, or are waiting to lock, against writing; and for the
+/// processes of up to five of these sessions.
+async fn look(
     session: &Session,
     worker: &str,
     tables: &[Relation],
-) -> Result<Option<String>, DatabaseError> {
+) -> Result<String, DatabaseError> {
     let sql = statement(worker, tables);
     let rows = session.query("look for who has locked its tables", &sql, Vec::new());
     let rows = rows.await?;
-    let Some(row) = rows.first() else {
-        return Ok(None);
-    };
-    let table = usize::try_from(row.get::<_, i64>(0) - 1);
-    let table = table.ok().and_then(|table| tables.get(table));
-    let pids: &str = row.get(1);
-    Ok(table.map(|table| format!("other sessions have locked {table} (PID {pids})")))
+    let locked = rows.first().and_then(|row| {
+        let n = usize::try_from(row.get::<_, i64>(0)).ok()?;
+        let (table, pids) = (tables.get(n.checked_sub(1)?)?, row.get::<_, &str>(1));
+        Some(format!(": other sessions have locked {table} (PID {pids})"))
+    });
+    Ok(locked.unwrap_or_default())
 }
 
 /// Finds the first of these tables that is locked, as its number, and the processes.

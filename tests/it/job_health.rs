@@ -87,6 +87,29 @@ async fn a_tick_that_is_given_up_is_seen_on_each_instance_until_one_is_done_and_
 }
 
 #[actix::test]
+async fn a_tick_that_another_instance_gave_up_is_seen_while_a_later_one_is_tried_again() {
+    let db = stage().await;
+    let (instance, _) = daily(&db).await;
+    for (outcome, attempt, state) in [
+        ("given up", 0, JobState::GivenUp),
+        ("failed", 1, JobState::GivenUp),
+        ("lost", 1, JobState::GivenUp),
+        ("done", 0, JobState::Idle),
+        ("failed", 1, JobState::Failing),
+    ] {
+        // What another instance leaves.
+        db.execute(&format!(
+            "WITH j AS (UPDATE bgworker.job SET runs = runs + 1, attempt = {attempt} RETURNING name, runs) \
+             INSERT INTO bgworker.job_run (name, slot, run, tick, started_at, finished_at, outcome, attempt, message) \
+             SELECT name, runs % 100, runs, now(), now(), now(), '{outcome}', 1, nullif('{outcome}', 'done') FROM j",
+        ))
+        .await;
+        is_in_state(&instance, state).await;
+    }
+    instance.stop(Shutdown::Fast).await;
+}
+
+#[actix::test]
 async fn a_run_by_hand_that_succeeds_makes_a_tick_good_that_was_given_up() {
     let db = stage().await;
     let (instance, keys) = daily(&db).await;
