@@ -150,8 +150,8 @@ async fn nap(mut context: WorkerContext, done: Arc<Done>) -> Result<(), bgworker
             Wake::Sighup => {
                 done.sighups.fetch_add(1, Ordering::Relaxed);
             }
-            Wake::Timeout => {}
-            Wake::Sigterm | Wake::Sigint | Wake::PostmasterDeath => return Ok(()),
+            wake if wake.is_stop() => return Ok(()),
+            _ => {}
         }
     }
 }

@@ -45,12 +45,10 @@ async fn counter(mut context: WorkerContext) -> Result<(), WorkerError> {
     context.ready();
     loop {
         match context.nap(Duration::from_secs(1)).await {
-            Wake::Timeout if actor.connected() => {}
-            Wake::Timeout => return Err(WorkerError::failed("the actor has died")),
             Wake::Sighup => actor.send(Sighup).await?,
-            Wake::Sigterm | Wake::Sigint | Wake::PostmasterDeath => {
-                return Ok(actor.send(Sigterm).await?);
-            }
+            wake if wake.is_stop() => return Ok(actor.send(Sigterm).await?),
+            _ if actor.connected() => {}
+            _ => return Err(WorkerError::failed("the actor has died")),
         }
     }
 }

@@ -3,7 +3,6 @@
 //! Plain values, the counterpart of PostgreSQL's `bgworker.h`. Nothing here runs, waits or reads a
 //! clock, and nothing here may know a runtime.
 
-#[cfg(feature = "config")]
 mod restart_time;
 
 use std::fmt;
@@ -27,24 +26,24 @@ use thiserror::Error;
 ///     .restart_time(RestartTime::After(Duration::from_secs(2)));
 /// assert!(worker.check().is_ok());
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[non_exhaustive]
 pub struct BackgroundWorker {
     /// Unique among the registered workers; 1 to [`NAME_MAX`](Self::NAME_MAX) bytes, no NUL.
     pub name: Arc<str>,
     /// What it shares with other workers. Not a configuration key: its function determines it.
-    #[cfg_attr(feature = "config", serde(skip))]
+    #[serde(skip)]
     pub access: Access,
     /// How far the server must have come before it starts.
-    #[cfg_attr(feature = "config", serde(default))]
+    #[serde(default)]
     pub start_time: StartTime,
     /// When it is restarted after a failure.
-    #[cfg_attr(feature = "config", serde(default))]
+    #[serde(default)]
     pub restart_time: RestartTime,
     /// How often it may be restarted after failures; without limit unless set.
-    #[cfg_attr(feature = "config", serde(default, rename = "max_restarts"))]
+    #[serde(default, rename = "max_restarts")]
     pub restart_limit: Option<RestartLimit>,
 }
 
@@ -52,10 +51,21 @@ pub struct BackgroundWorker {
 ///
 /// Mirrors `BgWorkerStartTime`. It is an ordered level, so the rule of `bgworker_should_start_now`
 /// is one comparison: a worker may start when `worker.start_time <= reached`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum StartTime {
     /// As soon as the Postmaster runs, whatever the server does.
     PostmasterStart,
@@ -81,43 +91,40 @@ pub enum RestartTime {
 }
 
 /// A wait that doubles with every failure in a row, less up to a quarter at random.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "config", serde(deny_unknown_fields))]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(deny_unknown_fields)]
 pub struct Backoff {
     /// The first wait: more than zero.
-    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[serde(with = "crate::keys::duration::any")]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub initial: Duration,
     /// The longest wait: at least the first, at most [`RestartTime::MAX`].
-    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[serde(with = "crate::keys::duration::any")]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub max: Duration,
     /// A worker that ran for at least this long before it failed begins with the first wait again: more
     /// than zero, at most [`RestartTime::MAX`].
-    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[serde(with = "crate::keys::duration::any")]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub healthy_after: Duration,
 }
 
 /// How often a worker may be restarted after failures, before it is stopped for good.
 ///
 /// Losing the database is not a failure, and never counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "config", serde(deny_unknown_fields))]
-#[cfg_attr(
-    feature = "config",
-    serde(expecting = "restarts and a time, such as { restarts = 5, within = \"10m\" }")
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
 )]
+#[serde(deny_unknown_fields)]
+#[serde(expecting = "restarts and a time, such as { restarts = 5, within = \"10m\" }")]
 pub struct RestartLimit {
     /// The number of restarts allowed: at least 1.
     pub restarts: u32,
     /// The length of the window, which is any stretch of time: more than zero, at most [`RestartTime::MAX`].
-    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration::any"))]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[serde(with = "crate::keys::duration::any")]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub within: Duration,
 }
 

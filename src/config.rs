@@ -7,7 +7,6 @@ mod check;
 mod difference;
 mod document;
 mod problem;
-#[cfg(feature = "schema")]
 mod schema;
 mod sections;
 mod settings;
@@ -16,7 +15,6 @@ mod worker;
 
 pub use self::difference::{Change, difference};
 pub use self::problem::{Origin, Problem, Problems};
-#[cfg(feature = "schema")]
 pub use self::schema::schema;
 pub use self::sections::Http;
 pub use self::settings::{Server, Setting, Settings, WorkerSettings};

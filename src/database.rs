@@ -25,20 +25,16 @@ mod cancel;
 mod connect;
 mod connection;
 pub mod conninfo;
-#[cfg(feature = "config")]
 pub(crate) mod dbname;
 mod descriptors;
 mod error;
 mod home;
-#[cfg(feature = "config")]
 mod jobs;
 mod notices;
 mod one_line;
 mod server;
-#[cfg(feature = "config")]
 mod server_life;
 mod server_state;
-#[cfg(feature = "config")]
 mod shared;
 mod sqlstate;
 mod tls;
@@ -50,7 +46,6 @@ use tokio::sync::SemaphorePermit;
 
 pub use self::cancel::CancelToken;
 use self::connect::Sharing;
-#[cfg(feature = "config")]
 pub(crate) use self::connection::GRACE;
 pub use self::connection::{Connection, Statement};
 pub use self::conninfo::{ConnInfo, ConnInfoError};
@@ -60,18 +55,13 @@ pub(crate) use self::error::{DETAIL, HINT};
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
 pub(crate) use self::home::{HomeProbe, Tid, probe_all};
-#[cfg(feature = "config")]
 pub(crate) use self::jobs::JobConnection;
-#[cfg(feature = "config")]
 pub(crate) use self::one_line::OneLine;
 use self::server::Server;
 pub use self::server::Settings;
-#[cfg(feature = "config")]
 pub(crate) use self::server_life::{Continuity, ServerLife};
 pub use self::server_state::{ServerState, ServerStatus};
-#[cfg(feature = "config")]
 pub(crate) use self::shared::Answer;
-#[cfg(feature = "config")]
 pub(crate) use self::sqlstate::{
     CANCELLED, Fault, SessionEnd, UNDONE, is_conflict, is_denied, is_for_no_transaction, is_locked,
     is_missing, undone,
@@ -138,7 +128,6 @@ impl Database {
     /// # Errors
     ///
     /// If no connection can be made within the deadline.
-    #[cfg(feature = "config")]
     pub(crate) async fn job_connection(
         &self,
         application_name: &str,
@@ -185,7 +174,6 @@ impl Database {
 
     /// Makes jobs run in new sessions from now on, in which what has been set for the role or the database counts.
     pub(crate) fn renew_job_sessions(&self) {
-        #[cfg(feature = "config")]
         self.server.give_up_kept();
     }
 
@@ -193,7 +181,6 @@ impl Database {
     /// connections have two seconds at most.
     pub async fn close(&self) {
         self.lines.close().await;
-        #[cfg(feature = "config")]
         self.server.close_kept().await;
     }
 

@@ -7,29 +7,21 @@
 mod beside;
 mod faults;
 mod folding;
-#[cfg(feature = "config")]
 mod function;
-#[cfg(feature = "config")]
 mod lookup;
 mod outcome;
-#[cfg(feature = "config")]
 mod ownership;
 mod privileges;
 mod quote;
 mod relation;
 mod remedy;
-#[cfg(feature = "config")]
 pub mod rollup;
 mod runner;
 mod session;
-#[cfg(feature = "config")]
 pub mod sql;
 mod table_locks;
 pub mod worker_spi;
 
-#[cfg(feature = "config")]
 pub(crate) use self::function::SettingsSender;
-#[cfg(feature = "config")]
 pub use self::function::{Claim, Function, FunctionSettings, Mistake, Objects};
-#[cfg(feature = "config")]
 pub use self::lookup::Functions;

@@ -5,7 +5,6 @@
 
 pub mod duration;
 pub(crate) mod number;
-#[cfg(feature = "schema")]
 pub(crate) mod schema;
 
 use std::fmt;

@@ -14,8 +14,9 @@ use tokio::sync::Notify;
 #[derive(Clone, Debug, Default)]
 pub struct Latch(Arc<State>);
 
-/// Why a nap ended.
+/// Why a nap ended. A main need only tell reasons to [stop](Self::is_stop) from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Wake {
     /// The time was up (`WL_TIMEOUT`).
     Timeout,

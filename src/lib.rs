@@ -42,16 +42,15 @@
 //! ```
 //! use std::time::Duration;
 //! use bgworker::supervision::{Limits, Shutdown};
-//! use bgworker::{BackgroundWorker, Postmaster, Wake, WorkerContext, WorkerError};
+//! use bgworker::{BackgroundWorker, Postmaster, WorkerContext, WorkerError};
 //!
 //! /// A worker's main is a plain async function.
 //! async fn hello(mut context: WorkerContext) -> Result<(), WorkerError> {
 //!     context.ready();
 //!     loop {
 //!         // … one cycle of work …
-//!         match context.nap(Duration::from_secs(1)).await {
-//!             Wake::Timeout | Wake::Sighup => {}
-//!             Wake::Sigterm | Wake::Sigint | Wake::PostmasterDeath => return Ok(()),
+//!         if context.nap(Duration::from_secs(1)).await.is_stop() {
+//!             return Ok(());
 //!         }
 //!     }
 //! }
@@ -89,7 +88,6 @@
 
 mod background_worker;
 mod backoff;
-#[cfg(feature = "config")]
 pub mod config;
 mod context;
 pub mod database;
@@ -98,14 +96,11 @@ pub mod embedded;
 mod functions;
 #[cfg(feature = "http")]
 pub mod http;
-#[cfg(feature = "config")]
 mod keys;
 mod latch;
 mod postmaster;
 mod regular_file;
-#[cfg(feature = "config")]
 pub mod reload;
-#[cfg(feature = "config")]
 pub mod schedule;
 mod spelling;
 pub mod supervision;
@@ -122,7 +117,6 @@ pub use self::context::{
     UnderWay, WorkerContext, WorkerError,
 };
 pub use self::functions::worker_spi;
-#[cfg(feature = "config")]
 pub use self::functions::{rollup, sql};
 pub use self::latch::{Latch, Wake};
 pub use self::postmaster::{

@@ -120,10 +120,6 @@ impl Schedule {
     }
 
     /// The oldest of the newest ticks, this many of them at most, that are after one time and not after another.
-    #[cfg_attr(
-        not(feature = "config"),
-        expect(dead_code, reason = "jobs come with configuration")
-    )]
     pub(crate) fn oldest_of_newest(
         &self,
         most: usize,
@@ -153,13 +149,11 @@ impl Schedule {
     }
 
     /// What to write instead of an expression that is refused, if that is known.
-    #[cfg(feature = "config")]
     pub(crate) fn meant(expression: &str) -> Option<String> {
         meant::meant(expression)
     }
 
     /// The names of all time zones.
-    #[cfg(feature = "config")]
     pub(crate) fn zones() -> impl Iterator<Item = String> {
         let zones = jiff::tz::TimeZoneDatabase::bundled();
         let names: Vec<_> = zones.available().map(|name| name.to_string()).collect();

@@ -18,7 +18,6 @@ pub(crate) fn nearest<'c>(
 }
 
 /// A hint about an unknown word: the nearest known word, or all known words, after `introduction`.
-#[cfg(feature = "config")]
 pub(crate) fn suggestion(word: &str, introduction: &str, known: &[&str]) -> String {
     match nearest(word, known.iter().copied()) {
         Some(nearest) => did_you_mean(nearest),

@@ -55,7 +55,6 @@ impl<'de> Visitor<'de> for TextOrTable {
     }
 }
 
-#[cfg(feature = "schema")]
 impl schemars::JsonSchema for RestartTime {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "RestartTime".into()

@@ -1,12 +1,12 @@
 //! The JSON Schema of a configuration file, put together from the structs that its keys are read into.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::sections;
 use super::worker::{WORKER, Which};
 use crate::background_worker::BackgroundWorker;
 use crate::functions::Functions;
-use crate::keys::schema::of;
+use crate::keys::schema::{of, together};
 
 /// The JSON Schema (draft 7) of a configuration file whose workers run these functions, for editors that complete and check
 /// it. What holds only between several keys is left to [`read`](super::read).
@@ -25,32 +25,6 @@ pub fn schema(functions: &Functions) -> Value {
         "type": "object",
         "properties": properties,
         "additionalProperties": false,
-    })
-}
-
-/// An object that has the keys of all of these and no other.
-pub(super) fn together(parts: impl IntoIterator<Item = Value>) -> Value {
-    let mut properties = Map::new();
-    let mut required = Vec::new();
-    let mut takes_any = false;
-    for part in parts {
-        match part {
-            Value::Object(mut part) => {
-                if let Some(Value::Object(keys)) = part.remove("properties") {
-                    properties.extend(keys);
-                }
-                if let Some(Value::Array(keys)) = part.remove("required") {
-                    required.extend(keys);
-                }
-            }
-            _ => takes_any = true,
-        }
-    }
-    json!({
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        "additionalProperties": takes_any,
     })
 }
 

@@ -18,9 +18,8 @@ use crate::spelling;
 use crate::supervision::Limits;
 
 /// The keys of `[database]` that say which server to use.
-#[derive(Clone, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(super) struct Target {
     /// The server: a URL or a `key=value` string, as libpq takes it.
     pub(super) url: Option<String>,
@@ -31,14 +30,13 @@ pub(super) struct Target {
 }
 
 /// Where the Postmaster is served over HTTP.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Http {
     /// The address to listen on; nowhere unless set.
     #[serde(deserialize_with = "listen")]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,
     /// The names under which clients may ask, besides `localhost` and addresses.
     #[serde(deserialize_with = "hosts")]
@@ -55,17 +53,12 @@ struct Section {
 struct Part {
     keys: fn() -> &'static [&'static str],
     read: fn(toml::Deserializer<'_>) -> Result<(), Error>,
-    #[cfg(feature = "schema")]
     schema: fn() -> serde_json::Value,
 }
 
 /// What the keys of a section are read into.
-#[cfg(feature = "schema")]
 trait Keys: DeserializeOwned + schemars::JsonSchema {}
-#[cfg(feature = "schema")]
 impl<T: DeserializeOwned + schemars::JsonSchema> Keys for T {}
-#[cfg(not(feature = "schema"))]
-use DeserializeOwned as Keys;
 
 pub(super) const DATABASE: &str = "database";
 pub(super) const POSTMASTER: &str = "postmaster";
@@ -93,18 +86,16 @@ impl Part {
         Self {
             keys: keys::of::<T>,
             read: |table| T::deserialize(table).map(drop),
-            #[cfg(feature = "schema")]
             schema: keys::schema::of::<T>,
         }
     }
 }
 
 /// The schema of each section, by its name.
-#[cfg(feature = "schema")]
 pub(super) fn schemas() -> serde_json::Map<String, serde_json::Value> {
     let sections = SECTIONS.iter().map(|section| {
         let parts = section.parts.iter().map(|part| (part.schema)());
-        (section.name.to_owned(), super::schema::together(parts))
+        (section.name.to_owned(), keys::schema::together(parts))
     });
     sections.collect()
 }

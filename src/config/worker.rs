@@ -23,9 +23,8 @@ pub(super) struct Worker {
 }
 
 /// The key that names a worker's function.
-#[derive(Deserialize)]
+#[derive(Deserialize, schemars::JsonSchema)]
 #[serde(default)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(super) struct Which {
     /// What the worker runs (`bgw_function_name`).
     function: String,

@@ -33,7 +33,6 @@ const FAR: Duration = Duration::from_secs(86_400_000);
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Session settings of a job: they free the job if its instance is frozen or cut off.
-#[cfg(feature = "config")]
 const JOB_OPTIONS: &str = "-c client_connection_check_interval=5000 -c idle_session_timeout=0 \
     -c tcp_user_timeout=5000 -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3";
 
@@ -55,7 +54,6 @@ pub(super) enum Sharing {
     Shared,
     Own,
     /// A job's connection: its statements are not bgworker's.
-    #[cfg(feature = "config")]
     Job,
 }
 
@@ -353,7 +351,6 @@ impl Server {
         let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
         let lock_timeout = format!("-c lock_timeout={}", LOCK_TIMEOUT.as_millis());
         let shared = format!("{lock_timeout} -c max_parallel_workers_per_gather=0");
-        #[cfg(feature = "config")]
         if matches!(sharing, Sharing::Job) {
             return Some(format!("{theirs} {JOB_OPTIONS}"));
         }

@@ -46,7 +46,6 @@ pub struct Connection {
     /// Where the server's notices are logged.
     notices: Arc<Notices>,
     /// The major version of the server, as far as it is known.
-    #[cfg(feature = "config")]
     server_version: Option<u32>,
     /// How the connection ended, once it has.
     end: watch::Receiver<Option<End>>,
@@ -174,13 +173,11 @@ impl Connection {
         let begun = Arc::new(OnceLock::new());
         let lookout = whereabouts.lookout(host.clone(), Arc::clone(&begun));
         let notices = Arc::<Notices>::default();
-        #[cfg(feature = "config")]
         let server_version = connection.parameter("server_version").and_then(major);
         let driving = drive(connection, lookout, Arc::clone(&notices), ended);
         let driver = tokio::spawn(driving).abort_handle();
         Self {
             notices,
-            #[cfg(feature = "config")]
             server_version,
             cancel: client.cancel_token(),
             session: Some(Session { client, driver }),
@@ -264,7 +261,6 @@ impl Connection {
     /// # Errors
     ///
     /// If the server refuses it, does not answer in time, or is lost.
-    #[cfg(feature = "config")]
     pub(crate) async fn execute_within(
         &self,
         doing: &'static str,
@@ -334,20 +330,12 @@ impl Connection {
     }
 
     /// The major version of the server. `None` for a server or pooler that does not report one.
-    #[cfg(feature = "config")]
     pub(crate) fn server_version(&self) -> Option<u32> {
         self.server_version
     }
 
     /// Logs the server's notices under the name of a worker from now on, a limited number of them; with `None`, as
     /// messages for debugging.
-    #[cfg_attr(
-        not(feature = "config"),
-        expect(
-            dead_code,
-            reason = "the functions that need it come with configuration"
-        )
-    )]
     pub(crate) fn log_notices_of(&self, worker: Option<&str>) {
         self.notices.of(worker);
     }
@@ -486,7 +474,6 @@ fn is_out_of_step(error: &tokio_postgres::Error) -> bool {
 }
 
 /// The first number of a version such as `16.4 (Debian 16.4-1)` or `17beta1`.
-#[cfg(feature = "config")]
 fn major(version: &str) -> Option<u32> {
     let digits = version.bytes().take_while(u8::is_ascii_digit).count();
     version[..digits].parse().ok()

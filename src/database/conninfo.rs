@@ -162,7 +162,6 @@ impl ConnInfo {
     }
 
     /// Returns `true` if a `PG*` variable says where a server is.
-    #[cfg(feature = "config")]
     pub(crate) fn is_in_environment(environment: impl Fn(&str) -> Option<String>) -> bool {
         ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"]
             .into_iter()
@@ -283,7 +282,6 @@ impl ConnInfo {
     }
 
     /// Whether it asks for servers of one kind: `Some(true)` for those that can write, `Some(false)` for standbys.
-    #[cfg(feature = "config")]
     pub(crate) fn asks_for_primary(&self) -> Option<bool> {
         match self.target_session_attrs {
             TargetSessionAttrs::ReadWrite | TargetSessionAttrs::Primary => Some(true),

@@ -9,12 +9,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio_postgres::error::{DbError, SqlState};
-#[cfg(feature = "config")]
 use tokio_postgres::error::{ErrorPosition, Severity};
 
 use super::TlsError;
 use super::one_line::OneLine;
-#[cfg(feature = "config")]
 use super::sqlstate::SessionEnd;
 use super::sqlstate::{self, ErrorClass};
 
@@ -259,7 +257,6 @@ impl DatabaseError {
     /// Returns `true` if the server says that only the statement failed: its session goes on, whatever the SQLSTATE is. A
     /// statement that calls another server may fail with the one of a lost connection. A pooler that says so names no
     /// place in the server's source: old ones call it an error that their server is gone, and close the connection.
-    #[cfg(feature = "config")]
     pub(crate) fn leaves_the_session(&self) -> bool {
         let Self::Statement { error, .. } = self else {
             return false;
@@ -270,7 +267,6 @@ impl DatabaseError {
     }
 
     /// What is known of the reason for which the session ended, if this error ended it. A deadline says nothing of it.
-    #[cfg(feature = "config")]
     pub(crate) fn session_end(&self) -> SessionEnd {
         match self {
             Self::Statement { error, .. } => {
@@ -287,7 +283,6 @@ impl DatabaseError {
     }
 
     /// The position, from 1, of the character of its statement that the server's error is about.
-    #[cfg(feature = "config")]
     pub(crate) fn position(&self) -> Option<usize> {
         let Self::Statement { error, .. } = self else {
             return None;
@@ -308,7 +303,6 @@ impl DatabaseError {
     }
 
     /// Returns `true` if a row may be at fault that the statement has met, whatever the SQLSTATE is: triggers raise any.
-    #[cfg(feature = "config")]
     pub(crate) fn may_be_of_a_row(&self) -> bool {
         let is_about_others = matches!(
             self.class(),

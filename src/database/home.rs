@@ -31,7 +31,6 @@ pub(crate) use self::probe::{Tid, probe_all};
 use self::request::{Ask, Request, Rows, Waiter, Work};
 use super::error::DatabaseError;
 use super::server::Server;
-#[cfg(feature = "config")]
 use super::shared::{Answer, Answers};
 
 /// How long the lines may take to close.
@@ -82,7 +81,6 @@ pub(super) struct Lines {
     /// Number of probes created so far.
     probes: AtomicU64,
     /// Answers to queries that workers ask together.
-    #[cfg(feature = "config")]
     answers: Answers,
 }
 
@@ -210,7 +208,6 @@ impl HomeConnection {
 
     /// Returns the answer to a query that the workers of a database ask together: one of them asked it, at `not_before`
     /// or later.
-    #[cfg(feature = "config")]
     pub(crate) async fn query_together(
         &self,
         doing: &'static str,
@@ -332,7 +329,6 @@ impl Lines {
             server,
             lines: Mutex::default(),
             probes: AtomicU64::new(0),
-            #[cfg(feature = "config")]
             answers: Answers::default(),
         }
     }

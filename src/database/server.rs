@@ -1,9 +1,7 @@
 //! A server: where it is, how to talk to it, and what is known about it.
 
-#[cfg(feature = "config")]
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
-#[cfg(feature = "config")]
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +10,11 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-#[cfg(feature = "config")]
 use super::connection::Connection;
 use super::conninfo::ConnInfo;
-#[cfg(feature = "config")]
 use super::server_life::ServerLife;
 use super::tls::{LastConnector, TlsError};
 use super::whereabouts::Whereabouts;
-#[cfg(feature = "config")]
 use crate::backoff::Spell;
 
 /// How long a host that gave no answer is tried after all others.
@@ -38,16 +33,12 @@ pub(super) struct Server {
     /// The turn of a worker that waits for room for another connection.
     pub(super) room: Semaphore,
     /// The turns of jobs.
-    #[cfg(feature = "config")]
     pub(super) jobs: Semaphore,
     /// The jobs that wait for their turn.
-    #[cfg(feature = "config")]
     pub(super) queue: Mutex<Queue>,
     /// Connections of ended jobs, kept for the next run.
-    #[cfg(feature = "config")]
     pub(super) kept: Mutex<Vec<Kept>>,
     /// Raised to give up all sessions of jobs that have begun so far.
-    #[cfg(feature = "config")]
     pub(super) generation: AtomicU64,
     /// The host that was last seen to have come furthest.
     pub(super) best_host: AtomicUsize,
@@ -61,7 +52,6 @@ pub(super) struct Server {
 }
 
 /// The jobs that wait for their turn.
-#[cfg(feature = "config")]
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// Their numbers, which grow in the order in which they came.
@@ -77,7 +67,6 @@ pub(super) struct Queue {
 }
 
 /// A connection for jobs that waits for the next run.
-#[cfg(feature = "config")]
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) connection: Connection,
@@ -92,53 +81,43 @@ pub(super) struct Kept {
 }
 
 /// Settings for talking to a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "config", serde(default))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Settings {
     /// How long connecting may take as a whole: name lookup, socket, TLS, authentication.
-    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration"))]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[serde(with = "crate::keys::duration")]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub connect_timeout: Duration,
     /// How long one statement may take. The server counts its milliseconds in 31 bits.
-    #[cfg_attr(
-        feature = "config",
-        serde(
-            serialize_with = "crate::keys::duration::serialize",
-            deserialize_with = "crate::keys::duration::at_most::<{ i32::MAX as u64 }, _>"
-        )
+    #[serde(
+        serialize_with = "crate::keys::duration::serialize",
+        deserialize_with = "crate::keys::duration::at_most::<{ i32::MAX as u64 }, _>"
     )]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub statement_timeout: Duration,
     /// A file that holds the password and nothing else.
     pub password_file: Option<PathBuf>,
     /// Number of home connections that the workers of one database share.
-    #[cfg_attr(
-        feature = "config",
-        serde(deserialize_with = "crate::keys::number::positive")
-    )]
-    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    #[serde(deserialize_with = "crate::keys::number::positive")]
+    #[schemars(range(min = 1))]
     pub connections: usize,
     /// Number of jobs that run at once, each on its own connection.
-    #[cfg_attr(
-        feature = "config",
-        serde(deserialize_with = "crate::keys::number::positive")
-    )]
-    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    #[serde(deserialize_with = "crate::keys::number::positive")]
+    #[schemars(range(min = 1))]
     pub jobs: usize,
     /// Whether statements are prepared, and sessions set up.
     pub prepare: bool,
     /// Roles whose tables are trusted, beside the role itself, superusers, and the owner of the database.
     pub trusted_owners: Vec<String>,
     /// What the names of jobs in the database begin with.
-    #[cfg_attr(feature = "config", serde(deserialize_with = "namespace"))]
+    #[serde(deserialize_with = "namespace")]
     pub namespace: Option<String>,
 }
 
 /// Reads a namespace. It stands before a slash, and identifiers have at most 63 bytes.
-#[cfg(feature = "config")]
 fn namespace<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {
@@ -172,13 +151,9 @@ impl Server {
             begin: Instant::now(),
             housekeeping: Semaphore::new(1),
             room: Semaphore::new(1),
-            #[cfg(feature = "config")]
             jobs: Semaphore::new(settings.jobs),
-            #[cfg(feature = "config")]
             queue: Mutex::default(),
-            #[cfg(feature = "config")]
             kept: Mutex::default(),
-            #[cfg(feature = "config")]
             generation: AtomicU64::default(),
             settings,
             silent: Mutex::new(silent),

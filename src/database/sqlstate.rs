@@ -35,7 +35,6 @@ pub(crate) enum ErrorClass {
 }
 
 /// What is known of the reason for which a session ended.
-#[cfg(feature = "config")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SessionEnd {
     /// It was terminated, by its own statement or by an administrator, or its transaction or statement took longer than
@@ -51,7 +50,6 @@ pub(crate) enum SessionEnd {
 pub(crate) const UNDONE: &str = "22P02";
 
 /// The server's code for a statement that took longer than it may, or that an administrator cancelled (`query_canceled`).
-#[cfg(feature = "config")]
 pub(crate) const CANCELLED: &str = "57014";
 
 /// Why a statement undid itself, in its own words; `None` if this code and message say something else.
@@ -121,7 +119,6 @@ const SENTENCES: [(&str, ErrorClass); 43] = [
 ];
 
 /// What is at fault when a fold of a single key has failed.
-#[cfg(feature = "config")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Another client, which holds a row: the key may go through later.
@@ -140,7 +137,6 @@ pub(crate) enum Fault {
 
 // === impl Fault ===
 
-#[cfg(feature = "config")]
 impl Fault {
     /// What is at fault for an error that names a constraint or a column of the key, or neither.
     pub(crate) fn of(code: &str, has_constraint: bool, has_key: bool) -> Self {
@@ -228,7 +224,6 @@ fn is_vague(code: &str) -> bool {
 }
 
 /// The reason for which a session ended, from the code and the message with which it did.
-#[cfg(feature = "config")]
 pub(crate) fn session_end(code: &str, message: &str) -> SessionEnd {
     match code {
         "57P01" | "25P04" => SessionEnd::Terminated,
@@ -251,7 +246,6 @@ pub(super) fn is_about_encryption(code: &str) -> bool {
 }
 
 /// Returns `true` if a statement cannot run in a transaction block, or tried to end it.
-#[cfg(feature = "config")]
 pub(crate) fn is_for_no_transaction(code: &str) -> bool {
     matches!(code, "25001" | "2D000")
 }
@@ -279,19 +273,16 @@ pub(crate) fn is_stale(code: &str) -> bool {
 }
 
 /// Returns `true` if a statement met another transaction, and may succeed if it is run again.
-#[cfg(feature = "config")]
 pub(crate) fn is_conflict(code: &str) -> bool {
     is_stale(code) || code == "40P01"
 }
 
 /// Returns `true` if a table or its schema does not exist (`undefined_table`, `invalid_schema_name`).
-#[cfg(feature = "config")]
 pub(crate) fn is_missing(code: &str) -> bool {
     matches!(code, "42P01" | "3F000")
 }
 
 /// Returns `true` if the role lacks a privilege (`insufficient_privilege`).
-#[cfg(feature = "config")]
 pub(crate) fn is_denied(code: &str) -> bool {
     code == "42501"
 }

@@ -10,14 +10,12 @@ use crate::database::CancelToken;
 pub(super) struct Beside(Mutex<Option<CancelToken>>);
 
 /// Marks such work as running until it is dropped.
-#[cfg(feature = "config")]
 pub(super) struct AtWork<'b>(&'b Beside);
 
 // === impl Beside ===
 
 impl Beside {
     /// Records that work runs which this token cancels.
-    #[cfg(feature = "config")]
     pub(super) fn begin(&self, cancel: CancelToken) -> AtWork<'_> {
         *self.lock() = Some(cancel);
         AtWork(self)
@@ -39,7 +37,6 @@ impl Beside {
     }
 }
 
-#[cfg(feature = "config")]
 impl Drop for AtWork<'_> {
     fn drop(&mut self) {
         *self.0.lock() = None;

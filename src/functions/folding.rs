@@ -26,7 +26,7 @@ pub(super) use self::statement::{
 };
 use self::vacuum::Vacuum;
 use super::relation::Relation;
-use super::runner::{CycleError, Outcome, Routine, Turn, Waiting};
+use super::runner::{CycleError, Nap, Outcome, Routine, Turn, Waiting};
 use super::session::{Place, Session};
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, ErrorClass, is_of_columns};
@@ -176,9 +176,9 @@ impl<F: Folder> Folding<F> {
     /// The outcome that lets the worker nap, unless it is in the middle of a sweep.
     fn goes_on(&self) -> Outcome {
         if self.cycle.is_sweeping() {
-            Outcome::Idle(Duration::ZERO)
+            Outcome::Done(Nap::AtOnce)
         } else {
-            Outcome::Done
+            Outcome::Done(Nap::Usual)
         }
     }
 
@@ -255,9 +255,9 @@ impl<F: Folder> Routine for Folding<F> {
         let waits = self.folder.waits(at).await?;
         Ok(match (found, waits) {
             (_, Some(waiting)) => Outcome::Waits(waiting),
-            (Found::Busy(why, None), None) => Outcome::Busy(why.into()),
+            (Found::Busy(why, None), None) => Outcome::Again(why.into()),
             (Found::Busy(why, Some(pid)), None) => {
-                Outcome::Busy(format!("{why} (PID {pid})").into())
+                Outcome::Again(format!("{why} (PID {pid})").into())
             }
             (Found::Folded(_) | Found::Idle, None) => self.goes_on(),
         })

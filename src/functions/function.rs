@@ -70,7 +70,6 @@ pub trait Function: Send + Sync + 'static {
 
     /// The JSON Schema of its settings, for [`config::schema`](crate::config::schema): an object with its `properties`, such as
     /// the crate `schemars` derives. Unless given, editors accept any key.
-    #[cfg(feature = "schema")]
     fn schema() -> serde_json::Value {
         serde_json::Value::Bool(true)
     }
@@ -121,7 +120,6 @@ pub(crate) trait Entry: Send + Sync {
 
     fn keys(&self) -> &'static [&'static str];
 
-    #[cfg(feature = "schema")]
     fn schema(&self) -> serde_json::Value;
 
     /// Reads its settings.
@@ -205,7 +203,6 @@ impl<F: Function> Entry for F {
         keys::of::<F::Settings>()
     }
 
-    #[cfg(feature = "schema")]
     fn schema(&self) -> serde_json::Value {
         F::schema()
     }

@@ -6,28 +6,30 @@ use std::time::Duration;
 
 use crate::database::DatabaseError;
 
+/// How long a worker naps after a cycle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nap {
+    /// Its naptime.
+    Usual,
+    /// Not at all: there is more to do.
+    AtOnce,
+    /// This long.
+    For(Duration),
+}
+
 /// The outcome of a cycle.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    not(feature = "config"),
-    expect(
-        dead_code,
-        reason = "the functions that need some of them come with configuration"
-    )
-)]
 pub(super) enum Outcome {
     /// It did all there was to do, which may have been nothing.
-    Done,
-    /// It did all there was to do, and there is nothing to do for this long.
-    Idle(Duration),
-    /// It looked and found nothing to do for this long: no failure, and no success of the work.
-    Looked(Duration),
-    /// There is nothing to do for this long, but what failed earlier has not been made good: no success.
-    Pending(Duration),
+    Done(Nap),
+    /// It looked and found nothing to do: no failure, and no success of the work.
+    Looked(Nap),
+    /// There is nothing to do, but what failed earlier has not been made good: no success.
+    Pending(Nap),
     /// Its work failed, for this reason, and it has dealt with the failure: the next cycle follows at once.
     Failed(String),
-    /// Other clients were in the way, for this reason.
-    Busy(Cow<'static, str>),
+    /// It is to be tried again soon, for this reason: other clients were in the way, or what it needs was gone for a moment.
+    Again(Cow<'static, str>),
     /// It can do nothing until a person acts, for this reason.
     Waits(Waiting),
     /// A person has to act before its work goes on, for this reason, but not because of anything that the worker is unable
@@ -61,7 +63,6 @@ pub(super) enum CycleError {
 
 impl CycleError {
     /// `true` if the database cannot be asked.
-    #[cfg(feature = "config")]
     pub(super) fn is_away(&self) -> bool {
         matches!(self, Self::Database(error) if error.is_away())
     }

@@ -3,20 +3,16 @@
 //! Pure text. Names are stored unquoted, and quoted on output.
 
 use std::fmt;
-#[cfg(feature = "config")]
 use std::str::FromStr;
 
-#[cfg(feature = "config")]
 use thiserror::Error;
 
 use super::quote::{identifier, literal};
 
 /// Longest name that PostgreSQL does not truncate, in bytes (`NAMEDATALEN - 1`).
-#[cfg(feature = "config")]
 pub(super) const NAME_MAX: usize = 63;
 
 /// Why a text does not name a relation.
-#[cfg(feature = "config")]
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum InvalidRelation {
     #[error("it must be a schema and a name, such as public.{0}")]
@@ -30,7 +26,6 @@ pub(super) enum InvalidRelation {
 }
 
 /// Why a text is not a name in PostgreSQL.
-#[cfg(feature = "config")]
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum InvalidName {
     #[error("a name is empty")]
@@ -113,7 +108,6 @@ pub(super) fn is_plain(name: &str) -> bool {
 }
 
 /// Refuses a name that PostgreSQL would refuse or truncate.
-#[cfg(feature = "config")]
 pub(super) fn check_name(name: &str) -> Result<(), InvalidName> {
     if name.is_empty() {
         Err(InvalidName::Empty)
@@ -128,7 +122,6 @@ pub(super) fn check_name(name: &str) -> Result<(), InvalidName> {
 }
 
 /// Splits a name, plain or in double quotes, off the front of a text.
-#[cfg(feature = "config")]
 fn take_name(text: &str) -> Result<(String, &str), InvalidRelation> {
     let Some(mut rest) = text.strip_prefix('"') else {
         let end = text.find('.').unwrap_or(text.len());
@@ -156,7 +149,6 @@ fn take_name(text: &str) -> Result<(String, &str), InvalidRelation> {
     }
 }
 
-#[cfg(feature = "config")]
 impl FromStr for Relation {
     type Err = InvalidRelation;
 
@@ -177,14 +169,12 @@ impl FromStr for Relation {
     }
 }
 
-#[cfg(feature = "config")]
 impl serde::Serialize for Relation {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-#[cfg(feature = "config")]
 impl<'de> serde::Deserialize<'de> for Relation {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -192,7 +182,7 @@ impl<'de> serde::Deserialize<'de> for Relation {
     }
 }
 
-#[cfg(all(test, feature = "config"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

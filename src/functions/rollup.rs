@@ -55,7 +55,6 @@ impl Function for Rollup {
 
     type Settings = Settings;
 
-    #[cfg(feature = "schema")]
     fn schema() -> serde_json::Value {
         crate::keys::schema::of::<Settings>()
     }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::beside::Beside;
-pub(super) use super::outcome::{CycleError, Outcome, Waiting};
+pub(super) use super::outcome::{CycleError, Nap, Outcome, Waiting};
 use super::relation::Relation;
 use super::remedy::{Patience, Remedy};
 use super::session::{Place, Session};
@@ -83,13 +83,6 @@ pub(super) struct Turn<'t, S> {
     /// One snapshot for the whole cycle.
     pub(super) settings: &'t S,
     pub(super) context: &'t mut WorkerContext,
-    #[cfg_attr(
-        not(feature = "config"),
-        expect(
-            dead_code,
-            reason = "the functions that need it come with configuration"
-        )
-    )]
     pub(super) beside: &'t Beside,
 }
 
@@ -115,6 +108,7 @@ pub(super) async fn run<R: Routine>(
         reported: Condition::Well,
         crowded: Spell::default(),
         table_locks: TableLocks::default(),
+        first_nap: Some(fastrand::f64()),
     };
     let end = runner.cycle_and_nap(initial, settings).await;
     drop(runner.routine);
@@ -135,6 +129,9 @@ struct Runner<R> {
     /// Other clients are in the way, or there is no room, again and again.
     crowded: Spell,
     table_locks: TableLocks,
+    /// The part of its naptime that the worker's first nap takes: thousands of workers that started together must not all wake
+    /// at once.
+    first_nap: Option<f64>,
 }
 
 /// The condition of a worker, reported once.
@@ -155,8 +152,6 @@ impl<R: Routine> Runner<R> {
         mut settings: R::Settings,
         mut changing: watch::Receiver<R::Settings>,
     ) -> Result<(), WorkerError> {
-        // The first nap is random: thousands of workers that started together must not all wake at once.
-        let mut first_nap = Some(fastrand::f64());
         self.promise(&settings);
         loop {
             // One snapshot for each cycle, copied only if it is new.
@@ -175,38 +170,16 @@ impl<R: Routine> Runner<R> {
                 Some(Err(error)) => Some(Err(error.into())),
                 None => None,
             };
-            let Some(cycle) = cycle else {
-                return Ok(());
-            };
             let nap = match cycle {
-                Ok(Outcome::Idle(wait)) => {
-                    self.found(&settings, Outcome::Done);
-                    wait
-                }
-                Ok(outcome @ (Outcome::Looked(wait) | Outcome::Pending(wait))) => {
-                    self.found(&settings, outcome);
-                    wait
-                }
-                Ok(Outcome::Failed(why)) => {
-                    self.context.progress().failed(why);
-                    self.context.progress().is_able();
-                    self.patience = Patience::default();
-                    Duration::ZERO
-                }
-                Ok(outcome) => {
-                    let nap = self.found(&settings, outcome);
-                    match first_nap.take() {
-                        Some(part) => nap.mul_f64(part),
-                        None => self.session.in_company(nap),
-                    }
-                }
-                Err(CycleError::Database(error)) => self.failed(&settings, error).await?,
-                Err(CycleError::Unusable(what)) if self.routine.was_ready() => {
+                None => return Ok(()),
+                Some(Ok(outcome)) => self.found(&settings, outcome),
+                Some(Err(CycleError::Database(error))) => self.failed(&settings, error).await?,
+                Some(Err(CycleError::Unusable(what))) if self.routine.was_ready() => {
                     let why = what.to_string();
                     let condition = Condition::Unusable { why: why.clone() };
                     self.back_off(&settings, condition, None, &why)
                 }
-                Err(CycleError::Unusable(what)) => return Err(WorkerError::Failed(what)),
+                Some(Err(CycleError::Unusable(what))) => return Err(WorkerError::Failed(what)),
             };
             match self.context.nap(nap).await {
                 Wake::Timeout => {}
@@ -284,39 +257,60 @@ impl<R: Routine> Runner<R> {
 
     /// Reports the outcome of a cycle, and returns how long to nap.
     fn found(&mut self, settings: &R::Settings, outcome: Outcome) -> Duration {
-        match outcome {
-            Outcome::Busy(why) => {
+        let progress = self.context.progress();
+        let nap = match outcome {
+            Outcome::Done(nap) => {
+                progress.succeeded();
+                self.reported = Condition::Well;
+                nap
+            }
+            Outcome::Looked(nap) => {
+                progress.looked();
+                self.reported = Condition::Well;
+                nap
+            }
+            Outcome::Pending(nap) => {
+                progress.is_able();
+                self.reported = Condition::Well;
+                nap
+            }
+            // A failure that was dealt with is not a lasting condition.
+            Outcome::Failed(why) => {
+                progress.failed(why);
+                progress.is_able();
+                Nap::AtOnce
+            }
+            Outcome::Again(why) => {
                 // A single such cycle is no failure.
                 if self.patience.retries() >= RETRIES_UNTIL_WARNING {
-                    self.context.progress().failed(why.as_ref());
+                    progress.failed(why.as_ref());
                 }
                 return self.retry(settings, &why);
             }
             Outcome::Waits(waiting) => {
                 let whole = format!("{}{}", waiting.why, waiting.more);
+                progress.failed(whole.as_str());
                 self.warn(waiting.why, &whole);
-                self.context.progress().failed(whole);
+                Nap::Usual
             }
             Outcome::Held(why) => {
+                progress.is_able();
                 self.warn(why.clone(), &why);
-                self.context.progress().is_able();
+                Nap::Usual
             }
-            Outcome::Looked(_) => {
-                self.context.progress().looked();
-                self.reported = Condition::Well;
-            }
-            Outcome::Pending(_) => {
-                self.context.progress().is_able();
-                self.reported = Condition::Well;
-            }
-            // A failure that was dealt with is not a lasting condition.
-            Outcome::Done | Outcome::Idle(_) | Outcome::Failed(_) => {
-                self.context.progress().succeeded();
-                self.reported = Condition::Well;
+        };
+        self.patience = Patience::default();
+        match nap {
+            Nap::AtOnce => Duration::ZERO,
+            Nap::For(time) => time,
+            Nap::Usual => {
+                let nap = R::naptime(settings);
+                match self.first_nap.take() {
+                    Some(part) => nap.mul_f64(part),
+                    None => self.session.in_company(nap),
+                }
             }
         }
-        self.patience = Patience::default();
-        R::naptime(settings)
     }
 
     /// Logs why the work does not go on, unless that was the last condition.

@@ -1,18 +1,15 @@
 //! Where a worker's statements run: on its home connection, or on its own connection.
 
 use std::rc::Rc;
-#[cfg(feature = "config")]
 use std::sync::Arc;
 use std::time::Duration;
 
-#[cfg(feature = "config")]
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, SimpleQueryRow};
 use tracing::warn;
 
 use crate::context::{WorkerContext, WorkerError};
-#[cfg(feature = "config")]
 use crate::database::Answer;
 use crate::database::{
     Connection, Database, DatabaseError, HomeConnection, HomeProbe, Parameters, Statement, Tid,
@@ -26,10 +23,18 @@ const STEP: u32 = 6;
 const COMPANY_FROM: Duration = Duration::from_millis(100);
 
 /// Which connection a worker uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum ConnectionKind {
     /// A connection shared with other workers. The statements of all of them are pipelined on it.
     #[default]
@@ -157,7 +162,6 @@ impl Session {
 
     /// The answer to a query that was sent at `not_before` or later. Workers on home connections to a database share
     /// it.
-    #[cfg(feature = "config")]
     pub(super) async fn query_together(
         &self,
         doing: &'static str,

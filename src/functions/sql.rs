@@ -115,7 +115,6 @@ impl Function for Sql {
 
     type Settings = Settings;
 
-    #[cfg(feature = "schema")]
     fn schema() -> serde_json::Value {
         crate::keys::schema::of::<Settings>()
     }

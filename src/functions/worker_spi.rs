@@ -25,7 +25,6 @@
 mod check;
 mod fold;
 mod initialize;
-#[cfg(feature = "config")]
 mod objects;
 mod shape;
 mod statement;
@@ -39,73 +38,59 @@ use self::fold::OneTotal;
 pub use self::table::{InvalidTable, Table};
 pub use self::unusable::UnusableTable;
 use super::folding::{Folding, Known};
-#[cfg(feature = "config")]
 use super::function::{Claim, Function, Mistake, Objects};
 use super::runner;
 pub use super::session::ConnectionKind;
 use super::session::Place;
-#[cfg(feature = "config")]
 use crate::background_worker::{BackgroundWorker, StartTime};
 use crate::context::{Main, WorkerContext};
 use tokio::sync::watch;
 
 /// The settings of one built-in worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[non_exhaustive]
 pub struct Settings {
-    #[cfg_attr(feature = "config", serde(deserialize_with = "table::schema_name"))]
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 63)))]
+    #[serde(deserialize_with = "table::schema_name")]
+    #[schemars(length(min = 1, max = 63))]
     schema: String,
-    #[cfg_attr(feature = "config", serde(deserialize_with = "table::table_name"))]
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 50)))]
+    #[serde(deserialize_with = "table::table_name")]
+    #[schemars(length(min = 1, max = 50))]
     table: String,
     /// How long the worker naps between the end of one cycle and the next. A `Sighup` may change it.
-    #[cfg_attr(
-        feature = "config",
-        serde(with = "crate::keys::duration", default = "Settings::unset_naptime")
-    )]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[serde(with = "crate::keys::duration", default = "Settings::unset_naptime")]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub naptime: Duration,
     /// About how many deltas it folds in one transaction, at most; more are folded in several, one after the other. A
     /// `Sighup` may change it.
-    #[cfg_attr(
-        feature = "config",
-        serde(
-            deserialize_with = "crate::keys::number::positive",
-            default = "Settings::unset_batch"
-        )
+    #[serde(
+        deserialize_with = "crate::keys::number::positive",
+        default = "Settings::unset_batch"
     )]
-    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    #[schemars(range(min = 1))]
     pub batch: usize,
     /// How it removes folded deltas.
-    #[cfg_attr(feature = "config", serde(default))]
+    #[serde(default)]
     pub fold: Fold,
     /// After folding this many deltas, it has its table vacuumed, on a connection that no worker waits for; never if
     /// this is `None`. A `Sighup` may change it.
-    #[cfg_attr(
-        feature = "config",
-        serde(
-            with = "crate::keys::number::zero_is_never",
-            default = "Settings::unset_vacuum_after"
-        )
+    #[serde(
+        with = "crate::keys::number::zero_is_never",
+        default = "Settings::unset_vacuum_after"
     )]
-    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
+    #[schemars(with = "u64")]
     pub vacuum_after: Option<u64>,
     /// The database it connects to, if not the one of the connection settings.
-    #[cfg_attr(
-        feature = "config",
-        serde(deserialize_with = "crate::database::dbname::deserialize", default)
-    )]
+    #[serde(deserialize_with = "crate::database::dbname::deserialize", default)]
     pub database: Option<String>,
     /// Where its statements run. Unless set: on its home connection, or with [`Fold::Truncate`] on its own
     /// connection.
-    #[cfg_attr(feature = "config", serde(default))]
+    #[serde(default)]
     pub connection: Option<ConnectionKind>,
     /// The total that it inserts if there is none: when it first looks at its table, and when it has found deltas
     /// without a total twice in a row. Unless set, deltas wait until a total is inserted.
-    #[cfg_attr(feature = "config", serde(default))]
+    #[serde(default)]
     pub initial_total: Option<i64>,
 }
 
@@ -116,10 +101,18 @@ pub const ROWS_FOLDED: &str = "rows_folded";
 pub const TOTAL: &str = "total";
 
 /// How a built-in worker removes the deltas that it folds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "config", serde(rename_all = "snake_case"))]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum Fold {
     /// Deletes them, a batch in each transaction. Other clients see nothing of it but the new total.
     #[default]
@@ -156,19 +149,16 @@ pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
 }
 
 /// The function, as a configuration file names it.
-#[cfg(feature = "config")]
 pub(super) struct WorkerSpi;
 
 // === impl WorkerSpi ===
 
-#[cfg(feature = "config")]
 impl Function for WorkerSpi {
     const NAME: &'static str = "worker_spi";
     const IN_PLACE: &'static [&'static str] = &["naptime", "batch", "vacuum_after"];
 
     type Settings = Settings;
 
-    #[cfg(feature = "schema")]
     fn schema() -> serde_json::Value {
         crate::keys::schema::of::<Settings>()
     }

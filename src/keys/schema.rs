@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 /// The schema of a settings struct, with everything in place.
 pub(crate) fn of<T: JsonSchema>() -> Value {
@@ -15,6 +15,32 @@ pub(crate) fn of<T: JsonSchema>() -> Value {
     });
     let settings = settings.with_transform(RecursiveTransform(for_toml));
     settings.into_generator().into_root_schema_for::<T>().into()
+}
+
+/// An object that has the keys of all of these and no other.
+pub(crate) fn together(parts: impl IntoIterator<Item = Value>) -> Value {
+    let mut properties = Map::new();
+    let mut required = Vec::new();
+    let mut takes_any = false;
+    for part in parts {
+        match part {
+            Value::Object(mut part) => {
+                if let Some(Value::Object(keys)) = part.remove("properties") {
+                    properties.extend(keys);
+                }
+                if let Some(Value::Array(keys)) = part.remove("required") {
+                    required.extend(keys);
+                }
+            }
+            _ => takes_any = true,
+        }
+    }
+    json!({
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": takes_any,
+    })
 }
 
 /// Takes out what only Rust knows: TOML has no null, and editors follow no links of rustdoc.

@@ -3,26 +3,23 @@
 use std::time::Duration;
 
 /// The bounds that the Postmaster's settings impose.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "config", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "config", serde(default))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Limits {
     /// How many workers can be registered at once (`max_worker_processes`).
     pub max_workers: usize,
     /// How many workers one tick may start (`MAX_BGWORKERS_TO_LAUNCH`).
-    #[cfg_attr(
-        feature = "config",
-        serde(
-            deserialize_with = "crate::keys::number::at_most::<{ Limits::STARTS_PER_TICK_MAX }, _>"
-        )
+    #[serde(
+        deserialize_with = "crate::keys::number::at_most::<{ Limits::STARTS_PER_TICK_MAX }, _>"
     )]
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = Self::STARTS_PER_TICK_MAX)))]
+    #[schemars(range(min = 1, max = Self::STARTS_PER_TICK_MAX))]
     pub starts_per_tick: usize,
     /// How long a worker that was asked to stop may take for what it has begun.
-    #[cfg_attr(feature = "config", serde(with = "crate::keys::duration"))]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[serde(with = "crate::keys::duration")]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub shutdown_timeout: Duration,
 }
 

@@ -162,7 +162,7 @@ fn rooms() -> BTreeMap<String, String> {
     rooms
 }
 
-/// The paths of every `use` of a text, one for each name in braces, and what else it names below `crate::`.
+/// The paths of every `use` of a text, one for each name in braces, and what else it names below `crate::` and `super::`.
 fn uses(code: &str) -> BTreeSet<String> {
     let mut uses = BTreeSet::new();
     for statement in code.split(';') {
@@ -178,11 +178,13 @@ fn uses(code: &str) -> BTreeSet<String> {
                 expand("", tree, &mut uses);
             }
             None => {
-                for rest in statement.split("crate::").skip(1) {
-                    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-                    let end = rest.find(|c| !is_path(c)).unwrap_or(rest.len());
-                    uses.insert(format!("crate::{}", rest[..end].trim_end_matches(':')));
-                }
+                let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+                let paths = statement.split(|c| !is_path(c)).filter(|path| {
+                    ["crate::", "super::"]
+                        .iter()
+                        .any(|root| path.starts_with(root))
+                });
+                uses.extend(paths.map(|path| path.trim_end_matches(':').to_owned()));
             }
         }
     }
@@ -249,6 +251,25 @@ fn the_arrows_between_rooms_are_those_of_architecture_md() {
     }
 }
 
+/// A path from the root of the crate, as a module names it.
+fn absolute(path: &str, module: &str) -> String {
+    let parent = |module: &str| {
+        let parent = module.rsplit_once("::");
+        parent.map_or("crate", |(parent, _)| parent).to_owned()
+    };
+    match path.split_once("::") {
+        Some(("self", rest)) => format!("{module}::{rest}"),
+        Some(("super", rest)) => {
+            let (mut module, mut rest) = (parent(module), rest);
+            while let Some(further) = rest.strip_prefix("super::") {
+                (module, rest) = (parent(&module), further);
+            }
+            format!("{module}::{rest}")
+        }
+        _ => path.to_owned(),
+    }
+}
+
 /// The files below a directory that are the modules of one crate, by their paths: `crate::a::b`.
 fn modules(src: &Path, crate_root: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
     let mut files = Vec::new();
@@ -268,16 +289,7 @@ fn modules(src: &Path, crate_root: &str) -> BTreeMap<String, (String, BTreeSet<S
         let text = text.split("#[cfg(test)]").next().unwrap();
         let code = text.lines().map(|line| line.split("//").next().unwrap());
         let code = code.collect::<Vec<_>>().join("\n");
-        let parent = module
-            .rsplit_once("::")
-            .map_or("crate", |(parent, _)| parent);
-        let absolute = uses(&code)
-            .into_iter()
-            .map(|path| match path.split_once("::") {
-                Some(("self", rest)) => format!("{module}::{rest}"),
-                Some(("super", rest)) => format!("{parent}::{rest}"),
-                _ => path,
-            });
+        let absolute = uses(&code).into_iter().map(|path| absolute(&path, &module));
         let absolute = absolute
             .filter(|path| path.starts_with("crate::"))
             .collect();

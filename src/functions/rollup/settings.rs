@@ -20,51 +20,50 @@ const REJECTED: &str = "_rejected";
 const KEYS_MAX: usize = 32;
 
 /// What a roll-up adds up, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct Settings {
     /// The table whose rows are consumed.
-    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    #[schemars(with = "String")]
     pub(super) queue: Relation,
     /// The table that holds the totals of each key.
-    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    #[schemars(with = "String")]
     pub(super) totals: Relation,
     /// The columns of both tables that make the key.
     #[serde(deserialize_with = "names")]
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = KEYS_MAX)))]
+    #[schemars(length(min = 1, max = KEYS_MAX))]
     pub(super) keys: Vec<String>,
     /// What is added up.
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(with = "SumSchema"))]
+    #[schemars(with = "SumSchema")]
     pub(super) sum: Columns,
     /// The column of the totals that counts.
     #[serde(deserialize_with = "name", default)]
     pub(super) count: Option<String>,
     /// The view of totals and queue together.
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    #[schemars(with = "Option<String>")]
     pub(super) view: Option<Relation>,
     /// What becomes of deltas that cannot be added.
     #[serde(default)]
     pub on_poison: OnPoison,
     /// How long it naps between the end of one cycle and the next.
     #[serde(with = "crate::keys::duration", default = "Settings::unset_naptime")]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub naptime: Duration,
     /// The approximate largest number of deltas that it folds in one transaction.
     #[serde(
         deserialize_with = "crate::keys::number::positive",
         default = "Settings::unset_batch"
     )]
-    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    #[schemars(range(min = 1))]
     pub batch: usize,
     /// After folding this many deltas it has its queue vacuumed; `None` is never.
     #[serde(
         with = "crate::keys::number::zero_is_never",
         default = "Settings::unset_vacuum_after"
     )]
-    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
+    #[schemars(with = "u64")]
     pub vacuum_after: Option<u64>,
     /// The database it connects to, if not the one of the connection settings.
     #[serde(deserialize_with = "crate::database::dbname::deserialize", default)]
@@ -75,8 +74,9 @@ pub struct Settings {
 }
 
 /// What becomes of deltas that cannot be added: a sum that is out of range, a constraint, a trigger that raises.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum OnPoison {
     /// The deltas of their key wait, and are tried again; all others are folded.
@@ -87,7 +87,6 @@ pub enum OnPoison {
 }
 
 /// The spellings of the columns that are added up.
-#[cfg(feature = "schema")]
 #[derive(schemars::JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "only its schema is used")]

@@ -13,7 +13,7 @@ use super::settings::Settings;
 use super::{FAILED_RUNS, RUNS};
 use crate::context::JobState;
 use crate::database::DatabaseError;
-use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
+use crate::functions::runner::{CycleError, Nap, Outcome, Routine, Turn};
 use crate::functions::session::Place;
 
 /// The routine of a job without ticks.
@@ -106,7 +106,7 @@ impl Routine for Napping {
         let job = settings.job(context.name(), context.database());
         let job = job.map_err(CycleError::Unusable)?;
         let Some(run) = Run::of(context, settings, &job, beside, "") else {
-            return Ok(Outcome::Busy("there is no database".into()));
+            return Ok(Outcome::Again("there is no database".into()));
         };
         let begin = Instant::now();
         let ran = Box::pin(run.run_untracked()).await?;
@@ -118,7 +118,7 @@ impl Routine for Napping {
             Untracked::Done { rows, took } => {
                 count(context.name(), progress, rows, took);
                 progress.job(JobState::Idle, Instant::now(), None);
-                Outcome::Done
+                Outcome::Done(Nap::Usual)
             }
             Untracked::Failed(why) => {
                 progress.count(RUNS, 1);
@@ -129,7 +129,7 @@ impl Routine for Napping {
                 progress.is_able();
                 Outcome::Waits(why.into())
             }
-            Untracked::Interrupted => Outcome::Done,
+            Untracked::Interrupted => Outcome::Done(Nap::Usual),
         })
     }
 

@@ -23,7 +23,7 @@ use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
 use crate::context::{JobState, WorkerContext};
 use crate::database::{Database, DatabaseError, ErrorClass, is_denied, is_missing};
 use crate::functions::relation::Relation;
-use crate::functions::runner::{CycleError, Outcome, Routine, Turn};
+use crate::functions::runner::{CycleError, Nap, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
 
@@ -229,7 +229,7 @@ impl Scheduled {
                 self.lasting.losses.are_over();
                 count(worker, progress, rows, took);
                 self.keep(context, after, How::Done, String::new());
-                Outcome::Idle(Duration::ZERO)
+                Outcome::Done(Nap::AtOnce)
             }
             Ran::Failed {
                 why,
@@ -263,14 +263,16 @@ impl Scheduled {
             }
             Ran::Changed => {
                 self.seal = None;
-                Outcome::Busy(CHANGED.into())
+                Outcome::Again(CHANGED.into())
             }
             Ran::Lost(lost) | Ran::Conflicted(lost) => {
                 // It is recorded as soon as the server answers.
                 self.lasting.losses.add(*lost);
-                Outcome::Pending(Duration::ZERO)
+                Outcome::Pending(Nap::AtOnce)
             }
-            Ran::Elsewhere | Ran::Unrecorded | Ran::Interrupted(_) => Outcome::Pending(ELSEWHERE),
+            Ran::Elsewhere | Ran::Unrecorded | Ran::Interrupted(_) => {
+                Outcome::Pending(Nap::For(ELSEWHERE))
+            }
         }
     }
 
@@ -350,11 +352,11 @@ impl Routine for Scheduled {
         let look = match self.look(session, context, (&job, &seal), settings).await {
             Err(error) if tables::are_changed(&error) => {
                 self.seal = None;
-                return Ok(Outcome::Busy(CHANGED.into()));
+                return Ok(Outcome::Again(CHANGED.into()));
             }
             Err(error) if error.sqlstate().is_some_and(is_missing) => {
                 self.forget();
-                return Ok(Outcome::Busy(
+                return Ok(Outcome::Again(
                     "the tables of jobs are gone, and are made again".into(),
                 ));
             }
@@ -364,7 +366,7 @@ impl Routine for Scheduled {
             context.ready();
         }
         let Some(row) = &look.row else {
-            return Ok(Outcome::Busy("its row was deleted".into()));
+            return Ok(Outcome::Again("its row was deleted".into()));
         };
         let (seen, kept) = ((row, look.now), (&*job.name, settings.history));
         let due_at = due_at(row, look.now, &job.schedule, settings.missed);
@@ -381,7 +383,7 @@ impl Routine for Scheduled {
         progress.coming(NEXT_TICK, next);
         self.notice(context, row);
         let Some(mut run) = Run::of(context, settings, &job, beside, &seal) else {
-            return Ok(Outcome::Busy("there is no database".into()));
+            return Ok(Outcome::Again("there is no database".into()));
         };
         if let Some(recorded) = self.record_lost(session, &run, context, seen).await? {
             return Ok(recorded);

@@ -20,8 +20,7 @@ use crate::spelling;
 const LET_GO_WITHIN: Duration = Duration::from_secs(15);
 
 /// What a job does, and when.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct Settings {
     /// Its statements.
@@ -32,10 +31,7 @@ pub struct Settings {
     pub sql_file: Option<PathBuf>,
     /// The interval of its ticks, aligned to the epoch.
     #[serde(with = "optional", default)]
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<crate::keys::schema::Time>")
-    )]
+    #[schemars(with = "Option<crate::keys::schema::Time>")]
     pub every: Option<Duration>,
     /// The schedule of its ticks: cron's five fields, or a nickname such as `@daily`.
     #[serde(default)]
@@ -43,10 +39,7 @@ pub struct Settings {
     /// How long it naps between two runs. Takes the place of a schedule for a worker that starts at a consistent state,
     /// where there may be only standbys; each instance then runs the job for itself.
     #[serde(with = "optional", default)]
-    #[cfg_attr(
-        feature = "schema",
-        schemars(with = "Option<crate::keys::schema::Time>")
-    )]
+    #[schemars(with = "Option<crate::keys::schema::Time>")]
     pub naptime: Option<Duration>,
     /// The time zone of its schedule; `UTC` unless set.
     #[serde(default)]
@@ -56,7 +49,7 @@ pub struct Settings {
     pub missed: Missed,
     /// Number of attempts at a tick before the job goes on with the next one: at least 1.
     #[serde(deserialize_with = "attempts", default = "Settings::unset_attempts")]
-    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    #[schemars(range(min = 1))]
     pub attempts: u32,
     /// Whether its statements run in one transaction, committed together with the tick.
     #[serde(default = "Settings::unset_transaction")]
@@ -70,7 +63,7 @@ pub struct Settings {
         deserialize_with = "crate::keys::duration::at_most::<{ i32::MAX as u64 }, _>",
         default = "Settings::unset_timeout"
     )]
-    #[cfg_attr(feature = "schema", schemars(with = "crate::keys::schema::Time"))]
+    #[schemars(with = "crate::keys::schema::Time")]
     pub timeout: Duration,
     /// How many runs are kept in `bgworker.job_run`.
     #[serde(default = "Settings::unset_history")]
@@ -87,8 +80,9 @@ pub struct Settings {
 }
 
 /// What becomes of missed ticks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Missed {
     /// All of them are one run, with the newest tick.
@@ -101,8 +95,9 @@ pub enum Missed {
 }
 
 /// The isolation level of a run's transaction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 pub enum Isolation {
     /// Each statement finds what was committed before it.
     #[default]

@@ -117,7 +117,6 @@ impl fmt::Display for Table {
 }
 
 /// Reads the name of a schema from its key.
-#[cfg(feature = "config")]
 pub(super) fn schema_name<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<String, D::Error> {
@@ -126,7 +125,6 @@ pub(super) fn schema_name<'de, D: serde::Deserializer<'de>>(
 }
 
 /// Reads the name of a table from its key.
-#[cfg(feature = "config")]
 pub(super) fn table_name<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<String, D::Error> {

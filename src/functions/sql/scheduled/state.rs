@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Scheduled;
 use crate::context::{JobState, WorkerContext};
 use crate::database::{DatabaseError, OneLine};
-use crate::functions::runner::Outcome;
+use crate::functions::runner::{Nap, Outcome};
 use crate::functions::session::Session;
 use crate::functions::sql::due::{OVERDUE_AFTER, due_for};
 use crate::functions::sql::elsewhere::{ELSEWHERE, Elsewhere, SAID_AFTER, has_it};
@@ -75,8 +75,8 @@ impl Scheduled {
         let is_to_ask = self.learn(session, context, kept, (row, now)).await?;
         let wait = if is_to_ask { wait.min(ASK_EVERY) } else { wait };
         Ok(match self.report(context, row, now) {
-            JobState::Idle if self.lasting.past().is_made_good() => Outcome::Looked(wait),
-            _ => Outcome::Pending(wait),
+            JobState::Idle if self.lasting.past().is_made_good() => Outcome::Looked(Nap::For(wait)),
+            _ => Outcome::Pending(Nap::For(wait)),
         })
     }
 
@@ -131,7 +131,7 @@ impl Scheduled {
         let since = now.checked_sub(found).unwrap_or(now);
         if found < SAID_AFTER {
             progress.job(JobState::Waiting, since, None);
-            return Ok(Outcome::Pending(ELSEWHERE));
+            return Ok(Outcome::Pending(Nap::For(ELSEWHERE)));
         }
         let in_transaction = run.settings.transaction;
         let holder = job::holder(session, run.name, in_transaction).await?;
@@ -139,7 +139,7 @@ impl Scheduled {
         if found <= run.settings.longest_run() {
             let why = format!("{why}: another instance runs the job, or a client holds it");
             progress.job(JobState::Waiting, since, Some(why.into()));
-            return Ok(Outcome::Pending(ELSEWHERE));
+            return Ok(Outcome::Pending(Nap::For(ELSEWHERE)));
         }
         let why = format!("{why} for longer than a run may take: look for it in pg_stat_activity");
         progress.job(JobState::Overdue, since, Some(why.as_str().into()));
