@@ -293,8 +293,8 @@ impl DatabaseError {
         }
     }
 
-    /// Why a fold undid itself, in the words of its statement; `None` if this is another error.
-    pub(crate) fn undone(&self) -> Option<&str> {
+    /// The word and the sentence with which the statement undid itself; `None` if this is another error.
+    pub(crate) fn undone(&self) -> Option<(&str, &str)> {
         let Self::Statement { error, .. } = self else {
             return None;
         };

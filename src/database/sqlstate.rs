@@ -52,10 +52,12 @@ pub(crate) const UNDONE: &str = "22P02";
 /// The server's code for a statement that took longer than it may, or that an administrator cancelled (`query_canceled`).
 pub(crate) const CANCELLED: &str = "57014";
 
-/// Why a statement undid itself, in its own words; `None` if this code and message say something else.
-pub(crate) fn undone<'m>(code: &str, message: &'m str) -> Option<&'m str> {
-    let (_, why) = message.split_once("bgworker: ")?;
-    (code == UNDONE).then(|| why.trim_end_matches('"'))
+/// The word and the sentence with which a statement undid itself: `bgworker[word]: sentence`. `None` if this code and message say
+/// something else.
+pub(crate) fn undone<'m>(code: &str, message: &'m str) -> Option<(&'m str, &'m str)> {
+    let (_, said) = message.split_once("bgworker[")?;
+    let (word, why) = said.split_once("]: ")?;
+    (code == UNDONE).then(|| (word, why.trim_end_matches('"')))
 }
 
 /// The code for a connection that ended without sending one (`connection_failure`).

@@ -8,6 +8,7 @@ mod large_table;
 mod layout;
 mod pieces;
 mod statement;
+mod undone;
 mod vacuum;
 mod windows;
 
@@ -17,13 +18,12 @@ use tokio::time::Instant;
 
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
-pub(super) use self::layout::{
-    CHANGED, COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE, Layout, hold,
-};
+pub(super) use self::layout::{COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE, Layout, hold};
 pub(super) use self::pieces::{Fold, Found, blocks, blocks_of, count_blocks, number, took};
 pub(super) use self::statement::{
-    Isolation, MISCOUNTED, Piece, Queue, bypass_row_security, comment, has_trigger, undo,
+    Isolation, Piece, Queue, bypass_row_security, comment, has_trigger, undo,
 };
+pub(super) use self::undone::Undone;
 use self::vacuum::Vacuum;
 use super::relation::Relation;
 use super::runner::{CycleError, Nap, Outcome, Routine, Turn, Waiting};
@@ -66,14 +66,14 @@ pub(super) trait Folder {
     fn queue(settings: &Self::Settings, shape: &Self::Shape) -> Queue;
 
     /// A condition: the tables are still what the worker has found out about them. A fold under which it no longer holds
-    /// undoes itself with [`CHANGED`].
+    /// undoes itself with [`Undone::Changed`].
     fn holds(settings: &Self::Settings, shape: &Self::Shape) -> String;
 
     /// A scalar that finds a row that no fold takes because of a NULL, if there can be one.
     fn with_null(settings: &Self::Settings, shape: &Self::Shape) -> Option<String>;
 
     /// What is likely at fault when a fold has undone itself for this reason.
-    fn at_fault(undone: &str) -> &'static str;
+    fn at_fault(undone: Undone) -> &'static str;
 
     /// Makes the tables that are missing, and refuses tables that the worker cannot use.
     async fn initialize(&self, at: At<'_, Self::Settings>) -> Result<Self::Shape, CycleError>;
@@ -217,8 +217,10 @@ impl<F: Folder> Routine for Folding<F> {
     }
 
     fn advice(error: &DatabaseError) -> &'static str {
-        match error.undone() {
-            Some(CHANGED) => "nothing was changed: its tables are being altered again and again",
+        match Undone::of(error) {
+            Some(Undone::Changed) => {
+                "nothing was changed: its tables are being altered again and again"
+            }
             Some(undone) => F::at_fault(undone),
             None if error.class() == ErrorClass::Cancelled => {
                 "the deltas are kept: give it a longer statement_timeout"
@@ -278,5 +280,5 @@ impl<F: Folder> Routine for Folding<F> {
 
 /// `true` if a statement found that its tables are not what the worker knows of them: it looks at them again.
 fn has_changed(error: &DatabaseError) -> bool {
-    error.undone() == Some(CHANGED) || error.sqlstate().is_some_and(is_of_columns)
+    Undone::of(error) == Some(Undone::Changed) || error.sqlstate().is_some_and(is_of_columns)
 }

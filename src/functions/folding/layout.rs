@@ -5,9 +5,6 @@
 use crate::functions::quote::literal;
 use crate::functions::relation::Relation;
 
-/// Why a fold undoes itself before it has done anything: what the worker found out no longer holds.
-pub(in crate::functions) const CHANGED: &str = "its tables are no longer what they were";
-
 /// An expression of type bigint that changes whenever a column of the table `c` does: the sum of the transactions that have
 /// written the description of a column.
 pub(in crate::functions) const COLUMN_VERSIONS: &str = "(SELECT pg_catalog.sum(a.xmin::pg_catalog.text::pg_catalog.int8) \

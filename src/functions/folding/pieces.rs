@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::{Row, SimpleQueryRow};
 
-use super::layout::CHANGED;
-use super::statement::{self, NOT_PLAIN};
+use super::statement;
+use super::undone::Undone;
 use super::{At, Folded, Folder, Isolation, Piece};
 use crate::database::{DatabaseError, ErrorClass, is_of_a_row, is_stale};
 use crate::functions::relation::Relation;
@@ -132,8 +132,7 @@ impl Pieces {
             let folding = folder.fold(at, shape, piece, Isolation::RepeatableRead);
             match folding.await {
                 Err(CycleError::Database(error)) if is_to_be_repeated(&error) => {
-                    let undone = error.undone();
-                    let is_plain = !undone.is_some_and(|why| why.starts_with(NOT_PLAIN));
+                    let is_plain = Undone::of(&error) != Some(Undone::NotPlain);
                     self.failed_at_one_snapshot(is_plain, Instant::now());
                 }
                 folded => return folded,
@@ -206,8 +205,8 @@ pub(in crate::functions) fn blocks_of(deltas: usize) -> u32 {
 /// `true` if a fold that failed at one snapshot may succeed without it, or must fail without it to be dealt with.
 fn is_to_be_repeated(error: &DatabaseError) -> bool {
     let is_such = |code: &str| is_stale(code) || is_of_a_row(code);
-    match error.undone() {
-        Some(undone) => undone != CHANGED,
+    match Undone::of(error) {
+        Some(undone) => undone != Undone::Changed,
         None => error.sqlstate().is_some_and(is_such),
     }
 }

@@ -2,7 +2,8 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::layout::{CHANGED, Layout};
+use super::layout::Layout;
+use super::undone::Undone;
 use crate::functions::relation::{self, Relation};
 use crate::functions::session::ProbeSql;
 
@@ -12,13 +13,6 @@ const COMMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
     .remove(b'.');
-
-/// Why a fold at one snapshot undoes itself before it has done anything.
-pub(super) const NOT_PLAIN: &str = "the queue or the totals have a trigger";
-
-/// How the reason begins for which the last statement of a fold undoes it.
-pub(in crate::functions) const MISCOUNTED: &str =
-    "the deltas added up and the rows deleted differ by";
 
 /// The setting, for the length of a transaction, with which a fold tells its last statement how many rows the session
 /// must have deleted from the queue by then.
@@ -164,8 +158,11 @@ impl Queue {
         );
         format!(
             "CASE WHEN pg_catalog.current_setting('track_counts')::pg_catalog.bool \
-             AND ({surplus}) OPERATOR(pg_catalog.<>) 0 THEN pg_catalog.format(\
-             'bgworker: {MISCOUNTED} %s', {surplus})::pg_catalog.int4 END"
+             AND ({surplus}) OPERATOR(pg_catalog.<>) 0 THEN {} END",
+            Undone::Miscounted.sql(
+                "the deltas added up and the rows deleted differ by %s",
+                &surplus
+            )
         )
     }
 
@@ -219,11 +216,16 @@ impl Queue {
             Isolation::RepeatableRead => tables
                 .iter()
                 .filter(|(_, layout)| !layout.is_bare)
-                .map(|(table, _)| format!(" WHEN {} THEN '{NOT_PLAIN}'", has_trigger(table)))
+                .map(|(table, _)| {
+                    let not_plain =
+                        Undone::NotPlain.mark() + "the queue or the totals have a trigger";
+                    format!(" WHEN {} THEN '{not_plain}'", has_trigger(table))
+                })
                 .collect(),
             Isolation::ReadCommitted => String::new(),
         };
-        format!("CASE WHEN NOT ({holds}) THEN '{CHANGED}'{is_plain} END")
+        let changed = Undone::Changed.mark() + "its tables are no longer what they were";
+        format!("CASE WHEN NOT ({holds}) THEN '{changed}'{is_plain} END")
     }
 
     /// A scalar that lets the transaction commit without waiting until its commit is on disk.
@@ -274,7 +276,7 @@ pub(in crate::functions) fn has_trigger(relation: &Relation) -> String {
 
 /// An expression of type integer that undoes the statement for the obstacle that a step has found.
 pub(in crate::functions) fn undo(step: &str) -> String {
-    format!("pg_catalog.format('bgworker: %s', (SELECT obstacle FROM {step}))::pg_catalog.int4")
+    format!("pg_catalog.format('bgworker%s', (SELECT obstacle FROM {step}))::pg_catalog.int4")
 }
 
 /// A comment that names the worker whose statement it is.

@@ -9,13 +9,12 @@ use super::check::{self, Make, Verdict};
 use super::poison::{Moved, Poison};
 use super::settings::Settings;
 use super::shape::Shape;
-use super::statement::{self, How, NO_NUMBER, Statements};
+use super::statement::{self, How, Statements};
 use super::turn::{self, Turn};
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, look, relations};
 use crate::database::{DatabaseError, ErrorClass, is_locked, is_made_already, is_stale};
 use crate::functions::folding::{
-    At, CHANGED, Fold, Folded, Folder, Found, Isolation, MISCOUNTED, Piece, Queue, Terms, blocks,
-    number, took,
+    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, Undone, blocks, number, took,
 };
 use crate::functions::relation::Relation;
 use crate::functions::runner::{CycleError, Waiting};
@@ -129,14 +128,16 @@ impl ByKey {
         piece: Piece,
         isolation: Isolation,
     ) -> Result<Fold<Keys>, CycleError> {
-        if error.undone() == Some(CHANGED) || is_not_of_a_key(&error) {
+        let undone = Undone::of(&error);
+        // The queue keeps every delta, or loses others than those deleted: no key is at fault.
+        if let Some(Undone::Changed | Undone::KeptAll | Undone::Miscounted) = undone {
             return Err(error.into());
         }
-        let is_repeated = error.undone().is_some() || error.sqlstate().is_some_and(is_stale);
+        let is_repeated = undone.is_some() || error.sqlstate().is_some_and(is_stale);
         let is_slow = error.class() == ErrorClass::Cancelled && piece.blocks <= 1;
         if isolation == Isolation::RepeatableRead && is_repeated {
             Err(error.into())
-        } else if error.undone().is_some() || error.may_be_of_a_row() || is_slow {
+        } else if undone.is_some() || error.may_be_of_a_row() || is_slow {
             self.fold_in_parts(at, statements, piece, Some(error)).await
         } else {
             Err(error.into())
@@ -264,15 +265,16 @@ impl Folder for ByKey {
         None
     }
 
-    fn at_fault(undone: &str) -> &'static str {
-        if undone.starts_with(MISCOUNTED) {
-            "nothing was changed: a trigger or a foreign key of the queue keeps deltas or deletes other rows"
-        } else if undone.contains("deleted") {
-            "nothing was changed: a trigger on DELETE keeps deltas in the queue"
-        } else if undone.starts_with(NO_NUMBER) {
-            "nothing was changed: correct or delete these deltas"
-        } else {
-            "nothing was changed: a trigger alters or suppresses totals"
+    fn at_fault(undone: Undone) -> &'static str {
+        match undone {
+            Undone::Miscounted => {
+                "nothing was changed: a trigger or a foreign key of the queue keeps deltas or deletes other rows"
+            }
+            Undone::Kept | Undone::KeptAll => {
+                "nothing was changed: a trigger on DELETE keeps deltas in the queue"
+            }
+            Undone::NotANumber => "nothing was changed: correct or delete these deltas",
+            _ => "nothing was changed: a trigger alters or suppresses totals",
         }
     }
 
@@ -449,12 +451,4 @@ fn statements<'s>(at: At<'s, Settings>, shape: &'s Shape) -> Statements<'s> {
 pub(super) fn trusted_owners<'t>(at: At<'t, Settings>) -> &'t [String] {
     let database = at.context.database();
     database.map_or(&[], |database| &database.settings().trusted_owners)
-}
-
-/// `true` if the queue keeps every delta, or loses others than those deleted: no key is at fault.
-fn is_not_of_a_key(error: &DatabaseError) -> bool {
-    let is_such = |undone: &str| {
-        undone.ends_with(" deltas 0 could be deleted") || undone.starts_with(MISCOUNTED)
-    };
-    error.undone().is_some_and(is_such)
 }

@@ -10,7 +10,7 @@ use tokio_postgres::SimpleQueryRow;
 
 use super::statement::{How, PATIENCE, Statements, hash, key, queue};
 use crate::database::{CANCELLED, UNDONE};
-use crate::functions::folding::{CHANGED, MISCOUNTED, Piece, comment};
+use crate::functions::folding::{Piece, Undone, comment};
 use crate::functions::ownership;
 use crate::functions::quote::literal;
 use crate::functions::relation::Relation;
@@ -238,9 +238,9 @@ impl Halving<'_> {
             ),
             ("{fold_many}", literal(&fold("$1"))),
             ("{miscounted}", queue(statements.queue).miscounted()),
-            ("{changed}", literal(CHANGED)),
+            ("{changed}", literal(&Undone::Changed.mark())),
             ("{deleted}", queue(statements.queue).deleted()),
-            ("{deleted_others}", literal(MISCOUNTED)),
+            ("{deleted_others}", literal(&Undone::Miscounted.mark())),
             ("{blocks}", statements.queue.blocks()),
             ("{totals}", statements.totals.sql()),
             ("{queue}", statements.queue.sql()),
@@ -259,11 +259,13 @@ impl Halving<'_> {
             queue.sql()
         );
         let insert_into = format!("), put AS (INSERT INTO {} (", rejected.sql());
-        let check = " FROM gone RETURNING 1) SELECT CASE WHEN deleted OPERATOR(pg_catalog.=) 1 \
-                     AND inserted OPERATOR(pg_catalog.=) 1 THEN 0 \
-                     ELSE pg_catalog.format('bgworker: %s deltas deleted and %s inserted', deleted, inserted)::pg_catalog.int4 END \
-                     FROM (SELECT pg_catalog.count(*) AS deleted FROM gone) AS gone, \
-                     (SELECT pg_catalog.count(*) AS inserted FROM put) AS put";
+        let kept = Undone::Kept.sql("%s deltas deleted and %s inserted", "deleted, inserted");
+        let check = format!(
+            " FROM gone RETURNING 1) SELECT CASE WHEN deleted OPERATOR(pg_catalog.=) 1 \
+             AND inserted OPERATOR(pg_catalog.=) 1 THEN 0 ELSE {kept} END \
+             FROM (SELECT pg_catalog.count(*) AS deleted FROM gone) AS gone, \
+             (SELECT pg_catalog.count(*) AS inserted FROM put) AS put"
+        );
         // The owner of the queue can run code as the worker in any case.
         let owner = |table: &Relation| {
             format!(
@@ -286,7 +288,7 @@ impl Halving<'_> {
             ("{queue_class}", queue.regclass()),
             ("{delete}", literal(&delete)),
             ("{insert}", literal(&insert_into)),
-            ("{check}", literal(check)),
+            ("{check}", literal(&check)),
         ];
         insert(&qualified(include_str!("moving.sql")), &insertions)
     }

@@ -126,7 +126,7 @@ BEGIN
         ELSIF high > low THEN
             failed := high;
             size := (high - low + 1) / 2;
-        ELSIF code = {undone} AND pg_catalog.strpos(said, 'bgworker: ') > 0 AND undone < 2 THEN
+        ELSIF code = {undone} AND pg_catalog.strpos(said, 'bgworker[') > 0 AND undone < 2 THEN
             undone := undone + 1;
         ELSE
             name := '';

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::halving::PartFailure;
-use super::statement::NO_NUMBER;
-use crate::database::{Fault, undone};
+use crate::database::Fault;
+use crate::functions::folding::Undone;
 
 /// How long a row to which a delta refers may take to appear, before the delta is moved away.
 const REFERENCE_WITHIN: Duration = Duration::from_secs(60);
@@ -39,9 +39,9 @@ pub(super) fn judge(failure: &PartFailure, evidence: Evidence<'_>, since: Durati
     } = failure;
     let is_key = evidence.keys.contains(column);
     let fault = match failure.undone() {
-        Some(undone) if undone.starts_with(NO_NUMBER) => Fault::Value,
+        Some((Undone::NotANumber, _)) => Fault::Value,
         // A trigger, which keeps deltas in the queue: they cannot be moved away either.
-        Some(undone) if undone.contains("deltas") => Fault::Table,
+        Some((Undone::Kept | Undone::KeptAll | Undone::Miscounted, _)) => Fault::Table,
         Some(_) => Fault::Unclear,
         None => Fault::of(sqlstate, !failure.constraint.is_empty(), is_key),
     };
@@ -64,14 +64,14 @@ pub(super) fn judge(failure: &PartFailure, evidence: Evidence<'_>, since: Durati
 
 impl PartFailure {
     /// Why the fold undid itself, if it did.
-    fn undone(&self) -> Option<&str> {
-        undone(&self.sqlstate, &self.message)
+    fn undone(&self) -> Option<(Undone, &str)> {
+        Undone::said(&self.sqlstate, &self.message)
     }
 
     /// Says why deltas cannot be added, for the log; `at_fault` says what is likely to be the cause.
-    pub(super) fn reason(&self, at_fault: fn(&str) -> &'static str) -> String {
+    pub(super) fn reason(&self, at_fault: fn(Undone) -> &'static str) -> String {
         match self.undone() {
-            Some(undone) => format!("{undone}: {}", at_fault(undone)),
+            Some((undone, why)) => format!("{why}: {}", at_fault(undone)),
             None => {
                 let one_line = self.message.replace(char::is_control, " ");
                 format!("{one_line} (SQLSTATE {})", self.sqlstate)
@@ -115,7 +115,7 @@ mod tests {
             (
                 UNDONE,
                 ["", ""],
-                "\"bgworker: a sum of 1 deltas is NaN\"",
+                "\"bgworker[not a number]: a sum of 1 deltas is NaN\"",
                 false,
                 0,
                 moves(UNDONE),
@@ -127,7 +127,7 @@ mod tests {
             (
                 UNDONE,
                 ["", ""],
-                "\"bgworker: of 1 deltas 0 could be deleted\"",
+                "\"bgworker[kept all]: of 1 deltas 0 could be deleted\"",
                 true,
                 9,
                 Fate::Waits,

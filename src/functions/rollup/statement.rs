@@ -2,7 +2,7 @@
 
 use super::shape::{Shape, Sum};
 use crate::functions::folding::{
-    Isolation, Layout, Piece, Queue, comment, has_trigger, hold, undo,
+    Isolation, Layout, Piece, Queue, Undone, comment, has_trigger, hold, undo,
 };
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
@@ -14,11 +14,11 @@ pub(super) const QUEUE_LOCK: i32 = 1_651_994_418;
 /// First key of the advisory lock on totals; the second one is their oid.
 const TOTALS_LOCK: i32 = 1_651_994_419;
 
-/// What the reason begins with if a fold undid itself because a sum is no number.
-pub(super) const NO_NUMBER: &str = "a sum";
-
 /// An expression by which a transaction waits for a lock no longer than this, in a session of a pooler as well.
 pub(super) const PATIENCE: &str = "pg_catalog.set_config('lock_timeout', '100ms', true)";
+
+/// What a fold says of deltas that are still there.
+const KEPT: &str = "of %s deltas %s could be deleted";
 
 /// The condition that it is this session's turn.
 const IS_MY_TURN: &str = "(SELECT pg_catalog.count(*) FROM turn) OPERATOR(pg_catalog.>) 0";
@@ -131,17 +131,21 @@ impl Statements<'_> {
         format!(
             "WITH {steps} SELECT (SELECT ok FROM mine) AS is_mine, gone, keys, {left} AS around, {blocks} AS blocks, CASE \
              WHEN (SELECT obstacle FROM mine) IS NOT NULL THEN {undo} \
-             WHEN found OPERATOR(pg_catalog.<>) gone THEN \
-             pg_catalog.format('bgworker: of %s deltas %s could be deleted', found, gone)::pg_catalog.int4 \
-             WHEN EXISTS (SELECT FROM folded WHERE {is_no_number}) THEN \
-             pg_catalog.format('bgworker: {NO_NUMBER} of %s deltas is NaN or infinite', gone)::pg_catalog.int4 \
-             WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN \
-             pg_catalog.format('bgworker: of %s totals %s are what they should be', keys, right_keys)::pg_catalog.int4 \
-             ELSE 0 END AS checked, {expects} FROM counted",
+             WHEN found OPERATOR(pg_catalog.<>) gone AND gone OPERATOR(pg_catalog.=) 0 THEN {kept_all} \
+             WHEN found OPERATOR(pg_catalog.<>) gone THEN {kept} \
+             WHEN EXISTS (SELECT FROM folded WHERE {is_no_number}) THEN {not_a_number} \
+             WHEN right_keys OPERATOR(pg_catalog.<>) keys THEN {altered} ELSE 0 END AS checked, {expects} FROM counted",
             steps = steps.collect::<Vec<_>>().join(", "),
             undo = undo("mine"),
             blocks = queue.blocks(),
             is_no_number = self.is_no_number(),
+            kept_all = Undone::KeptAll.sql(KEPT, "found, gone"),
+            kept = Undone::Kept.sql(KEPT, "found, gone"),
+            not_a_number = Undone::NotANumber.sql("a sum of %s deltas is NaN or infinite", "gone"),
+            altered = Undone::Altered.sql(
+                "of %s totals %s are what they should be",
+                "keys, right_keys"
+            ),
             expects = queue.expects(expected),
         )
     }

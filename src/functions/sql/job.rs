@@ -105,19 +105,30 @@ impl Claimed {
     }
 }
 
+/// The columns of a row `j`, as [`job_row`] reads them.
+const COLUMNS: &str = "j.last_tick, j.last_done, j.attempt, j.attempt_tick, j.retry_at, j.running_since, j.runs, j.declared, \
+    j.declared_by";
+
 /// Looks at all jobs of the database; without any, the result is one row of NULL and the server's clock.
-const LOOK: &str = "\
-    SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, clock.now, j.running_since, \
-    j.attempt_tick, j.runs, j.name FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock LEFT JOIN bgworker.job AS j ON true \
-    ORDER BY j.name COLLATE pg_catalog.\"C\"";
+static LOOK: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {COLUMNS}, j.name, clock.now FROM (SELECT pg_catalog.clock_timestamp() AS now) AS clock \
+         LEFT JOIN bgworker.job AS j ON true ORDER BY j.name COLLATE pg_catalog.\"C\""
+    )
+});
 
 /// Looks at one job.
-const LOOK_AT_ONE: &str = "\
-    SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, j.attempt_tick, j.runs, SEAL, j.tableoid FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.=) $1";
+static LOOK_AT_ONE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {COLUMNS}, pg_catalog.clock_timestamp() AS now, {} AS seal, j.tableoid FROM bgworker.job AS j \
+         WHERE j.name OPERATOR(pg_catalog.=) $1",
+        *SEAL
+    )
+});
 
-/// What a declaration changes in the row of a job that has one. A new job was last done at the moment of its declaration. If its schedule has changed (`declared` begins with the schedule's digest), the job begins with the
-/// tick that follows the newest one of the new schedule.
+/// What a declaration changes in the row of a job that has one. A new job was last done at the moment of its declaration. If its
+/// schedule has changed (`declared` begins with the schedule's digest), the job begins with the tick that follows the newest one
+/// of the new schedule.
 const UNLESS_DECLARED: &str = "\
     ON CONFLICT (name) DO UPDATE SET declared = excluded.declared, declared_by = excluded.declared_by, \
     attempt = 0, retry_at = NULL, running_since = NULL, last_tick = CASE \
@@ -125,24 +136,22 @@ const UNLESS_DECLARED: &str = "\
     OR j.last_tick OPERATOR(pg_catalog.>) excluded.last_tick THEN j.last_tick ELSE excluded.last_tick END \
     WHERE j.declared OPERATOR(pg_catalog.<>) excluded.declared";
 
-/// Locks a row in the transaction under way, unless another session has it.
-const TAKE: &str = "\
-    SELECT j.last_tick, j.last_done, j.attempt, j.retry_at, j.declared, j.declared_by, pg_catalog.clock_timestamp(), \
-    j.running_since, j.attempt_tick, j.runs, pg_catalog.pg_current_xact_id()::pg_catalog.text, SEAL, j.tableoid, LOCKER FROM bgworker.job AS j \
-    WHERE j.name OPERATOR(pg_catalog.=) $1 AND CONDITION FOR UPDATE SKIP LOCKED";
+/// Locks the row of a job if a tick of it is due, and it is declared as this instance knows it.
+static CLAIM: LazyLock<String> = LazyLock::new(|| {
+    take_if("j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3")
+});
 
-/// The condition that a tick is due, and that the job is declared as this instance knows it.
-const IS_DUE: &str =
-    "j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3";
+/// Locks the row of a job.
+static TAKE: LazyLock<String> = LazyLock::new(|| take_if("true"));
 
-/// Locks the row of a job if a tick of it is due.
-static CLAIM: LazyLock<String> = LazyLock::new(|| take_if(IS_DUE));
-
+/// Locks a row in the transaction under way under a condition, unless another session has it.
 fn take_if(condition: &str) -> String {
-    let sql = TAKE
-        .replace("CONDITION", condition)
-        .replace("LOCKER", LOCKER);
-    sql.replace("SEAL", &SEAL)
+    format!(
+        "SELECT {COLUMNS}, pg_catalog.clock_timestamp() AS now, pg_catalog.pg_current_xact_id()::pg_catalog.text AS transaction, \
+         {} AS seal, j.tableoid, {LOCKER} AS locker FROM bgworker.job AS j \
+         WHERE j.name OPERATOR(pg_catalog.=) $1 AND {condition} FOR UPDATE SKIP LOCKED",
+        *SEAL
+    )
 }
 
 /// Looks at one job, on the connection that runs it. `None` if it is not declared.
@@ -150,15 +159,14 @@ pub(super) async fn look_at_one(
     connection: &Connection,
     name: &str,
 ) -> Result<Option<Claimed>, DatabaseError> {
-    let sql = LOOK_AT_ONE.replace("SEAL", &SEAL);
     let rows = connection
-        .query("look at the job", &sql, &[(&name, Type::TEXT)])
+        .query("look at the job", &LOOK_AT_ONE, &[(&name, Type::TEXT)])
         .await?;
     Ok(rows.first().and_then(|row| {
         Some(Claimed {
-            seal: row.get(10),
-            table: row.get(11),
-            ..Claimed::outside(job_row(row)?, timestamp(row, 6))
+            seal: row.get("seal"),
+            table: row.get("tableoid"),
+            ..Claimed::outside(job_row(row)?, timestamp(row, "now"))
         })
     }))
 }
@@ -169,14 +177,17 @@ pub(super) async fn look(
     name: &str,
     not_before: Instant,
 ) -> Result<Look, DatabaseError> {
-    let looking = session.query_together("look at the jobs", LOOK, not_before);
+    let looking = session.query_together("look at the jobs", &LOOK, not_before);
     let answer = looking.await?;
-    let name_of = |row: &Row| row.get::<_, Option<&str>>(10).is_some_and(|one| one < name);
-    let row = answer.rows.get(answer.rows.partition_point(name_of));
-    let row = row.filter(|row| row.get::<_, Option<&str>>(10) == Some(name));
+    let is_before = |row: &Row| {
+        row.get::<_, Option<&str>>("name")
+            .is_some_and(|one| one < name)
+    };
+    let row = answer.rows.get(answer.rows.partition_point(is_before));
+    let row = row.filter(|row| row.get::<_, Option<&str>>("name") == Some(name));
     let clock = answer.rows.first();
     Ok(Look {
-        now: clock.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 6)),
+        now: clock.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, "now")),
         row: row.and_then(job_row),
         asked: answer.asked,
     })
@@ -230,7 +241,7 @@ pub(super) async fn alike(
         .await?;
     Ok(rows
         .iter()
-        .map(|row| (row.get(0), timestamp(row, 1)))
+        .map(|row| (row.get("name"), timestamp(row, "last_done")))
         .collect())
 }
 
@@ -295,7 +306,7 @@ pub(super) async fn take(
     connection: &Connection,
     name: &str,
 ) -> Result<Option<Claimed>, DatabaseError> {
-    lock_row(connection, &take_if("true"), &[(&name, Type::TEXT)]).await
+    lock_row(connection, &TAKE, &[(&name, Type::TEXT)]).await
 }
 
 async fn lock_row(
@@ -307,22 +318,22 @@ async fn lock_row(
     Ok(rows.first().and_then(|row| {
         Some(Claimed {
             row: job_row(row)?,
-            now: timestamp(row, 6),
+            now: timestamp(row, "now"),
             at: Instant::now(),
-            transaction: row.get(10),
-            seal: row.get(11),
-            table: row.get(12),
-            locker: row.get(13),
+            transaction: row.get("transaction"),
+            seal: row.get("seal"),
+            table: row.get("tableoid"),
+            locker: row.get("locker"),
         })
     }))
 }
 
 /// The server's clock.
 pub(super) async fn clock(connection: &Connection) -> Result<Timestamp, DatabaseError> {
-    let sql = "SELECT pg_catalog.clock_timestamp()";
+    let sql = "SELECT pg_catalog.clock_timestamp() AS now";
     let rows = connection.query("ask for the time", sql, &[]).await?;
     let row = rows.first();
-    Ok(row.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, 0)))
+    Ok(row.map_or(Timestamp::UNIX_EPOCH, |row| timestamp(row, "now")))
 }
 
 type Parameter = (Box<dyn ToSql + Sync + Send>, Type);
@@ -332,22 +343,26 @@ fn text(value: &str) -> Parameter {
     (Box::new(value.to_owned()), Type::TEXT)
 }
 
-/// Reads the row of a job, as [`LOOK`], [`LOOK_AT_ONE`] and [`TAKE`] return it.
+/// Reads the [`COLUMNS`] of a job's row.
 fn job_row(row: &Row) -> Option<JobRow> {
+    let time = |column| {
+        row.get::<_, Option<SystemTime>>(column)
+            .and_then(to_timestamp)
+    };
     Some(JobRow {
-        last_tick: row.get::<_, Option<SystemTime>>(0).and_then(to_timestamp)?,
-        last_done: timestamp(row, 1),
-        attempt: u32::try_from(row.get::<_, i32>(2)).unwrap_or(0),
-        retry_at: row.get::<_, Option<SystemTime>>(3).and_then(to_timestamp),
-        running_since: row.get::<_, Option<SystemTime>>(7).and_then(to_timestamp),
-        attempt_tick: row.get::<_, Option<SystemTime>>(8).and_then(to_timestamp),
-        runs: row.get(9),
-        declared: row.get(4),
-        declared_by: row.get(5),
+        last_tick: time("last_tick")?,
+        last_done: time("last_done")?,
+        attempt: u32::try_from(row.get::<_, i32>("attempt")).unwrap_or(0),
+        attempt_tick: time("attempt_tick"),
+        retry_at: time("retry_at"),
+        running_since: time("running_since"),
+        runs: row.get("runs"),
+        declared: row.get("declared"),
+        declared_by: row.get("declared_by"),
     })
 }
 
-fn timestamp(row: &Row, column: usize) -> Timestamp {
+fn timestamp(row: &Row, column: &str) -> Timestamp {
     to_timestamp(row.get(column)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 

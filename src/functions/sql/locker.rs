@@ -34,7 +34,7 @@ const WAS_UNDONE: &str = "\
 
 /// A claim of another session that was undone, of which there is no record.
 #[derive(Default)]
-pub(super) struct Undone {
+pub(super) struct UndoneClaim {
     /// The number of the job's recorded runs when one was found, and when that was.
     found: Option<(i64, Instant)>,
     /// The `xid` of the last claim of this instance, of which it knows what became.
@@ -60,9 +60,9 @@ pub(super) async fn was_undone(
     Ok(asking.await?.first().is_some_and(|row| row.get(0)))
 }
 
-// === impl Undone ===
+// === impl UndoneClaim ===
 
-impl Undone {
+impl UndoneClaim {
     /// Since when a claim has been known to be undone, if the job has recorded no run since.
     fn since(&self, runs: i64) -> Option<Instant> {
         let (_, since) = self.found.filter(|(found, _)| *found == runs)?;
@@ -103,9 +103,9 @@ mod tests {
 
     #[test]
     fn a_claim_that_was_undone_is_left_to_its_instance_for_a_while() {
-        let mut undone = Undone::default();
+        let mut undone = UndoneClaim::default();
         let begin = Instant::now();
-        let is = |undone: &Undone, runs, after| {
+        let is = |undone: &UndoneClaim, runs, after| {
             let now = begin + after;
             (undone.may_be_recorded(runs, now), undone.is_over(runs, now))
         };

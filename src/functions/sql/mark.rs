@@ -62,7 +62,7 @@ impl Mark {
 /// What follows if the transaction is not the one that claimed the tick: a cast from text to a number fails and ends the
 /// transaction. The text depends on rows, or the planner would evaluate it.
 const IS_CLAIMED: &str = "CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format(\
-    'bgworker: %s rows are this transaction''s', (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END";
+    'bgworker[unclaimed]: %s rows are this transaction''s', (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END";
 
 /// Whether a run was recorded.
 const WAS_RECORDED: &str = "EXISTS (SELECT FROM job) AS was_recorded";
@@ -169,7 +169,7 @@ fn changes(mark: &Mark) -> String {
 
 /// `true` for the error of [`mark`] in a transaction that did not claim the tick.
 pub(super) fn is_unclaimed(error: &DatabaseError) -> bool {
-    error.undone().is_some()
+    error.undone().is_some_and(|(word, _)| word == "unclaimed")
 }
 
 /// A duration as SQL.

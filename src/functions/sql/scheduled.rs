@@ -13,7 +13,7 @@ use self::state::clock_at;
 use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_at, due_for};
 use super::elsewhere::{ELSEWHERE, Elsewhere};
 use super::job::{JobRow, Look};
-use super::locker::Undone;
+use super::locker::UndoneClaim;
 use super::lost::Losses;
 use super::past::{Ended, How, Past};
 use super::run::{Ran, Run};
@@ -47,7 +47,7 @@ pub(super) struct Scheduled {
     was_ready: bool,
     seen: Seen,
     elsewhere: Elsewhere,
-    undone: Undone,
+    undone: UndoneClaim,
     /// Why the last run outside of a transaction was lost, and how many runs were recorded before it.
     interrupted: Option<(i64, String)>,
     /// What is wrong if an instance with other surroundings runs the job as well.
@@ -99,7 +99,7 @@ impl Scheduled {
             was_ready: false,
             seen: Seen::Nothing,
             elsewhere: Elsewhere::default(),
-            undone: Undone::default(),
+            undone: UndoneClaim::default(),
             interrupted: None,
             shared: None,
         }

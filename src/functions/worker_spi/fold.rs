@@ -11,7 +11,7 @@ use super::truncation::{Truncation, truncate};
 use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Isolation, MISCOUNTED, Piece, Queue, Terms, blocks, blocks_of,
+    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, Undone, blocks, blocks_of,
     count_blocks, hold, number, took,
 };
 use crate::functions::relation::Relation;
@@ -160,13 +160,15 @@ impl Folder for OneTotal {
         shape.may_be_null.then(|| settings.table().with_null())
     }
 
-    fn at_fault(undone: &str) -> &'static str {
-        if undone.starts_with(MISCOUNTED) {
-            "nothing was changed: a trigger or a foreign key of the table keeps deltas or deletes other rows"
-        } else if undone.contains("deltas") {
-            "nothing was changed: a trigger on DELETE keeps deltas in the table or in a child"
-        } else {
-            "nothing was changed: a trigger on UPDATE alters or suppresses the total"
+    fn at_fault(undone: Undone) -> &'static str {
+        match undone {
+            Undone::Miscounted => {
+                "nothing was changed: a trigger or a foreign key of the table keeps deltas or deletes other rows"
+            }
+            Undone::Kept | Undone::KeptAll => {
+                "nothing was changed: a trigger on DELETE keeps deltas in the table or in a child"
+            }
+            _ => "nothing was changed: a trigger on UPDATE alters or suppresses the total",
         }
     }
 

@@ -4,7 +4,9 @@
 
 use super::shape::Shape;
 use super::table::Table;
-use crate::functions::folding::{Isolation, Piece, Queue, comment, has_trigger, hold, undo};
+use crate::functions::folding::{
+    Isolation, Piece, Queue, Undone, comment, has_trigger, hold, undo,
+};
 use crate::functions::quote::identifier;
 use crate::functions::relation;
 
@@ -316,11 +318,14 @@ fn found(queue: &Queue, deltas: &str, shape: &Shape, isolation: Isolation) -> St
 /// An expression for the outcome of a fold that has locked the total. It undoes the fold if something does not agree.
 fn outcome() -> String {
     format!(
-        "CASE WHEN found OPERATOR(pg_catalog.<>) rows THEN pg_catalog.format(\
-         'bgworker: of %s deltas %s could be deleted', found, rows)::pg_catalog.int4::pg_catalog.text \
+        "CASE WHEN found OPERATOR(pg_catalog.<>) rows THEN {kept}::pg_catalog.text \
          WHEN rows OPERATOR(pg_catalog.=) 0 THEN '{SKIPPED}' \
          WHEN (after OPERATOR(pg_catalog.=) (before OPERATOR(pg_catalog.+) sum)) IS NOT TRUE \
-         THEN pg_catalog.format('bgworker: the total is %s and not %s', after, before OPERATOR(pg_catalog.+) sum)\
-         ::pg_catalog.int4::pg_catalog.text ELSE '{FOLDED}' END"
+         THEN {altered}::pg_catalog.text ELSE '{FOLDED}' END",
+        kept = Undone::Kept.sql("of %s deltas %s could be deleted", "found, rows"),
+        altered = Undone::Altered.sql(
+            "the total is %s and not %s",
+            "after, before OPERATOR(pg_catalog.+) sum"
+        ),
     )
 }
