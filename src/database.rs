@@ -104,6 +104,12 @@ impl Database {
         &self.server.settings
     }
 
+    /// `true` if a session is this connection's alone and stays as it was set up; `false` behind a pooler that hands out another
+    /// one for each transaction.
+    pub(crate) fn sessions_are_ours(&self) -> bool {
+        self.server.settings.prepare
+    }
+
     /// Connects within the deadline.
     ///
     /// `application_name` is what `pg_stat_activity` shows, unless the connection settings name

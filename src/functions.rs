@@ -4,6 +4,7 @@
 //! between cycles, stops them, and decides what follows from an error; a [`session`] is where statements run. Nothing
 //! here knows the Postmaster.
 
+mod advisory_lock;
 mod beside;
 mod faults;
 mod folding;

@@ -31,6 +31,9 @@ use super::session::{Place, Session};
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, ErrorClass, is_of_columns};
 
+/// The figure that counts the rows that were folded.
+pub(super) const ROWS_FOLDED: &str = "rows_folded";
+
 /// The histogram of looks for deltas.
 const PROBE: &str = "probe";
 

@@ -36,7 +36,7 @@ use crate::background_worker::BackgroundWorker;
 use crate::context::{Main, WorkerContext};
 
 /// The figure that counts the rows that a roll-up has folded.
-pub const ROWS_FOLDED: &str = super::worker_spi::ROWS_FOLDED;
+pub const ROWS_FOLDED: &str = super::folding::ROWS_FOLDED;
 
 /// The figure that counts the totals that folds have added to: a total counts once per fold.
 pub const KEYS: &str = "keys";

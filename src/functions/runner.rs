@@ -331,16 +331,9 @@ impl<R: Routine> Runner<R> {
         let mut remedy = Remedy::of(&error, was_ready, &mut self.patience);
         let was_asked = remedy == Remedy::AskForRecovery;
         if was_asked {
-            let latch = self.context.latch().clone();
-            let in_recovery = tokio::select! {
-                biased;
-                () = latch.stop_requested() => return Ok(Duration::ZERO),
-                in_recovery = self.session.is_in_recovery() => in_recovery,
-            };
-            // If it is a standby, the server that was the primary is away.
-            remedy = match in_recovery {
-                Ok(true) | Err(_) => Remedy::Away,
-                Ok(false) => Remedy::BackOff,
+            remedy = match self.ask_for_recovery().await {
+                Some(remedy) => remedy,
+                None => return Ok(Duration::ZERO),
             };
         }
         let text = error.to_string();
@@ -386,6 +379,19 @@ impl<R: Routine> Runner<R> {
                 self.routine.forget();
                 Err(error.into())
             }
+        }
+    }
+
+    /// Asks whether the server is a standby: then the server that was the primary is away. `None` if the worker is to end.
+    async fn ask_for_recovery(&self) -> Option<Remedy> {
+        let latch = self.context.latch();
+        tokio::select! {
+            biased;
+            () = latch.stop_requested() => None,
+            in_recovery = self.session.is_in_recovery() => Some(match in_recovery {
+                Ok(true) | Err(_) => Remedy::Away,
+                Ok(false) => Remedy::BackOff,
+            }),
         }
     }
 

@@ -293,7 +293,7 @@ async fn connect(
 /// looks in one process if `place` asks for it; a pooler's sessions are not bgworker's to set.
 pub(super) fn looks_in_order(context: &WorkerContext, place: Place<'_>) -> bool {
     let database = context.database();
-    place.in_order && database.is_none_or(|database| database.settings().prepare)
+    place.in_order && database.is_none_or(Database::sessions_are_ours)
 }
 
 /// The nap, corrected to end nearer to a beat. The last beat was `since_beat` ago.

@@ -1,15 +1,12 @@
 //! Which sessions have locked a table, so that a worker cannot work on it.
 
+use super::advisory_lock::IN_THIS_DATABASE;
 use super::folding::comment;
 use super::quote::literal;
 use super::relation::Relation;
 use super::session::Session;
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, is_locked};
-
-/// The condition for a lock on something in this database.
-pub(super) const IN_THIS_DATABASE: &str = "database OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database \
-    WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
 
 /// The modes of table locks that keep others from writing (`pg_locks.mode`).
 const MODES: &str = "'{ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'";

@@ -95,7 +95,7 @@ pub struct Settings {
 }
 
 /// The name of the figure that counts the rows that a built-in worker has folded.
-pub const ROWS_FOLDED: &str = "rows_folded";
+pub const ROWS_FOLDED: &str = super::folding::ROWS_FOLDED;
 
 /// The name of the figure that is the total after a built-in worker's last fold.
 pub const TOTAL: &str = "total";

@@ -218,7 +218,7 @@ impl<F: Folder> Cycle<F> {
         let worker = context.name();
         let for_row_security = context
             .database()
-            .is_some_and(|database| !database.settings().prepare);
+            .is_some_and(|database| !database.sessions_are_ours());
         let with_null = F::with_null(settings, &shape);
         let for_nulls = with_null.is_some();
         let queue = F::queue(settings, &shape);

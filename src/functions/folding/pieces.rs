@@ -8,7 +8,7 @@ use tokio_postgres::{Row, SimpleQueryRow};
 use super::statement;
 use super::undone::Undone;
 use super::{At, Folded, Folder, Isolation, Piece};
-use crate::database::{DatabaseError, ErrorClass, is_of_a_row, is_stale};
+use crate::database::{Database, DatabaseError, ErrorClass, is_of_a_row, is_stale};
 use crate::functions::relation::Relation;
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
@@ -73,6 +73,19 @@ impl<D: Folded> Found<D> {
     }
 }
 
+// === impl Fold ===
+
+impl<D> Fold<D> {
+    /// A fold that did not fold, for this reason.
+    pub(in crate::functions) fn without(found: Found<D>) -> Self {
+        Self {
+            found,
+            blocks: 0,
+            took: Duration::ZERO,
+        }
+    }
+}
+
 // === impl Pieces ===
 
 impl Pieces {
@@ -127,7 +140,7 @@ impl Pieces {
     ) -> Result<Fold<F::Folded>, CycleError> {
         // A pooler's sessions are not bgworker's to set, so what it may see and wait for is not known.
         let database = at.context.database();
-        let is_ours = database.is_none_or(|database| database.settings().prepare);
+        let is_ours = database.is_none_or(Database::sessions_are_ours);
         if is_ours && self.isolation(Instant::now()) == Isolation::RepeatableRead {
             let folding = folder.fold(at, shape, piece, Isolation::RepeatableRead);
             match folding.await {

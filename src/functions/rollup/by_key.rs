@@ -99,11 +99,7 @@ impl ByKey {
         let sql = statements.fold(piece, how);
         let rows = at.session.simple_query("fold", &sql).await?;
         let Some(row) = rows.first() else {
-            return Ok(Fold {
-                found: Found::Idle,
-                blocks: 0,
-                took: Duration::ZERO,
-            });
+            return Ok(Fold::without(Found::Idle));
         };
         if row.get(0) == Some("t") {
             self.turn.is_ours();
@@ -183,11 +179,7 @@ impl ByKey {
             humantime::format_duration(longest),
             holders.unwrap_or_default(),
         ));
-        Ok(Fold {
-            found: Found::Idle,
-            blocks: 0,
-            took: Duration::ZERO,
-        })
+        Ok(Fold::without(Found::Idle))
     }
 
     /// Counts the rows that wait, and forgets keys that have none.

@@ -46,23 +46,14 @@ impl ByKey {
         };
         let at_once = AT_ONCE.min(turn::timeout(at) / OF_TIMEOUT);
         let mut left = IN_A_CYCLE.saturating_sub(self.spent) / 2;
-        let mut fold = Fold {
-            found: Found::Idle,
-            blocks: 0,
-            took: Duration::ZERO,
-        };
+        let mut fold = Fold::without(Found::Idle);
         loop {
             let begin = Instant::now();
             let known = self.poison.treatments(begin);
-            let how = if self.goes_around() {
-                How::Around
-            } else {
-                How::Wait
-            };
             let halving = Halving {
                 statements,
                 piece,
-                how,
+                how: self.how(),
                 known: &known,
                 rejected: rejected.as_ref(),
                 trusted_owners: trusted_owners(at),
@@ -110,6 +101,15 @@ impl ByKey {
         }
     }
 
+    /// How parts are folded.
+    fn how(&self) -> How {
+        if self.goes_around() {
+            How::Around
+        } else {
+            How::Wait
+        }
+    }
+
     /// Remembers what a fold in parts has found. Fails with the reason if no key is at fault, since none goes through.
     fn learn(
         &mut self,
@@ -138,11 +138,9 @@ impl ByKey {
                     continue;
                 }
                 What::Stuck => {
-                    let rejected = at
-                        .settings
-                        .rejected()
-                        .map(|rejected| format!(" to {rejected}"));
-                    let to = rejected.unwrap_or_default();
+                    let rejected = at.settings.rejected();
+                    let to =
+                        rejected.map_or_else(String::new, |rejected| format!(" to {rejected}"));
                     why = format!("they could not be moved{to} either: {why}");
                     Fate::Waits
                 }
@@ -152,14 +150,14 @@ impl ByKey {
                 }
             };
             unfinished.insert(finding.hash);
-            match fate {
-                Fate::Everywhere => everywhere = everywhere.or(Some(why)),
-                Fate::Held => {
-                    self.locked_since.get_or_insert(now);
-                    self.poison.add(finding, fate, why, naptime, now);
-                }
-                fate => self.poison.add(finding, fate, why, naptime, now),
+            if fate == Fate::Everywhere {
+                everywhere = everywhere.or(Some(why));
+                continue;
             }
+            if fate == Fate::Held {
+                self.locked_since.get_or_insert(now);
+            }
+            self.poison.add(finding, fate, why, naptime, now);
         }
         let moving = known
             .0

@@ -1,18 +1,12 @@
 //! The SQL of a roll-up's folds: a shape in, statements out. Pure text.
 
 use super::shape::{Shape, Sum};
+use crate::functions::advisory_lock::{IN_THIS_DATABASE, LockClass, of_table};
 use crate::functions::folding::{
     Isolation, Layout, Piece, Queue, Undone, comment, has_trigger, hold, undo,
 };
 use crate::functions::quote::identifier;
 use crate::functions::relation::Relation;
-use crate::functions::table_locks::IN_THIS_DATABASE;
-
-/// First key of the advisory lock that the session folding a queue holds; the second one is the queue's oid.
-pub(super) const QUEUE_LOCK: i32 = 1_651_994_418;
-
-/// First key of the advisory lock on totals; the second one is their oid.
-const TOTALS_LOCK: i32 = 1_651_994_419;
 
 /// An expression by which a transaction waits for a lock no longer than this, in a session of a pooler as well.
 pub(super) const PATIENCE: &str = "pg_catalog.set_config('lock_timeout', '100ms', true)";
@@ -176,14 +170,14 @@ impl Statements<'_> {
 
     /// An expression that tries to claim the queue for this transaction.
     pub(super) fn claim(&self) -> String {
-        let queue = of_lock(self.queue);
-        format!("pg_catalog.pg_try_advisory_xact_lock({QUEUE_LOCK}, {queue})")
+        let keys = LockClass::Queue.keys(&of_table(self.queue));
+        format!("pg_catalog.pg_try_advisory_xact_lock({keys})")
     }
 
     /// An expression that waits for the turn of this transaction at the totals.
     pub(super) fn take_turn(&self) -> String {
-        let totals = of_lock(self.totals);
-        format!("pg_catalog.pg_advisory_xact_lock({TOTALS_LOCK}, {totals})")
+        let keys = LockClass::Totals.keys(&of_table(self.totals));
+        format!("pg_catalog.pg_advisory_xact_lock({keys})")
     }
 
     /// Step that lists the keys of the deltas.
@@ -361,7 +355,7 @@ impl Statements<'_> {
 
     /// Finds the session that has the queue, and what it has begun.
     pub(super) fn holder_of_queue(&self) -> String {
-        let is_it = of_advisory_lock(QUEUE_LOCK, self.queue);
+        let is_it = LockClass::Queue.is_of(&of_table(self.queue));
         format!(
             "{} SELECT pid, virtualtransaction FROM pg_catalog.pg_locks WHERE {is_it} AND granted LIMIT 1",
             comment(self.worker)
@@ -375,7 +369,7 @@ impl Statements<'_> {
              AND relation OPERATOR(pg_catalog.=) {}::pg_catalog.oid AND mode OPERATOR(pg_catalog.<>) 'AccessShareLock' \
              AND {IN_THIS_DATABASE})) AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid() ORDER BY pid LIMIT 5",
             comment(self.worker),
-            of_advisory_lock(TOTALS_LOCK, self.totals),
+            LockClass::Totals.is_of(&of_table(self.totals)),
             self.totals.regclass(),
         )
     }
@@ -393,22 +387,6 @@ impl Statements<'_> {
         let each: Vec<_> = sums.map(|(n, sum)| each(n, sum)).collect();
         each.join(between)
     }
-}
-
-/// The condition for an advisory lock on a table.
-fn of_advisory_lock(key: i32, table: &Relation) -> String {
-    format!(
-        "locktype OPERATOR(pg_catalog.=) 'advisory' AND {IN_THIS_DATABASE} \
-         AND classid OPERATOR(pg_catalog.=) {key}::pg_catalog.oid \
-         AND objid OPERATOR(pg_catalog.=) {}::pg_catalog.oid AND objsubid OPERATOR(pg_catalog.=) 2::pg_catalog.int2",
-        table.regclass()
-    )
-}
-
-/// The second key of an advisory lock on a table: its oid.
-fn of_lock(table: &Relation) -> String {
-    let regclass = table.regclass();
-    format!("{regclass}::pg_catalog.oid::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4")
 }
 
 /// Counts the rows that wait, up to a limit.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::settings::Settings;
-use super::statement::{self, Statements};
+use super::statement::Statements;
 use crate::database::{DatabaseError, GRACE};
+use crate::functions::advisory_lock::LockClass;
 use crate::functions::folding::At;
 
 /// Whether it is this session's turn to fold a queue.
@@ -117,7 +118,7 @@ impl Turn {
         let lost = self.0.as_ref().filter(|lost| lost.is_too_long)?;
         let pid = lost.holder.as_ref()?.pid;
         let (queue, longest) = (&at.settings.queue, humantime::format_duration(longest(at)));
-        let key = statement::QUEUE_LOCK;
+        let key = LockClass::Queue;
         Some(format!(
             "another session has held the advisory lock of {queue} ({key}) for more than {longest}: its deltas wait; if that \
              session is stuck, this ends it: SELECT pg_terminate_backend({pid})"

@@ -15,6 +15,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::locker::LOCKER;
 use super::tables::{self, SEAL};
 use crate::database::{Connection, DatabaseError};
+use crate::functions::advisory_lock::LockClass;
 use crate::functions::quote::literal;
 use crate::functions::session::Session;
 
@@ -198,14 +199,14 @@ const ROW_HOLDER: &str = "\
     SELECT l.pid FROM bgworker.job AS j JOIN pg_catalog.pg_locks AS l ON l.transactionid OPERATOR(pg_catalog.=) j.xmax \
     WHERE j.name OPERATOR(pg_catalog.=) $1 AND l.locktype OPERATOR(pg_catalog.=) 'transactionid' AND l.granted";
 
+/// The number of a job's advisory lock: the hash of its name.
+pub(super) const NUMBER: &str = "pg_catalog.hashtext($1)";
+
 /// The process of the server whose session has a job's advisory lock.
-const LOCK_HOLDER: &str = "\
-    SELECT l.pid FROM pg_catalog.pg_locks AS l WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
-    AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database AS d \
-    WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
-    AND l.classid::pg_catalog.int8 OPERATOR(pg_catalog.=) 1651994417 AND l.objsubid OPERATOR(pg_catalog.=) 2 \
-    AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) \
-    (pg_catalog.hashtext($1)::pg_catalog.int8 OPERATOR(pg_catalog.&) 4294967295)";
+static LOCK_HOLDER: LazyLock<String> = LazyLock::new(|| {
+    let is_it = LockClass::Job.is_of(NUMBER);
+    format!("SELECT pid FROM pg_catalog.pg_locks WHERE granted AND {is_it}")
+});
 
 /// Finds the process of the session that keeps a job from being run, as far as one can be found: a prepared transaction
 /// has none.
@@ -217,7 +218,7 @@ pub(super) async fn holder(
     let sql = if in_transaction {
         ROW_HOLDER
     } else {
-        LOCK_HOLDER
+        &LOCK_HOLDER
     };
     let looking = session.query(
         "look for the session that has the job",

@@ -13,14 +13,12 @@ use tokio_postgres::types::Type;
 
 use super::due::{Due, due, interrupted};
 use super::failure::Failure;
-use super::job::{self, Borrowed, Claimed};
+use super::job::{self, Borrowed, Claimed, NUMBER};
 use super::run::{HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
 use super::tables::{self, LOCK as LOCK_TABLES, SEAL};
 use crate::database::{Connection, DatabaseError, OneLine};
+use crate::functions::advisory_lock::LockClass;
 use crate::functions::quote::literal;
-
-/// The key of a job's advisory lock: bgworker's class, and a hash of the name.
-const LOCK: &str = "1651994417, pg_catalog.hashtext($1)";
 
 /// Locks a job for this session, unless another session has it. The server ends the session, and so frees the lock, if
 /// the instance freezes; and, whatever its own setting, not because a statement takes long.
@@ -30,7 +28,10 @@ pub(super) async fn lock(connection: &Connection, name: &str) -> Result<bool, Da
     } else {
         "SET idle_session_timeout = '10s'"
     };
-    let sql = format!("SELECT pg_catalog.pg_try_advisory_lock({LOCK})");
+    let sql = format!(
+        "SELECT pg_catalog.pg_try_advisory_lock({})",
+        LockClass::Job.keys(NUMBER)
+    );
     let parameters: [Borrowed<'_>; 1] = [(&name, Type::TEXT)];
     // Both are sent at once.
     let (bound, locked) = tokio::join!(
@@ -43,14 +44,13 @@ pub(super) async fn lock(connection: &Connection, name: &str) -> Result<bool, Da
 
 /// `true` if this session still has the job's lock.
 async fn is_locked(connection: &Connection, name: &str) -> Result<bool, DatabaseError> {
-    let sql = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks AS l \
-               WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted \
-               AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() \
-               AND l.classid::pg_catalog.int8 OPERATOR(pg_catalog.=) 1651994417 \
-               AND l.objid::pg_catalog.int8 OPERATOR(pg_catalog.=) \
-               (pg_catalog.hashtext($1)::pg_catalog.int8 OPERATOR(pg_catalog.&) 4294967295)";
+    let sql = format!(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks WHERE granted \
+         AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND {}",
+        LockClass::Job.is_of(NUMBER)
+    );
     let rows = connection
-        .query("look for the job's lock", sql, &[(&name, Type::TEXT)])
+        .query("look for the job's lock", &sql, &[(&name, Type::TEXT)])
         .await?;
     Ok(rows.first().is_some_and(|row| row.get::<_, i64>(0) > 0))
 }

@@ -240,7 +240,7 @@ impl<'r> Run<'r> {
 
     /// `true` if the session is the run's alone, and not one that a pooler hands out for each transaction.
     fn has_session(&self) -> bool {
-        self.database.settings().prepare
+        self.database.sessions_are_ours()
     }
 
     /// Claims the tick and runs it; again if it conflicts with another transaction and needs a new snapshot. The last of

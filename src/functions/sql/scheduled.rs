@@ -406,7 +406,7 @@ impl Routine for Scheduled {
                 Ok(Outcome::Held(why))
             }
             Due::Now(tick) => {
-                if !settings.transaction && !run.database.settings().prepare {
+                if !settings.transaction && !run.database.sessions_are_ours() {
                     let why = "\"transaction = false\" takes a lock of a session, which cannot be had behind a pooler \
                                that hands out another one for each transaction (\"prepare = false\")";
                     return Ok(Outcome::Waits(why.to_owned().into()));

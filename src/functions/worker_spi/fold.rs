@@ -1,7 +1,5 @@
 //! The folds of the sample: all deltas of a table into its one total.
 
-use std::time::Duration;
-
 use tracing::{debug, info, warn};
 
 use super::initialize::{hidden_by_row_security, initialize, insert_initial_total};
@@ -218,11 +216,7 @@ impl Folder for OneTotal {
         let sql = table.fold(at.context.name(), shape, piece, isolation);
         let rows = at.session.simple_query("fold", &sql).await?;
         let Some(row) = rows.first() else {
-            return Ok(Fold {
-                found: self.held(at).await?,
-                blocks: 0,
-                took: Duration::ZERO,
-            });
+            return Ok(Fold::without(self.held(at).await?));
         };
         let found = match row.get(2) {
             Some(statement::FOLDED) => {
