@@ -9,6 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A worker's registration: its name, what it shares, when it starts and when it is restarted.
@@ -26,9 +28,7 @@ use thiserror::Error;
 ///     .restart_time(RestartTime::After(Duration::from_secs(2)));
 /// assert!(worker.check().is_ok());
 /// ```
-#[derive(
-    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct BackgroundWorker {
     /// Unique among the registered workers; 1 to [`NAME_MAX`](Self::NAME_MAX) bytes, no NUL.
@@ -61,9 +61,9 @@ pub struct BackgroundWorker {
     PartialOrd,
     Ord,
     Hash,
-    serde::Serialize,
-    serde::Deserialize,
-    schemars::JsonSchema,
+    Serialize,
+    Deserialize,
+    JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum StartTime {
@@ -91,9 +91,7 @@ pub enum RestartTime {
 }
 
 /// A wait that doubles with every failure in a row, less up to a quarter at random.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backoff {
     /// The first wait: more than zero.
@@ -114,9 +112,7 @@ pub struct Backoff {
 /// How often a worker may be restarted after failures, before it is stopped for good.
 ///
 /// Losing the database is not a failure, and never counts.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(expecting = "restarts and a time, such as { restarts = 5, within = \"10m\" }")]
 pub struct RestartLimit {

@@ -6,6 +6,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Spanned;
@@ -18,7 +19,7 @@ use crate::spelling;
 use crate::supervision::Limits;
 
 /// The keys of `[database]` that say which server to use.
-#[derive(Clone, Default, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct Target {
     /// The server: a URL or a `key=value` string, as libpq takes it.
@@ -30,7 +31,7 @@ pub(super) struct Target {
 }
 
 /// Where the Postmaster is served over HTTP.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Http {
@@ -57,8 +58,8 @@ struct Part {
 }
 
 /// What the keys of a section are read into.
-trait Keys: DeserializeOwned + schemars::JsonSchema {}
-impl<T: DeserializeOwned + schemars::JsonSchema> Keys for T {}
+trait Keys: DeserializeOwned + JsonSchema {}
+impl<T: DeserializeOwned + JsonSchema> Keys for T {}
 
 pub(super) const DATABASE: &str = "database";
 pub(super) const POSTMASTER: &str = "postmaster";

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::de::DeTable;
 
@@ -23,7 +24,7 @@ pub(super) struct Worker {
 }
 
 /// The key that names a worker's function.
-#[derive(Deserialize, schemars::JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct Which {
     /// What the worker runs (`bgw_function_name`).

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -81,9 +83,7 @@ pub(super) struct Kept {
 }
 
 /// Settings for talking to a server.
-#[derive(
-    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Settings {
@@ -121,7 +121,7 @@ pub struct Settings {
 fn namespace<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {
-    let namespace = <String as serde::Deserialize>::deserialize(deserializer)?;
+    let namespace = String::deserialize(deserializer)?;
     let is_plain = |c: char| !c.is_control() && c != '/';
     if (1..=63).contains(&namespace.len()) && namespace.chars().all(is_plain) {
         return Ok(Some(namespace));

@@ -343,7 +343,7 @@ impl<R: Routine> Runner<R> {
                 let (context, tables) = (&self.context, R::tables(settings));
                 let locks = &mut self.table_locks;
                 let locked = locks.after(&error, attempt, &self.session, context, &tables);
-                let text = text + &locked.await;
+                let text = text + locked.await;
                 self.context.progress().failed(text.clone());
                 Ok(self.retry(settings, &text))
             }

@@ -44,12 +44,12 @@ pub use super::session::ConnectionKind;
 use super::session::Place;
 use crate::background_worker::{BackgroundWorker, StartTime};
 use crate::context::{Main, WorkerContext};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// The settings of one built-in worker.
-#[derive(
-    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Settings {
     #[serde(deserialize_with = "table::schema_name")]
@@ -101,17 +101,7 @@ pub const ROWS_FOLDED: &str = super::folding::ROWS_FOLDED;
 pub const TOTAL: &str = "total";
 
 /// How a built-in worker removes the deltas that it folds.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    serde::Serialize,
-    serde::Deserialize,
-    schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fold {
     /// Deletes them, a batch in each transaction. Other clients see nothing of it but the new total.

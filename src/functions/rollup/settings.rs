@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,7 +21,7 @@ const REJECTED: &str = "_rejected";
 const KEYS_MAX: usize = 32;
 
 /// What a roll-up adds up, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Settings {
     /// The table whose rows are consumed.
@@ -74,9 +75,7 @@ pub struct Settings {
 }
 
 /// What becomes of deltas that cannot be added: a sum that is out of range, a constraint, a trigger that raises.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnPoison {
     /// The deltas of their key wait, and are tried again; all others are folded.
@@ -87,7 +86,7 @@ pub enum OnPoison {
 }
 
 /// The spellings of the columns that are added up.
-#[derive(schemars::JsonSchema)]
+#[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "only its schema is used")]
 enum SumSchema {
