@@ -74,12 +74,12 @@
 //!   [`Event`].
 //! - How workers reach a server, on a few shared connections or on connections of their own: [`database`].
 //! - The built-in worker: [`worker_spi`].
-//! - A function of your own in a configuration file: `config::Function`. What a reload does: `reload`.
+//! - Workers from a configuration file: [`config`]; a function of your own in it: [`config::Function`]. What a reload does:
+//!   [`reload`].
 //! - The rules, without a clock: [`supervision`].
 //!
 //! | feature | brings |
 //! |---|---|
-//! | `config` | settings from a file, flags and the environment, with every mistake reported at once; functions by name, including yours; reload |
 //! | `embedded` | a private server from the PostgreSQL binaries of this machine |
 //! | `http` | the page and the endpoints, to mount in an actix-web application |
 //! | `testing` | for your tests: scripted workers, a probe that receives what they report, a clock that stands still |
