@@ -13,6 +13,9 @@ const RETRY_INITIAL: Duration = Duration::from_millis(10);
 /// The longest of these waits, unless the naptime is shorter.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// After this many retries in a row, the worker warns that its backlog waits, unless it has done so lately.
+pub(super) const RETRIES_UNTIL_WARNING: u32 = 8;
+
 /// The longest wait while something must be fixed, unless the naptime is longer.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 

@@ -13,6 +13,7 @@ use tracing::{debug, error, warn};
 use super::beside::Beside;
 pub(super) use super::outcome::{CycleError, Nap, Outcome, Waiting};
 use super::relation::Relation;
+pub(super) use super::remedy::RETRIES_UNTIL_WARNING;
 use super::remedy::{Patience, Remedy};
 use super::session::{Place, Session};
 use super::table_locks::TableLocks;
@@ -20,9 +21,6 @@ use crate::backoff::Spell;
 use crate::context::{WorkerContext, WorkerError};
 use crate::database::DatabaseError;
 use crate::latch::Wake;
-
-/// After this many retries in a row, the worker warns that its backlog waits, unless it has done so lately.
-pub(super) const RETRIES_UNTIL_WARNING: u32 = 8;
 
 /// After this many, at least a minute unless its naptime is shorter than a second, it warns in any case.
 const RETRIES_UNTIL_REMINDER: u32 = 64;

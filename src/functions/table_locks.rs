@@ -4,6 +4,7 @@ use super::advisory_lock::IN_THIS_DATABASE;
 use super::folding::comment;
 use super::quote::literal;
 use super::relation::Relation;
+use super::remedy::RETRIES_UNTIL_WARNING;
 use super::session::Session;
 use crate::context::WorkerContext;
 use crate::database::{DatabaseError, is_locked};
@@ -11,10 +12,8 @@ use crate::database::{DatabaseError, is_locked};
 /// The modes of table locks that keep others from writing (`pg_locks.mode`).
 const MODES: &str = "'{ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'";
 
-/// After this many attempts in a row that met a lock, and as many more, the sessions are looked for.
-const LOOK_EVERY: u32 = 8;
-
-/// Which sessions have locked a table of a worker, while a lock is in its way.
+/// Which sessions have locked a table of a worker, while a lock is in its way. They are looked for when that is told, and
+/// again after as many more attempts.
 #[derive(Debug, Default)]
 pub(super) struct TableLocks(String);
 
@@ -33,7 +32,7 @@ impl TableLocks {
     ) -> &str {
         if attempt == 1 || !error.sqlstate().is_some_and(is_locked) {
             self.0.clear();
-        } else if attempt.is_multiple_of(LOOK_EVERY) {
+        } else if attempt.is_multiple_of(RETRIES_UNTIL_WARNING) {
             self.0 = tokio::select! {
                 biased;
                 () = context.latch().stop_requested() => String::new(),

@@ -202,7 +202,7 @@ impl Queue {
         )
     }
 
-    /// A scalar that says why a fold must undo itself before it has done anything; NULL if it need not. `holds` is the
+    /// A scalar that says why a fold must undo itself before it has done anything, for [`undo`]; NULL if it need not. `holds` is the
     /// condition that its tables are what the worker knows of them.
     ///
     /// At one snapshot the deletion comes last, so a trigger on other totals would still find the deltas, and must not

@@ -1,5 +1,6 @@
 //! The mark of a run: its changes to the row of its job, and its entry in the ring of runs.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -59,10 +60,17 @@ impl Mark {
     }
 }
 
+/// The word with which a mark undoes itself in a transaction that did not claim the tick.
+const UNCLAIMED: &str = "unclaimed";
+
 /// What follows if the transaction is not the one that claimed the tick: a cast from text to a number fails and ends the
 /// transaction. The text depends on rows, or the planner would evaluate it.
-const IS_CLAIMED: &str = "CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format(\
-    'bgworker[unclaimed]: %s rows are this transaction''s', (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END";
+static IS_CLAIMED: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format('bgworker[{UNCLAIMED}]: %s rows are this transaction''s', \
+         (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END"
+    )
+});
 
 /// Whether a run was recorded.
 const WAS_RECORDED: &str = "EXISTS (SELECT FROM job) AS was_recorded";
@@ -83,7 +91,7 @@ pub(super) async fn mark(
         literal(&claimed.transaction),
         claimed.table
     );
-    let sql = sql(name, history, mark, (&is_same, IS_CLAIMED));
+    let sql = sql(name, history, mark, (&is_same, &IS_CLAIMED));
     connection.batch_execute("mark the tick", &sql).await
 }
 
@@ -169,7 +177,7 @@ fn changes(mark: &Mark) -> String {
 
 /// `true` for the error of [`mark`] in a transaction that did not claim the tick.
 pub(super) fn is_unclaimed(error: &DatabaseError) -> bool {
-    error.undone().is_some_and(|(word, _)| word == "unclaimed")
+    error.undone().is_some_and(|(word, _)| word == UNCLAIMED)
 }
 
 /// A duration as SQL.

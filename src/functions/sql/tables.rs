@@ -113,12 +113,15 @@ impl From<TablesError> for CycleError {
     }
 }
 
+/// The word with which [`write`] undoes itself.
+const CHANGED: &str = "tables changed";
+
 /// SQL that writes to the tables, as one transaction that first makes sure that they are as they were when they were
 /// looked at. [`are_changed`] tells the error if they are not.
 pub(super) fn write(seal: &str, sql: &str) -> String {
     format!(
         "{LOCK}; SELECT CASE WHEN {} OPERATOR(pg_catalog.=) {} THEN 0 ELSE pg_catalog.format(\
-         'bgworker[tables]: the tables in %s were changed', s.nspname)::pg_catalog.int4 END FROM pg_catalog.pg_namespace AS s \
+         'bgworker[{CHANGED}]: the tables in %s were changed', s.nspname)::pg_catalog.int4 END FROM pg_catalog.pg_namespace AS s \
          WHERE s.nspname OPERATOR(pg_catalog.=) '{SCHEMA}'; {sql}",
         *SEAL,
         literal(seal)
@@ -127,7 +130,7 @@ pub(super) fn write(seal: &str, sql: &str) -> String {
 
 /// `true` for the error of [`write`] if the tables are no longer as they were when they were looked at.
 pub(super) fn are_changed(error: &DatabaseError) -> bool {
-    error.undone().is_some_and(|(word, _)| word == "tables")
+    error.undone().is_some_and(|(word, _)| word == CHANGED)
 }
 
 /// Creates the tables, unless they exist, and looks at what exists: `trusted` are the owners that the settings trust.
