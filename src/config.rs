@@ -40,6 +40,22 @@ pub fn read_without_server(sources: &Sources, functions: &Functions) -> Result<S
     read_all(sources, functions, false)
 }
 
+/// Reads where instances of this configuration are served over HTTP, whatever mistakes the rest of it has: an instance may
+/// still run with what the file held before.
+///
+/// # Errors
+///
+/// Every mistake, if one of them may be about that.
+pub fn read_http(sources: &Sources, functions: &Functions) -> Result<Http, Problems> {
+    let (layered, mut problems) = sources.layer(functions);
+    let http: Http = layered.section(sections::HTTP, &mut problems);
+    let is_about_that = problems.concerns(sections::HTTP);
+    if is_about_that || (http.listen.is_none() && !problems.is_empty()) {
+        return problems.into_result(None);
+    }
+    Ok(http)
+}
+
 fn read_all(
     sources: &Sources,
     functions: &Functions,

@@ -21,6 +21,7 @@ mod runner;
 mod session;
 pub mod sql;
 mod table_locks;
+pub mod ticked;
 pub mod worker_spi;
 
 pub(crate) use self::function::SettingsSender;

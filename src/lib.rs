@@ -116,8 +116,7 @@ pub use self::context::{
     Figure, Histogram, JobReport, JobState, Main, MainFuture, Progress, Report, Run, RunUnderWay,
     UnderWay, WorkerContext, WorkerError,
 };
-pub use self::functions::worker_spi;
-pub use self::functions::{rollup, sql};
+pub use self::functions::{rollup, sql, ticked, worker_spi};
 pub use self::latch::{Latch, Wake};
 pub use self::postmaster::{
     EndedWorker, Event, EventKind, NoSystem, Postmaster, PostmasterExit, PostmasterHandle,

@@ -148,6 +148,20 @@ impl Schedule {
         }
     }
 
+    /// What the schedule was made from, as instances compare it: each version must write it the same way.
+    pub(crate) fn declaration(&self) -> String {
+        match &self.0 {
+            Kind::Every(every) => format!("Some({}) None UTC", seconds(*every)),
+            Kind::Cron(cron) => {
+                let (expression, zone) = cron.written();
+                let expression = expression.replace('\\', "\\\\").replace('"', "\\\"");
+                let expression = expression.replace('\t', "\\t").replace('\n', "\\n");
+                let expression = expression.replace('\r', "\\r");
+                format!("None Some(\"{expression}\") {zone}")
+            }
+        }
+    }
+
     /// What to write instead of an expression that is refused, if that is known.
     pub(crate) fn meant(expression: &str) -> Option<String> {
         meant::meant(expression)
@@ -170,6 +184,17 @@ impl Schedule {
     }
 }
 
+/// An interval of whole milliseconds: below a second in these, and from a second on in seconds, with the decimals it needs.
+fn seconds(milliseconds: i64) -> String {
+    if milliseconds < 1_000 {
+        return format!("{milliseconds}ms");
+    }
+    let (seconds, rest) = (milliseconds / 1_000, milliseconds % 1_000);
+    let decimals = format!(".{rest:03}");
+    let decimals = decimals.trim_end_matches('0').trim_end_matches('.');
+    format!("{seconds}{decimals}s")
+}
+
 /// The last multiple of an interval that is not after a time, plus `further` intervals.
 fn aligned(time: Timestamp, every: i64, further: i64) -> Option<Timestamp> {
     // Rounds towards the past, even for a time between two milliseconds before the epoch.
@@ -177,4 +202,41 @@ fn aligned(time: Timestamp, every: i64, further: i64) -> Option<Timestamp> {
     let turn = i64::try_from(milliseconds.div_euclid(i128::from(every))).ok()?;
     let tick = turn.checked_add(further)?.checked_mul(every)?;
     Timestamp::from_millisecond(tick).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_schedule_was_made_from_is_written_as_every_version_has_written_it() {
+        for (milliseconds, expected) in [
+            (50, "Some(50ms) None UTC"),
+            (999, "Some(999ms) None UTC"),
+            (1_000, "Some(1s) None UTC"),
+            (1_500, "Some(1.5s) None UTC"),
+            (60_001, "Some(60.001s) None UTC"),
+            (90_000, "Some(90s) None UTC"),
+            (86_400_000, "Some(86400s) None UTC"),
+        ] {
+            let every = Schedule::every(Duration::from_millis(milliseconds)).unwrap();
+            assert_eq!(every.declaration(), expected);
+        }
+        for (expression, zone, expected) in [
+            (
+                "15 2 * * *",
+                "Europe/Berlin",
+                "None Some(\"15 2 * * *\") Europe/Berlin",
+            ),
+            ("@daily", "UTC", "None Some(\"@daily\") UTC"),
+            (
+                " 0\t3 * * mon ",
+                "utc",
+                "None Some(\" 0\\t3 * * mon \") utc",
+            ),
+        ] {
+            let cron = Schedule::cron(expression, zone).unwrap();
+            assert_eq!(cron.declaration(), expected);
+        }
+    }
 }

@@ -5,9 +5,9 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bgworker::config::{ConfigFile, Functions, Problems, Settings, Sources};
+use bgworker::config::{ConfigFile, Functions, Http, Problems, Settings, Sources};
 use bgworker::schedule::Timestamp;
-use bgworker::sql;
+use bgworker::ticked::When;
 use clap::Args;
 use thiserror::Error;
 
@@ -77,13 +77,24 @@ pub(crate) fn read_without_server(
     Ok(settings?)
 }
 
-/// The job of this name.
-pub(crate) fn job<'s>(settings: &'s Settings, name: &str) -> Result<&'s sql::Settings, String> {
+/// Reads where an instance is served, though the file may have come to hold mistakes since it was started.
+pub(crate) fn read_http(configuration: &Configuration) -> Result<Http, ConfigurationError> {
+    let path = find(configuration.config.as_deref())?;
+    let text = read_text(&path)?;
+    let sources = sources(configuration, path, text)?;
+    Ok(bgworker::config::read_http(
+        &sources,
+        &Functions::built_in(),
+    )?)
+}
+
+/// When the work of this worker is done, if it can be done beside its schedule.
+pub(crate) fn when(settings: &Settings, name: &str) -> Result<When, String> {
     let mut workers = settings.workers.iter();
     let worker = workers
         .find(|worker| *worker.worker.name == *name)
         .ok_or_else(|| no_worker(name))?;
-    worker.function.settings().ok_or_else(|| {
+    worker.function.when().ok_or_else(|| {
         let function = worker.function.name();
         format!("the worker \"{name}\" is no job: it runs {function}, which naps between two cycles and has no ticks")
     })

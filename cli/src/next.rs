@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use bgworker::config::WorkerSettings;
 use bgworker::schedule::Timestamp;
-use bgworker::sql;
+use bgworker::ticked::When;
 use clap::Args;
 
 use crate::configuration::{self, Configuration};
@@ -38,7 +38,7 @@ pub(crate) fn next(arguments: &NextArguments) -> Exit {
     };
     let jobs: Vec<_> = settings.workers.iter().filter_map(job).collect();
     for name in &arguments.names {
-        if let Err(refusal) = configuration::job(&settings, name) {
+        if let Err(refusal) = configuration::when(&settings, name) {
             let _ = writeln!(io::stderr(), "{refusal}");
             return Exit::Failed;
         }
@@ -54,14 +54,13 @@ pub(crate) fn next(arguments: &NextArguments) -> Exit {
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH);
     let after = arguments.after.unwrap_or(now);
     let mut out = io::stdout().lock();
-    for (name, job) in jobs {
+    for (name, when) in jobs {
         let names = &arguments.names;
         if !names.is_empty() && !names.iter().any(|one| **one == *name) {
             continue;
         }
-        // The schedule was checked when the configuration was read.
         let _ = writeln!(out, "{name}");
-        let Ok(schedule) = job.schedule() else {
+        let Some(schedule) = when.schedule() else {
             let _ = writeln!(out, "  no ticks: it naps between two runs");
             continue;
         };
@@ -73,6 +72,6 @@ pub(crate) fn next(arguments: &NextArguments) -> Exit {
     Exit::Clean
 }
 
-fn job(worker: &WorkerSettings) -> Option<(&str, &sql::Settings)> {
-    Some((&worker.worker.name, worker.function.settings()?))
+fn job(worker: &WorkerSettings) -> Option<(&str, When)> {
+    Some((&worker.worker.name, worker.function.when()?))
 }

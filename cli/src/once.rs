@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use bgworker::config::{Server, Settings};
 use bgworker::database::Database;
 use bgworker::schedule::Timestamp;
-use bgworker::sql::{self, Once, OnceReport};
+use bgworker::ticked::{self, Once, OnceReport};
 use clap::Args;
 
 use crate::configuration::{self, Configuration};
@@ -55,7 +55,7 @@ pub(crate) fn once(arguments: &OnceArguments) -> Exit {
 }
 
 async fn run(arguments: &OnceArguments, settings: Settings) -> Result<OnceReport, Box<dyn Error>> {
-    let job = configuration::job(&settings, &arguments.name)?.clone();
+    let when = configuration::when(&settings, &arguments.name)?;
     let Server::Given { conninfo, .. } = settings.server else {
         return Err(
             "the private server runs only as long as bgworker does: name one with --database URL"
@@ -71,7 +71,7 @@ async fn run(arguments: &OnceArguments, settings: Settings) -> Result<OnceReport
     let interrupted = async {
         signals.stop().await;
     };
-    let report = sql::once(&database, &arguments.name, &job, once, interrupted).await;
+    let report = ticked::once(&database, &arguments.name, &when, once, interrupted).await;
     database.close().await;
     Ok(report?)
 }

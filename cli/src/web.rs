@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use actix_server::{Server, ServerHandle};
 use bgworker::PostmasterHandle;
-use bgworker::config::{Http, Setting, Settings};
+use bgworker::config::{Http, Setting, Settings, WorkerSettings};
 use thiserror::Error;
 use tracing::info;
 
@@ -47,7 +47,7 @@ pub(crate) struct Web(ServerHandle);
 // === impl Shown ===
 
 impl Shown {
-    /// Shows these settings from now on. The text of a job's statements is left out, since it may hold anything.
+    /// Shows these settings from now on. The values that a function hides are left out.
     pub(crate) fn show(&self, settings: &Settings) {
         let mut texts = vec![String::new(); settings.workers.len()];
         for Setting { key, value, .. } in &settings.shown {
@@ -55,15 +55,13 @@ impl Shown {
             let Some((index, key)) = worker.and_then(|rest| rest.split_once("].")) else {
                 continue;
             };
-            let Some(text) = index
-                .parse()
-                .ok()
-                .and_then(|index: usize| texts.get_mut(index))
-            else {
+            let Ok(index) = index.parse::<usize>() else {
                 continue;
             };
-            if key == "sql" {
-                text.push_str("# sql is not shown\n");
+            let WorkerSettings { function, .. } = &settings.workers[index];
+            let text = &mut texts[index];
+            if function.hides(key) {
+                text.extend(["# ", key, " is not shown\n"]);
             } else {
                 text.extend([key, " = ", &**value, "\n"]);
             }

@@ -77,6 +77,10 @@ impl Found {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// `true` if a mistake concerns a key that begins with `prefix`.
     pub(super) fn concerns(&self, prefix: &str) -> bool {
         self.0.iter().any(|problem| problem.key.starts_with(prefix))

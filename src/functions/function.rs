@@ -13,6 +13,7 @@ use serde::{Deserialize as _, Serialize};
 use tokio::sync::watch;
 
 use super::relation::Relation;
+use super::ticked::When;
 use crate::background_worker::{Access, BackgroundWorker};
 use crate::context::{Main, WorkerContext};
 use crate::keys;
@@ -33,6 +34,9 @@ pub trait Function: Send + Sync + 'static {
 
     /// The keys that a reload may change while the worker runs. A change to any other key replaces the worker.
     const IN_PLACE: &'static [&'static str] = &[];
+
+    /// The keys whose values are not shown to other people, since they may hold anything.
+    const HIDDEN: &'static [&'static str] = &[];
 
     /// The type that its keys are read into.
     type Settings: DeserializeOwned + Serialize + Clone + Send + Sync + 'static;
@@ -64,6 +68,13 @@ pub trait Function: Send + Sync + 'static {
     /// The key that asks for a session which lasts longer than a transaction. A pooler that hands out another one for each
     /// transaction (`prepare = false`) cannot give it: together they are a mistake.
     fn needs_session(&self, settings: &Self::Settings) -> Option<&'static str> {
+        let _ = settings;
+        None
+    }
+
+    /// When its work is done, if it is a job or work that naps: `bgworker next` shows its ticks, and `bgworker once` does the
+    /// work beside them.
+    fn when(&self, settings: &Self::Settings) -> Option<When> {
         let _ = settings;
         None
     }
@@ -140,6 +151,8 @@ trait Configured: Send + Sync {
     fn claims(&self) -> Vec<Claim>;
     fn objects(&self, role: &str) -> Objects;
     fn needs_session(&self) -> Option<&'static str>;
+    fn hidden(&self) -> &'static [&'static str];
+    fn when(&self) -> Option<When>;
     fn launch(&self) -> (Box<dyn Main>, SettingsSender);
 }
 
@@ -256,6 +269,14 @@ impl<F: Function> Configured for With<F> {
         self.function.needs_session(&self.settings)
     }
 
+    fn hidden(&self) -> &'static [&'static str] {
+        F::HIDDEN
+    }
+
+    fn when(&self) -> Option<When> {
+        self.function.when(&self.settings)
+    }
+
     fn launch(&self) -> (Box<dyn Main>, SettingsSender) {
         let (sender, receiver) = watch::channel(self.settings.clone());
         let send = move |changed: &FunctionSettings| {
@@ -287,6 +308,18 @@ impl FunctionSettings {
     #[must_use]
     pub fn objects(&self, role: &str) -> Objects {
         self.0.objects(role)
+    }
+
+    /// When its work is done, if it is a job or work that naps.
+    #[must_use]
+    pub fn when(&self) -> Option<When> {
+        self.0.when()
+    }
+
+    /// `true` if the value of this key is not shown, since it may hold anything.
+    #[must_use]
+    pub fn hides(&self, key: &str) -> bool {
+        self.0.hidden().contains(&key)
     }
 
     /// The value of each of its keys.

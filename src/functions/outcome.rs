@@ -26,6 +26,8 @@ pub(super) enum Outcome {
     Looked(Nap),
     /// There is nothing to do, but what failed earlier has not been made good: no success.
     Pending(Nap),
+    /// Its work was left to another session, which has not done it yet: neither a failure nor a success.
+    Left,
     /// Its work failed, for this reason, and it has dealt with the failure: the next cycle follows at once.
     Failed(String),
     /// It is to be tried again soon, for this reason: other clients were in the way, or what it needs was gone for a moment.

@@ -47,6 +47,11 @@ pub(super) struct Patience {
     undone: u32,
 }
 
+/// `true` if the connection was lost. Otherwise it still leads to a server that the worker cannot use.
+pub(super) fn is_lost(error: &DatabaseError) -> bool {
+    !matches!(error, DatabaseError::Statement { .. })
+}
+
 // === impl Remedy ===
 
 impl Remedy {

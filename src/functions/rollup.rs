@@ -93,7 +93,7 @@ impl Function for Rollup {
         let known = Known::default();
         move |context: WorkerContext| {
             let folding = Folding::new(ByKey::default(), known.clone());
-            runner::run(context, settings.clone(), folding)
+            runner::run(context, settings.clone(), Clone::clone, folding)
         }
     }
 }

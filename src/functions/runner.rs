@@ -14,7 +14,7 @@ use super::beside::Beside;
 pub(super) use super::outcome::{CycleError, Nap, Outcome, Waiting};
 use super::relation::Relation;
 pub(super) use super::remedy::RETRIES_UNTIL_WARNING;
-use super::remedy::{Patience, Remedy};
+use super::remedy::{Patience, Remedy, is_lost};
 use super::session::{Place, Session};
 use super::table_locks::TableLocks;
 use crate::backoff::Spell;
@@ -34,7 +34,7 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The work of a built-in function, one cycle at a time.
 pub(super) trait Routine {
     /// The settings of a worker, which a reload may change.
-    type Settings: Clone;
+    type Settings;
 
     /// How long a worker naps between two cycles.
     fn naptime(settings: &Self::Settings) -> Duration;
@@ -84,13 +84,14 @@ pub(super) struct Turn<'t, S> {
     pub(super) beside: &'t Beside,
 }
 
-/// Runs a routine until the worker is asked to stop, or cannot go on.
-pub(super) async fn run<R: Routine>(
+/// Runs a routine until the worker is asked to stop, or cannot go on. `read` makes its settings from what is received.
+pub(super) async fn run<R: Routine, S>(
     context: WorkerContext,
-    mut settings: watch::Receiver<R::Settings>,
+    mut changing: watch::Receiver<S>,
+    read: impl Fn(&S) -> R::Settings,
     routine: R,
 ) -> Result<(), WorkerError> {
-    let initial = settings.borrow_and_update().clone();
+    let initial = read(&changing.borrow_and_update());
     let latch = context.latch().clone();
     let session = tokio::select! {
         biased;
@@ -108,7 +109,7 @@ pub(super) async fn run<R: Routine>(
         table_locks: TableLocks::default(),
         first_nap: Some(fastrand::f64()),
     };
-    let end = runner.cycle_and_nap(initial, settings).await;
+    let end = runner.cycle_and_nap(initial, changing, read).await;
     drop(runner.routine);
     runner.session.close().await;
     end
@@ -145,16 +146,17 @@ enum Condition {
 // === impl Runner ===
 
 impl<R: Routine> Runner<R> {
-    async fn cycle_and_nap(
+    async fn cycle_and_nap<S>(
         &mut self,
         mut settings: R::Settings,
-        mut changing: watch::Receiver<R::Settings>,
+        mut changing: watch::Receiver<S>,
+        read: impl Fn(&S) -> R::Settings,
     ) -> Result<(), WorkerError> {
         self.promise(&settings);
         loop {
-            // One snapshot for each cycle, copied only if it is new.
-            if let Some(new) = what_is_new(&mut changing) {
-                settings = new;
+            // One snapshot for each cycle, read only if it is new.
+            if has_changed(&mut changing) {
+                settings = read(&changing.borrow());
                 self.promise(&settings);
             }
             let renewed = if std::mem::take(&mut self.renews) || self.session.is_closed() {
@@ -272,6 +274,7 @@ impl<R: Routine> Runner<R> {
                 self.reported = Condition::Well;
                 nap
             }
+            Outcome::Left => Nap::Usual,
             // A failure that was dealt with is not a lasting condition.
             Outcome::Failed(why) => {
                 progress.failed(why);
@@ -462,13 +465,7 @@ impl<R: Routine> Runner<R> {
     }
 }
 
-/// The settings, if they changed since the last call, whether or not their sender still exists.
-fn what_is_new<S: Clone>(changing: &mut watch::Receiver<S>) -> Option<S> {
-    let latest = changing.borrow_and_update();
-    latest.has_changed().then(|| latest.clone())
-}
-
-/// `true` if the connection was lost. Otherwise it still leads to a server that the worker cannot use.
-fn is_lost(error: &DatabaseError) -> bool {
-    !matches!(error, DatabaseError::Statement { .. })
+/// `true` if the settings changed since the last call, whether or not their sender still exists.
+fn has_changed<S>(changing: &mut watch::Receiver<S>) -> bool {
+    changing.borrow_and_update().has_changed()
 }

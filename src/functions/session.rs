@@ -68,6 +68,17 @@ pub(super) enum Probe {
     Own(Rc<Connection>, Statement),
 }
 
+// === impl Place ===
+
+impl Place<'_> {
+    /// The home connection of the database that the connection settings name.
+    pub(super) const HOME: Self = Self {
+        dbname: None,
+        connection: ConnectionKind::Home,
+        in_order: false,
+    };
+}
+
 // === impl Probe ===
 
 impl Probe {

@@ -134,7 +134,7 @@ pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
     let known = Known::default();
     move |context: WorkerContext| {
         let folding = Folding::new(OneTotal::default(), known.clone());
-        runner::run(context, settings.clone(), folding)
+        runner::run(context, settings.clone(), Clone::clone, folding)
     }
 }
 

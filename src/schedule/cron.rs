@@ -22,6 +22,8 @@ pub(super) struct Cron {
     is_wild: bool,
     /// An hour and a minute that match on each day that matches, to test a day with.
     some_time: (i8, i8),
+    /// The expression and the name of the zone, as they were given.
+    written: Box<(String, String)>,
 }
 
 // === impl Cron ===
@@ -34,6 +36,7 @@ impl Cron {
             let nickname = expression.trim().to_owned();
             return Err(InvalidSchedule::Nickname { nickname });
         };
+        let written = Box::new((expression.to_owned(), zone.to_owned()));
         let zone = TimeZoneDatabase::bundled().get(zone);
         let zone = zone.map_err(|_| InvalidSchedule::Zone)?;
         let all: Vec<_> = expression.split_whitespace().collect();
@@ -63,11 +66,18 @@ impl Cron {
             zone,
             is_wild,
             some_time,
+            written,
         };
         if cron.next(Timestamp::UNIX_EPOCH).is_none() {
             return Err(InvalidSchedule::Never);
         }
         Ok(cron)
+    }
+
+    /// The expression and the name of the zone, as they were given.
+    pub(super) fn written(&self) -> (&str, &str) {
+        let (expression, zone) = &*self.written;
+        (expression, zone)
     }
 
     /// The first tick after a time.

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bgworker::http::{JobSnapshot, Snapshot};
-use bgworker::sql::{self, Once};
 use bgworker::supervision::Shutdown;
+use bgworker::ticked::{self, Once};
 use bgworker::{JobState, Report};
 
 use crate::http::is_ready;
@@ -66,7 +66,7 @@ async fn a_tick_that_is_given_up_is_seen_on_each_instance_until_one_is_done_and_
         assert!(is_ready(&instance.postmaster).await);
     }
     let counts = [report(&one).await, report(&other).await];
-    for name in [sql::RUNS, sql::FAILED_RUNS, sql::GIVEN_UP] {
+    for name in [ticked::RUNS, ticked::FAILED_RUNS, ticked::GIVEN_UP] {
         let all: u64 = counts.iter().map(|report| report.count(name)).sum();
         assert_eq!(all, 1, "{name}");
     }
@@ -110,16 +110,36 @@ async fn a_tick_that_another_instance_gave_up_is_seen_while_a_later_one_is_tried
 }
 
 #[actix::test]
+async fn a_job_that_was_given_up_stays_so_while_another_session_has_its_row() {
+    let db = stage().await;
+    let (instance, _) = daily(&db).await;
+    db.execute(BEFORE_TICK).await;
+    is_in_state(&instance, JobState::GivenUp).await;
+    let other = db.connect().await;
+    // It keeps claims away, and not this change.
+    let lock = "BEGIN; SELECT FROM bgworker.job FOR KEY SHARE";
+    other.batch_execute("run", lock).await.unwrap();
+    db.execute(DUE_AGAIN).await;
+    for _ in 0..20 {
+        instance.postmaster.sighup();
+        tokio::time::sleep(Duration::from_millis(100)).await; // several looks, of which nothing must be seen
+        assert_eq!(job(&instance).await.unwrap().0, JobState::GivenUp);
+    }
+    other.close().await;
+    instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
 async fn a_run_by_hand_that_succeeds_makes_a_tick_good_that_was_given_up() {
     let db = stage().await;
     let (instance, keys) = daily(&db).await;
     db.execute(BEFORE_TICK).await;
     is_in_state(&instance, JobState::GivenUp).await;
     let settings = settings_of(&db, &[("j".to_owned(), &keys)]);
-    let job = settings.workers[0].function.settings::<sql::Settings>();
+    let when = settings.workers[0].function.when().unwrap();
     let run = || {
         let never = std::future::pending();
-        sql::once(&db.database, "j", job.unwrap(), Once::default(), never)
+        ticked::once(&db.database, "j", &when, Once::default(), never)
     };
     run().await.unwrap_err();
     let asked = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' \
@@ -217,7 +237,7 @@ async fn a_job_that_stands_by_is_no_failure_and_says_what_to_do_and_whether_it_r
     let newer = Instance::on(database(db.conninfo()), &db, &every("2h", EFFECT)).await;
     is_in_state(&newer, JobState::Idle).await;
     is_in_state(&older, JobState::DeclaredDifferently).await;
-    assert_eq!(report(&older).await.level(sql::NEXT_TICK), None);
+    assert_eq!(report(&older).await.level(ticked::NEXT_TICK), None);
     let (_, why) = job(&older).await.unwrap();
     let why = why.unwrap();
     assert!(
@@ -279,7 +299,7 @@ async fn a_row_that_is_made_again_is_no_success_and_makes_no_failure_good() {
 async fn shown(instance: &Instance) -> (Option<JobSnapshot>, Option<i64>) {
     let snapshot = Snapshot::take(&instance.postmaster).await.unwrap();
     let worker = snapshot.workers.into_iter().next().unwrap();
-    let next = worker.figures.get(sql::NEXT_TICK).copied();
+    let next = worker.figures.get(ticked::NEXT_TICK).copied();
     (worker.job, next)
 }
 

@@ -2,7 +2,7 @@
 
 use bgworker::database::{ConnInfo, Database, Settings};
 use bgworker::supervision::Shutdown;
-use bgworker::{JobReport, JobState, sql};
+use bgworker::{JobReport, JobState, ticked};
 use tracing::Level;
 
 use crate::http::is_ready;
@@ -67,10 +67,10 @@ async fn instances_that_share_a_job_in_different_schemas_say_so_and_a_namespace_
     three.postmaster.sighup();
     has_run(&db).await;
     let settings = crate::jobs::settings_of(&db, &[("j".to_owned(), &keys)]);
-    let settings = settings.workers[0].function.settings::<sql::Settings>();
+    let when = settings.workers[0].function.when().unwrap();
     let never = std::future::pending();
     let apart = tenant("three", Settings::default().namespace("three"));
-    sql::once(&apart, "j", settings.unwrap(), sql::Once::default(), never)
+    ticked::once(&apart, "j", &when, ticked::Once::default(), never)
         .await
         .unwrap();
     assert_eq!(runs(&db, "name = 'three/j' AND outcome = 'once'").await, 1);

@@ -8,7 +8,7 @@ use bgworker::reload::InForce;
 use bgworker::supervision::{Limits, Shutdown};
 use bgworker::{
     Access, BackgroundWorker, JobState, Postmaster, PostmasterHandle, RestartTime, WorkerContext,
-    sql,
+    ticked,
 };
 
 use crate::support::database::TestDatabase;
@@ -328,7 +328,7 @@ async fn a_new_job_does_not_run_for_the_past_and_a_changed_schedule_begins_with_
         }
     };
     eventually("it has looked", || async {
-        reports(sql::NEXT_TICK).await.is_some()
+        reports(ticked::NEXT_TICK).await.is_some()
     })
     .await;
     assert_eq!(db.value::<i64>("SELECT count(*) FROM effect").await, 0);
@@ -525,7 +525,7 @@ async fn a_job_on_a_standby_naps_and_records_nothing() {
         let workers = instance.postmaster.workers().await.unwrap();
         workers.registered[0].report.clone()
     };
-    eventually("it runs", async || report().await.count(sql::RUNS) > 3).await;
+    eventually("it runs", async || report().await.count(ticked::RUNS) > 3).await;
     assert!(report().await.last_error.is_none());
     let untouched = "SELECT to_regnamespace('bgworker') IS NULL";
     assert!(db.value::<bool>(untouched).await);

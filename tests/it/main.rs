@@ -34,6 +34,7 @@ mod isolation;
 mod job_health;
 mod job_history;
 mod job_identity;
+mod job_in_rust;
 mod job_looks;
 mod job_sessions;
 mod job_trouble;

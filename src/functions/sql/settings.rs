@@ -1,24 +1,20 @@
 //! The configuration keys of a job.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use super::job;
-use super::statements::{self, Statement};
-use crate::background_worker::{BackgroundWorker, Backoff, RestartTime, StartTime};
-use crate::database::{Database, DatabaseError};
+use super::work::Statements;
+use crate::background_worker::{BackgroundWorker, RestartTime, StartTime};
 use crate::functions::function::Mistake;
-use crate::functions::session::{ConnectionKind, Place, Session};
+use crate::functions::session::ConnectionKind;
+use crate::functions::ticked::{Isolation, Job, Missed, Naps, When};
 use crate::regular_file;
-use crate::schedule::{InvalidSchedule, Schedule, Timestamp};
+use crate::schedule::{InvalidSchedule, Schedule};
 use crate::spelling;
-
-/// The time after its timeout within which a run releases its row, even if its instance is frozen.
-const LET_GO_WITHIN: Duration = Duration::from_secs(15);
 
 /// What a job does, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -80,45 +76,6 @@ pub struct Settings {
     pub(super) restart_time: RestartTime,
 }
 
-/// What becomes of missed ticks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Missed {
-    /// All of them are one run, with the newest tick.
-    #[default]
-    Once,
-    /// They are dropped.
-    Skip,
-    /// Each is run, the oldest first: at most the last 1,000.
-    Each,
-}
-
-/// The isolation level of a run's transaction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Isolation {
-    /// Each statement finds what was committed before it.
-    #[default]
-    #[serde(rename = "read committed")]
-    ReadCommitted,
-    /// All statements find what was committed before the run.
-    #[serde(rename = "repeatable read")]
-    RepeatableRead,
-    /// The run is as if no other transaction ran at the same time.
-    #[serde(rename = "serializable")]
-    Serializable,
-}
-
-/// The job that settings describe.
-#[derive(Clone, Debug)]
-pub(super) struct Job {
-    /// Its name in the database.
-    pub(super) name: String,
-    pub(super) statements: Vec<Statement>,
-    pub(super) schedule: Schedule,
-    /// A digest of the schedule, and one of the statements and `transaction`.
-    pub(super) declared: String,
-}
-
 /// An optional duration.
 mod optional {
     use std::time::Duration;
@@ -150,29 +107,11 @@ fn attempts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D:
     Ok(u32::try_from(attempts).unwrap_or(u32::MAX))
 }
 
-// === impl Isolation ===
-
-impl Isolation {
-    /// The level in SQL.
-    pub(super) fn sql(self) -> &'static str {
-        match self {
-            Self::ReadCommitted => "READ COMMITTED",
-            Self::RepeatableRead => "REPEATABLE READ",
-            Self::Serializable => "SERIALIZABLE",
-        }
-    }
-
-    /// `true` if all statements of a transaction find the same snapshot.
-    pub(super) fn has_one_snapshot(self) -> bool {
-        self != Self::ReadCommitted
-    }
-}
-
 // === impl Settings ===
 
 impl Settings {
     fn unset_attempts() -> u32 {
-        3
+        Job::ATTEMPTS
     }
 
     fn unset_transaction() -> bool {
@@ -180,20 +119,11 @@ impl Settings {
     }
 
     fn unset_timeout() -> Duration {
-        Duration::from_secs(3_600)
+        Job::TIMEOUT
     }
 
     fn unset_history() -> u32 {
-        20
-    }
-
-    /// Where its looks run; its statements run on another connection.
-    pub(super) fn place(&self) -> Place<'_> {
-        Place {
-            dbname: self.database.as_deref(),
-            connection: ConnectionKind::Home,
-            in_order: true,
-        }
+        Job::HISTORY
     }
 
     /// The zone of its schedule.
@@ -261,8 +191,7 @@ impl Settings {
                 .is_none()
                 .then(|| mistake.hint("set one of them"));
         };
-        let statements =
-            statements::split(sql).and_then(|split| statements::check(&split, self.transaction));
+        let statements = Statements::of(sql, self.transaction);
         statements
             .err()
             .map(|error| Mistake::new(key, error.to_string()))
@@ -358,69 +287,55 @@ impl Settings {
         }
     }
 
-    /// The job of a worker that these settings describe. `check` has reported any errors.
-    pub(super) fn job(
-        &self,
-        worker: &str,
-        database: Option<&Database>,
-    ) -> Result<Job, Box<dyn std::error::Error + Send + Sync>> {
+    /// When its statements are run, and by which rules. `check` has reported any errors.
+    pub(super) fn when(&self) -> Result<When, Arc<str>> {
+        match self.naptime {
+            None => self.job().map(When::Ticks),
+            Some(_) => self.naps().map(When::Naps),
+        }
+    }
+
+    /// The job that they are, unless they nap.
+    pub(super) fn job(&self) -> Result<Job, Arc<str>> {
+        let schedule = self.schedule().map_err(why)?;
+        Ok(self.job_at(schedule, self.statements()?))
+    }
+
+    /// What is done after each nap, if they nap.
+    pub(super) fn naps(&self) -> Result<Naps, Arc<str>> {
+        // No tick of it is asked for.
+        let schedule = Schedule::every(Schedule::EVERY_MIN).map_err(why)?;
+        let job = self.job_at(schedule, self.statements()?);
+        Ok(Naps::between(self.naptime.unwrap_or_default(), job))
+    }
+
+    fn statements(&self) -> Result<Statements, Arc<str>> {
         let sql = self.sql.as_deref().unwrap_or_default();
-        let statements = statements::split(sql)?;
-        statements::check(&statements, self.transaction)?;
-        let when = format!("{:?} {:?} {}", self.every, self.cron, self.zone());
-        let namespace = database.and_then(|database| database.settings().namespace.as_deref());
-        Ok(Job {
-            name: match namespace {
-                Some(namespace) => format!("{namespace}/{worker}"),
-                None => worker.to_owned(),
-            },
-            statements,
-            schedule: match self.naptime {
-                // A job that naps asks for no tick.
-                Some(_) => Schedule::every(Schedule::EVERY_MIN)?,
-                None => self.schedule()?,
-            },
-            declared: format!(
-                "{}-{}",
-                digest(&when),
-                digest(&format!("{} {sql}", self.transaction))
-            ),
-        })
+        Statements::of(sql, self.transaction).map_err(why)
     }
 
-    /// The longest time in which a run ends and releases its row, even if its instance is frozen.
-    pub(super) fn longest_run(&self) -> Duration {
-        self.timeout.saturating_add(LET_GO_WITHIN)
-    }
-
-    /// How long after a failed attempt the next one follows; `None` if it was the last.
-    pub(super) fn retry_in(&self, attempt: u32) -> Option<Duration> {
-        let wait = match self.restart_time {
-            RestartTime::After(interval) => interval,
-            RestartTime::Backoff(Backoff { initial, max, .. }) => {
-                crate::backoff::doubled(initial, attempt.saturating_sub(1), max)
-            }
-            RestartTime::Never => return None,
+    fn job_at(&self, schedule: Schedule, statements: Statements) -> Job {
+        let (sql, has_windows) = (
+            self.sql.as_deref().unwrap_or_default(),
+            statements.have_windows(),
+        );
+        let job = if self.transaction {
+            Job::in_transaction(schedule, self.isolation, sql, statements)
+        } else {
+            Job::outside(schedule, sql, statements)
         };
-        (attempt < self.attempts).then_some(wait)
+        job.of_statements(has_windows)
+            .missed(self.missed)
+            .attempts(self.attempts, self.restart_time)
+            .timeout(self.timeout)
+            .history(self.history)
+            .on(self.connection, self.database.clone())
     }
 }
 
-// === impl Job ===
-
-impl Job {
-    /// Declares the job, unless it is already declared that way. A new job begins with its next tick.
-    pub(super) async fn declare(
-        &self,
-        session: &Session,
-        seal: &str,
-        by: &str,
-        now: Timestamp,
-    ) -> Result<(), DatabaseError> {
-        let newest = self.schedule.newest(now).unwrap_or(now);
-        let declaration = (&*self.name, &*self.declared, by);
-        job::declare(session, seal, declaration, (newest, now)).await
-    }
+/// What is wrong, to be shared.
+fn why(error: impl std::error::Error) -> Arc<str> {
+    error.to_string().into()
 }
 
 /// The time zone that is likely meant: one whose name ends in this word, or else the nearest.
@@ -437,14 +352,4 @@ fn zone_like(word: &str) -> Option<String> {
         .map(String::as_str);
     let near = || spelling::nearest(&word, zones.iter().map(String::as_str));
     city.or_else(near).map(str::to_owned)
-}
-
-/// Sixteen hexadecimal digits that tell one text from another.
-pub(super) fn digest(text: &str) -> String {
-    let bytes = Sha256::digest(text.as_bytes());
-    bytes
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }

@@ -1,15 +1,13 @@
-//! The statements of a run, one by one within its time.
+//! The work of a job in SQL: its statements, one by one within the time of the run.
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::failure::Failure;
-use super::job::{Borrowed, Claimed};
-use super::run::{CONFLICTS_MAX, Run};
-use crate::database::{CANCELLED, Connection, DatabaseError, is_conflict, is_for_no_transaction};
+use super::statements::{InvalidStatements, Statement, check, split};
+use crate::database::{CANCELLED, Connection, DatabaseError, is_for_no_transaction};
+use crate::functions::ticked::{Failure, Tick, Work, WorkFuture, time_is_over};
 
 /// How much later than the server bgworker gives up on a statement.
 const SLACK: Duration = Duration::from_secs(1);
@@ -25,79 +23,54 @@ const BOUND: &str = "SELECT pg_catalog.set_config('statement_timeout', $1, true)
 const BOUND_OUTSIDE: &str = "SELECT pg_catalog.set_config('statement_timeout', $1, false), \
     pg_catalog.set_config('idle_session_timeout', '10s', false)";
 
-// === impl Run ===
+/// What statements that count a window read.
+const WINDOW: &str = "bgworker.previous_tick";
 
-impl Run<'_> {
-    /// Runs the statements, and then the constraints that they deferred; again if they conflicted with another
-    /// transaction, unless they would find the same snapshot.
-    pub(super) async fn work_through_conflicts(
-        &self,
-        connection: &Connection,
-        claimed: &Claimed,
-        tick: Timestamp,
-    ) -> Result<u64, Failure> {
-        // The tick is set before the savepoint, so that going back to the savepoint keeps it.
-        let mut before = format!(
-            "SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
-             pg_catalog.set_config('bgworker.previous_tick', '{}', true); SAVEPOINT run",
-            claimed.row.last_done
-        );
-        let mut conflicts = 0;
-        loop {
-            // Sent together with the first statement.
-            let (begun, worked) = tokio::join!(
-                connection.batch_execute("begin the run", &before),
-                self.work(connection, Some("SET CONSTRAINTS ALL IMMEDIATE"))
-            );
-            begun.map_err(Failure::of)?;
-            let failed = worked.as_ref().err().and_then(Failure::sqlstate);
-            let is_last = conflicts == CONFLICTS_MAX || self.settings.isolation.has_one_snapshot();
-            if is_last || !failed.is_some_and(is_conflict) {
-                return worked;
-            }
-            conflicts += 1;
-            "ROLLBACK TO SAVEPOINT run".clone_into(&mut before);
-        }
+/// The statements of a job.
+#[derive(Debug)]
+pub(super) struct Statements(Box<[Statement]>);
+
+/// Where statements run, and for how long at most.
+#[derive(Clone, Copy)]
+struct Bounds<'r> {
+    connection: &'r Connection,
+    in_transaction: bool,
+    timeout: Duration,
+}
+
+// === impl Statements ===
+
+impl Statements {
+    /// The statements of a text, for a job that is one transaction or none.
+    pub(super) fn of(sql: &str, in_transaction: bool) -> Result<Self, InvalidStatements> {
+        let statements = split(sql)?;
+        check(&statements, in_transaction)?;
+        Ok(Self(statements.into()))
     }
 
-    /// Runs the statements one by one, and returns the number of rows written. `then` is sent together with the last
-    /// one. What the server says meanwhile is logged under the worker's name.
-    pub(super) async fn work(
-        &self,
-        connection: &Connection,
-        then: Option<&str>,
-    ) -> Result<u64, Failure> {
-        connection.log_notices_of(Some(self.name));
-        let worked = self.work_one_by_one(connection, then).await;
-        connection.log_notices_of(None);
-        worked
+    /// `true` if they read where the window of their tick begins.
+    pub(super) fn have_windows(&self) -> bool {
+        let mut statements = self.0.iter();
+        statements.any(|statement| statement.sql.contains(WINDOW))
     }
 
-    async fn work_one_by_one(
-        &self,
-        connection: &Connection,
-        then: Option<&str>,
-    ) -> Result<u64, Failure> {
+    /// Runs them one by one, and returns the number of rows written. `then` is sent together with the last one.
+    async fn run_within(&self, bounds: Bounds<'_>, then: Option<&str>) -> Result<u64, Failure> {
+        let Bounds {
+            connection,
+            timeout,
+            ..
+        } = bounds;
         let begin = Instant::now();
         let mut written = 0_u64;
-        let last = self.job.statements.len().saturating_sub(1);
-        for (index, statement) in self.job.statements.iter().enumerate() {
+        let last = self.0.len().saturating_sub(1);
+        for (index, statement) in self.0.iter().enumerate() {
             // The first statement has the whole timeout, which is already set.
-            let left = self.settings.timeout.saturating_sub(begin.elapsed());
+            let left = timeout.saturating_sub(begin.elapsed());
             let shorten = async {
                 match index {
                     0 => Ok(()),
-                    _ => {
-                        let bound = if self.settings.transaction {
-                            BOUND
-                        } else {
-                            BOUND_OUTSIDE
-                        };
-                        let left = left.as_millis().max(1).to_string();
-                        let parameters: [Borrowed<'_>; 1] = [(&left, Type::TEXT)];
-                        let bounding = connection.query("bound the run", bound, &parameters);
-                        bounding.await.map(drop)
-                    }
+                    _ => bounds.shorten(left).await,
                 }
             };
             let deadline = left + SLACK;
@@ -115,12 +88,10 @@ impl Run<'_> {
             };
             let (shortened, ran, followed) = tokio::join!(shorten, running, following);
             shortened.map_err(Failure::of)?;
-            let rows = ran.map_err(|error| self.failure(index, error, begin.elapsed()))?;
+            let rows = ran.map_err(|error| self.failure(bounds, index, error, begin.elapsed()))?;
             followed.map_err(|error| {
-                let hint = self.time_is_over(&error, begin.elapsed());
-                let mut failure = Failure::of(error);
-                failure.why += &hint;
-                failure
+                let why = format!("{error}{}", bounds.over(&error, begin.elapsed()));
+                Failure::saying(why, error)
             })?;
             if statement.writes_rows() {
                 written = written.saturating_add(rows);
@@ -129,20 +100,15 @@ impl Run<'_> {
         Ok(written)
     }
 
-    /// What there is to say of a statement that was cancelled because the time of its run was over.
-    fn time_is_over(&self, error: &DatabaseError, took: Duration) -> String {
-        let timeout = self.settings.timeout;
-        let is_over = took + PRECISION >= timeout && error.sqlstate() == Some(CANCELLED);
-        if !is_over {
-            return String::new();
-        }
-        let timeout = humantime::format_duration(timeout);
-        format!(": the job's \"timeout\" of {timeout} was over")
-    }
-
     /// Says which statement failed after this time of the run, and why.
-    fn failure(&self, index: usize, error: DatabaseError, took: Duration) -> Failure {
-        let (number, statement) = (index + 1, &self.job.statements[index]);
+    fn failure(
+        &self,
+        bounds: Bounds<'_>,
+        index: usize,
+        error: DatabaseError,
+        took: Duration,
+    ) -> Failure {
+        let (number, statement) = (index + 1, &self.0[index]);
         let place = match error.position() {
             Some(character) => {
                 let (line, character) = statement.place(character);
@@ -151,7 +117,7 @@ impl Run<'_> {
             None => format!("line {}", statement.line),
         };
         let hint = match error.sqlstate() {
-            Some(code) if self.settings.transaction && is_for_no_transaction(code) => {
+            Some(code) if bounds.in_transaction && is_for_no_transaction(code) => {
                 if statement.sets() {
                     ": set the key \"isolation\" instead"
                 } else {
@@ -160,11 +126,46 @@ impl Run<'_> {
             }
             _ => "",
         };
-        let over = self.time_is_over(&error, took);
-        Failure {
-            why: format!("statement {number} ({place}): {error}{hint}{over}"),
-            ran_over: matches!(error, DatabaseError::StatementDeadline { .. }),
-            error: Some(error),
+        let over = bounds.over(&error, took);
+        let why = format!("statement {number} ({place}): {error}{hint}{over}");
+        Failure::of_statement(why, error)
+    }
+}
+
+impl Work for Statements {
+    fn run<'r>(&'r self, tick: &'r Tick<'_>) -> WorkFuture<'r> {
+        let bounds = Bounds {
+            connection: tick.connection(),
+            in_transaction: tick.is_in_transaction(),
+            timeout: tick.timeout(),
+        };
+        Box::pin(self.run_within(bounds, tick.take_then()))
+    }
+}
+
+// === impl Bounds ===
+
+impl Bounds<'_> {
+    /// Has the server cancel the next statement after this time.
+    async fn shorten(self, left: Duration) -> Result<(), DatabaseError> {
+        let bound = if self.in_transaction {
+            BOUND
+        } else {
+            BOUND_OUTSIDE
+        };
+        let left = left.as_millis().max(1).to_string();
+        let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&left, Type::TEXT)];
+        let bounding = self.connection.query("bound the run", bound, &parameters);
+        bounding.await.map(drop)
+    }
+
+    /// What there is to say of a statement that was cancelled because the time of its run was over.
+    fn over(self, error: &DatabaseError, took: Duration) -> String {
+        let is_over = took + PRECISION >= self.timeout && error.sqlstate() == Some(CANCELLED);
+        if is_over {
+            format!(": {}", time_is_over(self.timeout))
+        } else {
+            String::new()
         }
     }
 }

@@ -217,7 +217,7 @@ fn not_made(row: &Row) -> TablesError {
 }
 
 /// The statements that create the tables, and let a role run jobs.
-pub(super) fn objects(role: &str) -> Vec<String> {
+pub(in crate::functions) fn objects(role: &str) -> Vec<String> {
     let statements = CREATE.split("; ").map(str::to_owned);
     statements.chain(grant(role)).collect()
 }

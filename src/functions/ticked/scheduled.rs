@@ -6,24 +6,25 @@ mod state;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use self::state::clock_at;
 use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_at, due_for};
 use super::elsewhere::{ELSEWHERE, Elsewhere};
-use super::job::{JobRow, Look};
+use super::job::Job;
 use super::locker::UndoneClaim;
 use super::lost::Losses;
 use super::past::{Ended, How, Past};
+use super::row::{JobRow, Look};
 use super::run::{Ran, Run};
-use super::settings::{Job, Settings};
 use super::tables;
 use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
-use crate::context::{JobState, WorkerContext};
+use crate::context::{JobState, Main, WorkerContext};
 use crate::database::{Database, DatabaseError, ErrorClass, is_denied, is_missing};
 use crate::functions::relation::Relation;
-use crate::functions::runner::{CycleError, Nap, Outcome, Routine, Turn};
+use crate::functions::runner::{self, CycleError, Nap, Outcome, Routine, Turn};
 use crate::functions::session::{Place, Session};
 use crate::schedule::Timestamp;
 
@@ -33,14 +34,16 @@ const NAPTIME: Duration = Duration::from_secs(10);
 /// Why a cycle is over whose worker found other tables than before.
 const CHANGED: &str = "the tables of jobs were changed, and are looked at again";
 
+/// Why a job without a transaction cannot be run.
+const NO_SESSION: &str = "\"transaction = false\" takes a lock of a session, which cannot be had behind a pooler that hands out another \
+    one for each transaction (\"prepare = false\")";
+
 /// Why a tick is left for a while.
 const UNRECORDED: &str =
     "a transaction that had its row was undone: the instance that ran it may still record that";
 
 /// The routine of a job with ticks.
-pub(super) struct Scheduled {
-    /// The settings, and the job that they describe.
-    job: Option<(Settings, Arc<Job>)>,
+pub(in crate::functions) struct Scheduled {
     lasting: Arc<Lasting>,
     /// What the tables were when they were looked at; `None` if that is still to be done.
     seal: Option<String>,
@@ -56,7 +59,7 @@ pub(super) struct Scheduled {
 
 /// What outlives an incarnation.
 #[derive(Debug, Default)]
-pub(super) struct Lasting {
+pub(in crate::functions) struct Lasting {
     /// What this registration runs the job with, once it has declared the job: a restart does not declare it again.
     declared_as: OnceLock<String>,
     /// The `history` that the kept runs were made to fit.
@@ -91,9 +94,8 @@ impl Lasting {
 // === impl Scheduled ===
 
 impl Scheduled {
-    pub(super) fn new(lasting: Arc<Lasting>) -> Self {
+    pub(in crate::functions) fn new(lasting: Arc<Lasting>) -> Self {
         Self {
-            job: None,
             lasting,
             seal: None,
             was_ready: false,
@@ -102,23 +104,6 @@ impl Scheduled {
             undone: UndoneClaim::default(),
             interrupted: None,
             shared: None,
-        }
-    }
-
-    /// The job that the settings describe; computed when they change.
-    fn job(
-        &mut self,
-        settings: &Settings,
-        context: &WorkerContext,
-    ) -> Result<Arc<Job>, CycleError> {
-        match &self.job {
-            Some((known, job)) if known == settings => Ok(Arc::clone(job)),
-            _ => {
-                let job = settings.job(context.name(), context.database());
-                let job = Arc::new(job.map_err(CycleError::Unusable)?);
-                self.job = Some((settings.clone(), Arc::clone(&job)));
-                Ok(job)
-            }
         }
     }
 
@@ -148,17 +133,56 @@ impl Scheduled {
         ))
     }
 
+    /// What the tables are, which are looked at first if that is still to be done.
+    async fn seal(
+        &mut self,
+        session: &Session,
+        context: &WorkerContext,
+    ) -> Result<String, CycleError> {
+        if let Some(seal) = &self.seal {
+            return Ok(seal.clone());
+        }
+        let settings = context.database().map(Database::settings);
+        let trusted = settings.map_or(&[][..], |settings| &settings.trusted_owners);
+        let seal = tables::make(session, trusted).await?;
+        Ok(self.seal.insert(seal).clone())
+    }
+
+    /// Decides what follows from a look that failed.
+    fn looked_in_vain(&mut self, error: DatabaseError) -> Result<Outcome, DatabaseError> {
+        if tables::are_changed(&error) {
+            self.seal = None;
+            return Ok(Outcome::Again(CHANGED.into()));
+        }
+        if error.sqlstate().is_some_and(is_missing) {
+            self.forget();
+            let gone = "the tables of jobs are gone, and are made again";
+            return Ok(Outcome::Again(gone.into()));
+        }
+        self.looks_again_after(&error);
+        Err(error)
+    }
+
     /// Runs the tick that is due, and reports if it could not be begun for too long.
     async fn run_due(
         &mut self,
         session: &Session,
-        run: &Run<'_>,
+        mut run: Run<'_>,
         context: &WorkerContext,
         (row, now): (&JobRow, Timestamp),
         tick: Timestamp,
     ) -> Result<Outcome, DatabaseError> {
+        let in_transaction = run.job.transaction.is_some();
+        if !in_transaction && !run.database.sessions_are_ours() {
+            return Ok(Outcome::Waits(NO_SESSION.to_owned().into()));
+        }
         let begin = Instant::now();
-        let mut ran = if run.settings.transaction && self.undone.may_be_recorded(row.runs, begin) {
+        let interrupted = self.interrupted.clone();
+        let interrupted = interrupted.filter(|(runs, _)| *runs == row.runs);
+        run.interrupted_by = interrupted.as_ref().map(|(_, why)| &**why);
+        run.claimed_by = self.undone.own().into();
+        run.is_over = self.undone.is_over(row.runs, begin);
+        let mut ran = if in_transaction && self.undone.may_be_recorded(row.runs, begin) {
             Ok(Ran::Unrecorded)
         } else {
             // Boxed so that cycles that only look do not pay for its size.
@@ -173,7 +197,7 @@ impl Scheduled {
                 let late = now.duration_since(tick).unsigned_abs();
                 context.progress().observe(LATENESS, late);
             }
-            Ok(Ran::Elsewhere) => return self.elsewhere(session, run, context, (row, now)).await,
+            Ok(Ran::Elsewhere) => return self.elsewhere(session, &run, context, (row, now)).await,
             Ok(Ran::Unrecorded) => {
                 self.undone.found(row.runs, begin);
                 let why = Some(UNRECORDED.into());
@@ -192,26 +216,35 @@ impl Scheduled {
                 | Ran::Changed
                 | Ran::Interrupted(None),
             ) => {}
-            Err(error) => {
-                self.looks_again_after(error);
-                let why = error.to_string();
-                if run.has_begun() && !run.settings.transaction {
-                    self.interrupted = Some((row.runs, why.clone()));
-                }
-                if run.has_begun() && error.is_away() {
-                    was_lost(context.name(), tick, &why);
-                    context.progress().did_not(&*why, begin.elapsed());
-                }
-                let due_for = due_for(row, now, &run.job.schedule, run.settings.missed);
-                let due_for = due_for + begin.elapsed();
-                if due_for >= OVERDUE_AFTER {
-                    let since = Instant::now().checked_sub(due_for).unwrap_or(begin);
-                    let why = Some(why.into());
-                    context.progress().job(JobState::Overdue, since, why);
-                }
-            }
+            Err(error) => self.could_not_run(&run, context, (row, now), tick, (begin, error)),
         }
         Ok(self.ran(context, ran?, begin.elapsed()))
+    }
+
+    /// Reports an error that kept a run from beginning, or broke it off.
+    fn could_not_run(
+        &mut self,
+        run: &Run<'_>,
+        context: &WorkerContext,
+        (row, now): (&JobRow, Timestamp),
+        tick: Timestamp,
+        (begin, error): (Instant, &DatabaseError),
+    ) {
+        self.looks_again_after(error);
+        let why = error.to_string();
+        if run.has_begun() && run.job.transaction.is_none() {
+            self.interrupted = Some((row.runs, why.clone()));
+        }
+        if run.has_begun() && error.is_away() {
+            was_lost(context.name(), tick, &why);
+            context.progress().did_not(&*why, begin.elapsed());
+        }
+        let due_for = due_for(row, now, &run.job.schedule, run.job.missed) + begin.elapsed();
+        if due_for >= OVERDUE_AFTER {
+            let since = Instant::now().checked_sub(due_for).unwrap_or(begin);
+            let why = Some(why.into());
+            context.progress().job(JobState::Overdue, since, why);
+        }
     }
 
     /// Has the next cycle look at the tables again if the role lacks a privilege: that look says which, and how to grant it.
@@ -290,6 +323,20 @@ impl Scheduled {
     }
 }
 
+/// The main of a worker that does a job at its ticks.
+///
+/// The worker starts at [`StartTime::RecoveryFinished`](crate::StartTime::RecoveryFinished): ticks are recorded in the
+/// database, which a standby does not allow.
+pub fn main(job: Job) -> impl Main {
+    let (_, settings) = watch::channel(Arc::new(job));
+    let lasting = Arc::<Lasting>::default();
+    move |context: WorkerContext| {
+        let scheduled = Scheduled::new(Arc::clone(&lasting));
+        let read = |job: &Arc<Job>| Ok(Arc::clone(job));
+        runner::run(context, settings.clone(), read, scheduled)
+    }
+}
+
 /// Reports a run that was lost with its connection.
 fn was_lost(worker: &str, tick: Timestamp, why: &str) {
     warn!(
@@ -300,26 +347,26 @@ fn was_lost(worker: &str, tick: Timestamp, why: &str) {
 }
 
 impl Routine for Scheduled {
-    type Settings = Settings;
+    type Settings = Result<Arc<Job>, Arc<str>>;
 
-    fn naptime(_: &Settings) -> Duration {
+    fn naptime(_: &Self::Settings) -> Duration {
         NAPTIME
     }
 
-    fn success_within(_: &Settings, _: Duration) -> Duration {
+    fn success_within(_: &Self::Settings, _: Duration) -> Duration {
         // It looks at its row twice in this time, except while it runs.
         2 * SLEEP_MAX
     }
 
-    fn place(settings: &Settings) -> Place<'_> {
-        settings.place()
+    fn place(job: &Self::Settings) -> Place<'_> {
+        job.as_ref().map_or(Place::HOME, |job| job.place())
     }
 
-    fn tables(_: &Settings) -> Vec<Relation> {
+    fn tables(_: &Self::Settings) -> Vec<Relation> {
         tables::relations()
     }
 
-    fn backlog(_: &Settings) -> String {
+    fn backlog(_: &Self::Settings) -> String {
         "its ticks".to_owned()
     }
 
@@ -332,35 +379,25 @@ impl Routine for Scheduled {
         }
     }
 
-    async fn cycle(&mut self, turn: Turn<'_, Settings>) -> Result<Outcome, CycleError> {
+    async fn cycle(&mut self, turn: Turn<'_, Self::Settings>) -> Result<Outcome, CycleError> {
         let Turn {
             session,
             settings,
             context,
             beside,
         } = turn;
-        let job = self.job(settings, context)?;
-        let seal = match &self.seal {
-            Some(seal) => seal.clone(),
-            None => {
-                let settings = context.database().map(Database::settings);
-                let trusted = settings.map_or(&[][..], |settings| &settings.trusted_owners);
-                let seal = tables::make(session, trusted).await?;
-                self.seal.insert(seal).clone()
-            }
-        };
-        let look = match self.look(session, context, (&job, &seal), settings).await {
-            Err(error) if tables::are_changed(&error) => {
-                self.seal = None;
-                return Ok(Outcome::Again(CHANGED.into()));
-            }
-            Err(error) if error.sqlstate().is_some_and(is_missing) => {
-                self.forget();
-                return Ok(Outcome::Again(
-                    "the tables of jobs are gone, and are made again".into(),
-                ));
-            }
-            look => look.inspect_err(|error| self.looks_again_after(error))?,
+        let job = settings
+            .as_ref()
+            .map_err(|why| CycleError::Unusable((&**why).into()))?;
+        let namespace = context
+            .database()
+            .and_then(|database| database.settings().namespace.as_deref());
+        let name = &*Job::name(context.name(), namespace);
+        let seal = self.seal(session, context).await?;
+        let look = self.look(session, context, ((name, job), &seal)).await;
+        let look = match look {
+            Ok(look) => look,
+            Err(error) => return Ok(self.looked_in_vain(error)?),
         };
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();
@@ -368,56 +405,35 @@ impl Routine for Scheduled {
         let Some(row) = &look.row else {
             return Ok(Outcome::Again("its row was deleted".into()));
         };
-        let (seen, kept) = ((row, look.now), (&*job.name, settings.history));
-        let due_at = due_at(row, look.now, &job.schedule, settings.missed);
+        let (seen, kept) = ((row, look.now), (name, job.history));
+        let due_at = due_at(row, look.now, &job.schedule, job.missed);
         let progress = context.progress();
         progress.job_is_due(due_at.map(|due| clock_at(due, look.now)));
         if row.declared != job.declared {
             self.seen = Seen::Idle(look.asked);
             // The ticks are those of the other declaration.
             progress.coming(NEXT_TICK, None);
-            return Ok(self.stands_by(session, context, kept, seen, &job).await?);
+            return Ok(self.stands_by(session, context, kept, seen, job).await?);
         }
         let next = job.schedule.next(look.now);
         let next = next.map(|next| (next.as_second(), clock_at(next, look.now)));
         progress.coming(NEXT_TICK, next);
         self.notice(context, row);
-        let Some(mut run) = Run::of(context, settings, &job, beside, &seal) else {
+        let Some(run) = Run::of(context, (name, job), beside, &seal) else {
             return Ok(Outcome::Again("there is no database".into()));
         };
         if let Some(recorded) = self.record_lost(session, &run, context, seen).await? {
             return Ok(recorded);
         }
-        match due(row, look.now, &job.schedule, settings.missed) {
+        match due(row, look.now, &job.schedule, job.missed) {
             Due::In(wait) => {
                 if wait == SLEEP_MAX {
                     self.seen = Seen::Idle(look.asked);
                 }
                 Ok(self.idle(session, context, kept, seen, wait).await?)
             }
-            Due::Ahead => {
-                let why = format!(
-                    "its last tick, {}, is in the future: if the server's clock was wrong, UPDATE bgworker.job \
-                     SET last_tick = now(), last_done = least(last_done, now()) WHERE name = '{}'",
-                    row.last_tick,
-                    job.name.replace('\'', "''")
-                );
-                progress.job(JobState::Overdue, Instant::now(), Some(why.as_str().into()));
-                Ok(Outcome::Held(why))
-            }
-            Due::Now(tick) => {
-                if !settings.transaction && !run.database.sessions_are_ours() {
-                    let why = "\"transaction = false\" takes a lock of a session, which cannot be had behind a pooler \
-                               that hands out another one for each transaction (\"prepare = false\")";
-                    return Ok(Outcome::Waits(why.to_owned().into()));
-                }
-                let interrupted = self.interrupted.clone();
-                let interrupted = interrupted.filter(|(runs, _)| *runs == row.runs);
-                run.interrupted_by = interrupted.as_ref().map(|(_, why)| &**why);
-                run.claimed_by = self.undone.own().into();
-                run.is_over = self.undone.is_over(row.runs, Instant::now());
-                Ok(self.run_due(session, &run, context, seen, tick).await?)
-            }
+            Due::Ahead => Ok(self.is_ahead(context, name, row)),
+            Due::Now(tick) => Ok(self.run_due(session, run, context, seen, tick).await?),
         }
     }
 

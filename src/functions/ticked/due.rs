@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::job::JobRow;
-use super::settings::Missed;
+use super::job::Missed;
+use super::row::JobRow;
 use crate::schedule::Schedule;
 
 /// A tick that no instance could begin for this long was missed.

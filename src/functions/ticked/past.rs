@@ -1,16 +1,17 @@
 //! What is known of the last runs of a job, by whichever instance: it decides the job's state between two ticks.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 
-use super::job::JobRow;
-use super::mark;
+use super::mark::RunOutcome;
+use super::row::JobRow;
 use crate::context::JobState;
 use crate::database::{DatabaseError, Parameters};
+use crate::functions::quote::literal;
 use crate::functions::session::Session;
 
 /// How soon the history is asked again.
@@ -47,19 +48,32 @@ pub(super) enum How {
 }
 
 /// The last run that counts, when the last one that was done ended, and when the last tick was given up of those after which
-/// none was done, of the last twenty. The runs are found by their places in the ring, since a history may be long.
-const ASK: &str = "\
-    WITH r AS (SELECT r.run, r.outcome, r.message, r.finished_at FROM bgworker.job AS j, \
-    pg_catalog.generate_series(0::pg_catalog.int8, 19::pg_catalog.int8) AS back, bgworker.job_run AS r \
-    WHERE j.name OPERATOR(pg_catalog.=) $1 AND r.name OPERATOR(pg_catalog.=) j.name \
-    AND r.slot OPERATOR(pg_catalog.=) ((j.runs OPERATOR(pg_catalog.-) back) OPERATOR(pg_catalog.%) $3)::pg_catalog.int4 \
-    AND r.run OPERATOR(pg_catalog.=) (j.runs OPERATOR(pg_catalog.-) back)) \
-    SELECT r.outcome, r.message, r.finished_at, (SELECT pg_catalog.max(d.finished_at) FROM r AS d \
-    WHERE d.outcome OPERATOR(pg_catalog.=) 'done'), (SELECT pg_catalog.max(g.finished_at) FROM r AS g \
-    WHERE g.outcome OPERATOR(pg_catalog.=) 'given up' AND NOT EXISTS (SELECT FROM r AS d \
-    WHERE d.run OPERATOR(pg_catalog.>) g.run AND (d.outcome OPERATOR(pg_catalog.=) 'done' \
-    OR d.outcome OPERATOR(pg_catalog.=) $2 AND d.message IS NULL))) FROM r \
-    WHERE r.outcome OPERATOR(pg_catalog.<>) $2 OR r.message IS NULL ORDER BY r.run DESC LIMIT 1";
+/// none was done, of the last twenty. The runs are found by their places in the ring, since a history may be long. A run beside
+/// the schedule counts if it has no message: it was done.
+static ASK: LazyLock<String> = LazyLock::new(|| {
+    let is = |run: &str, outcome: RunOutcome| {
+        format!(
+            "{run}.outcome OPERATOR(pg_catalog.=) {}",
+            literal(outcome.word())
+        )
+    };
+    format!(
+        "WITH r AS (SELECT r.run, r.outcome, r.message, r.finished_at FROM bgworker.job AS j, \
+         pg_catalog.generate_series(0::pg_catalog.int8, 19::pg_catalog.int8) AS back, bgworker.job_run AS r \
+         WHERE j.name OPERATOR(pg_catalog.=) $1 AND r.name OPERATOR(pg_catalog.=) j.name \
+         AND r.slot OPERATOR(pg_catalog.=) ((j.runs OPERATOR(pg_catalog.-) back) OPERATOR(pg_catalog.%) $2)::pg_catalog.int4 \
+         AND r.run OPERATOR(pg_catalog.=) (j.runs OPERATOR(pg_catalog.-) back)) \
+         SELECT r.outcome, r.message, r.finished_at, \
+         (SELECT pg_catalog.max(d.finished_at) FROM r AS d WHERE {d_done}) AS done_at, \
+         (SELECT pg_catalog.max(g.finished_at) FROM r AS g WHERE {given_up} AND NOT EXISTS (SELECT FROM r AS d \
+         WHERE d.run OPERATOR(pg_catalog.>) g.run AND ({d_done} OR {d_once} AND d.message IS NULL))) AS given_up_at \
+         FROM r WHERE NOT ({once}) OR r.message IS NULL ORDER BY r.run DESC LIMIT 1",
+        d_done = is("d", RunOutcome::Done),
+        d_once = is("d", RunOutcome::Once),
+        given_up = is("g", RunOutcome::GivenUp),
+        once = is("r", RunOutcome::Once),
+    )
+});
 
 /// Why the last attempt failed, if its instance keeps no history.
 const UNKNOWN: &str = "an attempt of another instance failed, and no history is kept";
@@ -166,22 +180,25 @@ pub(super) async fn ask(
     }
     let parameters: Parameters = vec![
         (Box::new(name.to_owned()), Type::TEXT),
-        (Box::new(mark::ONCE), Type::TEXT),
         (Box::new(i64::from(history)), Type::INT8),
     ];
-    let rows = session.query("look at the runs", ASK, parameters).await?;
+    let rows = session.query("look at the runs", &ASK, parameters).await?;
     let time = |time: Option<SystemTime>| Timestamp::try_from(time?).ok();
     Ok(rows.first().and_then(|row| {
         let last = Ended {
-            how: match row.get(0) {
-                "given up" => How::GivenUp,
-                "failed" | mark::LOST => How::Failed,
-                _ => How::Done,
+            how: match RunOutcome::of(row.get("outcome")) {
+                Some(RunOutcome::GivenUp) => How::GivenUp,
+                Some(RunOutcome::Failed | RunOutcome::Lost) => How::Failed,
+                Some(RunOutcome::Done | RunOutcome::Once) | None => How::Done,
             },
-            at: time(row.get(2))?,
-            why: row.get::<_, Option<&str>>(1).unwrap_or_default().into(),
+            at: time(row.get("finished_at"))?,
+            why: row
+                .get::<_, Option<&str>>("message")
+                .unwrap_or_default()
+                .into(),
         };
-        Some((last.after(time(row.get(4))), time(row.get(3))))
+        let given_up_at = time(row.get("given_up_at"));
+        Some((last.after(given_up_at), time(row.get("done_at"))))
     }))
 }
 

@@ -5,22 +5,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::job::JobRow;
-use super::settings::{Job, Missed};
+use super::job::Missed;
+use super::row::JobRow;
 use crate::functions::quote::literal;
 use crate::schedule::Schedule;
 
-/// What statements that count a window read.
-const WINDOW: &str = "bgworker.previous_tick";
-
 /// A job of which no tick was run for this long was probably away on purpose.
 const LONG: Duration = Duration::from_secs(7 * 24 * 3_600);
-
-/// `true` if the statements of a job read where its window begins.
-pub(super) fn has_windows(job: &Job) -> bool {
-    let mut statements = job.statements.iter();
-    statements.any(|statement| statement.sql.contains(WINDOW))
-}
 
 /// What to say of a new job that may be another one, which was last done at this time, under a new name. `None` if their
 /// namespaces differ.

@@ -10,10 +10,10 @@ use super::{Scheduled, Seen};
 use crate::context::WorkerContext;
 use crate::database::DatabaseError;
 use crate::functions::session::Session;
-use crate::functions::sql::job::{self, JobRow, Look};
-use crate::functions::sql::settings::{Job, Missed, Settings};
-use crate::functions::sql::surroundings;
-use crate::functions::sql::{gap, ring};
+use crate::functions::ticked::job::Job;
+use crate::functions::ticked::row::{self, JobRow, Look};
+use crate::functions::ticked::surroundings;
+use crate::functions::ticked::{declaration, gap, ring};
 
 // === impl Scheduled ===
 
@@ -23,25 +23,23 @@ impl Scheduled {
         &mut self,
         session: &Session,
         context: &WorkerContext,
-        (job, seal): (&Job, &str),
-        settings: &Settings,
+        (whose, seal): ((&str, &Job), &str),
     ) -> Result<Look, DatabaseError> {
         let not_before = match std::mem::replace(&mut self.seen, Seen::Nothing) {
             Seen::AfterRun(look) => return Ok(*look),
             Seen::Idle(asked) => asked + Duration::from_nanos(1),
             Seen::Nothing => Instant::now(),
         };
-        let mut look = job::look(session, &job.name, not_before).await?;
+        let (name, job) = whose;
+        let mut look = row::look(session, name, not_before).await?;
         if look.row.is_none() || self.lasting.declared_as.get().is_none() {
-            look = self
-                .declare(session, context, (job, seal), (look, settings.missed))
-                .await?;
+            look = self.declare(session, context, (whose, seal), look).await?;
         }
         let is_ours = |row: &JobRow| row.declared == job.declared;
-        let history = Some(settings.history);
+        let history = Some(job.history);
         if *self.lasting.history() != history && look.row.as_ref().is_some_and(is_ours) {
-            let whose = (context.name(), &*job.name);
-            ring::fit(session, whose, seal, settings.history).await?;
+            let whose = (context.name(), name);
+            ring::fit(session, whose, seal, job.history).await?;
             *self.lasting.history() = history;
         }
         // The look may be one that another worker made some time ago.
@@ -55,8 +53,8 @@ impl Scheduled {
         &self,
         session: &Session,
         context: &WorkerContext,
-        (job, seal): (&Job, &str),
-        (look, missed): (Look, Missed),
+        ((name, job), seal): ((&str, &Job), &str),
+        look: Look,
     ) -> Result<Look, DatabaseError> {
         let (worker, known) = (context.name(), self.lasting.declared_as.get());
         if known.is_some() {
@@ -71,24 +69,22 @@ impl Scheduled {
             None => surroundings::ask(session, context.database()).await?,
         };
         let by = surroundings::instance(&own);
-        job.declare(session, seal, &by, look.now).await?;
-        let looked = job::look(session, &job.name, Instant::now()).await?;
+        declaration::declare(session, seal, (name, job, &by), look.now).await?;
+        let looked = row::look(session, name, Instant::now()).await?;
         let theirs = looked.row.as_ref().map(|row| &*row.declared_by);
         if let Some(theirs) = theirs.filter(|theirs| surroundings::of(theirs) != Some(&*own)) {
             if let Some(difference) = surroundings::difference(theirs, &own) {
                 warn!(worker, "{worker}: {difference}");
             }
-            job::sign(session, seal, (&job.name, &job.declared, &by)).await?;
+            declaration::sign(session, seal, (name, job, &by)).await?;
         }
         if known.is_none() {
             let said = match (look.row, &looked.row) {
-                (Some(_), Some(row)) => {
-                    gap::away(&job.name, row, looked.now, &job.schedule, missed)
-                }
-                (None, _) if gap::has_windows(job) => {
-                    let others = job::alike(session, &job.name, &job.declared).await?;
+                (Some(_), Some(row)) => gap::away(name, row, looked.now, &job.schedule, job.missed),
+                (None, _) if job.has_windows => {
+                    let others = declaration::alike(session, name, &job.declared).await?;
                     let mut others = others.iter().map(|(name, done)| (&**name, *done));
-                    others.find_map(|other| gap::renamed((worker, &job.name), other))
+                    others.find_map(|other| gap::renamed((worker, name), other))
                 }
                 _ => None,
             };

@@ -9,14 +9,16 @@ use jiff::Timestamp;
 use thiserror::Error;
 use tokio::time::Instant;
 
+use super::declaration;
 use super::failure::Failure;
-use super::job::{self, Claimed, JobRow};
+use super::job::Job;
 use super::napping::Untracked;
 use super::outside::lock;
+use super::row::{self, Claimed, JobRow};
 use super::run::{Ran, Run};
-use super::settings::{Job, Settings};
 use super::surroundings;
 use super::tables::{self, TablesError};
+use super::when::When;
 use crate::context::Progress;
 use crate::database::{Connection, Database, DatabaseError};
 use crate::functions::beside::Beside;
@@ -66,9 +68,6 @@ pub struct TableChange {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OnceError {
-    /// Its settings do not make a job.
-    #[error(transparent)]
-    Job(Box<dyn std::error::Error + Send + Sync>),
     /// The tables of jobs cannot be used.
     #[error(transparent)]
     Tables(Box<dyn std::error::Error + Send + Sync>),
@@ -94,35 +93,34 @@ pub enum OnceError {
     Database(#[from] DatabaseError),
 }
 
-/// Runs a job once, beside its schedule, and records the run as `once`. Creates the tables of jobs and the job's row if
-/// they are missing. A dry run, and a job that naps, record and create nothing.
+/// Does work once, beside its schedule. A run of a job with ticks is recorded as `once`, and creates the tables of jobs and
+/// the job's row if they are missing. A dry run, and a run of work that naps, record and create nothing.
 ///
 /// When `interrupted` completes, the run is cancelled.
 ///
 /// # Errors
 ///
-/// If the job was not run, or did not complete.
+/// If the work was not done, or not all of it.
 pub async fn once(
     database: &Database,
-    name: &str,
-    settings: &Settings,
+    worker: &str,
+    when: &When,
     once: Once,
     interrupted: impl Future<Output = ()>,
 ) -> Result<OnceReport, OnceError> {
-    let job = settings.job(name, Some(database)).map_err(OnceError::Job)?;
-    if once.dry_run && !settings.transaction {
+    let job = when.job();
+    if once.dry_run && job.transaction.is_none() {
         return Err(OnceError::NotUndone);
     }
-    let connection = Rc::new(database.connect(name, settings.database.as_deref()).await?);
+    let connection = Rc::new(database.connect(worker, job.database.as_deref()).await?);
     let (latch, beside) = (Latch::default(), Beside::default());
     let at_work = beside.begin(connection.cancel_token());
     let progress = Progress::default();
     let run = Run {
-        name: &job.name,
+        name: &Job::name(worker, database.settings().namespace.as_deref()),
         latch: &latch,
         database,
-        settings,
-        job: &job,
+        job,
         beside: &beside,
         seal: "",
         is_once: true,
@@ -132,27 +130,7 @@ pub async fn once(
         interrupted_by: None,
         is_over: true,
     };
-    let mut running = Box::pin(async {
-        if once.dry_run {
-            return dry_run(&run, &connection, once.tick).await;
-        }
-        if settings.naptime.is_some() {
-            return match run.run_untracked().await? {
-                Untracked::Done { rows, took } => Ok(OnceReport::of(rows, took)),
-                Untracked::Failed(why) => Err(OnceError::Failed(why)),
-                Untracked::Interrupted => Err(OnceError::Interrupted),
-            };
-        }
-        let trusted = &database.settings().trusted_owners;
-        let seal = &see_to_row(&connection, database, &job, trusted).await?;
-        let run = Run { seal, ..run };
-        let ran = if settings.transaction {
-            in_transaction(&run, &connection, once.tick).await?
-        } else {
-            outside(&run, &connection, once.tick).await?
-        };
-        report(ran)
-    });
+    let mut running = Box::pin(run_once(run, &connection, when, once));
     let ran = tokio::select! {
         biased;
         ran = &mut running => ran,
@@ -170,6 +148,28 @@ pub async fn once(
     ran
 }
 
+async fn run_once(
+    run: Run<'_>,
+    connection: &Rc<Connection>,
+    when: &When,
+    once: Once,
+) -> Result<OnceReport, OnceError> {
+    match when {
+        _ if once.dry_run => dry_run(&run, connection, once.tick).await,
+        When::Naps(_) => untracked(run.run_untracked().await?),
+        When::Ticks(job) => {
+            let seal = &see_to_row(connection, &run).await?;
+            let run = Run { seal, ..run };
+            let ran = if job.transaction.is_some() {
+                in_transaction(&run, connection, once.tick).await?
+            } else {
+                outside(&run, connection, once.tick).await?
+            };
+            report(ran)
+        }
+    }
+}
+
 // === impl OnceReport ===
 
 impl OnceReport {
@@ -179,6 +179,14 @@ impl OnceReport {
             took,
             changes: Vec::new(),
         }
+    }
+}
+
+fn untracked(ran: Untracked) -> Result<OnceReport, OnceError> {
+    match ran {
+        Untracked::Done { rows, took } => Ok(OnceReport::of(rows, took)),
+        Untracked::Failed(why) => Err(OnceError::Failed(why)),
+        Untracked::Interrupted => Err(OnceError::Interrupted),
     }
 }
 
@@ -195,24 +203,20 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
 }
 
 /// Creates the tables if they are missing, and declares the job if it has no row: it begins with its next tick.
-async fn see_to_row(
-    connection: &Rc<Connection>,
-    database: &Database,
-    job: &Job,
-    trusted: &[String],
-) -> Result<String, OnceError> {
+async fn see_to_row(connection: &Rc<Connection>, run: &Run<'_>) -> Result<String, OnceError> {
     let session = Session::Own(Rc::clone(connection));
+    let trusted = &run.database.settings().trusted_owners;
     let seal = tables::make(&session, trusted)
         .await
         .map_err(|error| match error {
             TablesError::Database(error) => OnceError::Database(error),
             error => OnceError::Tables(Box::new(error)),
         })?;
-    let look = job::look(&session, &job.name, Instant::now()).await?;
+    let look = row::look(&session, run.name, Instant::now()).await?;
     if look.row.is_none() {
-        let own = surroundings::ask(&session, Some(database)).await?;
+        let own = surroundings::ask(&session, Some(run.database)).await?;
         let by = surroundings::instance(&own);
-        let declaring = job.declare(&session, &seal, &by, look.now);
+        let declaring = declaration::declare(&session, &seal, (run.name, run.job, &by), look.now);
         match declaring.await {
             Err(error) if tables::are_changed(&error) => return Err(OnceError::Changed),
             declared => declared?,
@@ -229,7 +233,7 @@ async fn in_transaction(
     connection
         .batch_execute("begin", &run.begin_writing(connection))
         .await?;
-    let Some(taken) = job::take(connection, run.name).await? else {
+    let Some(taken) = row::take(connection, run.name).await? else {
         return Ok(Ran::Elsewhere);
     };
     if !run.are_as_looked_at(&taken) {
@@ -247,7 +251,7 @@ async fn outside(
     if !lock(connection, run.name).await? {
         return Ok(Ran::Elsewhere);
     }
-    let Some(claimed) = job::look_at_one(connection, run.name).await? else {
+    let Some(claimed) = row::look_at_one(connection, run.name).await? else {
         return Ok(Ran::Elsewhere);
     };
     if !run.are_as_looked_at(&claimed) {
@@ -267,7 +271,7 @@ async fn dry_run(
     connection
         .batch_execute("begin", &run.begin(connection))
         .await?;
-    let now = job::clock(connection).await?;
+    let now = row::clock(connection).await?;
     let tick = tick.unwrap_or(now);
     let before = tick.checked_sub(Duration::from_nanos(1)).unwrap_or(tick);
     let claimed = Claimed::outside(

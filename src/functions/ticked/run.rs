@@ -14,12 +14,13 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::CROWDED;
-use super::due::{Due, OVERDUE_AFTER, attempts, done_with, due};
+use super::due::{Due, OVERDUE_AFTER, due};
 use super::failure::{Failure, Lost};
-use super::job::{self, Claimed, Look};
+use super::job::Job;
 use super::locker::{was_undone, xid};
-use super::mark::{self, Mark};
-use super::settings::{Job, Settings};
+use super::mark::{self, Mark, RunOutcome};
+use super::row::{self, Claimed, JobRow, Look};
+use super::settle::{Times, Worked, settle, settle_once};
 use super::tables;
 use crate::context::{JobState, Progress, RunUnderWay, WorkerContext};
 use crate::database::{
@@ -30,7 +31,7 @@ use crate::functions::quote::literal;
 use crate::functions::session::ConnectionKind;
 use crate::latch::Latch;
 
-/// How often statements that conflicted with another transaction are run again at once.
+/// How often work that conflicted with another transaction is done again at once.
 pub(super) const CONFLICTS_MAX: u32 = 3;
 
 /// Undoes what a statement may have left in a session that a pooler hands to other clients after the commit, but for
@@ -46,12 +47,11 @@ const PREPARED: &str = "SELECT pg_catalog.quote_ident(p.name) AS prepared FROM p
 pub(super) const HAS_TRANSACTION_TIMEOUT: u32 = 17;
 
 /// One run.
-pub(super) struct Run<'r> {
+pub(in crate::functions) struct Run<'r> {
     pub(super) name: &'r str,
     /// The latch that requests the end of the run.
     pub(super) latch: &'r Latch,
     pub(super) database: &'r Database,
-    pub(super) settings: &'r Settings,
     pub(super) job: &'r Job,
     pub(super) beside: &'r Beside,
     /// What the tables were when they were looked at.
@@ -115,19 +115,17 @@ pub(super) fn bounds(connection: &Connection) -> &'static str {
 // === impl Run ===
 
 impl<'r> Run<'r> {
-    /// A run of a worker's job. `None` if the worker has no database.
-    pub(super) fn of(
+    /// A run of a worker's job, which has this name in the database. `None` if the worker has no database.
+    pub(in crate::functions) fn of(
         context: &'r WorkerContext,
-        settings: &'r Settings,
-        job: &'r Job,
+        (name, job): (&'r str, &'r Job),
         beside: &'r Beside,
         seal: &'r str,
     ) -> Option<Self> {
         Some(Self {
-            name: &job.name,
+            name,
             latch: context.latch(),
             database: context.database()?,
-            settings,
             job,
             beside,
             seal,
@@ -146,9 +144,9 @@ impl<'r> Run<'r> {
     }
 
     /// Reports that a run begins, until what is returned is dropped.
-    pub(super) fn begin_run(&self) -> RunUnderWay<'r> {
+    pub(in crate::functions) fn begin_run(&self) -> RunUnderWay<'r> {
         self.begun.set(true);
-        self.progress.begin_run(self.settings.longest_run())
+        self.progress.begin_run(self.job.longest_run())
     }
 
     /// Runs the tick that is due, if this instance gets it.
@@ -156,7 +154,8 @@ impl<'r> Run<'r> {
         let job_connection = self.job_connection().await?;
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
-        let mut ran = if self.settings.transaction {
+        let in_transaction = self.job.transaction.is_some();
+        let mut ran = if in_transaction {
             self.claim_and_run(connection, tick).await
         } else {
             self.run_outside(connection).await
@@ -167,7 +166,7 @@ impl<'r> Run<'r> {
         }
         match ran {
             // No transaction is in progress, and the session was reset.
-            Ok(Ran::Done { .. } | Ran::Elsewhere) if self.settings.transaction => {
+            Ok(Ran::Done { .. } | Ran::Elsewhere) if in_transaction => {
                 job_connection.keep().await;
             }
             _ => job_connection.close().await,
@@ -176,9 +175,11 @@ impl<'r> Run<'r> {
     }
 
     /// Waits for the job's turn, and returns a connection to run on.
-    pub(super) async fn job_connection(&self) -> Result<JobConnection<'_>, DatabaseError> {
-        let dbname = self.settings.database.as_deref();
-        let counts = self.settings.connection == ConnectionKind::Home;
+    pub(in crate::functions) async fn job_connection(
+        &self,
+    ) -> Result<JobConnection<'_>, DatabaseError> {
+        let dbname = self.job.database.as_deref();
+        let counts = self.job.connection == ConnectionKind::Home;
         let begin = Instant::now();
         let waits = |place| self.reports_wait(begin, place);
         self.database
@@ -188,7 +189,7 @@ impl<'r> Run<'r> {
 
     /// Reports that the run waits for a connection, which is nothing that this instance is unable to do.
     fn reports_wait(&self, begin: Instant, place: usize) {
-        let is_overdue = begin.elapsed() > self.settings.timeout.max(OVERDUE_AFTER);
+        let is_overdue = begin.elapsed() > self.job.timeout.max(OVERDUE_AFTER);
         let state = if is_overdue {
             JobState::Overdue
         } else {
@@ -201,14 +202,15 @@ impl<'r> Run<'r> {
 
     /// SQL that begins the transaction of a run. Whether it may write is the database's to say: one that was made
     /// read-only is not written to.
-    pub(super) fn begin(&self, connection: &Connection) -> String {
+    pub(in crate::functions) fn begin(&self, connection: &Connection) -> String {
+        let isolation = self.job.transaction.unwrap_or_default();
         format!(
             "BEGIN ISOLATION LEVEL {}; SET LOCAL application_name = {}; {}; \
              SET LOCAL statement_timeout = {}",
-            self.settings.isolation.sql(),
+            isolation.sql(),
             literal(self.name),
             bounds(connection),
-            self.settings.timeout.as_millis()
+            self.job.timeout.as_millis()
         )
     }
 
@@ -218,7 +220,7 @@ impl<'r> Run<'r> {
     }
 
     /// Keeps or undoes what the statements did, by this SQL, and resets the session. The transaction stays bounded.
-    pub(super) async fn leave(
+    pub(in crate::functions) async fn leave(
         &self,
         connection: &Connection,
         settled: &str,
@@ -277,7 +279,7 @@ impl<'r> Run<'r> {
         // Both are sent at once.
         let (begun, claimed) = tokio::join!(
             connection.batch_execute("begin", &begin),
-            job::claim(connection, self.name, declared, tick)
+            row::claim(connection, self.name, declared, tick)
         );
         begun?;
         let claimed = match claimed {
@@ -288,7 +290,7 @@ impl<'r> Run<'r> {
         let mut left = Ran::Elsewhere;
         if let Some(claimed) = claimed {
             // The row may have moved on since it was looked at.
-            let (schedule, missed) = (&self.job.schedule, self.settings.missed);
+            let (schedule, missed) = (&self.job.schedule, self.job.missed);
             if !self.are_as_looked_at(&claimed) {
                 left = Ran::Changed;
             } else if self.is_to_be_recorded(connection, &claimed).await? {
@@ -362,13 +364,13 @@ impl<'r> Run<'r> {
             Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run; ",
         };
         let left = self.leave(connection, settled);
-        let settling = self.settle(connection, claimed, tick, &worked);
+        let marking = self.mark(connection, claimed, tick, &worked);
         let (left, ran) = if self.has_session() {
             // Sent together.
-            tokio::join!(left, settling)
+            tokio::join!(left, marking)
         } else {
             // What is left must be known before the commit.
-            (left.await, settling.await)
+            (left.await, marking.await)
         };
         let ran = match ran {
             Ok(Ran::Unmarked(_)) => return ran,
@@ -388,7 +390,7 @@ impl<'r> Run<'r> {
 
     /// `true` for a conflict in a transaction that keeps its snapshot: to run the statements again in it is useless.
     fn needs_a_new_snapshot(&self, sqlstate: Option<&str>) -> bool {
-        self.settings.isolation.has_one_snapshot() && sqlstate.is_some_and(is_conflict)
+        self.job.has_one_snapshot() && sqlstate.is_some_and(is_conflict)
     }
 
     /// What a run is if a stop was requested, and its statements were cancelled or their session ended.
@@ -400,7 +402,7 @@ impl<'r> Run<'r> {
 
     /// Passes on the result of the statements, unless a stop was requested and cancelled them, or the connection is
     /// gone: then there is nothing to mark.
-    pub(super) fn unless_cut_short(
+    pub(in crate::functions) fn unless_cut_short(
         &self,
         worked: Result<u64, Failure>,
     ) -> ControlFlow<Result<Ran, DatabaseError>, Result<u64, Failure>> {
@@ -417,7 +419,7 @@ impl<'r> Run<'r> {
     }
 
     /// Marks what became of a run, and commits: both are sent at once. If the mark fails, COMMIT rolls back.
-    pub(super) async fn settle(
+    pub(super) async fn mark(
         &self,
         connection: &Connection,
         claimed: &Claimed,
@@ -426,8 +428,9 @@ impl<'r> Run<'r> {
     ) -> Result<Ran, DatabaseError> {
         let took = claimed.at.elapsed();
         let ended = claimed.now.checked_add(took).unwrap_or(claimed.now);
-        let mark = self.mark(claimed, tick, (took, ended), worked.as_ref());
-        let history = self.settings.history;
+        let times = Times { tick, took, ended };
+        let mark = self.settle(&claimed.row, times, Worked::of(worked));
+        let history = self.job.history;
         let (marked, committed) = tokio::join!(
             mark::mark(connection, self.name, claimed, history, &mark),
             connection.batch_execute("commit the run", "COMMIT")
@@ -438,7 +441,7 @@ impl<'r> Run<'r> {
             return Ok(Ran::Unmarked(why));
         }
         marked.and(committed)?;
-        let after = mark.look_after(&claimed.row, ended);
+        let after = mark.look_after(ended);
         Ok(match worked {
             Ok(rows) => Ran::Done {
                 rows: *rows,
@@ -447,47 +450,19 @@ impl<'r> Run<'r> {
             },
             Err(Failure { why, .. }) => Ran::Failed {
                 why: why.clone(),
-                is_given_up: mark.retry_in.is_none(),
+                is_given_up: mark.outcome == RunOutcome::GivenUp,
                 is_told: false,
                 after,
             },
         })
     }
 
-    /// The mark of a run.
-    pub(super) fn mark(
-        &self,
-        claimed: &Claimed,
-        tick: Timestamp,
-        (took, ended): (Duration, Timestamp),
-        worked: Result<&u64, &Failure>,
-    ) -> Mark {
-        let row = &claimed.row;
-        let number = attempts(row, tick, self.settings.missed) + 1;
-        let retry_in = worked.err().and_then(|_| self.settings.retry_in(number));
-        let is_over = retry_in.is_none();
-        // What came due since an interrupted run began is not known to have been missed because of it.
-        let until = row.running_since.unwrap_or(ended);
-        let done = done_with(tick, until, &self.job.schedule, self.settings.missed);
-        Mark {
-            last_tick: if is_over { done } else { row.last_tick },
-            last_done: if worked.is_ok() { tick } else { row.last_done },
-            attempt: if is_over { 0 } else { number },
-            retry_in,
-            tick,
-            took,
-            outcome: match (worked.is_ok(), is_over) {
-                _ if self.is_once => mark::ONCE,
-                (true, _) => "done",
-                (false, true) => "given up",
-                (false, false) => "failed",
-            },
-            number,
-            rows: worked.ok().copied(),
-            sqlstate: worked
-                .err()
-                .and_then(|failure| failure.error.as_ref()?.sqlstate().map(str::to_owned)),
-            message: worked.err().map(|failure| failure.why.clone()),
+    /// What the run leaves of the row that it claimed.
+    pub(super) fn settle(&self, row: &JobRow, times: Times, worked: Worked<'_>) -> Mark {
+        if self.is_once {
+            settle_once(row, times, worked)
+        } else {
+            settle(self.job, row, times, worked)
         }
     }
 }

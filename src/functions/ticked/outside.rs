@@ -13,7 +13,7 @@ use tokio_postgres::types::Type;
 
 use super::due::{Due, due, interrupted};
 use super::failure::Failure;
-use super::job::{self, Borrowed, Claimed, NUMBER};
+use super::row::{self, Borrowed, Claimed, NUMBER};
 use super::run::{HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
 use super::tables::{self, LOCK as LOCK_TABLES, SEAL};
 use crate::database::{Connection, DatabaseError, OneLine};
@@ -97,12 +97,12 @@ impl Run<'_> {
         if !lock(connection, name).await? {
             return Ok(Ran::Elsewhere);
         }
-        let looked = job::look_at_one(connection, name).await?;
+        let looked = row::look_at_one(connection, name).await?;
         let declared = &self.job.declared;
         let Some(claimed) = looked.filter(|looked| looked.row.declared == *declared) else {
             return Ok(Ran::Elsewhere);
         };
-        let (schedule, missed) = (&self.job.schedule, self.settings.missed);
+        let (schedule, missed) = (&self.job.schedule, self.job.missed);
         let Due::Now(tick) = due(&claimed.row, claimed.now, schedule, missed) else {
             return Ok(Ran::Elsewhere);
         };
@@ -128,7 +128,7 @@ impl Run<'_> {
         mut claimed: Claimed,
         (due, began): (Timestamp, Timestamp),
     ) -> Result<Ran, DatabaseError> {
-        let (schedule, missed) = (&self.job.schedule, self.settings.missed);
+        let (schedule, missed) = (&self.job.schedule, self.job.missed);
         let tick = interrupted(&claimed.row, due, began, schedule, missed);
         let why = match self.interrupted_by {
             Some(why) => format!("interrupted: {why}"),
@@ -154,11 +154,11 @@ impl Run<'_> {
         let settings = format!(
             "SET statement_timeout = {}; SELECT pg_catalog.set_config('bgworker.tick', '{tick}', false), \
              pg_catalog.set_config('bgworker.previous_tick', '{}', false)",
-            self.settings.timeout.as_millis(),
+            self.job.timeout.as_millis(),
             claimed.row.last_done
         );
         connection.batch_execute("begin the run", &settings).await?;
-        let worked = self.work(connection, None).await;
+        let worked = self.work(connection, &claimed.row, tick, None).await;
         // A run that is cut short was interrupted, and its row shows that.
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,
@@ -202,6 +202,6 @@ impl Run<'_> {
         if !self.are_as_looked_at(&claimed) {
             return Ok(Ran::Changed);
         }
-        self.settle(connection, &claimed, tick, &worked).await
+        self.mark(connection, &claimed, tick, &worked).await
     }
 }

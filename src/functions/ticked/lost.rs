@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::due::attempts;
 use super::failure::Lost;
-use super::job::JobRow;
-use super::mark::{self, Mark};
+use super::mark::{self, RunOutcome};
+use super::row::JobRow;
 use super::run::{Ran, Run};
+use super::settle::{Times, Worked};
 use crate::backoff::doubled;
 use crate::database::{Continuity, DatabaseError, ServerLife, SessionEnd};
 use crate::functions::session::Session;
@@ -121,20 +121,18 @@ impl Run<'_> {
         } = lost;
         let now = claimed.now.checked_add(claimed.at.elapsed());
         let now = now.unwrap_or(claimed.now);
-        let mark = if counts {
-            self.mark(claimed, *tick, (*took, now), Err(failure))
-        } else {
-            let failed = attempts(&claimed.row, *tick, self.settings.missed);
-            Mark {
-                last_tick: claimed.row.last_tick,
-                last_done: claimed.row.last_done,
-                attempt: failed,
-                retry_in: Some(losses.wait()),
-                outcome: mark::LOST,
-                ..self.mark(claimed, *tick, (*took, now), Err(failure))
-            }
+        let times = Times {
+            tick: *tick,
+            took: *took,
+            ended: now,
         };
-        let history = self.settings.history;
+        let worked = if counts {
+            Worked::Failed(failure)
+        } else {
+            Worked::Lost(failure, losses.wait())
+        };
+        let mark = self.settle(&claimed.row, times, worked);
+        let history = self.job.history;
         let claimed_as = (&claimed.row, self.seal);
         let recording = mark::record(session, self.name, claimed_as, history, &mark);
         if !recording.await? {
@@ -153,9 +151,9 @@ impl Run<'_> {
         };
         Ok(Some(Ran::Failed {
             why,
-            is_given_up: mark.retry_in.is_none(),
+            is_given_up: mark.outcome == RunOutcome::GivenUp,
             is_told: lost.is_told,
-            after: mark.look_after(&claimed.row, now),
+            after: mark.look_after(now),
         }))
     }
 }

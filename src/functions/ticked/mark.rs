@@ -6,29 +6,34 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::job::{Claimed, JobRow, Look, timestamptz};
+use super::row::{Claimed, JobRow, Look, timestamptz};
 use super::tables;
 use crate::database::{Connection, DatabaseError};
 use crate::functions::quote::literal;
 use crate::functions::session::Session;
 
-/// The outcome recorded for a run beside the schedule.
-pub(super) const ONCE: &str = "once";
+/// How a run ended, as its entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RunOutcome {
+    Done,
+    /// Its tick is to be tried again.
+    Failed,
+    /// It was the last attempt at its tick.
+    GivenUp,
+    /// Its session ended, and it is not known to have ended the session itself.
+    Lost,
+    /// It ran beside the schedule, however it ended.
+    Once,
+}
 
-/// The outcome recorded for a run that lost its session, unless the run is known to have ended the session itself.
-pub(super) const LOST: &str = "lost";
-
-/// What became of a run.
+/// What a run leaves.
 #[derive(Clone, Debug)]
 pub(super) struct Mark {
-    /// The newest tick that is done with from now on; unchanged if the tick is to be tried again.
-    pub(super) last_tick: Timestamp,
-    pub(super) last_done: Timestamp,
-    pub(super) attempt: u32,
-    pub(super) retry_in: Option<Duration>,
+    /// The row of its job from then on.
+    pub(super) after: JobRow,
     pub(super) tick: Timestamp,
     pub(super) took: Duration,
-    pub(super) outcome: &'static str,
+    pub(super) outcome: RunOutcome,
     /// Which attempt of the tick it was, from 1.
     pub(super) number: u32,
     pub(super) rows: Option<u64>,
@@ -36,24 +41,41 @@ pub(super) struct Mark {
     pub(super) message: Option<String>,
 }
 
+// === impl RunOutcome ===
+
+impl RunOutcome {
+    const ALL: [Self; 5] = [
+        Self::Done,
+        Self::Failed,
+        Self::GivenUp,
+        Self::Lost,
+        Self::Once,
+    ];
+
+    /// The word for it in `bgworker.job_run`.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::GivenUp => "given up",
+            Self::Lost => "lost",
+            Self::Once => "once",
+        }
+    }
+
+    /// The outcome that a word stands for; `None` for one of a later version.
+    pub(super) fn of(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.word() == word)
+    }
+}
+
 // === impl Mark ===
 
 impl Mark {
-    /// What a look at the job would show, now that this is committed.
-    pub(super) fn look_after(&self, before: &JobRow, now: Timestamp) -> Look {
-        let row = JobRow {
-            last_tick: self.last_tick,
-            last_done: self.last_done,
-            attempt: self.attempt,
-            attempt_tick: self.retry_in.map(|_| self.tick),
-            retry_at: self.retry_in.and_then(|wait| now.checked_add(wait).ok()),
-            running_since: None,
-            runs: before.runs + 1,
-            declared: before.declared.clone(),
-            declared_by: before.declared_by.clone(),
-        };
+    /// What a look at the job would show at this time, now that the mark is committed.
+    pub(super) fn look_after(&self, now: Timestamp) -> Look {
         Look {
-            row: Some(row),
+            row: Some(self.after.clone()),
             now,
             asked: Instant::now(),
         }
@@ -130,7 +152,7 @@ fn sql(name: &str, history: u32, mark: &Mark, (condition, result): (&str, &str))
     let number =
         |number: Option<u64>| number.map_or_else(|| "NULL".to_owned(), |it| it.to_string());
     let text = |text: Option<&str>| text.map_or_else(|| "NULL".to_owned(), literal);
-    let (outcome, attempt, rows) = (literal(mark.outcome), mark.number, number(mark.rows));
+    let (outcome, attempt, rows) = (literal(mark.outcome.word()), mark.number, number(mark.rows));
     let (sqlstate, message) = (
         text(mark.sqlstate.as_deref()),
         text(mark.message.as_deref()),
@@ -153,25 +175,26 @@ fn sql(name: &str, history: u32, mark: &Mark, (condition, result): (&str, &str))
 
 /// The changes to the row of a job when a run on its schedule is over. A run beside the schedule makes none of them.
 fn changes(mark: &Mark) -> String {
-    if mark.outcome == ONCE {
+    if mark.outcome == RunOutcome::Once {
         return String::new();
     }
-    let (attempt_tick, retry_at) = match mark.retry_in {
-        Some(wait) => (
-            timestamptz(mark.tick),
-            format!(
-                "pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) {}",
-                interval(wait)
-            ),
-        ),
-        None => ("NULL".to_owned(), "NULL".to_owned()),
-    };
+    let JobRow {
+        last_tick,
+        last_done,
+        attempt,
+        attempt_tick,
+        retry_at,
+        running_since,
+        ..
+    } = &mark.after;
+    let time = |time: &Option<Timestamp>| time.map_or_else(|| "NULL".to_owned(), timestamptz);
     format!(
-        "last_tick = {}, last_done = {}, attempt = {}, attempt_tick = {attempt_tick}, running_since = NULL, \
-         retry_at = {retry_at}, ",
-        timestamptz(mark.last_tick),
-        timestamptz(mark.last_done),
-        mark.attempt
+        "last_tick = {}, last_done = {}, attempt = {attempt}, attempt_tick = {}, retry_at = {}, running_since = {}, ",
+        timestamptz(*last_tick),
+        timestamptz(*last_done),
+        time(attempt_tick),
+        time(retry_at),
+        time(running_since)
     )
 }
 

@@ -1,4 +1,4 @@
-//! The rows of jobs in the database: what they hold, and how they are looked at, declared and claimed.
+//! The rows of jobs in the database: what they hold, and how they are looked at and claimed.
 //!
 //! Each tick is run once because the transaction that does the work locks the row of the job and marks the tick. So the
 //! work and the mark are committed together or not at all, whichever instance did them, and whatever became of it. No
@@ -13,10 +13,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::locker::LOCKER;
-use super::tables::{self, SEAL};
+use super::tables::SEAL;
 use crate::database::{Connection, DatabaseError};
 use crate::functions::advisory_lock::LockClass;
-use crate::functions::quote::literal;
 use crate::functions::session::Session;
 
 /// The contents of a job's row.
@@ -127,16 +126,6 @@ static LOOK_AT_ONE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// What a declaration changes in the row of a job that has one. A new job was last done at the moment of its declaration. If its
-/// schedule has changed (`declared` begins with the schedule's digest), the job begins with the tick that follows the newest one
-/// of the new schedule.
-const UNLESS_DECLARED: &str = "\
-    ON CONFLICT (name) DO UPDATE SET declared = excluded.declared, declared_by = excluded.declared_by, \
-    attempt = 0, retry_at = NULL, running_since = NULL, last_tick = CASE \
-    WHEN pg_catalog.split_part(j.declared, '-', 1) OPERATOR(pg_catalog.=) pg_catalog.split_part(excluded.declared, '-', 1) \
-    OR j.last_tick OPERATOR(pg_catalog.>) excluded.last_tick THEN j.last_tick ELSE excluded.last_tick END \
-    WHERE j.declared OPERATOR(pg_catalog.<>) excluded.declared";
-
 /// Locks the row of a job if a tick of it is due, and it is declared as this instance knows it.
 static CLAIM: LazyLock<String> = LazyLock::new(|| {
     take_if("j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3")
@@ -228,62 +217,6 @@ pub(super) async fn holder(
     Ok(looking.await?.first().and_then(|row| row.get(0)))
 }
 
-/// Finds other jobs that have run and are declared to do the same, and when each was last done; the newest first.
-pub(super) async fn alike(
-    session: &Session,
-    name: &str,
-    declared: &str,
-) -> Result<Vec<(String, Timestamp)>, DatabaseError> {
-    let sql = "SELECT j.name, j.last_done FROM bgworker.job AS j WHERE j.name OPERATOR(pg_catalog.<>) $1 \
-        AND j.declared OPERATOR(pg_catalog.=) $2 AND j.runs OPERATOR(pg_catalog.>) 0 ORDER BY j.last_done DESC";
-    let parameters = vec![text(name), text(declared)];
-    let rows = session
-        .query("look for the same job", sql, parameters)
-        .await?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.get("name"), timestamp(row, "last_done")))
-        .collect())
-}
-
-/// Declares what a job does, unless it is already declared that way: then its row is not even locked, since a run may have
-/// it, or have left in it that it was undone.
-pub(super) async fn declare(
-    session: &Session,
-    seal: &str,
-    (name, declared, declared_by): (&str, &str, &str),
-    (newest, now): (Timestamp, Timestamp),
-) -> Result<(), DatabaseError> {
-    let (name, declared) = (literal(name), literal(declared));
-    let sql = format!(
-        "INSERT INTO bgworker.job AS j (name, declared, declared_by, last_tick, last_done) \
-         SELECT {name}, {declared}, {}, {}, {} WHERE NOT EXISTS (SELECT FROM bgworker.job AS k \
-         WHERE k.name OPERATOR(pg_catalog.=) {name} AND k.declared OPERATOR(pg_catalog.=) {declared}) {UNLESS_DECLARED}",
-        literal(declared_by),
-        timestamptz(newest),
-        timestamptz(now)
-    );
-    let sql = tables::write(seal, &sql);
-    session.batch_execute("declare the job", &sql).await
-}
-
-/// Writes which instance has declared a job, if it is declared this way.
-pub(super) async fn sign(
-    session: &Session,
-    seal: &str,
-    (name, declared, declared_by): (&str, &str, &str),
-) -> Result<(), DatabaseError> {
-    let sql = format!(
-        "UPDATE bgworker.job AS j SET declared_by = {} WHERE j.name OPERATOR(pg_catalog.=) {} \
-         AND j.declared OPERATOR(pg_catalog.=) {}",
-        literal(declared_by),
-        literal(name),
-        literal(declared)
-    );
-    let sql = tables::write(seal, &sql);
-    session.batch_execute("declare the job", &sql).await
-}
-
 /// Locks the row of a job whose tick is due, in the transaction under way. `None` if the tick is done, another session
 /// has the row, or the job is declared otherwise.
 pub(super) async fn claim(
@@ -340,7 +273,7 @@ pub(super) async fn clock(connection: &Connection) -> Result<Timestamp, Database
 type Parameter = (Box<dyn ToSql + Sync + Send>, Type);
 pub(super) type Borrowed<'p> = (&'p (dyn ToSql + Sync), Type);
 
-fn text(value: &str) -> Parameter {
+pub(super) fn text(value: &str) -> Parameter {
     (Box::new(value.to_owned()), Type::TEXT)
 }
 
@@ -363,7 +296,7 @@ fn job_row(row: &Row) -> Option<JobRow> {
     })
 }
 
-fn timestamp(row: &Row, column: &str) -> Timestamp {
+pub(super) fn timestamp(row: &Row, column: &str) -> Timestamp {
     to_timestamp(row.get(column)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 

@@ -7,7 +7,7 @@
 use crate::database::{Database, DatabaseError, Parameters};
 use crate::functions::session::Session;
 
-use super::settings::digest;
+use super::job::digest;
 
 /// What stands between an instance and its surroundings.
 const AS: &str = ") as ";

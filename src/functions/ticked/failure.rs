@@ -1,10 +1,11 @@
 //! What is known of a run that did not complete: why its statements failed, or that its session ended.
 
+use std::error::Error;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::job::Claimed;
+use super::row::Claimed;
 use crate::database::{DatabaseError, ErrorClass, ServerLife, SessionEnd};
 
 /// A run whose session ended before it was marked.
@@ -21,25 +22,50 @@ pub(super) struct Lost {
     pub(super) is_told: bool,
 }
 
-/// Why the statements did not complete.
+/// Why the work of a job did not complete. Any error becomes one with `?`.
+///
+/// An error of the database that says that the session ended is not held against the job, unless the job ended it.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub struct Failure {
     pub(super) why: String,
-    /// The error behind it, if there is one.
+    /// The error behind it, if it is one of the database.
     pub(super) error: Option<DatabaseError>,
-    /// `true` if a statement of the job did not end within the time of the run, though the server was to cancel it.
+    /// A statement of the job did not end within the time of the run, though the server was to cancel it.
     pub(super) ran_over: bool,
 }
 
 // === impl Failure ===
 
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        match error.into().downcast::<DatabaseError>() {
+            Ok(error) => Self::of(*error),
+            Err(error) => Self::without_error(error.to_string()),
+        }
+    }
+}
+
 impl Failure {
-    pub(super) fn of(error: DatabaseError) -> Self {
+    /// The failure of a statement, with what there is to say of it.
+    pub(in crate::functions) fn of_statement(why: String, error: DatabaseError) -> Self {
         Self {
-            why: error.to_string(),
+            why,
+            ran_over: matches!(error, DatabaseError::StatementDeadline { .. }),
+            error: Some(error),
+        }
+    }
+
+    /// The failure of what follows the statements, with what there is to say of it.
+    pub(in crate::functions) fn saying(why: String, error: DatabaseError) -> Self {
+        Self {
+            why,
             error: Some(error),
             ran_over: false,
         }
+    }
+
+    pub(in crate::functions) fn of(error: DatabaseError) -> Self {
+        Self::saying(error.to_string(), error)
     }
 
     /// A failure without an error of the database.

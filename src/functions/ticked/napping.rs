@@ -1,43 +1,68 @@
-//! A job without ticks, for workers that may run on standbys: each instance runs it for itself, and records nothing.
+//! Work without ticks, for workers that may run on standbys: each instance does it for itself, and records nothing.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::count;
 use super::due::SLEEP_MAX;
 use super::failure::Failure;
+use super::job::Job;
+use super::row::JobRow;
 use super::run::Run;
-use super::settings::Settings;
 use super::{FAILED_RUNS, RUNS};
 use crate::context::JobState;
 use crate::database::DatabaseError;
 use crate::functions::runner::{CycleError, Nap, Outcome, Routine, Turn};
 use crate::functions::session::Place;
 
-/// The routine of a job without ticks.
-#[derive(Default)]
-pub(super) struct Napping {
-    was_ready: bool,
+/// Work that is done after each nap, in one transaction.
+#[derive(Clone, Debug)]
+pub struct Naps {
+    naptime: Duration,
+    /// What is done and by which rules, but for its schedule.
+    job: Job,
 }
 
-/// The result of a run that is not recorded.
+/// What became of a run.
 pub(super) enum Untracked {
     Done {
         rows: u64,
         took: Duration,
     },
-    /// Its statements failed, for this reason, and were undone.
+    /// Its work failed, for this reason, and was undone.
     Failed(String),
     /// The worker must stop.
     Interrupted,
 }
 
+/// The routine of work without ticks.
+#[derive(Default)]
+pub(in crate::functions) struct Napping {
+    was_ready: bool,
+}
+
+// === impl Naps ===
+
+impl Naps {
+    /// The work of a job, after each nap instead of at its ticks.
+    pub(in crate::functions) fn between(naptime: Duration, job: Job) -> Self {
+        Self { naptime, job }
+    }
+
+    /// What is done.
+    pub(super) fn job(&self) -> &Job {
+        &self.job
+    }
+}
+
 // === impl Run ===
 
 impl Run<'_> {
-    /// Runs the statements in one transaction, and records nothing.
+    /// Does the work in one transaction, and records nothing.
     pub(super) async fn run_untracked(&self) -> Result<Untracked, DatabaseError> {
         let job_connection = self.job_connection().await?;
         let connection = job_connection.connection();
@@ -46,7 +71,9 @@ impl Run<'_> {
         let begin = self.begin(connection);
         connection.batch_execute("begin", &begin).await?;
         let _under_way = self.begin_run();
-        let worked = self.work(connection, None).await;
+        // There is no tick, and no row.
+        let (row, tick) = (JobRow::new(Timestamp::UNIX_EPOCH), Timestamp::UNIX_EPOCH);
+        let worked = self.work(connection, &row, tick, None).await;
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,
             ControlFlow::Break(end) => return end.map(|_| Untracked::Interrupted),
@@ -74,21 +101,24 @@ impl Run<'_> {
 // === impl Napping ===
 
 impl Routine for Napping {
-    type Settings = Settings;
+    type Settings = Result<Naps, Arc<str>>;
 
-    fn naptime(settings: &Settings) -> Duration {
-        settings.naptime.unwrap_or(SLEEP_MAX)
+    fn naptime(naps: &Self::Settings) -> Duration {
+        naps.as_ref().map_or(SLEEP_MAX, |naps| naps.naptime)
     }
 
-    fn success_within(settings: &Settings, _: Duration) -> Duration {
-        settings.timeout.saturating_add(2 * Self::naptime(settings))
+    fn success_within(naps: &Self::Settings, _: Duration) -> Duration {
+        let timeout = naps
+            .as_ref()
+            .map_or(Duration::ZERO, |naps| naps.job.timeout);
+        timeout.saturating_add(2 * Self::naptime(naps))
     }
 
-    fn place(settings: &Settings) -> Place<'_> {
-        settings.place()
+    fn place(naps: &Self::Settings) -> Place<'_> {
+        naps.as_ref().map_or(Place::HOME, |naps| naps.job.place())
     }
 
-    fn backlog(_: &Settings) -> String {
+    fn backlog(_: &Self::Settings) -> String {
         "its statements".to_owned()
     }
 
@@ -96,19 +126,20 @@ impl Routine for Napping {
         "it is run again after its naptime"
     }
 
-    async fn cycle(&mut self, turn: Turn<'_, Settings>) -> Result<Outcome, CycleError> {
+    async fn cycle(&mut self, turn: Turn<'_, Self::Settings>) -> Result<Outcome, CycleError> {
         let Turn {
             settings,
             context,
             beside,
             ..
         } = turn;
-        let job = settings.job(context.name(), context.database());
-        let job = job.map_err(CycleError::Unusable)?;
-        let Some(run) = Run::of(context, settings, &job, beside, "") else {
+        let Naps { job, .. } = settings
+            .as_ref()
+            .map_err(|why| CycleError::Unusable((&**why).into()))?;
+        let begin = Instant::now();
+        let Some(run) = Run::of(context, (context.name(), job), beside, "") else {
             return Ok(Outcome::Again("there is no database".into()));
         };
-        let begin = Instant::now();
         let ran = Box::pin(run.run_untracked()).await?;
         if !std::mem::replace(&mut self.was_ready, true) {
             context.ready();

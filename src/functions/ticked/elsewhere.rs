@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::job::JobRow;
+use super::row::JobRow;
 
 /// How soon a job is looked at again if another session has its tick.
 pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);

@@ -10,12 +10,12 @@ use crate::context::{JobState, WorkerContext};
 use crate::database::{DatabaseError, OneLine};
 use crate::functions::runner::{Nap, Outcome};
 use crate::functions::session::Session;
-use crate::functions::sql::due::{OVERDUE_AFTER, due_for};
-use crate::functions::sql::elsewhere::{ELSEWHERE, Elsewhere, SAID_AFTER, has_it};
-use crate::functions::sql::job::{self, JobRow};
-use crate::functions::sql::past::{self, ASK_EVERY};
-use crate::functions::sql::run::Run;
-use crate::functions::sql::settings::{Job, Missed};
+use crate::functions::ticked::due::{OVERDUE_AFTER, due_for};
+use crate::functions::ticked::elsewhere::{ELSEWHERE, Elsewhere, SAID_AFTER, has_it};
+use crate::functions::ticked::job::{Job, Missed};
+use crate::functions::ticked::past::{self, ASK_EVERY};
+use crate::functions::ticked::row::{self, JobRow};
+use crate::functions::ticked::run::Run;
 use crate::schedule::Timestamp;
 
 // === impl Scheduled ===
@@ -110,6 +110,19 @@ impl Scheduled {
         Ok(Outcome::Held(why))
     }
 
+    /// The outcome of a look that found the last tick in the future.
+    pub(super) fn is_ahead(&self, context: &WorkerContext, name: &str, row: &JobRow) -> Outcome {
+        let why = format!(
+            "its last tick, {}, is in the future: if the server's clock was wrong, UPDATE bgworker.job \
+             SET last_tick = now(), last_done = least(last_done, now()) WHERE name = '{}'",
+            row.last_tick,
+            name.replace('\'', "''")
+        );
+        let (since, told) = (Instant::now(), Some(why.as_str().into()));
+        context.progress().job(JobState::Overdue, since, told);
+        Outcome::Held(why)
+    }
+
     /// The outcome of a look that found another session to keep the job from being run.
     pub(super) async fn elsewhere(
         &mut self,
@@ -120,23 +133,21 @@ impl Scheduled {
     ) -> Result<Outcome, DatabaseError> {
         let (now, progress) = (Instant::now(), context.progress());
         // What it runs is in the history, though this instance never finds the job idle.
-        self.learn(
-            session,
-            context,
-            (run.name, run.settings.history),
-            (row, clock),
-        )
-        .await?;
+        self.learn(session, context, (run.name, run.job.history), (row, clock))
+            .await?;
         let found = self.elsewhere.found(row, now);
         let since = now.checked_sub(found).unwrap_or(now);
         if found < SAID_AFTER {
-            progress.job(JobState::Waiting, since, None);
+            // Another instance runs it, most likely. Until it is done, what failed has not been made good.
+            if self.report(context, row, clock) == JobState::Idle {
+                progress.job(JobState::Waiting, since, None);
+            }
             return Ok(Outcome::Pending(Nap::For(ELSEWHERE)));
         }
-        let in_transaction = run.settings.transaction;
-        let holder = job::holder(session, run.name, in_transaction).await?;
+        let in_transaction = run.job.transaction.is_some();
+        let holder = row::holder(session, run.name, in_transaction).await?;
         let why = has_it(holder, in_transaction);
-        if found <= run.settings.longest_run() {
+        if found <= run.job.longest_run() {
             let why = format!("{why}: another instance runs the job, or a client holds it");
             progress.job(JobState::Waiting, since, Some(why.into()));
             return Ok(Outcome::Pending(Nap::For(ELSEWHERE)));
