@@ -37,6 +37,7 @@ mod server_life;
 mod server_state;
 mod shared;
 mod sqlstate;
+mod timeline;
 mod tls;
 mod whereabouts;
 

@@ -65,7 +65,7 @@ impl InForce {
     }
 
     /// Applies what has changed, logs one line for each change and for each that needs a restart, and passes a Sighup
-    /// to all workers.
+    /// to all workers. A worker that was stopped for good, since it failed more often than its limit allows, begins again.
     ///
     /// A worker that is replaced ends after its cycle first, or is aborted after `shutdown_timeout`.
     ///
@@ -75,6 +75,9 @@ impl InForce {
     pub async fn reload(&mut self, mut new: Settings) -> Result<(), RequestError> {
         for change in difference(&self.settings, &new) {
             self.apply(change).await?;
+        }
+        for worker in &new.workers {
+            self.add_again(worker).await?;
         }
         // What needs a restart stays as it was, and is reported again at the next reload.
         new.server = self.settings.server.clone();
@@ -127,6 +130,17 @@ impl InForce {
                     registered.settings.send(&function);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Registers a worker again that was stopped for good: a reload says that what was wrong has been seen to.
+    async fn add_again(&mut self, worker: &WorkerSettings) -> Result<(), RequestError> {
+        let name = &worker.worker.name;
+        let ended = (self.workers.get(name)).and_then(|registered| registered.handle.ended());
+        if ended.is_some_and(|ended| ended.gave_up) {
+            info!(worker = %name, "worker \"{name}\" begins again, after it was stopped for good");
+            self.add(worker).await?;
         }
         Ok(())
     }

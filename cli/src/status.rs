@@ -215,8 +215,8 @@ fn get(url: &str) -> Result<String, StatusError> {
 
 /// Where the instance of this configuration listens.
 fn url(configuration: &Configuration) -> Result<String, StatusError> {
-    let settings = configuration::read(configuration)?;
-    let listen = settings.http.listen.ok_or(StatusError::NotListening)?;
+    let http = configuration::read_http(configuration)?;
+    let listen = http.listen.ok_or(StatusError::NotListening)?;
     // An instance that listens on every address listens on the loopback address too.
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),

@@ -18,6 +18,7 @@ use super::error::DatabaseError;
 use super::error::is_handshake;
 use super::server::Server;
 use super::sqlstate;
+use super::timeline::Timeline;
 use super::tls::{Connector, TlsError};
 use crate::backoff::{doubled, jittered};
 use crate::regular_file;
@@ -47,6 +48,10 @@ const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// Why a standby is not a primary, in libpq's words.
 pub(super) const IS_STANDBY: &str = "server is in hot standby mode";
+
+/// Why a server that accepts writes is not the primary.
+const WAS_REPLACED: &str = "server is on an older timeline than the primary that was found before: another server has been \
+    promoted in its place";
 
 /// Whether other workers wait for what runs on a connection.
 #[derive(Clone, Copy, Debug)]
@@ -188,11 +193,12 @@ impl Server {
             Err(_) => return vec![Err(DatabaseError::ConnectDeadline { target, after })],
         };
         let many = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let is_one_of_several = conninfo.hosts().len() > 1 || many > 1;
         let after = after / many.max(1);
         let mut tried = Vec::new();
         for address in &addresses {
             let connecting = async {
-                let connection = self.connect_to_address(address, as_whom, after).await?;
+                let mut connection = self.connect_to_address(address, as_whom, after).await?;
                 let standing = match Standing::of(&connection).await {
                     // Any server suits, also one that does not know the question.
                     Err(DatabaseError::Statement { .. })
@@ -202,14 +208,19 @@ impl Server {
                     }
                     standing => standing?,
                 };
+                if is_one_of_several && !standing.is_standby {
+                    self.ask_for_timeline(&mut connection, &target).await?;
+                }
                 Ok((connection, standing))
             };
-            let target = target.clone();
             let connected = tokio::time::timeout(after, connecting).await;
             self.host_answered(number, connected.is_ok());
             let connected = match connected {
                 Ok(connected) => connected,
-                Err(_) => Err(DatabaseError::ConnectDeadline { target, after }),
+                Err(_) => {
+                    let target = target.clone();
+                    Err(DatabaseError::ConnectDeadline { target, after })
+                }
             };
             let is_enough = match &connected {
                 Ok((_, standing)) => matches!(standing.suits(wanted), Suits::Yes),
@@ -221,6 +232,32 @@ impl Server {
             }
         }
         tried
+    }
+
+    /// Asks a server that accepts writes for its timeline, unless it is the known primary. Fails if that has replaced it.
+    async fn ask_for_timeline(
+        &self,
+        connection: &mut Connection,
+        target: &str,
+    ) -> Result<(), DatabaseError> {
+        let known = self.whereabouts.primary();
+        let origin = connection.origin();
+        if (known.as_ref()).is_some_and(|known| !origin.is_another_than(known)) {
+            return Ok(());
+        }
+        // What is not quite PostgreSQL may not say.
+        let asking = connection.query("ask for the timeline", Timeline::QUERY, &[]);
+        let timeline = asking
+            .await
+            .ok()
+            .and_then(|rows| Timeline::read(rows.first()?));
+        let known = known.and_then(|known| known.timeline);
+        if timeline.is_some_and(|own| known.is_some_and(|known| own.was_replaced_by(known))) {
+            let (target, why) = (target.to_owned(), WAS_REPLACED);
+            return Err(DatabaseError::Unsuitable { target, why });
+        }
+        connection.is_on(timeline);
+        Ok(())
     }
 
     /// Connects to one address, trying the ways that `sslmode` allows.

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use tokio::sync::{Notify, watch};
 
 use super::conninfo::Host;
+use super::timeline::Timeline;
 
 /// A server that a connection leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub(super) struct Origin {
     /// When the server began: it tells servers apart that are reached by the same name or through the same proxy.
     /// `None` if it does not say.
     pub(super) begun: Option<SystemTime>,
+    /// Its timeline, if it has been asked for it.
+    pub(super) timeline: Option<Timeline>,
 }
 
 /// What connections and the watch of the server's state tell each other.
@@ -45,7 +48,7 @@ pub(super) struct Lookout {
 // === impl Origin ===
 
 impl Origin {
-    fn is_another_than(&self, other: &Self) -> bool {
+    pub(super) fn is_another_than(&self, other: &Self) -> bool {
         match (self.begun, other.begun) {
             (Some(begun), Some(other)) => begun != other,
             _ => self.host != other.host,
@@ -64,11 +67,20 @@ impl Whereabouts {
         }
     }
 
+    /// The server that was last seen to be the primary.
+    pub(super) fn primary(&self) -> Option<Origin> {
+        self.primary.borrow().clone()
+    }
+
     /// Records which server is the primary. Connections to the one that was it before are given up. Returns that one's
     /// host.
-    pub(super) fn found(&self, primary: Origin) -> Option<Host> {
+    pub(super) fn found(&self, mut primary: Origin) -> Option<Host> {
         let mut before = None;
         self.primary.send_if_modified(|known| {
+            let same = known
+                .as_ref()
+                .filter(|known| !primary.is_another_than(known));
+            primary.timeline = primary.timeline.or_else(|| same?.timeline);
             let is_news = known.as_ref() != Some(&primary);
             before = known.replace(primary.clone());
             is_news
@@ -102,6 +114,7 @@ impl Lookout {
             let origin = Origin {
                 host: self.host.clone(),
                 begun: self.begun.get().copied(),
+                timeline: None,
             };
             let known = self.known.as_ref();
             let was_primary = known.is_some_and(|known| !origin.is_another_than(known));

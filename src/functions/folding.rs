@@ -29,7 +29,7 @@ use super::relation::Relation;
 use super::runner::{CycleError, Nap, Outcome, Routine, Turn, Waiting};
 use super::session::{Place, Session};
 use crate::context::WorkerContext;
-use crate::database::{DatabaseError, ErrorClass, is_of_columns};
+use crate::database::{DatabaseError, ErrorClass, is_missing, is_of_columns};
 
 /// The figure that counts the rows that were folded.
 pub(super) const ROWS_FOLDED: &str = "rows_folded";
@@ -228,6 +228,9 @@ impl<F: Folder> Routine for Folding<F> {
             None if error.class() == ErrorClass::Cancelled => {
                 "the deltas are kept: give it a longer statement_timeout"
             }
+            None if error.sqlstate().is_some_and(is_missing) => {
+                "its tables are looked at again: a table that was dropped has taken its deltas along"
+            }
             None => "the deltas are kept",
         }
     }
@@ -264,7 +267,8 @@ impl<F: Folder> Routine for Folding<F> {
             (Found::Busy(why, Some(pid)), None) => {
                 Outcome::Again(format!("{why} (PID {pid})").into())
             }
-            (Found::Folded(_) | Found::Idle, None) => self.goes_on(),
+            (Found::Left { moves: false }, None) => Outcome::Left,
+            (Found::Folded(_) | Found::Idle | Found::Left { moves: true }, None) => self.goes_on(),
         })
     }
 

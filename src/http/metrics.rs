@@ -59,7 +59,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     gauge(&mut registry, "recovery_finished", help, one(is_primary));
     server(&mut registry, snapshot);
     let help = "How many background workers are in each state";
-    let counts = State::REGISTERED.into_iter().map(|state| {
+    let counts = State::all().map(|state| {
         let workers = snapshot.workers.iter();
         let count = workers.filter(|worker| worker.state == state).count();
         (vec![("state", state.to_string())], count as f64)

@@ -51,6 +51,11 @@ impl State {
 
     const ENDED: [Self; 4] = [Self::Finished, Self::Failed, Self::Crashed, Self::Stopped];
 
+    /// Each state.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        Self::REGISTERED.into_iter().chain(Self::ENDED)
+    }
+
     const fn word(self) -> &'static str {
         match self {
             Self::Registered => "registered",
@@ -79,8 +84,7 @@ impl TryFrom<String> for State {
     type Error = String;
 
     fn try_from(word: String) -> Result<Self, Self::Error> {
-        let mut states = Self::REGISTERED.into_iter().chain(Self::ENDED);
-        let state = states.find(|state| state.word() == word);
+        let state = Self::all().find(|state| state.word() == word);
         state.ok_or_else(|| format!("\"{word}\" is not a state of a worker"))
     }
 }

@@ -106,6 +106,18 @@ fn a_mistake_is_named_without_its_value() {
             "an IPv6 address lacks its \"]\"",
         ),
         ("postgresql://u:%ff@h", "not UTF-8"),
+        (
+            "postgresql://u:hunter2%@h",
+            "two hexadecimal digits must follow",
+        ),
+        (
+            "postgresql://u:hunter2%sx@h",
+            "write %25 for the character itself",
+        ),
+        (
+            "postgresql://h/d?options=a%2",
+            "two hexadecimal digits must follow",
+        ),
         ("password=hunter2\0", "must not contain NUL"),
         // Pasted twice, or in the wrong place.
         (

@@ -42,8 +42,12 @@ impl Pair {
 
     /// Both servers, with defaults.
     fn both(&self) -> Database {
+        self.both_as("postgres")
+    }
+
+    fn both_as(&self, user: &str) -> Database {
         let conninfo = format!(
-            "host=127.0.0.1,127.0.0.1 port={},{} user=postgres dbname=postgres target_session_attrs=read-write",
+            "host=127.0.0.1,127.0.0.1 port={},{} user={user} dbname=postgres target_session_attrs=read-write",
             self.primary.port, self.standby.port
         );
         let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
@@ -169,6 +173,60 @@ async fn after_a_failover_from_a_frozen_primary_everything_runs_on_the_new_one_s
         "{}",
         log.text()
     );
+}
+
+#[actix::test]
+async fn an_old_primary_that_comes_back_does_not_take_the_place_of_the_new_one_that_is_full() {
+    let pair = Pair::start().await;
+    let grants = "CREATE ROLE app LOGIN; GRANT ALL ON DATABASE postgres TO app";
+    pair.on_primary.execute(grants).await;
+    pair.on_primary
+        .execute(&format!(
+            "{EFFECTS}; GRANT ALL ON effect, effect_id_seq TO app"
+        ))
+        .await;
+    pair.caught_up().await;
+    let log = Log::capture();
+    let conninfo = pair.both_as("app");
+    let postmaster = Postmaster::launch(Limits::default(), Some(conninfo)).unwrap();
+    let jobs = [("often".to_owned(), &*every("1s", EFFECT))];
+    let settings = settings_of(&pair.on_primary, &jobs);
+    let _in_force = InForce::register(settings, postmaster).await.unwrap();
+    let ticks = "SELECT count(*) FROM effect";
+    eventually("it ticks", || async {
+        pair.on_primary.value::<i64>(ticks).await > 0
+    })
+    .await;
+    let frozen = pair.primary.freeze();
+    pair.promote().await;
+    let before: i64 = pair.on_standby.value(ticks).await;
+    eventually("it ticks on the new primary", || async {
+        pair.on_standby.value::<i64>(ticks).await > before
+    })
+    .await;
+    // Not fenced, it goes on to accept writes.
+    drop(frozen);
+    let stale: i64 = pair.on_primary.value(ticks).await;
+    pair.on_standby
+        .execute("ALTER ROLE app CONNECTION LIMIT 0")
+        .await;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'";
+    pair.on_standby.value::<i64>(end).await;
+    eventually("both have been asked", || async {
+        log.text().contains("server is on an older timeline")
+    })
+    .await;
+    pair.on_standby
+        .execute("ALTER ROLE app CONNECTION LIMIT -1")
+        .await;
+    let before: i64 = pair.on_standby.value(ticks).await;
+    eventually("it goes on with the new primary", || async {
+        pair.on_standby.value::<i64>(ticks).await > before
+    })
+    .await;
+    assert_eq!(pair.on_primary.value::<i64>(ticks).await, stale);
+    let moved = log.with(Level::WARN, "the primary is now");
+    assert_eq!(moved.len(), 1, "{}", log.text());
 }
 
 #[actix::test]

@@ -544,6 +544,23 @@ async fn metrics_have_their_names_and_the_values_of_the_snapshot() {
 }
 
 #[actix::test]
+async fn workers_are_counted_in_each_state_those_too_that_failed_for_good() {
+    let postmaster = postmaster();
+    let main =
+        |_: WorkerContext| async { Err::<(), WorkerError>(WorkerError::Failed("no".into())) };
+    let worker = BackgroundWorker::new("w").restart_time(RestartTime::Never);
+    let worker = postmaster.register(worker, main).await.unwrap();
+    worker.stopped().await.unwrap();
+    let (_, text) = get(&postmaster, "/metrics").await;
+    for line in [
+        "bgworker_workers{state=\"failed\"} 1.0",
+        "bgworker_workers{state=\"running\"} 0.0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
+}
+
+#[actix::test]
 async fn the_page_loads_nothing_from_elsewhere_and_may_connect_nowhere_else() {
     let postmaster = postmaster();
     let app = init_service(App::new().configure(configure(postmaster))).await;

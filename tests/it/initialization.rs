@@ -2,9 +2,11 @@
 
 use bgworker::ExitStatus;
 use bgworker::worker_spi::{InvalidTable, Table};
+use tracing::Level;
 
 use crate::support::database::{TestDatabase, brisk, register, table};
 use crate::support::eventually;
+use crate::support::log::Log;
 use crate::support::statements::mends;
 
 /// The reason why a worker that cannot work on `s.t` ends.
@@ -293,6 +295,7 @@ fn an_empty_name_and_one_with_nul_are_refused() {
 #[actix::test]
 async fn a_table_that_is_dropped_meanwhile_is_made_again_by_a_worker_that_never_restarts() {
     let db = TestDatabase::new().await;
+    let log = Log::capture();
     let postmaster = db.postmaster();
     let counted = table("s", "t");
     let (_sender, settings) = tokio::sync::watch::channel(brisk(&counted));
@@ -302,12 +305,16 @@ async fn a_table_that_is_dropped_meanwhile_is_made_again_by_a_worker_that_never_
     let main = bgworker::worker_spi::main(settings);
     let worker = postmaster.register(worker, main).await.unwrap();
     worker.ready().await.unwrap();
+    let made = || log.with(Level::INFO, "made the table s.t").len();
+    assert_eq!(made(), 1, "{}", log.text());
     db.execute("DROP TABLE s.t").await;
     eventually("it is made again", || async {
         db.value::<bool>("SELECT to_regclass('s.t') IS NOT NULL")
             .await
     })
     .await;
+    eventually("the log says so", || async { made() == 2 }).await;
+    assert!(!log.text().contains("are kept"), "{}", log.text());
     let status = postmaster.worker(worker.id()).await.unwrap().unwrap();
     assert_eq!(status.starts, 1);
 }

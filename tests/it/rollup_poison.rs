@@ -478,6 +478,29 @@ async fn a_session_that_has_the_queue_for_too_long_is_named() {
 }
 
 #[actix::test]
+async fn a_session_that_has_the_turn_at_the_totals_is_named_by_each_of_two_instances() {
+    let lock = "SELECT pg_advisory_lock(1651994419, 's.t'::regclass::oid::int)";
+    let (db, other, pid, rollup) = beside_a_lock(lock).await;
+    let second = hasty(&db, Duration::from_secs(1), true);
+    let second = Rollup::registered(&second, &db, KEYS).await;
+    // They take the queue in turn, and neither counts that as a success of the other.
+    for rollup in [&rollup, &second] {
+        says(rollup, &format!("(PID {pid})")).await;
+    }
+    let successes = async || {
+        let of = async |rollup: &Rollup| rollup.status().await.unwrap().report.last_success;
+        (of(&rollup).await, of(&second).await)
+    };
+    let before = successes().await;
+    for rollup in [&rollup, &second] {
+        says(rollup, &format!("(PID {pid})")).await;
+    }
+    assert_eq!(successes().await, before);
+    other.close().await;
+    becomes(&db, WAITING, "0 2").await;
+}
+
+#[actix::test]
 async fn a_client_that_has_locked_the_totals_for_too_long_is_named() {
     let lock = "BEGIN; LOCK TABLE s.t IN SHARE MODE";
     let (db, other, pid, rollup) = beside_a_lock(lock).await;

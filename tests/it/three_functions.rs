@@ -113,3 +113,32 @@ async fn three_functions_run_and_a_reload_changes_each_as_it_says_with_a_line_ea
     postmaster.shut_down(Shutdown::Smart);
     assert!(postmaster.exited().await.unwrap().aborted.is_empty());
 }
+
+#[actix::test]
+async fn a_reload_begins_a_worker_again_that_was_stopped_for_good() {
+    let db = TestDatabase::new().await;
+    let worker = "[[worker]]\nname = 'r'\nfunction = 'rollup'\nqueue = 's.q'\ntotals = 's.t'\nkeys = ['k']\nsum = ['v']\n\
+                  restart_time = '10ms'\nmax_restarts = { restarts = 1, within = '1h' }";
+    let settings = || configuration::read(&db, &Functions::built_in(), worker).unwrap();
+    let postmaster = db.postmaster();
+    let mut in_force = InForce::register(settings(), postmaster.clone())
+        .await
+        .unwrap();
+    let workers = async || postmaster.workers().await.unwrap();
+    eventually("it is stopped for good", async || {
+        workers().await.ended.iter().any(|worker| worker.gave_up)
+    })
+    .await;
+    let tables = "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL, v bigint); \
+                  CREATE TABLE s.t (k int PRIMARY KEY, v bigint); INSERT INTO s.q VALUES (1, 1)";
+    db.execute(tables).await;
+    in_force.reload(settings()).await.unwrap();
+    eventually("it folds", async || {
+        db.value::<i64>("SELECT count(*) FROM s.q").await == 0
+    })
+    .await;
+    // One that runs is left alone.
+    in_force.reload(settings()).await.unwrap();
+    let workers = workers().await;
+    assert_eq!((workers.registered.len(), workers.ended.len()), (1, 1));
+}

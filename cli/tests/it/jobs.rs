@@ -228,6 +228,10 @@ async fn ddl_output_lets_a_role_without_create_rights_run_everything() {
         .await;
 }
 
+fn status(config: &Config) -> (i32, String, String) {
+    run(bgworker().args(["status", "--config"]).arg(&config.path))
+}
+
 #[actix::test]
 async fn status_shows_the_next_tick_of_a_job_as_a_time_and_the_ticks_given_up() {
     let db = stage().await;
@@ -236,12 +240,11 @@ async fn status_shows_the_next_tick_of_a_job_as_a_time_and_the_ticks_given_up() 
     text += &format!("attempts = 1\n[http]\nlisten = \"127.0.0.1:{port}\"\n");
     let config = Config::new(&text);
     let mut instance = start(&config.path);
-    let status = || run(bgworker().args(["status", "--config"]).arg(&config.path));
     eventually("a tick is given up", async || {
-        status().1.contains("given_up")
+        status(&config).1.contains("given_up")
     })
     .await;
-    let (code, status, _) = status();
+    let (code, status, _) = status(&config);
     assert_eq!(code, 0, "the instance can do its work: {status}");
     assert!(status.contains("division by zero"), "{status}");
     let heading = status
@@ -252,6 +255,11 @@ async fn status_shows_the_next_tick_of_a_job_as_a_time_and_the_ticks_given_up() 
         heading.contains("  next_tick") && !heading.contains("timestamp"),
         "{status}"
     );
+    // The instance runs with what the file held before.
+    std::fs::write(&config.path, format!("{text}[[worker]]\nnam = \"x\"\n")).unwrap();
+    let (code, beside, err) = self::status(&config);
+    assert_eq!((code, &*err), (0, ""), "{beside}");
+    assert!(beside.contains("given_up"), "{beside}");
     let line = status.lines().find(|line| line.starts_with("j ")).unwrap();
     let is_time = |word: &str| word.parse::<bgworker::schedule::Timestamp>().is_ok();
     assert!(line.split_whitespace().any(is_time), "{status}");

@@ -102,6 +102,12 @@ fn split_port(server: &str) -> Result<(&str, Option<&str>), ConnInfoError> {
 }
 
 fn decode(text: &str) -> Result<String, ConnInfoError> {
+    let mut escapes = text.split('%').skip(1).map(str::as_bytes);
+    let is_escape = |escape: &[u8]| matches!(escape, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+    if !escapes.all(is_escape) {
+        let what = "in a URL, two hexadecimal digits must follow a \"%\": write %25 for the character itself";
+        return Err(ConnInfoError::Syntax(what));
+    }
     let decoded = percent_decode_str(text).decode_utf8();
     let decoded = decoded.map_err(|_| ConnInfoError::Syntax("a URL is not UTF-8 when decoded"))?;
     if decoded.contains('\0') {

@@ -32,6 +32,11 @@ pub(in crate::functions) enum Found<D> {
     Folded(D),
     /// There was nothing to fold.
     Idle,
+    /// There are deltas, which are left to another session.
+    Left {
+        /// It has folded some since the last cycle.
+        moves: bool,
+    },
     /// Other clients were in the way, for this reason; and the process of one on the server, if it was looked for.
     Busy(&'static str, Option<i32>),
 }
@@ -188,8 +193,12 @@ impl Pieces {
             at.has_folded(&fold.found, begin);
             match fold.found {
                 // What was folded before is reported; the next cycle folds the rest.
-                Found::Busy(..) if matches!(found, Found::Folded(_)) => break None,
-                found @ Found::Busy(..) => return Ok(Folds { found, end: None }),
+                Found::Busy(..) | Found::Left { .. } if matches!(found, Found::Folded(_)) => {
+                    break None;
+                }
+                found @ (Found::Busy(..) | Found::Left { .. }) => {
+                    return Ok(Folds { found, end: None });
+                }
                 more => found = found.and(more),
             }
             let end = fold.blocks.min(until.unwrap_or(u32::MAX));

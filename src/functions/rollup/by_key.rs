@@ -101,15 +101,17 @@ impl ByKey {
         let Some(row) = rows.first() else {
             return Ok(Fold::without(Found::Idle));
         };
-        if row.get(0) == Some("t") {
-            self.turn.is_ours();
-            self.locked_since = None;
-        } else {
-            self.turn.is_not_ours(at, statements).await?;
-        }
         let (rows_folded, keys) = (number(row, 1).unsigned_abs(), number(row, 2).unsigned_abs());
+        let found = if row.get(0) == Some("t") {
+            self.turn.is_over();
+            self.locked_since = None;
+            self.folded(at, rows_folded, keys)
+        } else {
+            let moves = self.turn.is_not_ours(at, statements, piece.from).await?;
+            Found::Left { moves }
+        };
         Ok(Fold {
-            found: self.folded(at, rows_folded, keys),
+            found,
             blocks: blocks(row, 4),
             took: took(&rows),
         })
@@ -393,6 +395,8 @@ impl Folder for ByKey {
         let tried = std::mem::take(&mut self.tried);
         if tried {
             Box::pin(self.forget_gone(at)).await?;
+        } else {
+            self.turn.is_over();
         }
         let left = std::mem::take(&mut self.left) || self.poison.has_held();
         let blocked = self.blocked.take();
@@ -407,7 +411,8 @@ impl Folder for ByKey {
         if blocked.is_some() {
             return Ok(blocked.map(Waiting::from));
         }
-        if !left && self.goes_around() {
+        // What is left to another session proves nothing about the totals.
+        if !left && self.goes_around() && !self.turn.is_lost() {
             self.locked_since = None;
         }
         let poisoned = self.poison.tell(&at.settings.queue);
@@ -423,7 +428,7 @@ impl Folder for ByKey {
             self.holders.as_deref().unwrap_or_default(),
         );
         let why = format!(
-            "other clients hold some totals of {totals}{holders}: the deltas of their keys wait, all others are folded"
+            "other clients hold some totals of {totals}{holders}: the deltas of their keys wait"
         );
         Ok(Some(why.into()))
     }

@@ -77,10 +77,11 @@ impl ByKey {
             left = left.saturating_sub(took);
             fold.blocks = report.blocks;
             if !report.is_mine {
-                self.turn.is_not_ours(at, statements).await?;
+                let moves = self.turn.is_not_ours(at, statements, piece.from).await?;
+                fold.found = fold.found.and(Found::Left { moves });
                 return Ok(fold);
             }
-            self.turn.is_ours();
+            self.turn.is_over();
             fold.found = fold.found.and(self.folded(at, report.rows, report.keys));
             // How long it takes with failures says nothing about the size of the piece.
             if report.findings.is_empty() {

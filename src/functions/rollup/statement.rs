@@ -5,7 +5,7 @@ use crate::functions::advisory_lock::{IN_THIS_DATABASE, LockClass, of_table};
 use crate::functions::folding::{
     Isolation, Layout, Piece, Queue, Undone, comment, has_trigger, hold, undo,
 };
-use crate::functions::quote::identifier;
+use crate::functions::quote::{identifier, literal};
 use crate::functions::relation::Relation;
 
 /// An expression by which a transaction waits for a lock no longer than this, in a session of a pooler as well.
@@ -351,6 +351,30 @@ impl Statements<'_> {
         self.each_key(" AND ", |n, key| {
             format!("{table}.{key} OPERATOR(pg_catalog.=) {step}.k{n}")
         })
+    }
+
+    /// Finds a delta of the queue, from a block on: where it is, and the transaction that wrote it.
+    pub(super) fn first_delta(&self, from: u32) -> String {
+        self.delta(&format!(
+            "q.ctid OPERATOR(pg_catalog.>=) '({from},0)'::pg_catalog.tid"
+        ))
+    }
+
+    /// Finds this delta, if it has not been folded.
+    pub(super) fn this_delta(&self, place: &str, writer: &str) -> String {
+        self.delta(&format!(
+            "q.ctid OPERATOR(pg_catalog.=) {}::pg_catalog.tid AND q.xmin OPERATOR(pg_catalog.=) {}::pg_catalog.xid",
+            literal(place),
+            literal(writer)
+        ))
+    }
+
+    fn delta(&self, which: &str) -> String {
+        format!(
+            "{} SELECT pg_catalog.concat(q.ctid) AS place, pg_catalog.concat(q.xmin) AS writer FROM ONLY {} AS q WHERE {which} LIMIT 1",
+            comment(self.worker),
+            self.queue.sql()
+        )
     }
 
     /// Finds the session that has the queue, and what it has begun.

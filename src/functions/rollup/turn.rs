@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_postgres::Row;
 
 use super::settings::Settings;
 use super::statement::Statements;
@@ -17,9 +18,19 @@ pub(super) struct Turn(Option<Lost>);
 /// A queue that another session has.
 #[derive(Debug)]
 struct Lost {
+    /// A delta that waits; it is gone once it is folded.
+    delta: Option<Delta>,
+    /// Since when the same session may have had the queue.
     since: Instant,
     holder: Option<Holder>,
     is_too_long: bool,
+}
+
+/// A version of a row: where it is, and the transaction that wrote it.
+#[derive(Debug)]
+struct Delta {
+    place: String,
+    writer: String,
 }
 
 /// A session, and what it has begun.
@@ -63,49 +74,79 @@ pub(super) async fn holders(
     })
 }
 
+/// Runs a query for one row.
+async fn ask(at: At<'_, Settings>, sql: &str) -> Result<Option<Row>, DatabaseError> {
+    let asking = at
+        .session
+        .query("look for who has the queue", sql, Vec::new());
+    Ok(asking.await?.into_iter().next())
+}
+
+// === impl Lost ===
+
+impl Lost {
+    /// `true` if the delta still waits.
+    async fn waits(
+        &self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+    ) -> Result<bool, DatabaseError> {
+        match &self.delta {
+            Some(delta) => Ok(ask(at, &statements.this_delta(&delta.place, &delta.writer))
+                .await?
+                .is_some()),
+            None => Ok(false),
+        }
+    }
+}
+
 // === impl Turn ===
 
 impl Turn {
-    /// Records that it was this session's turn.
-    pub(super) fn is_ours(&mut self) {
+    /// Records that it was this session's turn, or that there is nothing to fold.
+    pub(super) fn is_over(&mut self) {
         self.0 = None;
     }
 
-    /// Records that another session had the queue. If one transaction, or an idle session, has had it for longer than a
-    /// fold may take, that is a reason to say; another instance that folds ends its transactions.
+    /// Records that another session had the queue, from this block on. Returns `true` if that session has folded since the turn
+    /// was lost before: otherwise to leave the deltas to it is no success. If one transaction, or an idle session, has had the
+    /// queue for longer than a fold may take, that is a reason to say; another instance that folds ends its transactions.
     pub(super) async fn is_not_ours(
         &mut self,
         at: At<'_, Settings>,
         statements: &Statements<'_>,
-    ) -> Result<(), DatabaseError> {
+        from: u32,
+    ) -> Result<bool, DatabaseError> {
         let now = Instant::now();
-        if let Some(lost) = &self.0
-            && !lost.is_too_long
-            && now - lost.since <= longest(at)
-        {
-            return Ok(());
+        let lost = match self.0.take() {
+            Some(lost) if lost.waits(at, statements).await? => self.0.insert(lost),
+            _ => {
+                let delta = ask(at, &statements.first_delta(from)).await?;
+                self.0 = Some(Lost {
+                    delta: delta.map(|row| Delta {
+                        place: row.get("place"),
+                        writer: row.get("writer"),
+                    }),
+                    since: now,
+                    holder: None,
+                    is_too_long: false,
+                });
+                return Ok(true);
+            }
+        };
+        if lost.holder.is_some() && !lost.is_too_long && now - lost.since <= longest(at) {
+            return Ok(false);
         }
-        let sql = statements.holder_of_queue();
-        let rows = at
-            .session
-            .query("look for who holds the queue", &sql, Vec::new());
-        let rows = rows.await?;
-        let holder = rows.first().map(|row| Holder {
+        let holder = ask(at, &statements.holder_of_queue()).await?;
+        let holder = holder.map(|row| Holder {
             pid: row.get(0),
             transaction: row.get(1),
         });
-        let is_the_same = |lost: &Lost| holder.is_some() && lost.holder == holder;
-        match &mut self.0 {
-            Some(lost) if is_the_same(lost) => lost.is_too_long = true,
-            _ => {
-                self.0 = Some(Lost {
-                    since: now,
-                    holder,
-                    is_too_long: false,
-                });
-            }
+        lost.is_too_long = holder.is_some() && lost.holder == holder;
+        if !lost.is_too_long {
+            (lost.holder, lost.since) = (holder, now);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// `true` if another session had the queue when it was last asked for.

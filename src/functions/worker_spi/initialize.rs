@@ -5,6 +5,7 @@
 
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
+use tracing::info;
 
 use super::check::{InitializeError, check};
 use super::shape::Shape;
@@ -152,12 +153,19 @@ async fn look_and_make(
     if kind.is_none() && row.get::<_, Option<bool>>("may_create") == Some(false) {
         return Err(InitializeError::Unusable(not_made(table, row).into()));
     }
-    let (doing, sql) = match kind {
-        None if row.get("has_schema") => ("create the table", table.create_table()),
-        None => ("create the schema", table.create_schema()),
+    match kind {
         Some(kind) => return check(session, table, kind, row, inserts).await.map(Some),
-    };
-    session.batch_execute(doing, &sql).await?;
+        None if row.get("has_schema") => {
+            let sql = table.create_table();
+            session.batch_execute("create the table", &sql).await?;
+            info!("made the table {table}");
+        }
+        None => {
+            let (schema, sql) = (table.schema(), table.create_schema());
+            session.batch_execute("create the schema", &sql).await?;
+            info!("made the schema {schema}");
+        }
+    }
     Ok(None)
 }
 
