@@ -228,6 +228,9 @@ impl<F: Folder> Routine for Folding<F> {
             None if error.class() == ErrorClass::Cancelled => {
                 "the deltas are kept: give it a longer statement_timeout"
             }
+            None if error.class() == ErrorClass::ReadOnly => {
+                "the database was made read-only for this role (default_transaction_read_only): the deltas are kept"
+            }
             None if error.sqlstate().is_some_and(is_missing) => {
                 "its tables are looked at again: a table that was dropped has taken its deltas along"
             }

@@ -5,10 +5,12 @@ use std::time::Duration;
 use bgworker::JobState;
 use bgworker::config::{self, ConfigFile, Functions, Sources};
 use bgworker::supervision::Shutdown;
+use tracing::Level;
 
 use crate::jobs::{Instance, every, runs, stage};
 use crate::support::database::TestDatabase;
-use crate::support::within;
+use crate::support::log::Log;
+use crate::support::{eventually, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -297,4 +299,18 @@ async fn a_job_whose_server_was_a_year_ahead_names_the_statement_that_mends_it()
     })
     .await;
     instance.stop(Shutdown::Smart).await;
+}
+
+#[actix::test]
+async fn a_job_that_cannot_keep_up_with_its_schedule_says_so_once() {
+    let (db, log) = (stage().await, Log::capture());
+    let instance = Instance::new(&db, &every("100ms", "SELECT pg_sleep(0.3)")).await;
+    eventually("it has run again and again", async || {
+        runs(&db, "outcome = 'done'").await >= 3
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    let said = "longer than until the next tick: the ticks that came due meanwhile are one run";
+    let told = log.with(Level::WARN, said);
+    assert_eq!(told.len(), 1, "{}", log.text());
 }

@@ -1,5 +1,5 @@
-//! What a job that is declared leaves out, or makes good all at once: windows that an operator may not expect. The decisions
-//! are pure; [`Scheduled`](super::scheduled::Scheduled) says them once.
+//! What a job leaves out, or makes good all at once, though an operator may not expect it: windows of one that is declared, ticks
+//! of one that is slow. The decisions are pure; [`Scheduled`](super::scheduled::Scheduled) says them once.
 
 use std::time::Duration;
 
@@ -64,6 +64,32 @@ pub(super) fn away(
     ))
 }
 
+/// What to say of a run that took longer than until its next tick: from then on the job cannot keep up.
+pub(super) fn slow(
+    tick: Timestamp,
+    took: Duration,
+    schedule: &Schedule,
+    missed: Missed,
+) -> Option<String> {
+    let next = schedule.next(tick)?;
+    if took <= next.duration_since(tick).unsigned_abs() {
+        return None;
+    }
+    let what = match missed {
+        Missed::Once => "the ticks that came due meanwhile are one run",
+        Missed::Skip => "the ticks that came due meanwhile are dropped",
+        Missed::Each => {
+            "the ticks that came due meanwhile wait, and when there are more than 1,000, the oldest are dropped"
+        }
+    };
+    let took = humantime::format_duration(Duration::from_millis(
+        u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+    ));
+    Some(format!(
+        "the run of the tick {tick} took {took}, longer than until the next tick: {what}"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +107,26 @@ mod tests {
             ("new", "a/new", false),
         ] {
             assert_eq!(said(name, other), expected, "{name} {other}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_slow_if_the_next_tick_has_come_due_before_it_ends() {
+        let schedule = Schedule::every(Duration::from_secs(2)).unwrap();
+        let tick = Timestamp::UNIX_EPOCH;
+        for (seconds, missed, expected) in [
+            (1, Missed::Once, None),
+            (2, Missed::Each, None),
+            (3, Missed::Once, Some("are one run")),
+            (3, Missed::Skip, Some("are dropped")),
+            (3, Missed::Each, Some("more than 1,000")),
+        ] {
+            let said = slow(tick, Duration::from_secs(seconds), &schedule, missed);
+            match (said, expected) {
+                (None, None) => {}
+                (Some(said), Some(part)) => assert!(said.contains(part), "{said}"),
+                other => panic!("{seconds} {missed:?}: {other:?}"),
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use self::state::clock_at;
 use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_at, due_for};
 use super::elsewhere::{ELSEWHERE, Elsewhere};
+use super::gap;
 use super::job::Job;
 use super::locker::UndoneClaim;
 use super::lost::Losses;
@@ -21,6 +22,7 @@ use super::row::{JobRow, Look};
 use super::run::{Ran, Run};
 use super::tables;
 use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
+use crate::backoff::Spell;
 use crate::context::{JobState, Main, WorkerContext};
 use crate::database::{Database, DatabaseError, ErrorClass, is_denied, is_missing};
 use crate::functions::relation::Relation;
@@ -55,6 +57,8 @@ pub(in crate::functions) struct Scheduled {
     interrupted: Option<(i64, String)>,
     /// What is wrong if an instance with other surroundings runs the job as well.
     shared: Option<Arc<str>>,
+    /// Runs take longer than until the next tick.
+    slow: Spell,
 }
 
 /// What outlives an incarnation.
@@ -104,6 +108,7 @@ impl Scheduled {
             undone: UndoneClaim::default(),
             interrupted: None,
             shared: None,
+            slow: Spell::default(),
         }
     }
 
@@ -191,6 +196,13 @@ impl Scheduled {
         self.undone.claimed(run.claimed_by.take());
         if !matches!(ran, Ok(Ran::Elsewhere)) {
             self.elsewhere = Elsewhere::default();
+        }
+        if let Ok(Ran::Done { took, .. }) = &ran
+            && let Some(slow) = gap::slow(tick, *took, &run.job.schedule, run.job.missed)
+            && self.slow.is_news(Instant::now().into_std())
+        {
+            let worker = context.name();
+            warn!(worker, "{worker}: {slow}");
         }
         match &mut ran {
             Ok(Ran::Done { .. } | Ran::Failed { .. }) => {
