@@ -50,8 +50,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(1);
 pub(super) const IS_STANDBY: &str = "server is in hot standby mode";
 
 /// Why a server that accepts writes is not the primary.
-const WAS_REPLACED: &str = "server is on an older timeline than the primary that was found before: another server has been \
-    promoted in its place";
+const WAS_REPLACED: &str = "server is on an older timeline than the primary that was found before: another server was promoted \
+    in its place (restart bgworker to use it all the same)";
 
 /// Whether other workers wait for what runs on a connection.
 #[derive(Clone, Copy, Debug)]
@@ -193,12 +193,11 @@ impl Server {
             Err(_) => return vec![Err(DatabaseError::ConnectDeadline { target, after })],
         };
         let many = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-        let is_one_of_several = conninfo.hosts().len() > 1 || many > 1;
         let after = after / many.max(1);
         let mut tried = Vec::new();
         for address in &addresses {
             let connecting = async {
-                let mut connection = self.connect_to_address(address, as_whom, after).await?;
+                let connection = self.connect_to_address(address, as_whom, after).await?;
                 let standing = match Standing::of(&connection).await {
                     // Any server suits, also one that does not know the question.
                     Err(DatabaseError::Statement { .. })
@@ -208,8 +207,8 @@ impl Server {
                     }
                     standing => standing?,
                 };
-                if is_one_of_several && !standing.is_standby {
-                    self.ask_for_timeline(&mut connection, &target).await?;
+                if !standing.is_standby {
+                    self.refuse_if_replaced(&connection, &target).await?;
                 }
                 Ok((connection, standing))
             };
@@ -234,29 +233,23 @@ impl Server {
         tried
     }
 
-    /// Asks a server that accepts writes for its timeline, unless it is the known primary. Fails if that has replaced it.
-    async fn ask_for_timeline(
+    /// Refuses a server that accepts writes, though it is known that another one was promoted in its place.
+    async fn refuse_if_replaced(
         &self,
-        connection: &mut Connection,
+        connection: &Connection,
         target: &str,
     ) -> Result<(), DatabaseError> {
-        let known = self.whereabouts.primary();
         let origin = connection.origin();
-        if (known.as_ref()).is_some_and(|known| !origin.is_another_than(known)) {
+        let known = self.whereabouts.primary();
+        let other = known.filter(|known| origin.is_another_than(known));
+        let Some(known) = other.and_then(|other| other.timeline) else {
             return Ok(());
-        }
-        // What is not quite PostgreSQL may not say.
-        let asking = connection.query("ask for the timeline", Timeline::QUERY, &[]);
-        let timeline = asking
-            .await
-            .ok()
-            .and_then(|rows| Timeline::read(rows.first()?));
-        let known = known.and_then(|known| known.timeline);
-        if timeline.is_some_and(|own| known.is_some_and(|known| own.was_replaced_by(known))) {
+        };
+        let own = timeline(connection).await?;
+        if own.is_some_and(|own| own.was_replaced_by(known)) {
             let (target, why) = (target.to_owned(), WAS_REPLACED);
             return Err(DatabaseError::Unsuitable { target, why });
         }
-        connection.is_on(timeline);
         Ok(())
     }
 
@@ -417,6 +410,23 @@ impl Server {
             *said = passfile;
         }
     }
+}
+
+/// Asks a primary for its timeline. What is not quite PostgreSQL may not say.
+pub(super) async fn timeline(connection: &Connection) -> Result<Option<Timeline>, DatabaseError> {
+    let ask = async |sql| match connection.query("ask for the timeline", sql, &[]).await {
+        Err(DatabaseError::Statement { .. }) if !connection.is_closed() => Ok(None),
+        rows => Ok(rows?.into_iter().next()),
+    };
+    let Some(file) = ask(Timeline::FILE).await? else {
+        return Ok(None);
+    };
+    let system = ask(Timeline::SYSTEM).await?;
+    let system = system.and_then(|row| row.try_get(0).ok());
+    Ok(file
+        .try_get(0)
+        .ok()
+        .and_then(|file| Timeline::of(file, system)))
 }
 
 /// Reads the password from a file that holds nothing else: all of it, without trailing line endings.

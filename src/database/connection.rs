@@ -22,7 +22,6 @@ use super::cancel::CancelToken;
 use super::conninfo::Host;
 use super::error::{Cause, Report};
 use super::notices::Notices;
-use super::timeline::Timeline;
 use super::whereabouts::{Lookout, Origin, Whereabouts};
 use super::{DatabaseError, sqlstate, tls};
 
@@ -54,8 +53,6 @@ pub struct Connection {
     host: Host,
     /// When its server began, once it has said so.
     begun: Arc<OnceLock<SystemTime>>,
-    /// The server's timeline, if it was asked for it.
-    timeline: Option<Timeline>,
     whereabouts: Arc<Whereabouts>,
 }
 
@@ -191,7 +188,6 @@ impl Connection {
             end,
             host,
             begun,
-            timeline: None,
             whereabouts,
         }
     }
@@ -201,17 +197,12 @@ impl Connection {
         let _ = self.begun.set(at);
     }
 
-    /// Records the server's timeline.
-    pub(super) fn is_on(&mut self, timeline: Option<Timeline>) {
-        self.timeline = timeline;
-    }
-
     /// The server that it leads to.
     pub(super) fn origin(&self) -> Origin {
         Origin {
             host: self.host.clone(),
             begun: self.begun.get().copied(),
-            timeline: self.timeline,
+            timeline: None,
         }
     }
 

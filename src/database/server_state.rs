@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::connect::{IS_STANDBY, Sharing};
+use super::connect::{IS_STANDBY, Sharing, timeline};
 use super::conninfo::TargetSessionAttrs;
 use super::error::DatabaseError;
 use super::server::Server;
@@ -209,7 +209,7 @@ impl Server {
         let host = primary.host.clone();
         match self.whereabouts.found(primary) {
             Some(before) if before == host => {
-                info!(%host, "{host} leads to a server that began later: connections to the one before are given up");
+                info!(%host, "{host} leads to another server, or to one that was restarted: connections to the one before are given up");
             }
             Some(before) => {
                 warn!(%host, %before, "the primary is now {host}: connections to the server that was it are given up");
@@ -290,7 +290,14 @@ impl Server {
         for asked in asked.await {
             answers.push(match asked {
                 Ok((connection, standing)) => {
-                    let origin = connection.origin();
+                    let mut origin = connection.origin();
+                    let known = self.whereabouts.primary();
+                    // One that is known is on the timeline that is known.
+                    if !standing.is_standby
+                        && known.is_none_or(|known| origin.is_another_than(&known))
+                    {
+                        origin.timeline = timeline(&connection).await.ok().flatten();
+                    }
                     connection.close().await;
                     Ok(if standing.is_standby {
                         let target = self.conninfo.target_of(&origin.host, None);

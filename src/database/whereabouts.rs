@@ -21,7 +21,7 @@ pub(super) struct Origin {
     /// When the server began: it tells servers apart that are reached by the same name or through the same proxy.
     /// `None` if it does not say.
     pub(super) begun: Option<SystemTime>,
-    /// Its timeline, if it has been asked for it.
+    /// Its timeline, if it has been asked for that, and says.
     pub(super) timeline: Option<Timeline>,
 }
 

@@ -156,6 +156,15 @@ impl<S> At<'_, S> {
             progress.did(format!("folded {} rows", folded.rows()), took);
         }
     }
+
+    /// Records that a piece of a backlog was folded, and others follow: the worker does its work long before its cycle ends.
+    fn goes_on<D>(&self, found: &Found<D>) {
+        if let Found::Folded(_) = found {
+            let progress = self.context.progress();
+            progress.is_able();
+            progress.was_done(Instant::now());
+        }
+    }
 }
 
 /// The routine of one incarnation of a worker that folds.

@@ -177,9 +177,20 @@ async fn after_a_failover_from_a_frozen_primary_everything_runs_on_the_new_one_s
 
 #[actix::test]
 async fn an_old_primary_that_comes_back_does_not_take_the_place_of_the_new_one_that_is_full() {
+    for may_ask in [
+        "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC",
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC",
+    ] {
+        an_old_primary_comes_back(may_ask).await;
+    }
+}
+
+async fn an_old_primary_comes_back(may_ask: &str) {
     let pair = Pair::start().await;
     let grants = "CREATE ROLE app LOGIN; GRANT ALL ON DATABASE postgres TO app";
-    pair.on_primary.execute(grants).await;
+    pair.on_primary
+        .execute(&format!("{grants}; {may_ask}"))
+        .await;
     pair.on_primary
         .execute(&format!(
             "{EFFECTS}; GRANT ALL ON effect, effect_id_seq TO app"

@@ -279,6 +279,72 @@ async fn to_give_way_to_a_session_that_folds_is_a_success_and_to_one_that_does_n
 }
 
 #[actix::test]
+async fn while_a_client_holds_the_total_none_of_two_instances_succeeds_by_giving_way() {
+    let db = TestDatabase::new().await;
+    db.execute(TABLES).await;
+    db.execute("INSERT INTO s.t VALUES (1, 0, 0)").await;
+    let other = db.connect().await;
+    let hold = "BEGIN; SELECT FROM s.t WHERE k = 1 FOR UPDATE";
+    other.batch_execute("hold", hold).await.unwrap();
+    let instances = [
+        Rollup::start(&db, KEYS).await,
+        Rollup::start(&db, KEYS).await,
+    ];
+    db.execute("INSERT INTO s.q VALUES (1, 1)").await;
+    let successes = async || {
+        let mut of_each = Vec::new();
+        for instance in &instances {
+            of_each.push(instance.status().await.unwrap().report.last_success);
+        }
+        of_each
+    };
+    for instance in &instances {
+        eventually("it says so", async || {
+            let error = instance.last_error().await;
+            error.is_some_and(|error| error.contains("other clients hold some totals"))
+        })
+        .await;
+    }
+    // The first time that one gives way it cannot know.
+    eventually("neither succeeds", async || {
+        let before = successes().await;
+        looks_again(&db).await;
+        looks_again(&db).await;
+        successes().await == before
+    })
+    .await;
+    let before = successes().await;
+    for _ in 0..5 {
+        looks_again(&db).await;
+    }
+    assert_eq!(successes().await, before);
+    other.close().await;
+    eventually("they fold", async || {
+        db.value::<i64>("SELECT count(*) FROM s.q").await == 0
+    })
+    .await;
+}
+
+#[actix::test]
+async fn each_piece_of_a_backlog_is_a_success_long_before_the_last_one() {
+    let db = TestDatabase::new().await;
+    db.execute(TABLES).await;
+    db.execute(
+        "CREATE FUNCTION s.sleep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN new; END'; \
+         CREATE TRIGGER sleep BEFORE INSERT OR UPDATE ON s.t FOR EACH ROW EXECUTE FUNCTION s.sleep(); \
+         INSERT INTO s.q SELECT 1, 1 FROM generate_series(1, 20000)",
+    )
+    .await;
+    let rollup = Rollup::start(&db, &format!("{KEYS}\nbatch = 1")).await;
+    eventually("it has succeeded, and is in its first cycle", async || {
+        let report = rollup.status().await.unwrap().report;
+        report.last_success.is_some() && report.cycles == 0
+    })
+    .await;
+    assert!(db.value::<i64>("SELECT count(*) FROM s.q").await > 0);
+}
+
+#[actix::test]
 async fn a_key_that_is_left_out_costs_no_failed_statement_until_it_is_tried_again() {
     let db = TestDatabase::new().await;
     db.execute(TABLES).await;

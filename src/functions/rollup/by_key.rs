@@ -103,7 +103,7 @@ impl ByKey {
         };
         let (rows_folded, keys) = (number(row, 1).unsigned_abs(), number(row, 2).unsigned_abs());
         let found = if row.get(0) == Some("t") {
-            self.turn.is_over();
+            self.turn.is_ours();
             self.locked_since = None;
             self.folded(at, rows_folded, keys)
         } else {
@@ -414,6 +414,9 @@ impl Folder for ByKey {
         // What is left to another session proves nothing about the totals.
         if !left && self.goes_around() && !self.turn.is_lost() {
             self.locked_since = None;
+        }
+        if !left && !self.turn.is_lost() && self.poison.is_empty() {
+            self.turn.is_over();
         }
         let poisoned = self.poison.tell(&at.settings.queue);
         if let Some(told) = poisoned.or_else(|| self.turn.tell(at).map(Waiting::from)) {

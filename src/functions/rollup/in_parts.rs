@@ -81,7 +81,7 @@ impl ByKey {
                 fold.found = fold.found.and(Found::Left { moves });
                 return Ok(fold);
             }
-            self.turn.is_over();
+            self.turn.is_ours();
             fold.found = fold.found.and(self.folded(at, report.rows, report.keys));
             // How long it takes with failures says nothing about the size of the piece.
             if report.findings.is_empty() {

@@ -13,14 +13,17 @@ use crate::functions::folding::At;
 
 /// Whether it is this session's turn to fold a queue.
 #[derive(Debug, Default)]
-pub(super) struct Turn(Option<Lost>);
+pub(super) struct Turn {
+    /// A delta that was left, by this session or another one; it is gone once it is folded.
+    left: Option<Delta>,
+    /// Another session has the queue.
+    lost: Option<Lost>,
+}
 
 /// A queue that another session has.
 #[derive(Debug)]
 struct Lost {
-    /// A delta that waits; it is gone once it is folded.
-    delta: Option<Delta>,
-    /// Since when the same session may have had the queue.
+    /// Since when the same session may have had it.
     since: Instant,
     holder: Option<Holder>,
     is_too_long: bool,
@@ -82,35 +85,22 @@ async fn ask(at: At<'_, Settings>, sql: &str) -> Result<Option<Row>, DatabaseErr
     Ok(asking.await?.into_iter().next())
 }
 
-// === impl Lost ===
-
-impl Lost {
-    /// `true` if the delta still waits.
-    async fn waits(
-        &self,
-        at: At<'_, Settings>,
-        statements: &Statements<'_>,
-    ) -> Result<bool, DatabaseError> {
-        match &self.delta {
-            Some(delta) => Ok(ask(at, &statements.this_delta(&delta.place, &delta.writer))
-                .await?
-                .is_some()),
-            None => Ok(false),
-        }
-    }
-}
-
 // === impl Turn ===
 
 impl Turn {
-    /// Records that it was this session's turn, or that there is nothing to fold.
-    pub(super) fn is_over(&mut self) {
-        self.0 = None;
+    /// Records that it was this session's turn. What it left may still wait.
+    pub(super) fn is_ours(&mut self) {
+        self.lost = None;
     }
 
-    /// Records that another session had the queue, from this block on. Returns `true` if that session has folded since the turn
-    /// was lost before: otherwise to leave the deltas to it is no success. If one transaction, or an idle session, has had the
-    /// queue for longer than a fold may take, that is a reason to say; another instance that folds ends its transactions.
+    /// Records that nothing was left.
+    pub(super) fn is_over(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Records that another session had the queue, from this block on. Returns `true` if what was left before has been folded:
+    /// otherwise to leave the deltas to that session is no success. If one transaction, or an idle session, has had the queue for
+    /// longer than a fold may take, that is a reason to say; another instance that folds ends its transactions.
     pub(super) async fn is_not_ours(
         &mut self,
         at: At<'_, Settings>,
@@ -118,22 +108,27 @@ impl Turn {
         from: u32,
     ) -> Result<bool, DatabaseError> {
         let now = Instant::now();
-        let lost = match self.0.take() {
-            Some(lost) if lost.waits(at, statements).await? => self.0.insert(lost),
-            _ => {
-                let delta = ask(at, &statements.first_delta(from)).await?;
-                self.0 = Some(Lost {
-                    delta: delta.map(|row| Delta {
-                        place: row.get("place"),
-                        writer: row.get("writer"),
-                    }),
-                    since: now,
-                    holder: None,
-                    is_too_long: false,
-                });
-                return Ok(true);
+        let waits = match &self.left {
+            Some(Delta { place, writer }) => {
+                let this = statements.this_delta(place, writer);
+                ask(at, &this).await?.is_some()
             }
+            None => false,
         };
+        let lost = self.lost.get_or_insert(Lost {
+            since: now,
+            holder: None,
+            is_too_long: false,
+        });
+        if !waits {
+            let first = ask(at, &statements.first_delta(from)).await?;
+            self.left = first.map(|row| Delta {
+                place: row.get("place"),
+                writer: row.get("writer"),
+            });
+            (lost.holder, lost.is_too_long) = (None, false);
+            return Ok(true);
+        }
         if lost.holder.is_some() && !lost.is_too_long && now - lost.since <= longest(at) {
             return Ok(false);
         }
@@ -151,12 +146,12 @@ impl Turn {
 
     /// `true` if another session had the queue when it was last asked for.
     pub(super) fn is_lost(&self) -> bool {
-        self.0.is_some()
+        self.lost.is_some()
     }
 
     /// Who has had the queue for too long, if one session has.
     pub(super) fn tell(&self, at: At<'_, Settings>) -> Option<String> {
-        let lost = self.0.as_ref().filter(|lost| lost.is_too_long)?;
+        let lost = self.lost.as_ref().filter(|lost| lost.is_too_long)?;
         let pid = lost.holder.as_ref()?.pid;
         let (queue, longest) = (&at.settings.queue, humantime::format_duration(longest(at)));
         let key = LockClass::Queue;
