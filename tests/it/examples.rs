@@ -6,6 +6,8 @@ use std::net::TcpStream;
 use nix::sys::signal::Signal;
 
 use crate::support::daemon::Daemon;
+use crate::support::database::TestDatabase;
+use crate::support::eventually;
 use crate::support::example::example;
 
 /// Runs an example to its end, and returns its output.
@@ -65,6 +67,26 @@ fn own_arbiter_computes_without_holding_up_the_systems_thread() {
         .unwrap();
     // Half a second of 10 ms ticks, on a machine that may be busy; if the thread were blocked, there would be none.
     assert!(ticks.parse::<u32>().unwrap() > 5, "{out}");
+}
+
+#[actix::test]
+async fn job_in_rust_does_each_tick_once_in_two_processes() {
+    let db = TestDatabase::new().await;
+    let start = || Daemon::start(example("job_in_rust").arg(db.conninfo()));
+    let mut first = start();
+    first.wait_for(" kB");
+    let mut second = start();
+    eventually("several ticks are done", async || {
+        db.value::<i64>("SELECT count(*) FROM free_memory").await >= 4
+    })
+    .await;
+    for program in [&mut first, &mut second] {
+        program.signal(Signal::SIGINT);
+        assert_eq!(program.wait().0, Some(0), "{:?}", program.said);
+    }
+    let kept = "SELECT count(*) FROM free_memory JOIN bgworker.job_run USING (tick) WHERE outcome = 'done'";
+    let runs = "SELECT count(*) FROM bgworker.job_run";
+    assert_eq!(db.value::<i64>(kept).await, db.value::<i64>(runs).await);
 }
 
 fn ask(address: &str, request: &str) -> String {
