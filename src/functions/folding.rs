@@ -158,7 +158,7 @@ impl<S> At<'_, S> {
     }
 
     /// Records that a piece of a backlog was folded, and others follow: the worker does its work long before its cycle ends.
-    fn goes_on<D>(&self, found: &Found<D>) {
+    fn has_folded_a_piece<D>(&self, found: &Found<D>) {
         if let Found::Folded(_) = found {
             let progress = self.context.progress();
             progress.is_able();

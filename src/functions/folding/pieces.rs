@@ -210,7 +210,7 @@ impl Pieces {
             if from >= end {
                 break Some(fold.blocks);
             }
-            at.goes_on(&fold.found);
+            at.has_folded_a_piece(&fold.found);
             if at.context.latch().is_stop_requested() {
                 break None;
             }

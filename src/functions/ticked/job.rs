@@ -199,7 +199,7 @@ impl Job {
     }
 
     /// Where its looks run; its work runs on another connection.
-    pub(in crate::functions) fn place(&self) -> Place<'_> {
+    pub(super) fn place(&self) -> Place<'_> {
         Place {
             dbname: self.database.as_deref(),
             ..Place::HOME

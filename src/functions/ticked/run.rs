@@ -47,7 +47,7 @@ const PREPARED: &str = "SELECT pg_catalog.quote_ident(p.name) AS prepared FROM p
 pub(super) const HAS_TRANSACTION_TIMEOUT: u32 = 17;
 
 /// One run.
-pub(in crate::functions) struct Run<'r> {
+pub(super) struct Run<'r> {
     pub(super) name: &'r str,
     /// The latch that requests the end of the run.
     pub(super) latch: &'r Latch,
@@ -116,7 +116,7 @@ pub(super) fn bounds(connection: &Connection) -> &'static str {
 
 impl<'r> Run<'r> {
     /// A run of a worker's job, which has this name in the database. `None` if the worker has no database.
-    pub(in crate::functions) fn of(
+    pub(super) fn of(
         context: &'r WorkerContext,
         (name, job): (&'r str, &'r Job),
         beside: &'r Beside,
@@ -144,7 +144,7 @@ impl<'r> Run<'r> {
     }
 
     /// Reports that a run begins, until what is returned is dropped.
-    pub(in crate::functions) fn begin_run(&self) -> RunUnderWay<'r> {
+    pub(super) fn begin_run(&self) -> RunUnderWay<'r> {
         self.begun.set(true);
         self.progress.begin_run(self.job.longest_run())
     }
@@ -175,9 +175,7 @@ impl<'r> Run<'r> {
     }
 
     /// Waits for the job's turn, and returns a connection to run on.
-    pub(in crate::functions) async fn job_connection(
-        &self,
-    ) -> Result<JobConnection<'_>, DatabaseError> {
+    pub(super) async fn job_connection(&self) -> Result<JobConnection<'_>, DatabaseError> {
         let dbname = self.job.database.as_deref();
         let counts = self.job.connection == ConnectionKind::Home;
         let begin = Instant::now();
@@ -202,7 +200,7 @@ impl<'r> Run<'r> {
 
     /// SQL that begins the transaction of a run. Whether it may write is the database's to say: one that was made
     /// read-only is not written to.
-    pub(in crate::functions) fn begin(&self, connection: &Connection) -> String {
+    pub(super) fn begin(&self, connection: &Connection) -> String {
         let isolation = self.job.transaction.unwrap_or_default();
         format!(
             "BEGIN ISOLATION LEVEL {}; SET LOCAL application_name = {}; {}; \
@@ -220,7 +218,7 @@ impl<'r> Run<'r> {
     }
 
     /// Keeps or undoes what the statements did, by this SQL, and resets the session. The transaction stays bounded.
-    pub(in crate::functions) async fn leave(
+    pub(super) async fn leave(
         &self,
         connection: &Connection,
         settled: &str,
@@ -402,7 +400,7 @@ impl<'r> Run<'r> {
 
     /// Passes on the result of the statements, unless a stop was requested and cancelled them, or the connection is
     /// gone: then there is nothing to mark.
-    pub(in crate::functions) fn unless_cut_short(
+    pub(super) fn unless_cut_short(
         &self,
         worked: Result<u64, Failure>,
     ) -> ControlFlow<Result<Ran, DatabaseError>, Result<u64, Failure>> {

@@ -150,6 +150,14 @@ mod tests {
         job.attempts(2, wait).missed(missed)
     }
 
+    fn times() -> Times {
+        Times {
+            tick: time("20:01:00"),
+            took: Duration::from_secs(5),
+            ended: time("20:03:30"),
+        }
+    }
+
     /// A row that failed this often at 20:01, and whose run ended at 20:03:30.
     fn settled(missed: Missed, failures: u32, worked: Worked<'_>) -> Mark {
         let row = JobRow {
@@ -158,12 +166,7 @@ mod tests {
             runs: 7,
             ..JobRow::new(time("20:00:00"))
         };
-        let times = Times {
-            tick: time("20:01:00"),
-            took: Duration::from_secs(5),
-            ended: time("20:03:30"),
-        };
-        settle(&job(missed), &row, times, worked)
+        settle(&job(missed), &row, times(), worked)
     }
 
     #[test]
@@ -226,12 +229,7 @@ mod tests {
     #[test]
     fn a_run_beside_the_schedule_changes_no_tick() {
         let row = JobRow::new(time("20:00:00"));
-        let times = Times {
-            tick: time("20:01:00"),
-            took: Duration::ZERO,
-            ended: time("20:03:30"),
-        };
-        let mark = settle_once(&row, times, Worked::Done(3));
+        let mark = settle_once(&row, times(), Worked::Done(3));
         let runs = 1;
         assert_eq!(mark.after, JobRow { runs, ..row });
         assert_eq!((mark.outcome, mark.rows), (RunOutcome::Once, Some(3)));
@@ -243,12 +241,7 @@ mod tests {
             running_since: Some(time("20:01:02")),
             ..JobRow::new(time("20:00:00"))
         };
-        let times = Times {
-            tick: time("20:01:00"),
-            took: Duration::ZERO,
-            ended: time("20:03:30"),
-        };
-        let mark = settle(&job(Missed::Skip), &row, times, Worked::Done(0));
+        let mark = settle(&job(Missed::Skip), &row, times(), Worked::Done(0));
         assert_eq!(mark.after.last_tick, time("20:01:00"));
     }
 }
