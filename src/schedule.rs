@@ -164,7 +164,9 @@ impl Schedule {
 
     /// What to write instead of an expression that is refused, if that is known.
     pub(crate) fn meant(expression: &str) -> Option<String> {
-        meant::meant(expression)
+        meant::meant(expression, |expression| {
+            Cron::new(expression, "UTC").is_ok()
+        })
     }
 
     /// The names of all time zones.

@@ -9,12 +9,31 @@ pub(crate) fn nearest<'c>(
     candidates
         .into_iter()
         .map(|candidate| {
-            let similarity = strsim::jaro_winkler(&word, &candidate.to_lowercase());
+            let lower = candidate.to_lowercase();
+            let similarity = strsim::jaro_winkler(&word, &lower);
+            // One slip in a short word leaves little that is alike.
+            let is_slip = word.len() > 2 && strsim::osa_distance(&word, &lower) == 1;
+            let similarity = if is_slip {
+                similarity.max(0.9)
+            } else {
+                similarity
+            };
             (similarity, candidate)
         })
         .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, candidate)| candidate)
+}
+
+/// The candidate that differs from `word` by a slip or two.
+pub(crate) fn nearly<'c>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'c str>,
+) -> Option<&'c str> {
+    let candidates = candidates.into_iter();
+    let slips = candidates.map(|candidate| (strsim::osa_distance(word, candidate), candidate));
+    let nearest = slips.filter(|(slips, _)| (1..=2).contains(slips)).min();
+    nearest.map(|(_, candidate)| candidate)
 }
 
 /// A hint about an unknown word: the nearest known word, or all known words, after `introduction`.

@@ -208,7 +208,7 @@ impl Server {
                     standing => standing?,
                 };
                 if !standing.is_standby {
-                    self.refuse_if_replaced(&connection, &target).await?;
+                    self.compare_with_primary(&connection, &target).await?;
                 }
                 Ok((connection, standing))
             };
@@ -233,22 +233,29 @@ impl Server {
         tried
     }
 
-    /// Refuses a server that accepts writes, though it is known that another one was promoted in its place.
-    async fn refuse_if_replaced(
+    /// Compares a server that accepts writes with the one that is known to be the primary. The one that another was promoted in
+    /// the place of is refused; one that was itself promoted in the place of the known one is the primary from now on.
+    async fn compare_with_primary(
         &self,
         connection: &Connection,
         target: &str,
     ) -> Result<(), DatabaseError> {
-        let origin = connection.origin();
+        let mut origin = connection.origin();
         let known = self.whereabouts.primary();
         let other = known.filter(|known| origin.is_another_than(known));
         let Some(known) = other.and_then(|other| other.timeline) else {
             return Ok(());
         };
-        let own = timeline(connection).await?;
-        if own.is_some_and(|own| own.was_replaced_by(known)) {
+        let Some(own) = timeline(connection).await? else {
+            return Ok(());
+        };
+        if own.was_replaced_by(known) {
             let (target, why) = (target.to_owned(), WAS_REPLACED);
             return Err(DatabaseError::Unsuitable { target, why });
+        }
+        if known.was_replaced_by(own) {
+            origin.timeline = Some(own);
+            self.found(origin);
         }
         Ok(())
     }
@@ -484,7 +491,7 @@ impl Standing {
     fn suits(self, wanted: TargetSessionAttrs) -> Suits {
         let (suits, why) = match wanted {
             TargetSessionAttrs::Any => (true, ""),
-            TargetSessionAttrs::ReadWrite => (!self.is_read_only, "session is read-only"),
+            TargetSessionAttrs::ReadWrite => (!self.is_read_only, self.read_only()),
             TargetSessionAttrs::ReadOnly => (self.is_read_only, "session is not read-only"),
             TargetSessionAttrs::Primary => (!self.is_standby, IS_STANDBY),
             TargetSessionAttrs::Standby => (self.is_standby, "server is not in hot standby mode"),
@@ -492,5 +499,14 @@ impl Standing {
             TargetSessionAttrs::PreferStandby => return Suits::AtNeed,
         };
         if suits { Suits::Yes } else { Suits::No(why) }
+    }
+
+    /// libpq's sentence about a session that can only read; and why it is that on a server that is no standby.
+    fn read_only(self) -> &'static str {
+        if self.is_standby {
+            "session is read-only"
+        } else {
+            "session is read-only, since default_transaction_read_only is on for this server, database or role"
+        }
     }
 }

@@ -74,8 +74,10 @@ enum Asked {
 /// The answers of hosts to one look.
 #[derive(Default)]
 struct Answers {
+    /// The server that was the primary before the look.
+    known: Option<Origin>,
     primary: Option<Origin>,
-    /// The state that has come furthest; of several hosts in it, the first, as `usize::MAX - host`.
+    /// The state that has come furthest; of several hosts in it, the first, as `usize::MAX - host`, or that of the primary.
     best: Option<(ServerState, usize)>,
     /// What the others said.
     others: Vec<DatabaseError>,
@@ -205,7 +207,7 @@ impl Server {
     }
 
     /// Records which server is the primary, and reports that another one was it before.
-    fn found(&self, primary: Origin) {
+    pub(super) fn found(&self, primary: Origin) {
         let host = primary.host.clone();
         match self.whereabouts.found(primary) {
             Some(before) if before == host => {
@@ -249,11 +251,15 @@ impl Server {
         let _ = tokio::time::timeout(wait - INTERVAL_MIN, suspect.notified()).await;
     }
 
-    /// Looks at the server once: at each host, until one is a primary. The host that has come furthest counts, and
+    /// Looks at the server once: at each host, until one is a primary. If the server was one, something casts doubt on that, and
+    /// every host is looked at: one that hangs may still say that it is the primary. The host that has come furthest counts, and
     /// connections try it first, unless hosts are tried in random order. A server that is there but cannot be asked is what it
     /// was seen to be `last`; if that is away, it is unknown.
     pub(super) async fn look(&self, last: ServerState) -> Seen {
-        let mut answers = Answers::default();
+        let mut answers = Answers {
+            known: self.whereabouts.primary(),
+            ..Answers::default()
+        };
         let mut asked = FuturesUnordered::new();
         for host in self.hosts_in_order() {
             asked.push(async move { (host, self.ask_each_address(host).await) });
@@ -266,7 +272,7 @@ impl Server {
                     () = &mut slow => break,
                 }
             }
-            if answers.primary().is_some() {
+            if answers.primary().is_some() && last != ServerState::Primary {
                 break;
             }
         }
@@ -292,12 +298,12 @@ impl Server {
                 Ok((connection, standing)) => {
                     let mut origin = connection.origin();
                     let known = self.whereabouts.primary();
-                    // One that is known is on the timeline that is known.
-                    if !standing.is_standby
-                        && known.is_none_or(|known| origin.is_another_than(&known))
-                    {
-                        origin.timeline = timeline(&connection).await.ok().flatten();
-                    }
+                    let known = known.filter(|known| !origin.is_another_than(known));
+                    origin.timeline = match known {
+                        _ if standing.is_standby => None,
+                        Some(known) => known.timeline,
+                        None => timeline(&connection).await.ok().flatten(),
+                    };
                     connection.close().await;
                     Ok(if standing.is_standby {
                         let target = self.conninfo.target_of(&origin.host, None);
@@ -321,8 +327,11 @@ impl Answers {
         for answer in answers {
             let state = match answer {
                 Ok(Asked::Primary(origin)) => {
-                    self.primary = Some(origin);
-                    ServerState::Primary
+                    if self.is_replaced_by(&origin) {
+                        self.primary = Some(origin);
+                        self.best = Some((ServerState::Primary, usize::MAX - host));
+                    }
+                    continue;
                 }
                 Ok(Asked::Standby(why)) => {
                     self.others.push(why);
@@ -335,6 +344,23 @@ impl Answers {
             };
             // Of several hosts that have come equally far, the first counts.
             self.best = self.best.max(Some((state, usize::MAX - host)));
+        }
+    }
+
+    /// `true` if another server is the primary rather than the one that has said so first: it was promoted in that one's place.
+    /// Of systems of their own, the one that is known stays.
+    fn is_replaced_by(&self, other: &Origin) -> bool {
+        let Some(primary) = &self.primary else {
+            return true;
+        };
+        let is_known = |origin: &Origin| {
+            let known = self.known.as_ref();
+            known.is_some_and(|known| !origin.is_another_than(known))
+        };
+        match primary.timeline.zip(other.timeline) {
+            Some((own, other)) if own.was_replaced_by(other) => true,
+            Some((own, other)) if other.was_replaced_by(own) => false,
+            _ => is_known(other) && !is_known(primary),
         }
     }
 
@@ -417,5 +443,52 @@ fn log(state: ServerState, class: Option<ErrorClass>, reason: Option<&str>) {
         }
         Some(ErrorClass::Ours) => warn!(%state, reason, "server cannot be asked"),
         Some(_) => warn!(%state, reason, "server is there, but refuses the connection"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conninfo::{ConnInfo, Host};
+    use super::super::timeline::Timeline;
+    use super::*;
+
+    /// Servers that said that they are the primary, each a host of its own on a timeline of a system.
+    fn origins(servers: &[(u32, i64)]) -> Vec<Origin> {
+        let hosts: Vec<_> = (0..servers.len()).map(|n| format!("h{n}")).collect();
+        let conninfo = ConnInfo::parse(&format!("host={}", hosts.join(",")), |_| None).unwrap();
+        let origin = |(host, (number, system)): (&Host, &(u32, i64))| Origin {
+            host: host.clone(),
+            begun: None,
+            timeline: Timeline::of(&format!("{number:08X}0000000300000004"), Some(*system)),
+        };
+        conninfo.hosts().iter().zip(servers).map(origin).collect()
+    }
+
+    #[test]
+    fn of_several_primaries_the_newest_counts_in_whichever_order_they_answer() {
+        for (servers, known, order, expected) in [
+            // Of one system, the newer timeline.
+            ([(1, 7), (2, 7)], None, [0, 1], 1),
+            ([(1, 7), (2, 7)], None, [1, 0], 1),
+            ([(1, 7), (2, 7)], Some(0), [1, 0], 1),
+            // Of systems of their own, or of one timeline, the one that is known.
+            ([(1, 7), (2, 8)], Some(0), [1, 0], 0),
+            ([(2, 7), (2, 7)], Some(1), [0, 1], 1),
+            ([(2, 7), (2, 7)], None, [1, 0], 1),
+        ] {
+            let origins = origins(&servers);
+            let mut answers = Answers {
+                known: known.map(|known: usize| origins[known].clone()),
+                ..Answers::default()
+            };
+            for host in order {
+                let origin = origins[host].clone();
+                answers.take(host, vec![Ok(Asked::Primary(origin))]);
+            }
+            let of = (&servers, known, order);
+            assert_eq!(answers.primary(), Some(&origins[expected]), "{of:?}");
+            let best = Some((ServerState::Primary, usize::MAX - expected));
+            assert_eq!(answers.best, best, "{of:?}");
+        }
     }
 }

@@ -38,6 +38,9 @@ use crate::context::{Main, WorkerContext};
 /// The figure that counts the rows that a roll-up has folded.
 pub const ROWS_FOLDED: &str = super::folding::ROWS_FOLDED;
 
+/// The figure that counts the rows that were moved to the table for poison.
+pub const ROWS_REJECTED: &str = "rows_rejected";
+
 /// The figure that counts the totals that folds have added to: a total counts once per fold.
 pub const KEYS: &str = "keys";
 

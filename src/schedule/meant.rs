@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-/// What to write instead of an expression that other tools know, or that cron would take for something else.
-pub(super) fn meant(expression: &str) -> Option<String> {
+/// What to write instead of an expression that other tools know, or that cron would take for something else; `is_cron` tells
+/// whether that can be written.
+pub(super) fn meant(expression: &str, is_cron: fn(&str) -> bool) -> Option<String> {
     let expression = expression.trim();
     let lower = expression.to_ascii_lowercase();
     if let Some(interval) = lower.strip_prefix("@every ") {
@@ -15,11 +16,21 @@ pub(super) fn meant(expression: &str) -> Option<String> {
     let fields: Vec<_> = expression.split_whitespace().collect();
     match fields[..] {
         [_, minute, hour, day, month, weekday] | [_, minute, hour, day, month, weekday, _] => {
+            if let [five @ .., user] = &fields[..]
+                && five.len() == 5
+                && user.chars().all(|c| c.is_alphabetic() || c == '_')
+                && is_cron(&five.join(" "))
+            {
+                let five = five.join(" ");
+                return Some(format!("write \"{five}\": there is no user to run as"));
+            }
             let (day, weekday) = (day.replace('?', "*"), weekday.replace('?', "*"));
-            Some(format!(
-                "cron has neither seconds nor years: write \"{minute} {hour} {day} {month} {weekday}\", \
-                 or set \"every\" for less than a minute"
-            ))
+            let five = format!("{minute} {hour} {day} {month} {weekday}");
+            is_cron(&five).then(|| {
+                format!(
+                    "cron has neither seconds nor years: write \"{five}\", or set \"every\" for less than a minute"
+                )
+            })
         }
         [minute, hour, day, month, weekday] => {
             if day == "$" || day.eq_ignore_ascii_case("l") {
@@ -29,7 +40,8 @@ pub(super) fn meant(expression: &str) -> Option<String> {
                 ));
             }
             if fields.iter().any(|field| field.contains('?')) {
-                return Some(format!("write \"{}\"", expression.replace('?', "*")));
+                let plain = expression.replace('?', "*");
+                return is_cron(&plain).then(|| format!("write \"{plain}\""));
             }
             if weekday.contains('#') || weekday.to_ascii_lowercase().ends_with('l') {
                 return Some(
@@ -42,7 +54,8 @@ pub(super) fn meant(expression: &str) -> Option<String> {
             if fields.iter().any(|field| is_hashed(&field)) {
                 return Some("write a number in the place of H".to_owned());
             }
-            long_step(&fields).map(|(field, step)| instead_of_step(&fields, field, step))
+            long_step(&fields)
+                .and_then(|(field, step)| instead_of_step(&fields, field, step, is_cron))
         }
         _ => None,
     }
@@ -80,7 +93,12 @@ pub(super) fn long_step(fields: &[&str]) -> Option<(usize, u32)> {
 const LENGTHS: [u32; 5] = [60, 24, 31, 12, 7];
 pub(super) const NAMES: [&str; 5] = ["minute", "hour", "day of month", "month", "day of week"];
 
-fn instead_of_step(fields: &[&str], place: usize, step: u32) -> String {
+fn instead_of_step(
+    fields: &[&str],
+    place: usize,
+    step: u32,
+    is_cron: fn(&str) -> bool,
+) -> Option<String> {
     let first = if place == 2 || place == 3 { "1" } else { "0" };
     let mut once = String::new();
     for (at, field) in fields.iter().enumerate() {
@@ -89,10 +107,10 @@ fn instead_of_step(fields: &[&str], place: usize, step: u32) -> String {
         // Writing to a text cannot fail.
         let _ = write!(once, "{between}{field}");
     }
-    match ["m", "h", "d"].get(place) {
+    is_cron(&once).then(|| match ["m", "h", "d"].get(place) {
         Some(unit) => format!("write \"{once}\", or set every = \"{step}{unit}\""),
         None => format!("write \"{once}\""),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -115,6 +133,10 @@ mod tests {
                  tomorrow is a first",
             ),
             ("0 3 ? * 1", "write \"0 3 * * 1\""),
+            (
+                "*/7 * * * * root",
+                "write \"*/7 * * * *\": there is no user to run as",
+            ),
             ("H 3 * * *", "write a number in the place of H"),
             (
                 "*/90 * * * *",
@@ -126,11 +148,16 @@ mod tests {
             ),
             ("0 0 1 */12 *", "write \"0 0 1 1 *\""),
         ] {
-            assert_eq!(meant(expression).as_deref(), Some(expected), "{expression}");
+            let said = meant(expression, |_| true);
+            assert_eq!(said.as_deref(), Some(expected), "{expression}");
         }
-        assert!(meant("0 0 * * 1#2").is_some());
+        assert!(meant("0 0 * * 1#2", |_| true).is_some());
         for expression in ["*/15 * * * *", "0 25 * * *", "@daily", ""] {
-            assert_eq!(meant(expression), None, "{expression}");
+            assert_eq!(meant(expression, |_| true), None, "{expression}");
+        }
+        // What is wrong besides would be wrong in what is suggested.
+        for expression in ["0 25 ? * *", "*/70 2 * * 8", "0 0 30 2 * x"] {
+            assert_eq!(meant(expression, |_| false), None, "{expression}");
         }
     }
 }

@@ -12,6 +12,7 @@ use tracing::Level;
 use crate::jobs::{EFFECT, EFFECTS, every, settings_of};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::log::Log;
+use crate::support::proxy::Proxy;
 use crate::support::server::TestServer;
 use crate::support::{eventually, within};
 
@@ -46,12 +47,10 @@ impl Pair {
     }
 
     fn both_as(&self, user: &str) -> Database {
-        let conninfo = format!(
-            "host=127.0.0.1,127.0.0.1 port={},{} user={user} dbname=postgres target_session_attrs=read-write",
-            self.primary.port, self.standby.port
-        );
-        let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
-        Database::new(conninfo, database::Settings::default()).unwrap()
+        let ports = format!("{},{}", self.primary.port, self.standby.port);
+        read_write(&format!(
+            "host=127.0.0.1,127.0.0.1 port={ports} user={user}"
+        ))
     }
 
     fn postmaster(&self) -> PostmasterHandle {
@@ -73,6 +72,13 @@ impl Pair {
     async fn promote(&self) {
         assert!(self.on_standby.value::<bool>("SELECT pg_promote()").await);
     }
+}
+
+/// A server at one of several addresses that accepts writes.
+fn read_write(conninfo: &str) -> Database {
+    let conninfo = format!("{conninfo} dbname=postgres target_session_attrs=read-write");
+    let conninfo = ConnInfo::parse(&conninfo, |_| None).unwrap();
+    Database::new(conninfo, database::Settings::default()).unwrap()
 }
 
 /// Number of statements like this that run on a server.
@@ -266,6 +272,71 @@ async fn a_primary_that_hangs_for_some_seconds_keeps_its_runs() {
     );
     eventually("the run is done", || async {
         pair.on_primary.value::<Option<bool>>(&first).await == Some(true)
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_server_that_is_promoted_while_the_old_primary_still_answers_is_found_by_a_run_that_takes_long()
+ {
+    let pair = Pair::start().await;
+    pair.on_primary.execute(EFFECTS).await;
+    let postmaster = pair.postmaster();
+    let (often, long) = (every("1s", EFFECT), every("1s", "SELECT pg_sleep(3603)"));
+    let jobs = [("often".to_owned(), &*often), ("long".to_owned(), &*long)];
+    let settings = settings_of(&pair.on_primary, &jobs);
+    let _in_force = InForce::register(settings, postmaster).await.unwrap();
+    eventually("both run", || async {
+        let has_run = "SELECT EXISTS (SELECT FROM effect)";
+        running(&pair.on_primary, "SELECT pg_sleep(3603)").await == 1
+            && pair.on_primary.value::<bool>(has_run).await
+    })
+    .await;
+    pair.caught_up().await;
+    pair.promote().await;
+    // The old one is not fenced, and would go on for ever.
+    let newer = "SELECT EXISTS (SELECT FROM effect WHERE tick > now() - interval '2 s')";
+    within(20 * SECOND, "jobs run on the new primary", || {
+        pair.on_standby.value::<bool>(newer)
+    })
+    .await;
+    eventually("the run on the old one is given up", || async {
+        running(&pair.on_primary, "SELECT pg_sleep(3603)").await == 0
+    })
+    .await;
+    let last: i64 = pair.on_primary.value("SELECT count(*) FROM effect").await;
+    tokio::time::sleep(3 * SECOND).await; // ticks come, and none is run there
+    let now: i64 = pair.on_primary.value("SELECT count(*) FROM effect").await;
+    assert_eq!(now, last);
+}
+
+#[actix::test]
+async fn a_connection_that_reaches_the_new_primary_makes_the_others_leave_the_old_one() {
+    let pair = Pair::start().await;
+    pair.on_primary.execute(EFFECTS).await;
+    let proxy = Proxy::to(pair.primary.port);
+    let database = read_write(&format!("host=127.0.0.1 port={} user=postgres", proxy.port));
+    let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
+    let home = brisk(&table("s", "home")).initial_total(0);
+    register(&postmaster, "home", home).await;
+    // Its connection is replaced after a hundred runs.
+    let often = every("50ms", EFFECT);
+    let settings = settings_of(&pair.on_primary, &[("often".to_owned(), &often)]);
+    let _in_force = InForce::register(settings, postmaster).await.unwrap();
+    eventually("it runs", || async {
+        let has_run = "SELECT EXISTS (SELECT FROM effect)";
+        pair.on_primary.value::<bool>(has_run).await
+    })
+    .await;
+    pair.caught_up().await;
+    pair.promote().await;
+    proxy.lead_new_ones_to(pair.standby.port);
+    pair.on_standby
+        .execute("INSERT INTO s.home VALUES ('delta', 1)")
+        .await;
+    within(30 * SECOND, "folds are on the new primary", || async {
+        let waits = "SELECT count(*) FROM s.home WHERE type = 'delta'";
+        pair.on_standby.value::<i64>(waits).await == 0
     })
     .await;
 }

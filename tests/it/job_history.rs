@@ -63,8 +63,17 @@ async fn after_a_change_of_history_the_newest_runs_are_kept_in_their_places() {
 async fn a_job_with_windows_that_gets_a_new_name_says_which_statement_lets_them_go_on() {
     let log = Log::capture();
     let db = stage().await;
-    let keys = every("100ms", EFFECT);
+    let keys = every("1h", EFFECT);
     let old = Instance::new(&db, &keys).await;
+    let has_row = "SELECT to_regclass('bgworker.job_run') IS NOT NULL";
+    eventually("it is declared", async || {
+        db.value::<bool>(has_row).await
+            && db.value::<i64>("SELECT count(*) FROM bgworker.job").await == 1
+    })
+    .await;
+    db.execute("UPDATE bgworker.job SET last_tick = last_tick - interval '1 h'")
+        .await;
+    old.postmaster.sighup();
     eventually("it runs", async || runs(&db, "true").await > 0).await;
     old.stop(Shutdown::Smart).await;
     let postmaster = bgworker::Postmaster::launch(
@@ -81,6 +90,12 @@ async fn a_job_with_windows_that_gets_a_new_name_says_which_statement_lets_them_
         .await;
     let same = "SELECT count(DISTINCT (last_tick, last_done)) FROM bgworker.job";
     assert_eq!(db.value::<i64>(same).await, 1);
+    // Once it has run, the statement would have windows counted twice.
+    db.execute("UPDATE bgworker.job SET runs = 1, last_done = now() WHERE name = 'new'")
+        .await;
+    db.execute(told[told.find("UPDATE bgworker.job").unwrap()..].trim())
+        .await;
+    assert_eq!(db.value::<i64>(same).await, 2);
 }
 
 #[actix::test]

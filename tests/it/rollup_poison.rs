@@ -577,3 +577,42 @@ async fn no_column_takes_the_place_of_a_variable_of_the_block_that_finds_poison(
         .await;
     }
 }
+
+#[actix::test]
+async fn instances_that_take_the_queue_in_turn_fold_good_keys_behind_much_poison() {
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.q (k text NOT NULL); \
+         CREATE TABLE s.t (k text PRIMARY KEY CHECK (k NOT LIKE 'bad%'), n bigint NOT NULL DEFAULT 0); \
+         INSERT INTO s.q SELECT 'bad' || (i % 450) FROM generate_series(1, 60000) AS i",
+    )
+    .await;
+    let keys =
+        "queue = 's.q'\ntotals = 's.t'\nkeys = ['k']\ncount = 'n'\nnaptime = '100ms'\nbatch = 2000";
+    let rollups = [
+        Rollup::start(&db, keys).await,
+        Rollup::start(&db, keys).await,
+        Rollup::start(&db, keys).await,
+    ];
+    for rollup in &rollups {
+        within(Duration::from_secs(60), "each knows the poison", || async {
+            let error = rollup.last_error().await;
+            error.is_some_and(|error| error.contains("449 other keys"))
+        })
+        .await;
+    }
+    db.execute("INSERT INTO s.q SELECT 'k' || (i % 60) FROM generate_series(1, 6000) AS i")
+        .await;
+    within(
+        Duration::from_secs(20),
+        "the good keys are folded",
+        || async {
+            let sum = "SELECT coalesce(sum(n), 0)::bigint FROM s.t";
+            db.value::<i64>(sum).await == 6_000
+        },
+    )
+    .await;
+    for rollup in rollups {
+        rollup.stop().await;
+    }
+}

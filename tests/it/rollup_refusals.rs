@@ -228,6 +228,48 @@ async fn a_column_that_is_misspelt_in_the_configuration_is_told_for_both_tables_
 }
 
 #[actix::test]
+async fn a_name_that_is_wrong_in_the_configuration_is_all_that_is_told_and_no_statement_follows_from_it()
+ {
+    let db = TestDatabase::new().await;
+    db.execute(
+        "CREATE SCHEMA s; CREATE TABLE s.q (page text NOT NULL, day date NOT NULL); \
+         CREATE TABLE s.t (page text, day date, n bigint NOT NULL DEFAULT 0, PRIMARY KEY (page, day)); \
+         CREATE VIEW s.now AS SELECT page, day, n FROM s.t",
+    )
+    .await;
+    for (keys, expected) in [
+        (
+            "keys = ['page', 'dya']\ncount = 'n'",
+            "(did you mean \"day\"? Then correct the configuration)",
+        ),
+        (
+            "keys = ['page', 'day']\ncount = 'nn'",
+            "s.t has no column \"nn\"",
+        ),
+    ] {
+        let keys = format!("queue = 's.q'\ntotals = 's.t'\nview = 's.now'\n{keys}");
+        let refusal = Rollup::start(&db, &keys).await.refusal().await;
+        assert!(refusal.contains(expected), "{refusal}");
+        for harmful in ["DROP VIEW", "CREATE UNIQUE INDEX", "SET DEFAULT"] {
+            assert!(!refusal.contains(harmful), "{refusal}");
+        }
+    }
+}
+
+#[actix::test]
+async fn a_table_whose_name_is_misspelt_is_named_before_it_is_made() {
+    let db = TestDatabase::new().await;
+    db.execute(&format!(
+        "{QUEUE}{TOTALS}; ALTER TABLE s.q RENAME TO sale_delta"
+    ))
+    .await;
+    let keys = KEYS.replace("'s.q'", "'s.sale_detla'");
+    let refusal = Rollup::start(&db, &keys).await.refusal().await;
+    let expected = "s.sale_detla does not exist (did you mean \"s.sale_delta\"? Then correct the configuration); this makes it";
+    assert!(refusal.contains(expected), "{refusal}");
+}
+
+#[actix::test]
 async fn a_role_that_lacks_rights_gets_the_statements_and_needs_nothing_else() {
     let db = TestDatabase::new().await;
     db.execute(&format!("{QUEUE}{TOTALS}")).await;

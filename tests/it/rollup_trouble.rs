@@ -134,6 +134,12 @@ async fn poison_is_set_aside_in_a_table_and_the_rest_of_its_key_is_folded() {
             .value("SELECT coalesce(sum(n), 0)::bigint FROM s.t WHERE k = 7")
             .await;
         assert_eq!((there, counted), (rejected, folded), "{bad}");
+        let report = rollup.status().await.unwrap().report;
+        assert_eq!(
+            report.count("rows_rejected"),
+            rejected.unsigned_abs(),
+            "{bad}"
+        );
         rollup.stop().await;
     }
 }

@@ -189,7 +189,7 @@ impl<F: Folder> Cycle<F> {
             at.has_folded(&found, begin);
             return Ok(found);
         }
-        let folding = self.pieces.fold(folder, at, &look.shape, from, None);
+        let folding = self.pieces.fold_all(folder, at, &look.shape, from);
         let Folds { found, end } = folding.await?;
         if let Some(blocks) = end {
             self.large.has(blocks);

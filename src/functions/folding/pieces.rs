@@ -63,6 +63,9 @@ pub(super) struct Pieces {
     blocks: Option<u32>,
     /// Until when folds are not at one snapshot, because one has failed.
     no_snapshot_until: Option<Instant>,
+    /// The block at which another session had the queue. To begin at the first one again would be to fold the same blocks for
+    /// ever, if others take the queue more often than this session comes to its end.
+    resume_at: Option<u32>,
 }
 
 // === impl Found ===
@@ -161,6 +164,29 @@ impl Pieces {
             .await
     }
 
+    /// Folds piece by piece, from this block to the end of the table: first what is left from where another session had the
+    /// queue, if one had it in the last cycle.
+    pub(super) async fn fold_all<F: Folder>(
+        &mut self,
+        folder: &mut F,
+        at: At<'_, F::Settings>,
+        shape: &F::Shape,
+        from: u32,
+    ) -> Result<Folds<F::Folded>, CycleError> {
+        let Some(resumed) = self.resume_at.take().filter(|resumed| *resumed > from) else {
+            return self.fold(folder, at, shape, from, None).await;
+        };
+        let later = self.fold(folder, at, shape, resumed, None).await?;
+        if later.end.is_none() {
+            return Ok(later);
+        }
+        let earlier = self.fold(folder, at, shape, from, Some(resumed)).await?;
+        Ok(Folds {
+            found: later.found.and(earlier.found),
+            end: earlier.end.and(later.end),
+        })
+    }
+
     /// Folds piece by piece, each in a transaction of its own, from this block to the end of the table or to the
     /// block `until`. Between two pieces, neighbours on the connection get their turn.
     pub(super) async fn fold<F: Folder>(
@@ -191,6 +217,9 @@ impl Pieces {
                 fold => fold?,
             };
             at.has_folded(&fold.found, begin);
+            if matches!(fold.found, Found::Left { .. }) {
+                self.resume_at = Some(from);
+            }
             match fold.found {
                 // What was folded before is reported; the next cycle folds the rest.
                 Found::Busy(..) | Found::Left { .. } if matches!(found, Found::Folded(_)) => {

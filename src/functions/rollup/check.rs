@@ -36,12 +36,16 @@ pub(super) fn check(
 ) -> Result<Verdict, Faults<UnusableRollup>> {
     let mut faults = Vec::new();
     let mut added = Vec::new();
-    let have_columns = relations::check(settings, tables, &mut faults);
+    let mut have_columns = relations::check(settings, tables, &mut faults);
     if have_columns {
         for key in &settings.keys {
             check_key(settings, key, tables, &mut faults);
         }
         added = sums(settings, tables, &mut faults);
+        // If the configuration has a wrong name, all that follows from it is wrong as well.
+        have_columns = !faults.iter().any(UnusableRollup::is_wrong_name);
+    }
+    if have_columns {
         check_other_columns(settings, tables, &mut faults);
         faults.extend(has_no_index(settings, tables));
     }
@@ -186,6 +190,9 @@ fn missing_view(
         return Ok(None);
     };
     let sql = view::create(settings, view, view::count(settings, tables)).join("; ");
+    if tables.view.kind.is_none() && !have_columns {
+        return Ok(None);
+    }
     if tables.view.kind.is_none() {
         let made = Make {
             what: "create the view",
@@ -228,7 +235,7 @@ fn unusable_view(
     let (how, used_by, mend) = if flaw.is_replaceable {
         ("replaces it, and its grants stay", Box::default(), sql)
     } else {
-        let drop = format!("DROP VIEW {}; {sql}", view.sql());
+        let drop = format!("BEGIN; DROP VIEW {}; {sql}; COMMIT", view.sql());
         let used_by = tables.view.readers.clone().into();
         ("recreates it, without its grants", used_by, drop)
     };

@@ -36,13 +36,14 @@ fn has_column<'t>(
             }
             _ => None,
         };
+        let meant = nearest(column, unused);
         faults.push(UnusableRollup::Column {
             relation: relation.to_string(),
             column: column.to_owned(),
             has: table.columns.names(),
-            meant: nearest(column, unused).map(Box::from),
+            meant: meant.map(Box::from),
             rename,
-            mend: mend.filter(|_| !table.is_bound),
+            mend: mend.filter(|_| !table.is_bound && meant.is_none()),
         });
     }
     found

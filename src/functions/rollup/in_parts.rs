@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::ROWS_REJECTED;
 use super::by_key::{ByKey, Keys, trusted_owners};
 use super::halving::{Halving, KnownKeys, Part, Report, Treatment, What};
 use super::judge::{Evidence, Fate, judge};
@@ -179,6 +180,7 @@ impl ByKey {
             (moved.tell(&at.settings.queue), at.settings.rejected())
         {
             let (worker, moved, why) = (at.context.name(), moved.deltas(), moved.why());
+            at.context.progress().count(ROWS_REJECTED, moved);
             warn!(
                 worker,
                 moved,

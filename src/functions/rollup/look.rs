@@ -147,6 +147,11 @@ pub(super) async fn look(
             *table = Table::from(&row);
         }
     }
+    if tables.queue.kind.is_none() || tables.totals.kind.is_none() {
+        let others = other_tables(session).await?;
+        tables.queue.others.clone_from(&others);
+        tables.totals.others = others;
+    }
     let doing = "look at the columns";
     let used_by = used_by("AND d.refobjsubid OPERATOR(pg_catalog.=) a.attnum");
     let sql = format!("{COLUMNS}, {used_by} AS used_by FROM {WANTED}{COLUMNS_OF}");
@@ -175,6 +180,16 @@ pub(super) async fn look(
     }
     look_at_rows(session, settings, &mut tables).await?;
     Ok(tables)
+}
+
+/// The names of all tables, for one that does not exist.
+async fn other_tables(session: &Session) -> Result<Vec<String>, DatabaseError> {
+    let sql = "SELECT pg_catalog.format('%s.%s', n.nspname, c.relname) AS name FROM pg_catalog.pg_class AS c \
+        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+        WHERE c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog.\"char\"[]) \
+        AND n.nspname OPERATOR(pg_catalog.<>) ALL ('{pg_catalog,information_schema,pg_toast}'::pg_catalog.name[]) LIMIT 10000";
+    let rows = session.query("look for the tables", sql, Vec::new());
+    Ok(rows.await?.iter().map(|row| row.get("name")).collect())
 }
 
 /// Looks at the rows, as far as what is wrong with the tables depends on them.

@@ -8,6 +8,7 @@ use crate::functions::folding::bypass_row_security;
 use crate::functions::ownership::UntrustedTables;
 use crate::functions::quote::identifier;
 use crate::functions::relation::{self, Relation};
+use crate::spelling::nearly;
 
 /// Looks for what is wrong with the queue and the totals as a whole. `true` if there are columns to look at.
 pub(super) fn check(
@@ -75,13 +76,22 @@ fn missing(settings: &Settings, tables: &Tables, relation: &Relation) -> Unusabl
             format!("{sql}; GRANT USAGE ON SCHEMA {schema} TO {role}; {grant}")
         }
     });
+    let used = [&settings.queue, &settings.totals].map(ToString::to_string);
+    let others = table.others.iter().map(String::as_str);
+    let meant = nearly(
+        &shown,
+        others.filter(|other| used.iter().all(|used| used != other)),
+    );
+    let meant = meant.map(Box::from);
     match mend {
         Some(mend) if is_queue && totals.kind.is_none() => UnusableRollup::NoTables {
             relation: shown,
+            meant,
             mend,
         },
         mend => UnusableRollup::Missing {
             relation: shown,
+            meant,
             mend,
         },
     }

@@ -48,6 +48,8 @@ pub(super) struct Deferrable {
 pub(super) struct Table {
     /// `relkind`; `None` if the relation does not exist.
     pub(super) kind: Option<String>,
+    /// If it does not exist, the tables whose names it may be a misspelling of.
+    pub(super) others: Vec<String>,
     pub(super) oid: Option<u32>,
     pub(super) layout: Layout,
     /// The statements that take its children from an ordinary table.
@@ -127,6 +129,7 @@ impl From<&Row> for Table {
         let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
         Self {
             kind: row.get("kind"),
+            others: Vec::new(),
             oid: row.get("oid"),
             layout: Layout {
                 oid: row.get::<_, Option<u32>>("oid").unwrap_or_default(),

@@ -11,21 +11,26 @@ use crate::spelling;
 #[non_exhaustive]
 pub enum UnusableRollup {
     /// A table does not exist.
-    #[error("{relation} does not exist{}", this_makes_it(.mend.as_deref()))]
+    #[error("{relation} does not exist{}{}", may_be_meant(.meant.as_deref()), this_makes_it(.mend.as_deref()))]
     Missing {
         /// The table.
         relation: String,
+        /// A table with a name much like it, which the configuration may have meant.
+        meant: Option<Box<str>>,
         /// The statements that create it, if the types of its columns follow from the other table.
         mend: Option<String>,
     },
     /// Neither table exists, so the types of the queue's columns are not known.
     #[error(
-        "{relation} does not exist; this makes it, once \"text\" and \"bigint\" are replaced by the types of your \
-         columns where these are others: {mend}"
+        "{relation} does not exist{}; this makes it, once \"text\" and \"bigint\" are replaced by the types of your \
+         columns where these are others: {mend}",
+        may_be_meant(.meant.as_deref())
     )]
     NoTables {
         /// The queue.
         relation: String,
+        /// A table with a name much like it, which the configuration may have meant.
+        meant: Option<Box<str>>,
         /// The statements.
         mend: String,
     },
@@ -240,6 +245,23 @@ pub enum UnusableRollup {
     },
 }
 
+// === impl UnusableRollup ===
+
+impl UnusableRollup {
+    /// `true` if a column is missing, and no statement adds it: the configuration names another one, most likely.
+    pub(super) fn is_wrong_name(&self) -> bool {
+        match self {
+            Self::Column {
+                meant,
+                rename,
+                mend,
+                ..
+            } => meant.is_some() || rename.is_none() && mend.is_none(),
+            _ => false,
+        }
+    }
+}
+
 fn this_mends_it(mend: Option<&str>) -> String {
     mend.map_or_else(String::new, |mend| format!("; this corrects it: {mend}"))
 }
@@ -254,9 +276,9 @@ fn this_makes_it_at_0(mend: Option<&str>) -> String {
     })
 }
 
-fn may_be_meant(column: Option<&str>) -> String {
-    column.map_or_else(String::new, |column| {
-        let question = spelling::did_you_mean(column);
+fn may_be_meant(name: Option<&str>) -> String {
+    name.map_or_else(String::new, |name| {
+        let question = spelling::did_you_mean(name);
         format!(" ({question} Then correct the configuration)")
     })
 }

@@ -26,8 +26,9 @@ pub(super) fn renamed(
     }
     Some(format!(
         "the job is new, and its first window begins now. The job \"{other}\" is declared to do the same, and was last done at \
-         {last_done}: if this is that job under a new name, its windows go on from there after: UPDATE bgworker.job AS j \
-         SET last_tick = o.last_tick, last_done = o.last_done FROM bgworker.job AS o WHERE j.name = {} AND o.name = {}",
+         {last_done}: if this is that job under a new name, a statement lets its windows go on from there until it has run for the \
+         first time (afterwards, what lies between is in no window): UPDATE bgworker.job AS j SET last_tick = o.last_tick, \
+         last_done = o.last_done FROM bgworker.job AS o WHERE j.name = {} AND j.runs = 0 AND o.name = {}",
         literal(name),
         literal(other)
     ))

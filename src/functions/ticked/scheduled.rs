@@ -212,8 +212,11 @@ impl Scheduled {
             Ok(Ran::Elsewhere) => return self.elsewhere(session, &run, context, (row, now)).await,
             Ok(Ran::Unrecorded) => {
                 self.undone.found(row.runs, begin);
-                let why = Some(UNRECORDED.into());
-                context.progress().job(JobState::Waiting, begin, why);
+                // What failed before is not made good by that.
+                if self.report(context, row, now) == JobState::Idle {
+                    let why = Some(UNRECORDED.into());
+                    context.progress().job(JobState::Waiting, begin, why);
+                }
             }
             // If the server has said that it ends the session, it answers, and the run is recorded at once.
             Ok(Ran::Lost(lost)) if lost.failure.is_away() && !lost.failure.is_goodbye() => {

@@ -77,7 +77,7 @@ fn check_type(table: &Table, row: &Row) -> Result<(), UnusableTable> {
         !is_bound(row) && row.get::<_, Option<bool>>("type_is_used") == Some(false);
     let mend = match (&found, name) {
         (_, Some("text" | "varchar")) => return Ok(()),
-        (None, _) => (!is_bound(row)).then(|| table.add_column("type", "text")),
+        (None, _) => is_to_be_added(row).then(|| table.add_column("type", "text")),
         // Every value of every type has a text form.
         (Some(_), _) => can_be_altered.then(|| table.alter_column("type", "text")),
     };
@@ -107,7 +107,7 @@ async fn check_value(
     let is_used = is_bound(row) || is("value_is_used");
     let mend = match (name, base) {
         (Some("int8" | "int4" | "int2"), _) => return Ok(None),
-        _ if found.is_none() => (!is_bound(row)).then(|| table.add_column("value", "int8")),
+        _ if found.is_none() => is_to_be_added(row).then(|| table.add_column("value", "int8")),
         _ if is_used => None,
         (_, Some("int8" | "int4" | "int2")) => Some(table.alter_column("value", "int8")),
         (Some("numeric" | "float4" | "float8"), _) if may_read => {
@@ -121,6 +121,12 @@ async fn check_value(
     };
     let expected = "bigint or integer";
     Ok(Some(column(table, "value", expected, found, mend)))
+}
+
+/// `true` if a column that is missing can be added: in rows that are there it would be NULL, and another column may have what is
+/// looked for.
+fn is_to_be_added(row: &Row) -> bool {
+    !is_bound(row) && row.get::<_, Option<bool>>("is_empty") == Some(true)
 }
 
 /// `true` if something else determines the table's shape: it is a partition, or a table of a type.

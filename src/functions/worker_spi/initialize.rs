@@ -41,6 +41,8 @@ const LOOK: &str = "\
     pg_catalog.has_table_privilege(c.oid, 'INSERT') AS may_insert, \
     pg_catalog.row_security_active(c.oid) AS row_security, \
     c.relispartition OR c.reloftype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AS is_bound, \
+    CASE WHEN t.attnum IS NULL OR v.attnum IS NULL \
+        THEN pg_catalog.pg_relation_size(c.oid) OPERATOR(pg_catalog.=) 0 END AS is_empty, \
     pg_catalog.format_type(t.atttypid, NULL::pg_catalog.int4) AS type_type, \
     pg_catalog.format_type(v.atttypid, NULL::pg_catalog.int4) AS value_type, \
     (SELECT y.typname::pg_catalog.text FROM pg_catalog.pg_type AS y \

@@ -83,6 +83,11 @@ impl Proxy {
         self.state.lock().unwrap().round_trips
     }
 
+    /// Forwards new connections to another port; the existing ones stay.
+    pub(crate) fn lead_new_ones_to(&self, target: u16) {
+        self.state.lock().unwrap().target = target;
+    }
+
     /// Forwards new connections to another port, and closes the existing ones.
     pub(crate) fn lead_to(&self, target: u16) {
         self.state.lock().unwrap().target = target;

@@ -147,7 +147,9 @@ impl Scheduled {
         let in_transaction = run.job.transaction.is_some();
         let holder = row::holder(session, run.name, in_transaction).await?;
         let why = has_it(holder, in_transaction);
-        if found <= run.job.longest_run() {
+        let held = self.elsewhere.held_by(holder, now);
+        let since = now.checked_sub(held).unwrap_or(now);
+        if held <= run.job.longest_run() {
             let why = format!("{why}: another instance runs the job, or a client holds it");
             progress.job(JobState::Waiting, since, Some(why.into()));
             return Ok(Outcome::Pending(Nap::For(ELSEWHERE)));
