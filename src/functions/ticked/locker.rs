@@ -2,6 +2,7 @@
 //!
 //! What became of it is asked once the row is claimed: then it has ended.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -37,12 +38,15 @@ const WAS_UNDONE: &str = "\
 pub(super) struct UndoneClaim {
     /// The number of the job's recorded runs when one was found, and when that was.
     found: Option<(i64, Instant)>,
-    /// The `xid` of the last claim of this instance, of which it knows what became.
-    own: Option<String>,
 }
 
+/// The last claim of this instance, by its `xid`: the instance knows what became of it, also if a run was dropped because its
+/// server was no longer the primary.
+#[derive(Debug, Default)]
+pub(super) struct OwnClaim(Mutex<Option<String>>);
+
 /// The `xid` of a transaction whose full number is given.
-pub(super) fn xid(transaction: &str) -> String {
+fn xid(transaction: &str) -> String {
     let number = transaction.parse::<u64>().unwrap_or_default();
     (number & u64::from(u32::MAX)).to_string()
 }
@@ -85,15 +89,15 @@ impl UndoneClaim {
     pub(super) fn found(&mut self, runs: i64, now: Instant) {
         self.found = Some((runs, self.since(runs).unwrap_or(now)));
     }
+}
 
-    /// The `xid` of the last claim of this instance.
-    pub(super) fn own(&self) -> Option<String> {
-        self.own.clone()
-    }
+// === impl OwnClaim ===
 
-    /// This instance has claimed a tick with this `xid`.
-    pub(super) fn claimed(&mut self, xid: Option<String>) {
-        self.own = xid;
+impl OwnClaim {
+    /// This instance claims a tick in this transaction. Returns the `xid` of its claim before.
+    pub(super) fn replace(&self, transaction: &str) -> Option<String> {
+        let mut own = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        own.replace(xid(transaction))
     }
 }
 

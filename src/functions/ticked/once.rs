@@ -1,7 +1,7 @@
 //! One run of a job now, beside its schedule: to try it, or to redo what went wrong. Does not change which ticks are
 //! done.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ pub async fn once(
         is_once: true,
         progress: &progress,
         begun: Cell::new(false),
-        claimed_by: RefCell::default(),
+        own: None,
         interrupted_by: None,
         is_over: true,
     };

@@ -6,7 +6,7 @@
 //! break this: such statements are refused before they run, and the mark detects any that got through by comparing
 //! transaction IDs.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::CROWDED;
 use super::due::{Due, OVERDUE_AFTER, due};
 use super::failure::{Failure, Lost};
 use super::job::Job;
-use super::locker::{was_undone, xid};
+use super::locker::{OwnClaim, was_undone};
 use super::mark::{self, Mark, RunOutcome};
 use super::row::{self, Claimed, JobRow, Look};
 use super::settle::{Times, Worked, settle, settle_once};
@@ -61,8 +61,8 @@ pub(super) struct Run<'r> {
     /// What the worker reports, and whether a tick has been begun.
     pub(super) progress: &'r Progress,
     pub(super) begun: Cell<bool>,
-    /// The `xid` of the last claim of this instance.
-    pub(super) claimed_by: RefCell<Option<String>>,
+    /// The last claim of this instance, if it claims ticks on a schedule.
+    pub(super) own: Option<&'r OwnClaim>,
     /// Why this instance lost the run before, outside of a transaction, if it knows that.
     pub(super) interrupted_by: Option<&'r str>,
     /// A claim of another session was undone, and no record of it is to be expected any longer.
@@ -132,7 +132,7 @@ impl<'r> Run<'r> {
             is_once: false,
             progress: context.progress(),
             begun: Cell::new(false),
-            claimed_by: RefCell::default(),
+            own: None,
             interrupted_by: None,
             is_over: false,
         })
@@ -312,7 +312,7 @@ impl<'r> Run<'r> {
         connection: &Connection,
         claimed: &Claimed,
     ) -> Result<bool, DatabaseError> {
-        let own = self.claimed_by.replace(Some(xid(&claimed.transaction)));
+        let own = self.own.and_then(|own| own.replace(&claimed.transaction));
         match &claimed.locker {
             Some(locker) if !self.is_over && own.as_ref() != Some(locker) => {
                 was_undone(connection, locker, &claimed.transaction).await

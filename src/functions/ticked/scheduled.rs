@@ -15,7 +15,7 @@ use super::due::{Due, OVERDUE_AFTER, SLEEP_MAX, due, due_at, due_for};
 use super::elsewhere::{ELSEWHERE, Elsewhere};
 use super::gap;
 use super::job::Job;
-use super::locker::UndoneClaim;
+use super::locker::{OwnClaim, UndoneClaim};
 use super::lost::Losses;
 use super::past::{Ended, How, Past};
 use super::row::{JobRow, Look};
@@ -71,6 +71,8 @@ pub(in crate::functions) struct Lasting {
     /// What is known of the job's last runs.
     past: Mutex<Past>,
     losses: Losses,
+    /// The last claim of this registration.
+    own_claim: OwnClaim,
 }
 
 /// What the last cycle saw of the job, and so which look is new enough for the next one.
@@ -185,7 +187,8 @@ impl Scheduled {
         let interrupted = self.interrupted.clone();
         let interrupted = interrupted.filter(|(runs, _)| *runs == row.runs);
         run.interrupted_by = interrupted.as_ref().map(|(_, why)| &**why);
-        run.claimed_by = self.undone.own().into();
+        let lasting = Arc::clone(&self.lasting);
+        run.own = Some(&lasting.own_claim);
         run.is_over = self.undone.is_over(row.runs, begin);
         let mut ran = if in_transaction && self.undone.may_be_recorded(row.runs, begin) {
             Ok(Ran::Unrecorded)
@@ -193,7 +196,6 @@ impl Scheduled {
             // Boxed so that cycles that only look do not pay for its size.
             Box::pin(run.run(tick)).await
         };
-        self.undone.claimed(run.claimed_by.take());
         if !matches!(ran, Ok(Ran::Elsewhere)) {
             self.elsewhere = Elsewhere::default();
         }
