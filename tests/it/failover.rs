@@ -294,7 +294,7 @@ async fn a_server_that_is_promoted_while_the_old_primary_still_answers_is_found_
     .await;
     pair.caught_up().await;
     pair.promote().await;
-    // The old one is not fenced, and would go on for ever.
+    // The old one is not fenced, and would go on without end.
     let newer = "SELECT EXISTS (SELECT FROM effect WHERE tick > now() - interval '2 s')";
     within(20 * SECOND, "jobs run on the new primary", || {
         pair.on_standby.value::<bool>(newer)

@@ -109,6 +109,17 @@ impl Broken {
 }
 
 #[actix::test]
+async fn a_column_that_may_have_another_name_is_not_added_to_rows() {
+    let broken = Broken::new(
+        "CREATE TABLE s.t (kind text, value bigint); INSERT INTO s.t VALUES ('total', 1), ('delta', 2)",
+    )
+    .await;
+    let refusal = broken.refusal(&broken.postmaster(false, true)).await;
+    let expected = "column \"type\" must be text, but is missing";
+    assert!(refusal.ends_with(expected), "{refusal}");
+}
+
+#[actix::test]
 async fn every_remedy_works_as_it_stands_and_keeps_the_sum() {
     const INDEX: &str = "CREATE UNIQUE INDEX ON s.t (type) WHERE type = 'total'";
     for (needs, as_role) in [

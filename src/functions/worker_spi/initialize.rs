@@ -41,8 +41,10 @@ const LOOK: &str = "\
     pg_catalog.has_table_privilege(c.oid, 'INSERT') AS may_insert, \
     pg_catalog.row_security_active(c.oid) AS row_security, \
     c.relispartition OR c.reloftype OPERATOR(pg_catalog.<>) 0::pg_catalog.oid AS is_bound, \
-    CASE WHEN t.attnum IS NULL OR v.attnum IS NULL \
-        THEN pg_catalog.pg_relation_size(c.oid) OPERATOR(pg_catalog.=) 0 END AS is_empty, \
+    CASE WHEN t.attnum IS NULL OR v.attnum IS NULL THEN NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS o \
+        WHERE o.attrelid OPERATOR(pg_catalog.=) c.oid AND o.attnum OPERATOR(pg_catalog.>) 0 AND NOT o.attisdropped \
+        AND o.attname OPERATOR(pg_catalog.<>) 'type' AND o.attname OPERATOR(pg_catalog.<>) 'value') \
+        OR pg_catalog.pg_relation_size(c.oid) OPERATOR(pg_catalog.=) 0 END AS may_be_added, \
     pg_catalog.format_type(t.atttypid, NULL::pg_catalog.int4) AS type_type, \
     pg_catalog.format_type(v.atttypid, NULL::pg_catalog.int4) AS value_type, \
     (SELECT y.typname::pg_catalog.text FROM pg_catalog.pg_type AS y \
