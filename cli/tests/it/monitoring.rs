@@ -50,6 +50,7 @@ queue = "public.delta"
 totals = "public.total"
 keys = ["k"]
 count = "n"
+on_poison = "set_aside"
 naptime = "50ms"
 [[worker]]
 name = "job"

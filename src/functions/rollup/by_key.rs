@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::shape::Shape;
 use super::statement::{self, How, Statements};
 use super::turn::{self, Turn};
-use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, look, relations};
+use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, ROWS_REJECTED, look, relations};
 use crate::database::{DatabaseError, ErrorClass, is_locked, is_made_already, is_stale};
 use crate::functions::folding::{
     At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, Undone, blocks, number, took,
@@ -283,6 +283,10 @@ impl Folder for ByKey {
                     let worker = at.context.name();
                     for warning in check::warnings(at.settings, &found) {
                         warn!(worker, "{worker}: {warning}");
+                    }
+                    if at.settings.rejected().is_some() {
+                        // An alert on its growth needs to have seen it before.
+                        at.context.progress().count(ROWS_REJECTED, 0);
                     }
                     return Ok(shape);
                 }
