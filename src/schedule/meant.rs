@@ -16,21 +16,17 @@ pub(super) fn meant(expression: &str, is_cron: fn(&str) -> bool) -> Option<Strin
     let fields: Vec<_> = expression.split_whitespace().collect();
     match fields[..] {
         [_, minute, hour, day, month, weekday] | [_, minute, hour, day, month, weekday, _] => {
-            if let [five @ .., user] = &fields[..]
-                && five.len() == 5
-                && user.chars().all(|c| c.is_alphabetic() || c == '_')
-                && is_cron(&five.join(" "))
-            {
-                let five = five.join(" ");
-                return Some(format!("write \"{five}\": there is no user to run as"));
-            }
             let (day, weekday) = (day.replace('?', "*"), weekday.replace('?', "*"));
             let five = format!("{minute} {hour} {day} {month} {weekday}");
-            is_cron(&five).then(|| {
-                format!(
+            if is_cron(&five) {
+                return Some(format!(
                     "cron has neither seconds nor years: write \"{five}\", or set \"every\" for less than a minute"
-                )
-            })
+                ));
+            }
+            // A line of /etc/crontab names a user behind the five fields.
+            let first = fields.iter().take(5).copied().collect::<Vec<_>>().join(" ");
+            (fields.len() == 6 && is_cron(&first))
+                .then(|| format!("write \"{first}\": there is no user to run as"))
         }
         [minute, hour, day, month, weekday] => {
             if day == "$" || day.eq_ignore_ascii_case("l") {
@@ -133,10 +129,6 @@ mod tests {
                  tomorrow is a first",
             ),
             ("0 3 ? * 1", "write \"0 3 * * 1\""),
-            (
-                "*/7 * * * * root",
-                "write \"*/7 * * * *\": there is no user to run as",
-            ),
             ("H 3 * * *", "write a number in the place of H"),
             (
                 "*/90 * * * *",
@@ -155,6 +147,9 @@ mod tests {
         for expression in ["*/15 * * * *", "0 25 * * *", "@daily", ""] {
             assert_eq!(meant(expression, |_| true), None, "{expression}");
         }
+        let of_crontab = meant("*/7 * * * * root", |it| !it.ends_with("root"));
+        let expected = "write \"*/7 * * * *\": there is no user to run as";
+        assert_eq!(of_crontab.as_deref(), Some(expected));
         // What is wrong besides would be wrong in what is suggested.
         for expression in ["0 25 ? * *", "*/70 2 * * 8", "0 0 30 2 * x"] {
             assert_eq!(meant(expression, |_| false), None, "{expression}");

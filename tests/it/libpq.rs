@@ -492,3 +492,19 @@ async fn the_primary_is_found_among_several_hosts_in_any_order() {
     let connection = database.connect("", None).await.unwrap();
     assert!(!connection.is_in_recovery().await.unwrap());
 }
+
+#[actix::test]
+async fn a_primary_whose_sessions_can_only_read_is_told_apart_from_a_standby() {
+    let db = TestDatabase::new().await;
+    let name: String = db.value("SELECT current_database()::text").await;
+    db.execute(&format!(
+        "ALTER DATABASE {name} SET default_transaction_read_only = on"
+    ))
+    .await;
+    let conninfo = db.conninfo_with("target_session_attrs", "read-write");
+    let refused = crate::support::database::database(&conninfo);
+    let refused = refused.connect("tests", None).await;
+    let error = refused.unwrap_err().to_string();
+    let expected = "session is read-only, since default_transaction_read_only is on";
+    assert!(error.contains(expected), "{error}");
+}

@@ -148,9 +148,7 @@ pub(super) async fn look(
         }
     }
     if tables.queue.kind.is_none() || tables.totals.kind.is_none() {
-        let others = other_tables(session).await?;
-        tables.queue.others.clone_from(&others);
-        tables.totals.others = others;
+        tables.others = other_tables(session).await?;
     }
     let doing = "look at the columns";
     let used_by = used_by("AND d.refobjsubid OPERATOR(pg_catalog.=) a.attnum");

@@ -77,7 +77,7 @@ fn missing(settings: &Settings, tables: &Tables, relation: &Relation) -> Unusabl
         }
     });
     let used = [&settings.queue, &settings.totals].map(ToString::to_string);
-    let others = table.others.iter().map(String::as_str);
+    let others = tables.others.iter().map(String::as_str);
     let meant = nearly(
         &shown,
         others.filter(|other| used.iter().all(|used| used != other)),

@@ -30,6 +30,8 @@ pub(super) struct Tables {
     pub(super) deferrable: Vec<Deferrable>,
     /// The columns of the totals that are part of any index.
     pub(super) indexed: Vec<String>,
+    /// All tables, if the queue or the totals do not exist: their names may be misspelt.
+    pub(super) others: Vec<String>,
     /// The owners that the settings trust.
     pub(super) trusted_owners: Vec<String>,
 }
@@ -48,8 +50,6 @@ pub(super) struct Deferrable {
 pub(super) struct Table {
     /// `relkind`; `None` if the relation does not exist.
     pub(super) kind: Option<String>,
-    /// If it does not exist, the tables whose names it may be a misspelling of.
-    pub(super) others: Vec<String>,
     pub(super) oid: Option<u32>,
     pub(super) layout: Layout,
     /// The statements that take its children from an ordinary table.
@@ -129,7 +129,6 @@ impl From<&Row> for Table {
         let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
         Self {
             kind: row.get("kind"),
-            others: Vec::new(),
             oid: row.get("oid"),
             layout: Layout {
                 oid: row.get::<_, Option<u32>>("oid").unwrap_or_default(),
