@@ -10,7 +10,7 @@ use crate::support::database::TestDatabase;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::server::{TestServer, conninfo};
 use crate::support::ticks::assert_exact;
-use crate::support::{LONG, eventually, within};
+use crate::support::{LONG, eventually, machine, within};
 
 /// Counts the inexact ticks, and all ticks. A tick is exact if it is done and has one effect, or if it is recorded as
 /// given up and has none.
@@ -24,6 +24,7 @@ const INEXACT: &str = "SELECT count(*) FILTER (WHERE \
 #[actix::test]
 async fn ten_thousand_ticks_are_done_once_or_given_up_though_sessions_are_ended_and_statements_fail()
  {
+    let _machine = machine();
     let db = stage().await;
     // One run in ten fails, before its effect or after it.
     let fails = "SELECT 1 / (random() > 0.05)::int";
@@ -76,6 +77,7 @@ async fn ten_thousand_ticks_are_done_once_or_given_up_though_sessions_are_ended_
 
 #[actix::test]
 async fn an_answer_cut_off_anywhere_even_that_to_a_commit_repeats_no_tick() {
+    let _machine = machine();
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
     db.execute(EFFECTS).await;

@@ -14,7 +14,7 @@ use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, 
 use crate::support::log::Log;
 use crate::support::proxy::Proxy;
 use crate::support::server::TestServer;
-use crate::support::{eventually, within};
+use crate::support::{eventually, machine, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -91,6 +91,7 @@ async fn running(db: &TestDatabase, like: &str) -> i64 {
 
 #[actix::test]
 async fn after_a_failover_from_a_frozen_primary_everything_runs_on_the_new_one_soon() {
+    let _machine = machine();
     let pair = Pair::start().await;
     pair.on_primary.execute(EFFECTS).await;
     let log = Log::capture();
@@ -183,6 +184,7 @@ async fn after_a_failover_from_a_frozen_primary_everything_runs_on_the_new_one_s
 
 #[actix::test]
 async fn an_old_primary_that_comes_back_does_not_take_the_place_of_the_new_one_that_is_full() {
+    let _machine = machine();
     for may_ask in [
         "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC",
         "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC",

@@ -17,7 +17,7 @@ use crate::support::database::{
 use crate::support::log::Log;
 use crate::support::proxy::{Fault, Proxy, impostor};
 use crate::support::server::{TestServer, conninfo};
-use crate::support::{busy, eventually, within};
+use crate::support::{busy, eventually, machine, within};
 use bgworker::testing::{Probe, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -86,6 +86,7 @@ async fn state(postmaster: &PostmasterHandle, worker: &TestWorker) -> WorkerStat
 
 #[actix::test]
 async fn all_workers_fold_again_within_2_s_of_an_immediate_stop_and_start() {
+    let _machine = machine();
     let log = Log::capture();
     let mut server = TestServer::start();
     let postmaster = postmaster(&server.conninfo());
@@ -219,6 +220,7 @@ async fn a_frozen_backend_is_given_up_within_the_deadline_and_nothing_is_lost() 
 
 #[actix::test]
 async fn max_connections_reached_is_waited_out() {
+    let _machine = machine();
     let server = TestServer::start_with(&[
         ("max_connections", "12"),
         ("superuser_reserved_connections", "2"),
@@ -452,6 +454,7 @@ async fn a_stop_while_the_server_is_silent_is_quick_and_clean() {
 
 #[actix::test]
 async fn a_thousand_workers_lose_nothing_when_the_server_is_restarted_under_load() {
+    let _machine = machine();
     const WORKERS: usize = 1_000;
     let mut server = TestServer::start_with(&[("max_connections", "50")]);
     let postmaster = postmaster(&server.conninfo());

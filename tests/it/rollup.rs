@@ -1,8 +1,8 @@
 //! Totals by key: folds are exact for each type of key, and the view is exact at every moment.
 
 use crate::support::database::TestDatabase;
-use crate::support::eventually;
 use crate::support::rollup::{Rollup, SALES, SALES_TABLES, read};
+use crate::support::{eventually, machine};
 
 /// Waits until a query returns this one text.
 async fn becomes(db: &TestDatabase, sql: &str, expected: &str) {
@@ -169,6 +169,7 @@ async fn tables_and_columns_may_have_names_that_sql_reserves() {
 
 #[actix::test]
 async fn the_view_is_exact_at_a_thousand_moments_under_load() {
+    let _machine = machine();
     let db = TestDatabase::new().await;
     db.execute(SALES_TABLES).await;
     db.execute("CREATE TABLE s.sale (shop int, day date, amount numeric)")

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::database::TestDatabase;
-use crate::support::eventually;
 use crate::support::rollup::Rollup;
+use crate::support::{eventually, machine};
 
 /// Two queues that feed the same totals.
 const QUEUES: [&str; 2] = ["s.q", "s.p"];
@@ -109,6 +109,7 @@ async fn chaos(isolation: &str) {
 
 #[actix::test]
 async fn nothing_is_lost_or_counted_twice_in_chaos_whatever_isolation_is_the_default() {
+    let _machine = machine();
     for isolation in ["read committed", "repeatable read", "serializable"] {
         chaos(isolation).await;
     }

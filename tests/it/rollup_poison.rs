@@ -12,7 +12,7 @@ use crate::support::database::TestDatabase;
 use crate::support::log::Log;
 use crate::support::rollup::Rollup;
 use crate::support::server::TestServer;
-use crate::support::{eventually, within};
+use crate::support::{eventually, machine, within};
 
 const TABLES: &str = "CREATE SCHEMA s; CREATE TABLE s.q (k int NOT NULL, v bigint NOT NULL); \
     CREATE TABLE s.t (k int PRIMARY KEY, v bigint NOT NULL DEFAULT 0); CREATE TABLE s.q_rejected (LIKE s.q); CREATE TABLE s.bin (x int); \
@@ -71,6 +71,7 @@ const WAITING: &str =
 #[actix::test]
 async fn a_thousand_pages_too_long_for_the_index_hold_up_no_other_and_hardly_fill_the_servers_log()
 {
+    let _machine = machine();
     let server = TestServer::start();
     let db = TestDatabase::at(&server.conninfo()).await;
     db.execute(

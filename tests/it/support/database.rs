@@ -102,7 +102,13 @@ async fn patient_client(conninfo: &str) -> Connection {
             Err(error @ DatabaseError::FilesDeadline { .. }) if begin.elapsed() < LONG => {
                 println!("after {:?}: {error}", begin.elapsed());
             }
-            connected => return connected.unwrap(),
+            connected => {
+                let client = connected.unwrap();
+                // What a test changes may have to wait for a fold, and a new database for that of another test.
+                let patient = "SET lock_timeout = '30s'";
+                client.batch_execute("be patient", patient).await.unwrap();
+                return client;
+            }
         }
     }
 }
@@ -135,9 +141,6 @@ impl TestDatabase {
     pub(crate) async fn at(conninfo: &str) -> Self {
         let database = database(conninfo);
         let client = patient_client(conninfo).await;
-        // The changes that a test makes may have to wait for a fold.
-        let patient = "SET lock_timeout = '30s'";
-        client.batch_execute("be patient", patient).await.unwrap();
         Self {
             conninfo: conninfo.to_owned(),
             database,

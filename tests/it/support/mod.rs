@@ -16,6 +16,7 @@ pub(crate) mod statements;
 pub(crate) mod ticks;
 
 use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bgworker::supervision::Limits;
@@ -29,6 +30,19 @@ pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Where a promise names a time, a test names it too, and allows for the other tests that run beside it.
 pub(crate) const fn busy(limit: Duration) -> Duration {
     limit.saturating_mul(4)
+}
+
+/// What a test holds that loads the machine, or measures a time which such a load would spoil.
+#[must_use]
+pub(crate) struct Machine {
+    _held: MutexGuard<'static, ()>,
+}
+
+/// Waits until no other test holds the machine. All others go on beside it.
+pub(crate) fn machine() -> Machine {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    let _held = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    Machine { _held }
 }
 
 /// Interval at which a condition is checked.
