@@ -14,6 +14,7 @@ mod outcome;
 mod ownership;
 mod privileges;
 mod quote;
+mod refusal;
 mod relation;
 mod remedy;
 pub mod rollup;

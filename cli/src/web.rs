@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use actix_server::{Server, ServerHandle};
 use bgworker::PostmasterHandle;
-use bgworker::config::{Http, Setting, Settings, WorkerSettings};
+use bgworker::config::{Http, Settings};
 use thiserror::Error;
 use tracing::info;
 
@@ -50,20 +50,14 @@ impl Shown {
     /// Shows these settings from now on. The values that a function hides are left out.
     pub(crate) fn show(&self, settings: &Settings) {
         let mut texts = vec![String::new(); settings.workers.len()];
-        for Setting { key, value, .. } in &settings.shown {
-            let worker = key.strip_prefix("worker[");
-            let Some((index, key)) = worker.and_then(|rest| rest.split_once("].")) else {
+        for setting in &settings.shown {
+            let Some(text) = setting.worker.and_then(|worker| texts.get_mut(worker)) else {
                 continue;
             };
-            let Ok(index) = index.parse::<usize>() else {
-                continue;
-            };
-            let WorkerSettings { function, .. } = &settings.workers[index];
-            let text = &mut texts[index];
-            if function.hides(key) {
-                text.extend(["# ", key, " is not shown\n"]);
+            if setting.is_hidden {
+                text.extend(["# ", setting.name(), " is not shown\n"]);
             } else {
-                text.extend([key, " = ", &**value, "\n"]);
+                text.extend([setting.name(), " = ", &*setting.value, "\n"]);
             }
         }
         let names = settings

@@ -10,6 +10,7 @@ use super::sections::{DATABASE, HTTP, POSTMASTER, Target};
 use super::settings::{Server, Setting, Settings};
 use super::sources::{Layered, Sources};
 use crate::database::{ConnInfo, ConnInfoError, Settings as DatabaseSettings};
+use crate::functions::FunctionSettings;
 use crate::keys;
 use crate::supervision::Limits;
 
@@ -115,7 +116,7 @@ impl Check<'_> {
                     Some(("embedded".to_owned(), true.into())),
                     data_dir_shown.map(|path| ("data_dir".to_owned(), (*path).into())),
                 ];
-                self.show(DATABASE, Ok(shown.into_iter().flatten().collect()));
+                self.show((DATABASE, None), Ok(shown.into_iter().flatten().collect()));
                 return Some(Server::Embedded { data_dir });
             }
             None if ConnInfo::is_in_environment(variable) => {
@@ -148,6 +149,8 @@ impl Check<'_> {
                 self.asks_for_primary = conninfo.asks_for_primary();
                 self.shown.push(Setting {
                     key: "database.url".to_owned(),
+                    worker: None,
+                    is_hidden: false,
                     value: toml::Value::from(conninfo.target(None)).to_string(),
                     origin,
                 });
@@ -175,18 +178,24 @@ impl Check<'_> {
     /// Reads a section, and shows the values in force. The keys that name the server have been shown before.
     fn section<T: Serialize + DeserializeOwned + Default>(&mut self, name: &str) -> T {
         let section = self.layered.section(name, self.found);
-        self.show(name, keys::values(&section));
+        self.show((name, None), keys::values(&section));
         section
     }
 
-    /// Shows the value of each key of a section or a worker.
-    fn show(&mut self, path: &str, values: Result<toml::Table, toml::ser::Error>) {
+    /// Shows the value of each key of a section, or of a worker by its place, with its function.
+    fn show(
+        &mut self,
+        (path, of): (&str, Option<(usize, &FunctionSettings)>),
+        values: Result<toml::Table, toml::ser::Error>,
+    ) {
         match values {
-            Ok(values) => self.shown.extend(values.into_iter().map(|(key, value)| {
-                let key = format!("{path}.{key}");
+            Ok(values) => self.shown.extend(values.into_iter().map(|(name, value)| {
+                let key = format!("{path}.{name}");
                 Setting {
                     origin: self.layered.origin(&key),
                     value: value.to_string(),
+                    worker: of.map(|(worker, _)| worker),
+                    is_hidden: of.is_some_and(|(_, function)| function.hides(&name)),
                     key,
                 }
             })),

@@ -58,10 +58,24 @@ pub struct WorkerSettings {
 /// One setting in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// Its key.
+    /// Its key, with the section or the worker that it stands in.
     pub key: String,
+    /// The worker that it is of, by its place in the configuration.
+    pub worker: Option<usize>,
+    /// Its function does not show its value to other people.
+    pub is_hidden: bool,
     /// Its value, as TOML, without secrets.
     pub value: String,
     /// Where it comes from.
     pub origin: Origin,
+}
+
+// === impl Setting ===
+
+impl Setting {
+    /// Its key, without the section or the worker.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.key.rsplit('.').next().unwrap_or_default()
+    }
 }

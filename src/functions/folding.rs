@@ -4,6 +4,7 @@
 //! fold, the windows of a large table, the pieces, the vacuum afterwards. Nothing here knows what is added up.
 
 mod cycle;
+pub(super) mod keys;
 mod large_table;
 mod layout;
 mod pieces;
@@ -127,6 +128,8 @@ pub(super) struct Terms<'s> {
     pub(super) naptime: Duration,
     /// About how many rows it folds in one transaction, at most.
     pub(super) batch: usize,
+    /// How long one transaction should take on the server.
+    pub(super) fold_time: Duration,
     /// Number of folded rows after which it vacuums the queue.
     pub(super) vacuum_after: Option<u64>,
     pub(super) place: Place<'s>,

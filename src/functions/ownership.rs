@@ -187,7 +187,35 @@ impl Facts {
             let revoke = format!("REVOKE TRIGGER ON {table} FROM {from}");
             add(format!("may get triggers from {what}"), Some(revoke));
         }
-        let code = [
+        for (names, what, mend) in self.code() {
+            for name in names {
+                let mend = mend
+                    .replace("SCHEMA", &identifier(&relation.schema))
+                    .replace("RELATION", &table)
+                    .replace("NAME", &identifier(name));
+                add(what.replace("NAME", &shown(name)), Some(mend));
+            }
+        }
+        if self.has_policies {
+            let disable = format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY");
+            add("has row security".to_owned(), Some(disable));
+        }
+        if self.has_family {
+            add("has a parent or children".to_owned(), None);
+        }
+        for name in &self.made_types {
+            let what = format!(
+                "has a column {} of a type that a role has made",
+                shown(name)
+            );
+            add(what, None);
+        }
+        doubts
+    }
+
+    /// What could run code, by name: what is said of it, and the statement that takes it away.
+    fn code(&self) -> [(&[String], &'static str, &'static str); 6] {
+        [
             (
                 &self.triggers,
                 "has the trigger NAME",
@@ -218,31 +246,7 @@ impl Facts {
                 "has the index NAME, which calls another role's function",
                 "DROP INDEX SCHEMA.NAME",
             ),
-        ];
-        for (names, what, mend) in code {
-            for name in names {
-                let mend = mend
-                    .replace("SCHEMA", &identifier(&relation.schema))
-                    .replace("RELATION", &table)
-                    .replace("NAME", &identifier(name));
-                add(what.replace("NAME", &shown(name)), Some(mend));
-            }
-        }
-        if self.has_policies {
-            let disable = format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY");
-            add("has row security".to_owned(), Some(disable));
-        }
-        if self.has_family {
-            add("has a parent or children".to_owned(), None);
-        }
-        for name in &self.made_types {
-            let what = format!(
-                "has a column {} of a type that a role has made",
-                shown(name)
-            );
-            add(what, None);
-        }
-        doubts
+        ]
     }
 
     /// What keeps a role from using tables in a schema.

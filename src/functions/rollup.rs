@@ -20,7 +20,6 @@ mod shape;
 mod statement;
 mod tables;
 mod turn;
-mod unusable;
 mod view;
 
 use tokio::sync::watch;
@@ -28,7 +27,6 @@ use tokio::sync::watch;
 use self::by_key::ByKey;
 pub use self::settings::{OnPoison, Settings};
 use self::shape::Number;
-pub use self::unusable::UnusableRollup;
 use super::folding::{Folding, Known};
 use super::function::{Claim, Function, Mistake, Objects};
 use super::runner;
@@ -54,7 +52,7 @@ pub(super) struct Rollup;
 
 impl Function for Rollup {
     const NAME: &'static str = "rollup";
-    const IN_PLACE: &'static [&'static str] = &["naptime", "batch", "vacuum_after"];
+    const IN_PLACE: &'static [&'static str] = &["naptime", "batch", "fold_time", "vacuum_after"];
 
     type Settings = Settings;
 

@@ -30,14 +30,12 @@ mod shape;
 mod statement;
 mod table;
 mod truncation;
-mod unusable;
 
 use std::time::Duration;
 
 use self::fold::OneTotal;
 pub use self::table::{InvalidTable, Table};
-pub use self::unusable::UnusableTable;
-use super::folding::{Folding, Known};
+use super::folding::{Folding, Known, keys};
 use super::function::{Claim, Function, Mistake, Objects};
 use super::runner;
 pub use super::session::ConnectionKind;
@@ -59,17 +57,21 @@ pub struct Settings {
     #[schemars(length(min = 1, max = 50))]
     table: String,
     /// How long the worker naps between the end of one cycle and the next. A `Sighup` may change it.
-    #[serde(with = "crate::keys::duration", default = "Settings::unset_naptime")]
+    #[serde(with = "crate::keys::duration", default = "keys::naptime")]
     #[schemars(with = "crate::keys::schema::Time")]
     pub naptime: Duration,
     /// About how many deltas it folds in one transaction, at most; more are folded in several, one after the other. A
     /// `Sighup` may change it.
     #[serde(
         deserialize_with = "crate::keys::number::positive",
-        default = "Settings::unset_batch"
+        default = "keys::batch"
     )]
     #[schemars(range(min = 1))]
     pub batch: usize,
+    /// How long one transaction of a backlog should take on the server: pieces grow and shrink towards it, up to `batch`.
+    #[serde(with = "crate::keys::duration", default = "keys::fold_time")]
+    #[schemars(with = "crate::keys::schema::Time")]
+    pub fold_time: Duration,
     /// How it removes folded deltas.
     #[serde(default)]
     pub fold: Fold,
@@ -77,7 +79,7 @@ pub struct Settings {
     /// this is `None`. A `Sighup` may change it.
     #[serde(
         with = "crate::keys::number::zero_is_never",
-        default = "Settings::unset_vacuum_after"
+        default = "keys::vacuum_after"
     )]
     #[schemars(with = "u64")]
     pub vacuum_after: Option<u64>,
@@ -127,7 +129,7 @@ pub enum Fold {
 
 /// The main of a built-in worker with these settings.
 ///
-/// The sender of `settings` may change `naptime`, `batch` and `vacuum_after`: send the new settings, then a `Sighup`.
+/// The sender of `settings` may change `naptime`, `batch`, `fold_time` and `vacuum_after`: send the new settings, then a `Sighup`.
 /// Register the worker with [`Access::Database`](crate::Access::Database) and
 /// [`StartTime::RecoveryFinished`](crate::StartTime::RecoveryFinished), since it writes.
 pub fn main(settings: watch::Receiver<Settings>) -> impl Main {
@@ -145,7 +147,7 @@ pub(super) struct WorkerSpi;
 
 impl Function for WorkerSpi {
     const NAME: &'static str = "worker_spi";
-    const IN_PLACE: &'static [&'static str] = &["naptime", "batch", "vacuum_after"];
+    const IN_PLACE: &'static [&'static str] = &["naptime", "batch", "fold_time", "vacuum_after"];
 
     type Settings = Settings;
 
@@ -165,6 +167,7 @@ impl Function for WorkerSpi {
             let hint = "leave \"connection\" out, or set it to \"own\"";
             mistakes.push(Mistake::new("fold", message).hint(hint));
         }
+        mistakes.extend(keys::check_fold_time(settings.fold_time));
         settings.connection = Some(settings.place().connection);
         mistakes
     }
@@ -199,27 +202,15 @@ impl Settings {
         Self {
             schema,
             table,
-            naptime: Self::unset_naptime(),
-            batch: Self::unset_batch(),
+            naptime: keys::naptime(),
+            batch: keys::batch(),
+            fold_time: keys::fold_time(),
             fold: Fold::default(),
-            vacuum_after: Self::unset_vacuum_after(),
+            vacuum_after: keys::vacuum_after(),
             database: None,
             connection: None,
             initial_total: None,
         }
-    }
-
-    fn unset_naptime() -> Duration {
-        Self::NAPTIME
-    }
-
-    fn unset_batch() -> usize {
-        Self::BATCH
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "it is what the field holds")]
-    fn unset_vacuum_after() -> Option<u64> {
-        Some(Self::VACUUM_AFTER)
     }
 
     /// Its table.
@@ -242,14 +233,14 @@ impl Settings {
     }
 
     /// Default naptime.
-    pub const NAPTIME: Duration = Duration::from_secs(1);
+    pub const NAPTIME: Duration = keys::naptime();
 
     /// Default batch: it takes some tens of milliseconds to fold, and fits into a `work_mem` of 4 MB without a file.
-    pub const BATCH: usize = 50_000;
+    pub const BATCH: usize = keys::batch();
 
     /// Default number of folded deltas after which the table is vacuumed: about as many as a probe reads past in a
     /// millisecond once they are dead.
-    pub const VACUUM_AFTER: u64 = 50_000;
+    pub const VACUUM_AFTER: u64 = keys::VACUUM_AFTER;
 
     /// Sets how long the worker naps between two cycles; [`NAPTIME`](Self::NAPTIME) unless set.
     #[must_use]
@@ -262,6 +253,14 @@ impl Settings {
     #[must_use]
     pub fn batch(mut self, batch: usize) -> Self {
         self.batch = batch;
+        self
+    }
+
+    /// Sets how long one transaction of a backlog should take on the server; 50 ms unless set. Larger pieces fold a backlog
+    /// faster, and other clients that update a row of it wait longer. `batch` still limits them.
+    #[must_use]
+    pub fn fold_time(mut self, fold_time: Duration) -> Self {
+        self.fold_time = fold_time;
         self
     }
 

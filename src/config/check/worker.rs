@@ -60,7 +60,7 @@ impl Check<'_> {
                     others.push((index, alone));
                 }
             }
-            self.worker(&path, worker, function)
+            self.worker((index, path.as_str()), worker, function)
         });
         checked.collect()
     }
@@ -102,7 +102,7 @@ impl Check<'_> {
     /// Checks a worker's registration and its function's settings, and shows both.
     fn worker(
         &mut self,
-        path: &str,
+        (index, path): (usize, &str),
         worker: BackgroundWorker,
         function: Option<FunctionSettings>,
     ) -> Option<WorkerSettings> {
@@ -126,10 +126,11 @@ impl Check<'_> {
             self.refuse(&format!("{path}.{key}"), message, hint);
         }
         self.check_session(path, &function);
-        self.show(path, keys::values(&worker));
+        let at = (path, Some((index, &function)));
+        self.show(at, keys::values(&worker));
         let which = ("function".to_owned(), function.name().into());
-        self.show(path, Ok(toml::Table::from_iter([which])));
-        self.show(path, function.values());
+        self.show(at, Ok(toml::Table::from_iter([which])));
+        self.show(at, function.values());
         Some(WorkerSettings { worker, function })
     }
 }

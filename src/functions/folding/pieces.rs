@@ -5,9 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::{Row, SimpleQueryRow};
 
+use super::keys;
 use super::statement;
 use super::undone::Undone;
-use super::{At, Folded, Folder, Isolation, Piece};
+use super::{At, Folded, Folder, Isolation, Piece, Terms};
 use crate::database::{Database, DatabaseError, ErrorClass, is_of_a_row, is_stale};
 use crate::functions::relation::Relation;
 use crate::functions::runner::CycleError;
@@ -15,9 +16,6 @@ use crate::functions::session::Session;
 
 /// About how many deltas a block holds in a table that bgworker made.
 const ROWS_PER_BLOCK: usize = 167;
-
-/// How long one transaction should take on the server.
-const GOAL: Duration = Duration::from_millis(50);
 
 /// How long folds are not at one snapshot after one has failed because of rows, or of what other clients do.
 const AFTER_CONFLICT: Duration = Duration::from_secs(60);
@@ -99,15 +97,14 @@ impl<D> Fold<D> {
 impl Pieces {
     /// How many blocks the next fold must take.
     fn next(self, batch: usize, careful: u32) -> u32 {
-        let most = blocks_of(batch);
-        self.blocks
-            .unwrap_or_else(|| most.div_ceil(careful))
-            .clamp(1, most)
+        // How long a larger batch takes is not known yet.
+        let first = || blocks_of(batch.min(keys::batch())).div_ceil(careful);
+        self.blocks.unwrap_or_else(first).clamp(1, blocks_of(batch))
     }
 
-    /// Records that a fold of this many blocks took this long.
-    fn took(&mut self, blocks: u32, took: Duration) {
-        let factor = GOAL.as_secs_f64() / took.as_secs_f64().max(1e-6);
+    /// Records that a fold of this many blocks took this long, and how long it should have taken.
+    fn took(&mut self, blocks: u32, took: Duration, goal: Duration) {
+        let factor = goal.as_secs_f64() / took.as_secs_f64().max(1e-6);
         // At least half as many, and at most twice as many: one measurement proves little.
         let next = f64::from(blocks) * factor.clamp(0.5, 2.0);
         #[expect(
@@ -197,7 +194,9 @@ impl Pieces {
         mut from: u32,
         until: Option<u32>,
     ) -> Result<Folds<F::Folded>, CycleError> {
-        let batch = F::terms(at.settings).batch;
+        let Terms {
+            batch, fold_time, ..
+        } = F::terms(at.settings);
         let mut found = Found::Idle;
         let end = loop {
             let left = until.map_or(u32::MAX, |until| until.saturating_sub(from));
@@ -233,7 +232,7 @@ impl Pieces {
             let end = fold.blocks.min(until.unwrap_or(u32::MAX));
             let is_whole = from.saturating_add(blocks) <= end && !fold.took.is_zero();
             if is_whole && matches!(fold.found, Found::Folded(_)) {
-                self.took(blocks, fold.took);
+                self.took(blocks, fold.took, fold_time);
             }
             from = from.saturating_add(blocks);
             if from >= end {
@@ -300,20 +299,28 @@ pub(in crate::functions) async fn count_blocks(
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys;
     use super::*;
 
     #[test]
     fn pieces_converge_on_the_goal_and_never_exceed_a_batch() {
-        for (block_takes, batch, expected) in [
-            (Duration::from_micros(500), 50_000, 100),
-            (Duration::from_micros(100), 50_000, 299),
-            (Duration::from_millis(200), 50_000, 1),
+        for (block_takes, goal, batch, expected) in [
+            (Duration::from_micros(500), keys::fold_time(), 50_000, 100),
+            (Duration::from_micros(100), keys::fold_time(), 50_000, 299),
+            (Duration::from_millis(200), keys::fold_time(), 50_000, 1),
+            (
+                Duration::from_micros(500),
+                Duration::from_secs(1),
+                1_000_000,
+                2_000,
+            ),
         ] {
             let mut pieces = Pieces::default();
+            assert!(pieces.next(batch, 8) <= 38);
             for _ in 0..20 {
                 let blocks = pieces.next(batch, 8);
                 assert!(blocks <= blocks_of(batch));
-                pieces.took(blocks, block_takes * blocks);
+                pieces.took(blocks, block_takes * blocks, goal);
             }
             assert!(pieces.next(batch, 8).abs_diff(expected) <= 1);
         }

@@ -233,6 +233,7 @@ impl Folder for ByKey {
         Terms {
             naptime: settings.naptime,
             batch: settings.batch,
+            fold_time: settings.fold_time,
             vacuum_after: settings.vacuum_after,
             place: settings.place(),
         }

@@ -6,9 +6,9 @@ use super::relations::{self, is_kind, is_trusted, made_in};
 use super::settings::Settings;
 use super::shape::Shape;
 use super::tables::{Table, TableColumn, Tables};
-use super::unusable::UnusableRollup;
 use super::view::{self, Flaw};
 use crate::functions::faults::Faults;
+use crate::functions::refusal::{CORRECTS, Refusal};
 use crate::functions::relation::{self, Relation};
 
 /// What to do first.
@@ -30,10 +30,7 @@ pub(super) struct Make {
 }
 
 /// Decides what a worker does with the tables found.
-pub(super) fn check(
-    settings: &Settings,
-    tables: &Tables,
-) -> Result<Verdict, Faults<UnusableRollup>> {
+pub(super) fn check(settings: &Settings, tables: &Tables) -> Result<Verdict, Faults<Refusal>> {
     let mut faults = Vec::new();
     let mut added = Vec::new();
     let mut have_columns = relations::check(settings, tables, &mut faults);
@@ -43,7 +40,7 @@ pub(super) fn check(
         }
         added = sums(settings, tables, &mut faults);
         // If the configuration has a wrong name, all that follows from it is wrong as well.
-        have_columns = !faults.iter().any(UnusableRollup::is_wrong_name);
+        have_columns = !faults.iter().any(Refusal::is_wrong_name);
     }
     if have_columns {
         check_other_columns(settings, tables, &mut faults);
@@ -97,37 +94,46 @@ pub(super) fn warnings(settings: &Settings, tables: &Tables) -> Vec<String> {
 }
 
 /// Refuses totals of which a key may have several.
-fn has_no_index(settings: &Settings, tables: &Tables) -> Option<UnusableRollup> {
+fn has_no_index(settings: &Settings, tables: &Tables) -> Option<Refusal> {
     let relation = settings.totals.to_string();
     let mut deferrable = tables.deferrable.iter();
     if let Some(found) = deferrable.find(|found| settings.is_key(&found.keys)) {
-        return Some(UnusableRollup::Deferrable {
-            relation,
-            constraint: found.constraint.clone(),
-            mend: objects::check_at_once(&settings.totals, found),
-        });
+        let what = format!(
+            "the constraint \"{}\" of {relation} is deferrable, which no upsert can rely on",
+            found.constraint
+        );
+        let mend = objects::check_at_once(&settings.totals, found);
+        return Some(Refusal::new(what).mend(CORRECTS, Some(mend)));
     }
     let mut unique = tables.unique.iter();
     if unique.any(|columns| settings.is_key(columns)) {
         return None;
     }
     let columns = &tables.totals.columns;
-    let duplicates = tables.has_duplicates.then(|| {
-        let fold = can_be_folded(settings, &tables.totals);
-        let fold = fold.then(|| objects::fold_duplicates(settings));
-        Box::new((objects::show_duplicates(settings), fold))
-    });
-    let is_folded = duplicates.as_ref().is_some_and(|found| found.1.is_some());
+    let keys = objects::key_list(&settings.keys);
+    let mut fault = Refusal::new(format!(
+        "{relation} has no unique index on exactly ({keys}), without a condition"
+    ));
+    let mut is_folded = false;
+    if tables.has_duplicates {
+        is_folded = can_be_folded(settings, &tables.totals);
+        let show = objects::show_duplicates(settings);
+        fault = fault.note(&format!(
+            "; some keys may have several totals, which this shows: {show}; "
+        ));
+        fault = if is_folded {
+            let fold = objects::fold_duplicates(settings);
+            fault.note(&format!("this adds them up and makes the index: {fold}"))
+        } else {
+            fault.note("make each of them one first")
+        };
+    }
     // A unique index of a partitioned table must have the columns by which it is partitioned.
     let mut partitioned_by = columns.0.iter().filter(|column| column.is_in_partition_key);
     let can_be_made = partitioned_by.all(|column| settings.keys.contains(&column.name));
-    Some(UnusableRollup::NoUniqueIndex {
-        relation,
-        keys: objects::key_list(&settings.keys),
-        duplicates,
-        mend: (can_be_made && !is_folded)
-            .then(|| objects::create_index(&settings.totals, &settings.keys)),
-    })
+    let make = (can_be_made && !is_folded)
+        .then(|| objects::create_index(&settings.totals, &settings.keys));
+    Some(fault.mend("this makes one", make))
 }
 
 /// `true` if several totals of a key can be made one without losing anything: there is nothing but keys and sums.
@@ -144,7 +150,7 @@ fn can_be_folded(settings: &Settings, totals: &Table) -> bool {
 }
 
 /// The table for poison, if it is missing and can be created.
-fn missing_rejected(settings: &Settings, tables: &Tables) -> Result<Option<Make>, UnusableRollup> {
+fn missing_rejected(settings: &Settings, tables: &Tables) -> Result<Option<Make>, Refusal> {
     let Some(relation) = settings.rejected() else {
         return Ok(None);
     };
@@ -168,16 +174,15 @@ fn make(
     table: &Table,
     made: Make,
     grant: Option<String>,
-) -> Result<Make, UnusableRollup> {
+) -> Result<Make, Refusal> {
     if table.may_create {
         return Ok(made);
     }
     let made = std::iter::once(made.sql).chain(grant);
     let mend = made.collect::<Vec<_>>().join("; ");
-    Err(UnusableRollup::NotMade {
-        relation: relation.to_string(),
-        mend: made_in(relation, table, mend),
-    })
+    let what = format!("the role may not create {relation}");
+    let mend = made_in(relation, table, mend);
+    Err(Refusal::new(what).mend("this makes it, run by a role that may", Some(mend)))
 }
 
 /// Creates the view if it is missing, and replaces one that a worker made before. Refuses one that shows something else.
@@ -185,7 +190,7 @@ fn missing_view(
     settings: &Settings,
     tables: &Tables,
     have_columns: bool,
-) -> Result<Option<Make>, UnusableRollup> {
+) -> Result<Option<Make>, Refusal> {
     let Some(view) = &settings.view else {
         return Ok(None);
     };
@@ -225,25 +230,13 @@ fn missing_view(
 }
 
 /// A view with this flaw, and the statements that mend it.
-fn unusable_view(
-    settings: &Settings,
-    view: &Relation,
-    tables: &Tables,
-    flaw: Flaw,
-) -> UnusableRollup {
+fn unusable_view(settings: &Settings, view: &Relation, tables: &Tables, flaw: Flaw) -> Refusal {
     let sql = view::create(settings, view, view::count(settings, tables)).join("; ");
-    let (how, used_by, mend) = if flaw.is_replaceable {
-        ("replaces it, and its grants stay", Box::default(), sql)
-    } else {
-        let drop = format!("BEGIN; DROP VIEW {}; {sql}; COMMIT", view.sql());
-        let used_by = tables.view.readers.clone().into();
-        ("recreates it, without its grants", used_by, drop)
-    };
-    UnusableRollup::View {
-        view: view.to_string(),
-        why: flaw.why,
-        how,
-        used_by,
-        mend,
+    let fault = Refusal::new(format!("the view {view} {}", flaw.why));
+    if flaw.is_replaceable {
+        return fault.mend("this replaces it, and its grants stay", Some(sql));
     }
+    let drop = format!("BEGIN; DROP VIEW {}; {sql}; COMMIT", view.sql());
+    let fault = fault.after(&tables.view.readers);
+    fault.mend("this recreates it, without its grants", Some(drop))
 }

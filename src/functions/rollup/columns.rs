@@ -4,12 +4,15 @@ use super::objects;
 use super::settings::Settings;
 use super::shape::{Number, Sum};
 use super::tables::{Table, TableColumn, Tables};
-use super::unusable::UnusableRollup;
+use crate::functions::refusal::{CORRECTS, Refusal};
 use crate::functions::relation::Relation;
 use crate::spelling::nearest;
 
 /// What is wrong, as it is found.
-type Faults = Vec<UnusableRollup>;
+type Faults = Vec<Refusal>;
+
+/// What has to be dropped before columns can be changed, and the statements that change them, if some can.
+type Altered = (Box<[String]>, Option<String>);
 
 /// Finds a column that must exist; `fits` tells which other column may be this one under another name, and `mend` adds it.
 fn has_column<'t>(
@@ -30,31 +33,35 @@ fn has_column<'t>(
             .iter()
             .filter(|other| !settings.names(&other.name) && !other.is_generated && fits(other));
         let rename = match (others.next(), others.next()) {
-            (Some(other), None) if !table.is_bound => {
-                let rename = objects::rename(relation, &other.name, column);
-                Some(Box::new((other.name.clone(), rename)))
-            }
+            (Some(other), None) if !table.is_bound => Some(&other.name),
             _ => None,
         };
         let meant = nearest(column, unused);
-        faults.push(UnusableRollup::Column {
-            relation: relation.to_string(),
-            column: column.to_owned(),
-            has: table.columns.names(),
-            meant: meant.map(Box::from),
-            rename,
-            mend: mend.filter(|_| !table.is_bound && meant.is_none()),
+        let mend = mend.filter(|_| !table.is_bound && meant.is_none());
+        let is_wrong = meant.is_some() || rename.is_none() && mend.is_none();
+        let fault = Refusal::new(format!("{relation} has no column \"{column}\"")).meant(meant);
+        let fault = match rename {
+            Some(other) => {
+                let does =
+                    format!("if \"{other}\" is this column under another name, this renames it");
+                fault.mend(&does, Some(objects::rename(relation, other, column)))
+            }
+            None => fault,
+        };
+        let does = "this makes it, and it begins at 0 in totals that exist";
+        let has = table.columns.names();
+        let fault = (fault.mend(does, mend)).note(&format!("; its columns are {has}"));
+        faults.push(if is_wrong {
+            fault.is_about_a_wrong_name()
+        } else {
+            fault
         });
     }
     found
 }
 
 /// A change of the types of columns: the statements, if they work once what uses the columns is dropped, and what does.
-fn alter(
-    columns: &[(&Relation, &Table, &TableColumn)],
-    kind: &str,
-    by_text: bool,
-) -> (Box<[String]>, Option<String>) {
+fn alter(columns: &[(&Relation, &Table, &TableColumn)], kind: &str, by_text: bool) -> Altered {
     let used_by = columns.iter().flat_map(|(_, _, column)| &column.used_by);
     let mut used_by: Vec<_> = used_by.cloned().collect();
     used_by.sort();
@@ -87,12 +94,18 @@ pub(super) fn check_key(settings: &Settings, key: &str, tables: &Tables, faults:
     }
     if of_queue.is_some_and(|column| !column.not_null) {
         let has_null = tables.with_null.iter().any(|column| column == key);
-        faults.push(UnusableRollup::NullableKey {
-            relation: settings.queue.to_string(),
-            column: key.to_owned(),
-            move_rows: has_null.then(|| objects::move_null(&settings.queue, key)),
-            mend: objects::set_not_null(&settings.queue, key),
-        });
+        let what = format!("the key \"{key}\" of {} may be NULL", settings.queue);
+        let fault = Refusal::new(what);
+        let fault = if has_null {
+            let sql = objects::move_null(&settings.queue, key);
+            fault.note(&format!(
+                ", and is in some rows, which belong to no total: give them a key, or this moves them to another table: {sql}"
+            ))
+        } else {
+            fault
+        };
+        let refuse = objects::set_not_null(&settings.queue, key);
+        faults.push(fault.mend("this refuses it", Some(refuse)));
     }
     if let Some(of_totals) = of_totals {
         faults.extend(is_computed(settings, tables, of_totals));
@@ -105,17 +118,13 @@ fn key_types(
     tables: &Tables,
     of_queue: &TableColumn,
     of_totals: &TableColumn,
-) -> Option<UnusableRollup> {
+) -> Option<Refusal> {
     let queue = (&settings.queue, &tables.queue, of_queue);
     let totals = (&settings.totals, &tables.totals, of_totals);
-    let key = |found: String, why, (used_by, mend)| {
-        Some(UnusableRollup::Key {
-            column: of_queue.name.clone(),
-            found,
-            why,
-            used_by,
-            mend,
-        })
+    let name = &of_queue.name;
+    let key = |found: String, why: &str, (used_by, mend): Altered| {
+        let fault = Refusal::new(format!("the key \"{name}\" is {found}, which {why}"));
+        Some(fault.after(&used_by).mend(CORRECTS, mend))
     };
     for column in [of_queue, of_totals] {
         if !column.can_be_key {
@@ -136,13 +145,11 @@ fn key_types(
             Some(false) => alter(&[totals], &of_queue.shown, false),
             None => (Box::default(), None),
         };
-        return Some(UnusableRollup::KeyTypes {
-            column: of_queue.name.clone(),
-            queue: of_queue.shown.clone(),
-            totals: of_totals.shown.clone(),
-            used_by,
-            mend,
-        });
+        let fault = Refusal::new(format!(
+            "the key \"{name}\" is {} in the queue and {} in the totals: they must be the same",
+            of_queue.shown, of_totals.shown
+        ));
+        return Some(fault.after(&used_by).mend(CORRECTS, mend));
     }
     if of_queue.collation != of_totals.collation {
         let collation = of_queue.collation.as_deref().unwrap_or("\"default\"");
@@ -223,13 +230,8 @@ fn sum(
                 column.shown
             );
             let (used_by, mend) = alter(&[(totals.0, totals.1, column)], "numeric", false);
-            let column = total.to_owned();
-            faults.push(UnusableRollup::Inexact {
-                column,
-                why,
-                used_by,
-                mend,
-            });
+            let fault = Refusal::new(format!("the sum \"{total}\" cannot be exact: {why}"));
+            faults.push(fault.after(&used_by).mend(CORRECTS, mend));
         }
         Some(_) => {}
     }
@@ -242,7 +244,7 @@ fn sum(
 
 /// A column that holds no exact numbers. A floating-point column becomes numeric by way of its text, which keeps every
 /// digit.
-fn not_exact(at: (&Relation, &Table, &TableColumn), whose: &str) -> UnusableRollup {
+fn not_exact(at: (&Relation, &Table, &TableColumn), whose: &str) -> Refusal {
     let TableColumn {
         name, shown, kind, ..
     } = at.2;
@@ -252,12 +254,10 @@ fn not_exact(at: (&Relation, &Table, &TableColumn), whose: &str) -> UnusableRoll
     } else {
         (Box::default(), None)
     };
-    UnusableRollup::Inexact {
-        column: name.clone(),
-        why: format!("\"{name}\" of the {whose} is {shown}, and not numeric or an integer"),
-        used_by,
-        mend,
-    }
+    let fault = Refusal::new(format!(
+        "the sum \"{name}\" cannot be exact: \"{name}\" of the {whose} is {shown}, and not numeric or an integer"
+    ));
+    fault.after(&used_by).mend(CORRECTS, mend)
 }
 
 /// `true` if deltas would be rounded in this column of the totals.
@@ -280,18 +280,15 @@ fn does_round(delta: Option<&TableColumn>, column: &TableColumn, number: Number)
 }
 
 /// Refuses a column of the totals that only the server may write.
-fn is_computed(
-    settings: &Settings,
-    tables: &Tables,
-    column: &TableColumn,
-) -> Option<UnusableRollup> {
+fn is_computed(settings: &Settings, tables: &Tables, column: &TableColumn) -> Option<Refusal> {
     let totals = &settings.totals;
     let can_be_written = !(column.is_virtual || tables.totals.is_bound && column.is_generated);
-    (column.is_generated || column.is_identity).then(|| UnusableRollup::Computed {
-        relation: totals.to_string(),
-        column: column.name.clone(),
-        mend: can_be_written
-            .then(|| objects::let_be_written(totals, &column.name, column.is_generated)),
+    (column.is_generated || column.is_identity).then(|| {
+        let name = &column.name;
+        let mend =
+            can_be_written.then(|| objects::let_be_written(totals, name, column.is_generated));
+        let what = format!("the server alone writes the column \"{name}\" of {totals}");
+        Refusal::new(what).mend("this lets others", mend)
     })
 }
 
@@ -310,11 +307,21 @@ pub(super) fn check_other_columns(settings: &Settings, tables: &Tables, faults: 
             Some("timestamptz" | "timestamp" | "date" | "timetz" | "time")
         );
         let may_be_null = !tables.totals.is_bound && !tables.identity.contains(name);
-        faults.push(UnusableRollup::Required {
-            relation: totals.to_string(),
-            column: name.clone(),
-            default: is_time.then(|| objects::set_default_now(totals, name)),
-            mend: may_be_null.then(|| objects::drop_not_null(totals, name)),
-        });
+        let what = format!(
+            "the column \"{name}\" of {totals} must not be NULL, has no default, and is neither key nor sum"
+        );
+        let mut fault = Refusal::new(what);
+        if !is_time && !may_be_null {
+            fault = fault.note(", and it identifies the rows: give it a default, or make it a key");
+        }
+        let default = is_time.then(|| objects::set_default_now(totals, name));
+        let be_null = if is_time {
+            "or this lets it be NULL"
+        } else {
+            "this lets it be NULL"
+        };
+        let fault = fault.mend("this gives it a default", default);
+        let null = may_be_null.then(|| objects::drop_not_null(totals, name));
+        faults.push(fault.mend(be_null, null));
     }
 }

@@ -25,6 +25,11 @@ const OF_TIMEOUT: u32 = 4;
 /// How long a cycle folds in parts; each piece may take half of what is left.
 const IN_A_CYCLE: Duration = Duration::from_secs(4);
 
+/// `true` for the error of a part that took longer than a statement may.
+fn is_slow(error: &DatabaseError) -> bool {
+    error.class() == ErrorClass::Cancelled
+}
+
 // === impl ByKey ===
 
 impl ByKey {
@@ -36,34 +41,14 @@ impl ByKey {
         piece: Piece,
         why: Option<DatabaseError>,
     ) -> Result<Fold<Keys>, CycleError> {
-        let rejected = at.settings.rejected();
-        let is_slow = |why: &DatabaseError| why.class() == ErrorClass::Cancelled;
-        self.one_by_one |= why.as_ref().is_some_and(is_slow);
-        let mut first = match (&why, self.size) {
-            _ if self.one_by_one => Part::Keys(1),
-            (_, Some(size)) => Part::Keys(size),
-            (Some(_), None) => Part::Little,
-            (None, None) => Part::Whole,
-        };
+        let mut first = self.first_part(why.as_ref());
         let at_once = AT_ONCE.min(turn::timeout(at) / OF_TIMEOUT);
         let mut left = IN_A_CYCLE.saturating_sub(self.spent) / 2;
         let mut fold = Fold::without(Found::Idle);
         loop {
             let begin = Instant::now();
             let known = self.poison.treatments(begin);
-            let halving = Halving {
-                statements,
-                piece,
-                how: self.how(),
-                known: &known,
-                rejected: rejected.as_ref(),
-                trusted_owners: trusted_owners(at),
-                budget: at_once.min(left),
-                seed: fastrand::i64(..),
-                first,
-                one_by_one: self.one_by_one,
-            };
-            let sql = halving.sql();
+            let sql = self.part(at, statements, piece, &known, (first, at_once.min(left)));
             let rows = match at.session.simple_query("fold in parts", &sql).await {
                 Err(error) if is_slow(&error) && !self.one_by_one => {
                     self.one_by_one = true;
@@ -84,7 +69,7 @@ impl ByKey {
             }
             self.turn.is_ours();
             fold.found = fold.found.and(self.folded(at, report.rows, report.keys));
-            // How long it takes with failures says nothing about the size of the piece.
+            // With failures, how long it takes says nothing about the size of the piece.
             if report.findings.is_empty() {
                 fold.took = report.took;
             }
@@ -101,6 +86,42 @@ impl ByKey {
                 return Ok(fold);
             }
         }
+    }
+
+    /// The first part of a piece. `why` is the error of a fold of the whole piece.
+    fn first_part(&mut self, why: Option<&DatabaseError>) -> Part {
+        self.one_by_one |= why.is_some_and(is_slow);
+        match (why, self.size) {
+            _ if self.one_by_one => Part::Keys(1),
+            (_, Some(size)) => Part::Keys(size),
+            (Some(_), None) => Part::Little,
+            (None, None) => Part::Whole,
+        }
+    }
+
+    /// The statement that folds a part, and more of them within this time.
+    fn part(
+        &self,
+        at: At<'_, Settings>,
+        statements: &Statements<'_>,
+        piece: Piece,
+        known: &KnownKeys,
+        (first, budget): (Part, Duration),
+    ) -> String {
+        let rejected = at.settings.rejected();
+        let halving = Halving {
+            statements,
+            piece,
+            how: self.how(),
+            known,
+            rejected: rejected.as_ref(),
+            trusted_owners: trusted_owners(at),
+            budget,
+            seed: fastrand::i64(..),
+            first,
+            one_by_one: self.one_by_one,
+        };
+        halving.sql()
     }
 
     /// How parts are folded.

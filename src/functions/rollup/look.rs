@@ -158,6 +158,17 @@ pub(super) async fn look(
             table.columns.0.push(TableColumn::from(&row));
         }
     }
+    look_at_indexes(session, settings, &mut tables).await?;
+    look_at_rows(session, settings, &mut tables).await?;
+    Ok(tables)
+}
+
+/// Looks at the indexes of the totals.
+async fn look_at_indexes(
+    session: &Session,
+    settings: &Settings,
+    tables: &mut Tables,
+) -> Result<(), DatabaseError> {
     let names: Parameters = name(Some(&settings.totals)).collect();
     for row in session.query("look at the indexes", INDEXES, names).await? {
         if row.get("is_usable") {
@@ -176,8 +187,7 @@ pub(super) async fn look(
         }
         tables.indexed.extend(row.get::<_, Vec<String>>("columns"));
     }
-    look_at_rows(session, settings, &mut tables).await?;
-    Ok(tables)
+    Ok(())
 }
 
 /// The names of all tables, for one that does not exist.

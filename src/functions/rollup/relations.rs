@@ -3,19 +3,14 @@
 use super::objects;
 use super::settings::Settings;
 use super::tables::{Table, Tables};
-use super::unusable::UnusableRollup;
-use crate::functions::folding::bypass_row_security;
 use crate::functions::ownership::UntrustedTables;
 use crate::functions::quote::identifier;
+use crate::functions::refusal::{CORRECTS, GRANTS, Refusal, row_security};
 use crate::functions::relation::{self, Relation};
 use crate::spelling::nearly;
 
 /// Looks for what is wrong with the queue and the totals as a whole. `true` if there are columns to look at.
-pub(super) fn check(
-    settings: &Settings,
-    tables: &Tables,
-    faults: &mut Vec<UnusableRollup>,
-) -> bool {
+pub(super) fn check(settings: &Settings, tables: &Tables, faults: &mut Vec<Refusal>) -> bool {
     let Tables { queue, totals, .. } = tables;
     let wanted = [
         (&settings.queue, queue, &["r"][..], "an ordinary table"),
@@ -34,12 +29,9 @@ pub(super) fn check(
             continue;
         }
         if table.layout.has_children {
-            faults.push(UnusableRollup::Kind {
-                relation: relation.to_string(),
-                found: "a table with children".to_owned(),
-                expected: "an ordinary table",
-                mend: table.disinherit.clone(),
-            });
+            let what = format!("{relation} is a table with children: it must be an ordinary table");
+            let fault = Refusal::new(what).mend(CORRECTS, table.disinherit.clone());
+            faults.push(fault);
         }
         faults.extend(has_rule(relation, table));
         faults.extend(hides_rows(relation, table, &tables.role));
@@ -49,7 +41,7 @@ pub(super) fn check(
 }
 
 /// A queue or totals that do not exist. Their types follow from the other table.
-fn missing(settings: &Settings, tables: &Tables, relation: &Relation) -> UnusableRollup {
+fn missing(settings: &Settings, tables: &Tables, relation: &Relation) -> Refusal {
     let Tables {
         queue,
         totals,
@@ -82,19 +74,14 @@ fn missing(settings: &Settings, tables: &Tables, relation: &Relation) -> Unusabl
         &shown,
         others.filter(|other| used.iter().all(|used| used != other)),
     );
-    let meant = meant.map(Box::from);
-    match mend {
-        Some(mend) if is_queue && totals.kind.is_none() => UnusableRollup::NoTables {
-            relation: shown,
-            meant,
-            mend,
-        },
-        mend => UnusableRollup::Missing {
-            relation: shown,
-            meant,
-            mend,
-        },
-    }
+    let fault = Refusal::new(format!("{shown} does not exist")).meant(meant);
+    let are_types_known = !is_queue || totals.kind.is_some();
+    let what_it_does = if are_types_known {
+        "this makes it"
+    } else {
+        "this makes it, once \"text\" and \"bigint\" are replaced by the types of your columns where these are others"
+    };
+    fault.mend(what_it_does, mend)
 }
 
 /// Statements that make something in a schema, which they make first if it does not exist.
@@ -112,7 +99,7 @@ pub(super) fn is_kind(
     table: &Table,
     kinds: &[&str],
     expected: &'static str,
-) -> Result<(), UnusableRollup> {
+) -> Result<(), Refusal> {
     let kind = table.kind.as_deref().unwrap_or_default();
     if kinds.contains(&kind) {
         return Ok(());
@@ -125,31 +112,25 @@ pub(super) fn is_kind(
         "r" => "a table",
         _ => "something else",
     };
-    Err(UnusableRollup::Kind {
-        relation: relation.to_string(),
-        found: found.to_owned(),
-        expected,
-        mend: None,
-    })
+    let what = format!("{relation} is {found}: it must be {expected}");
+    Err(Refusal::new(what))
 }
 
-fn has_rule(relation: &Relation, table: &Table) -> Option<UnusableRollup> {
-    table.rule.as_ref().map(|rule| UnusableRollup::Rule {
-        relation: relation.to_string(),
-        rule: rule.clone(),
-        mend: objects::drop_rule(relation, rule),
+fn has_rule(relation: &Relation, table: &Table) -> Option<Refusal> {
+    table.rule.as_ref().map(|rule| {
+        let what = format!("{relation} has the rule \"{rule}\", which folding does not support");
+        Refusal::new(what).mend("this drops it", Some(objects::drop_rule(relation, rule)))
     })
 }
 
 /// Refuses a table whose row security could hide rows from the role.
-pub(super) fn hides_rows(relation: &Relation, table: &Table, role: &str) -> Option<UnusableRollup> {
-    table.row_security.then(|| UnusableRollup::RowSecurity {
-        relation: relation.to_string(),
-        mend: bypass_row_security(role),
-    })
+pub(super) fn hides_rows(relation: &Relation, table: &Table, role: &str) -> Option<Refusal> {
+    table
+        .row_security
+        .then(|| row_security(&relation.to_string(), role))
 }
 
-fn check_privileges(settings: &Settings, tables: &Tables, faults: &mut Vec<UnusableRollup>) {
+fn check_privileges(settings: &Settings, tables: &Tables, faults: &mut Vec<Refusal>) {
     let role = relation::role(&tables.role);
     let mut check = |relation: &Relation, table: &Table, needs: &[(bool, &str)], grant: String| {
         let schema = (table.may_use_schema, "use the schema of");
@@ -161,11 +142,9 @@ fn check_privileges(settings: &Settings, tables: &Tables, faults: &mut Vec<Unusa
             return;
         }
         let schema = identifier(&relation.schema);
-        faults.push(UnusableRollup::Privileges {
-            relation: relation.to_string(),
-            lacking: lacking.join(", "),
-            mend: format!("GRANT USAGE ON SCHEMA {schema} TO {role}; {grant}"),
-        });
+        let mend = format!("GRANT USAGE ON SCHEMA {schema} TO {role}; {grant}");
+        let what = format!("the role may not {} {relation}", lacking.join(", "));
+        faults.push(Refusal::new(what).mend(GRANTS, Some(mend)));
     };
     let Tables {
         queue,
@@ -195,7 +174,7 @@ fn check_privileges(settings: &Settings, tables: &Tables, faults: &mut Vec<Unusa
 
 /// Refuses a table for poison that would run the code of a role that is not trusted. Roles that can run code by way of the
 /// queue are trusted: its owner, and the roles that may put triggers on it.
-pub(super) fn is_trusted(relation: &Relation, tables: &Tables) -> Result<(), UnusableRollup> {
+pub(super) fn is_trusted(relation: &Relation, tables: &Tables) -> Result<(), Refusal> {
     let Tables {
         queue,
         rejected,
@@ -214,7 +193,5 @@ pub(super) fn is_trusted(relation: &Relation, tables: &Tables) -> Result<(), Unu
         kind(rejected) != kind(queue)
     });
     let doubts = facts.doubts(relation, role, &trusted);
-    UntrustedTables::refuse(role, doubts).map_err(|error| UnusableRollup::Untrusted {
-        why: error.to_string(),
-    })
+    UntrustedTables::refuse(role, doubts).map_err(|error| Refusal::new(error.to_string()))
 }

@@ -10,6 +10,7 @@ use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::background_worker::{BackgroundWorker, StartTime};
+use crate::functions::folding::keys;
 use crate::functions::function::Mistake;
 use crate::functions::relation::{NAME_MAX, Relation, check_name};
 use crate::functions::session::{ConnectionKind, Place};
@@ -49,20 +50,24 @@ pub struct Settings {
     #[serde(default)]
     pub on_poison: OnPoison,
     /// How long it naps between the end of one cycle and the next.
-    #[serde(with = "crate::keys::duration", default = "Settings::unset_naptime")]
+    #[serde(with = "crate::keys::duration", default = "keys::naptime")]
     #[schemars(with = "crate::keys::schema::Time")]
     pub naptime: Duration,
     /// The approximate largest number of deltas that it folds in one transaction.
     #[serde(
         deserialize_with = "crate::keys::number::positive",
-        default = "Settings::unset_batch"
+        default = "keys::batch"
     )]
     #[schemars(range(min = 1))]
     pub batch: usize,
+    /// How long one transaction of a backlog should take on the server: pieces grow and shrink towards it, up to `batch`.
+    #[serde(with = "crate::keys::duration", default = "keys::fold_time")]
+    #[schemars(with = "crate::keys::schema::Time")]
+    pub fold_time: Duration,
     /// After folding this many deltas it has its queue vacuumed; `None` is never.
     #[serde(
         with = "crate::keys::number::zero_is_never",
-        default = "Settings::unset_vacuum_after"
+        default = "keys::vacuum_after"
     )]
     #[schemars(with = "u64")]
     pub vacuum_after: Option<u64>,
@@ -112,19 +117,6 @@ pub(super) struct Column {
 // === impl Settings ===
 
 impl Settings {
-    fn unset_naptime() -> Duration {
-        Duration::from_secs(1)
-    }
-
-    fn unset_batch() -> usize {
-        50_000
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "it is what the field holds")]
-    fn unset_vacuum_after() -> Option<u64> {
-        Some(50_000)
-    }
-
     pub(super) fn place(&self) -> Place<'_> {
         Place {
             dbname: self.database.as_deref(),
@@ -170,6 +162,7 @@ impl Settings {
             let message = "a roll-up writes: it can only start at \"recovery_finished\"";
             mistakes.push(Mistake::new("start_time", message));
         }
+        mistakes.extend(keys::check_fold_time(self.fold_time));
         if self.totals == self.queue {
             let message = "it is the queue: totals need a table of their own";
             mistakes.push(Mistake::new("totals", message));

@@ -5,10 +5,10 @@ use tokio_postgres::Row;
 
 use super::shape::Shape;
 use super::table::Table;
-use super::unusable::UnusableTable;
 use crate::database::{DatabaseError, Parameters};
 use crate::functions::faults::Faults;
-use crate::functions::folding::{Layout, bypass_row_security};
+use crate::functions::folding::Layout;
+use crate::functions::refusal::{CORRECTS, GRANTS, Refusal, row_security};
 use crate::functions::runner::CycleError;
 use crate::functions::session::Session;
 
@@ -16,7 +16,7 @@ use crate::functions::session::Session;
 #[derive(Debug, Error)]
 pub(super) enum InitializeError {
     #[error("{0}")]
-    Unusable(Faults<UnusableTable>),
+    Unusable(Faults<Refusal>),
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
@@ -38,15 +38,16 @@ pub(super) async fn check(
     row: &Row,
     inserts: bool,
 ) -> Result<Shape, InitializeError> {
-    let shown = || table.to_string();
     let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
     if kind != "r" {
-        let fault = UnusableTable::NotATable { table: shown() };
+        let fault = Refusal::new(format!("{table} is not an ordinary table"));
         return Err(InitializeError::Unusable(fault.into()));
     }
     let mut faults = Vec::new();
     if is("has_rules") {
-        faults.push(UnusableTable::Rules { table: shown() });
+        let what =
+            format!("{table} has a rule on UPDATE or DELETE, which folding does not support");
+        faults.push(Refusal::new(what));
     }
     check_access(table, row, inserts, &mut faults);
     let may_read = is("may_use_schema") && is("may_select") && !is("row_security");
@@ -72,7 +73,7 @@ pub(super) async fn check(
     })
 }
 
-fn check_type(table: &Table, row: &Row) -> Result<(), UnusableTable> {
+fn check_type(table: &Table, row: &Row) -> Result<(), Refusal> {
     let found: Option<String> = row.get("type_type");
     let name: Option<&str> = row.get("type_name");
     let can_be_altered =
@@ -92,16 +93,19 @@ async fn check_value(
     table: &Table,
     row: &Row,
     may_read: bool,
-) -> Result<Option<UnusableTable>, DatabaseError> {
+) -> Result<Option<Refusal>, DatabaseError> {
     let is = |column: &str| row.get::<_, Option<bool>>(column) == Some(true);
     if is("value_generated") {
-        let table = table.to_string();
-        return Ok(Some(UnusableTable::Generated { table }));
+        let what = format!(
+            "{table}: column \"value\" is generated from other columns: no total can be stored in it"
+        );
+        return Ok(Some(Refusal::new(what)));
     }
     if is("value_identity") {
+        let what = format!("{table}: column \"value\" is GENERATED ALWAYS AS IDENTITY");
         let mend = table.make_identity_optional();
-        let table = table.to_string();
-        return Ok(Some(UnusableTable::Identity { table, mend }));
+        let fault = Refusal::new(what).mend("this lets totals be stored", Some(mend));
+        return Ok(Some(fault));
     }
     let found: Option<String> = row.get("value_type");
     let name: Option<&str> = row.get("value_name");
@@ -142,18 +146,16 @@ fn column(
     expected: &'static str,
     found: Option<String>,
     mend: Option<String>,
-) -> UnusableTable {
-    UnusableTable::Column {
-        table: table.to_string(),
-        column,
-        expected,
-        found: found.unwrap_or_else(|| "missing".to_owned()),
-        mend,
-    }
+) -> Refusal {
+    let found = found.as_deref().unwrap_or("missing");
+    let what = format!(
+        "{table} has the wrong shape: column \"{column}\" must be {expected}, but is {found}"
+    );
+    Refusal::new(what).mend(CORRECTS, mend)
 }
 
 /// Refuses a table that the role may not work on, or would not see all of.
-fn check_access(table: &Table, row: &Row, inserts: bool, faults: &mut Vec<UnusableTable>) {
+fn check_access(table: &Table, row: &Row, inserts: bool, faults: &mut Vec<Refusal>) {
     let lacks = |column: &str| row.get::<_, Option<bool>>(column) == Some(false);
     let role: String = row.get("role");
     let lacking: Vec<_> = [
@@ -168,17 +170,11 @@ fn check_access(table: &Table, row: &Row, inserts: bool, faults: &mut Vec<Unusab
     .map(|(_, what, _)| what)
     .collect();
     if !lacking.is_empty() {
-        faults.push(UnusableTable::Privileges {
-            table: table.to_string(),
-            lacking: lacking.join(", "),
-            mend: table.grant(&role),
-        });
+        let what = format!("the role may not {} {table}", lacking.join(", "));
+        faults.push(Refusal::new(what).mend(GRANTS, Some(table.grant(&role))));
     }
     if row.get::<_, Option<bool>>("row_security") == Some(true) {
-        faults.push(UnusableTable::RowSecurity {
-            table: table.to_string(),
-            mend: bypass_row_security(&role),
-        });
+        faults.push(row_security(&table.to_string(), &role));
     }
 }
 
@@ -189,12 +185,9 @@ async fn without_index(
     table: &Table,
     row: &Row,
     may_look: bool,
-) -> Result<UnusableTable, DatabaseError> {
+) -> Result<Refusal, DatabaseError> {
     if !may_look {
-        return Ok(UnusableTable::NoUniqueIndex {
-            table: table.to_string(),
-            mend: table.create_index(),
-        });
+        return Ok(no_unique_index(table));
     }
     let value_max = match row.get::<_, Option<&str>>("value_name") {
         Some("int2") => i64::from(i16::MAX),
@@ -206,16 +199,21 @@ async fn without_index(
     let found = rows.await?;
     let are_several = found.first().is_some_and(|row| row.get(0));
     let can_be_one = found.first().is_some_and(|row| row.get(1));
-    let shown = table.to_string();
-    Ok(if are_several {
-        UnusableTable::SeveralTotals {
-            table: shown,
-            mend: can_be_one.then(|| table.merge_totals()),
-        }
+    if !are_several {
+        return Ok(no_unique_index(table));
+    }
+    let what =
+        format!("{table} has more than one total, and no unique index that keeps it the only one");
+    let fault = Refusal::new(what);
+    Ok(if can_be_one {
+        let merge = table.merge_totals();
+        fault.mend("this merges them, and keeps the total unique", Some(merge))
     } else {
-        UnusableTable::NoUniqueIndex {
-            table: shown,
-            mend: table.create_index(),
-        }
+        fault.note(": keep the right one, and create such an index")
     })
+}
+
+fn no_unique_index(table: &Table) -> Refusal {
+    let fault = Refusal::new(format!("{table} has no unique index on its total"));
+    fault.mend("this makes one", Some(table.create_index()))
 }

@@ -10,12 +10,10 @@ use tracing::info;
 use super::check::{InitializeError, check};
 use super::shape::Shape;
 use super::table::Table;
-use super::unusable::UnusableTable;
 use crate::database::{DatabaseError, Parameters, is_made_already};
-use crate::functions::folding::{
-    COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE, bypass_row_security,
-};
+use crate::functions::folding::{COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE};
 use crate::functions::privileges::Creating;
+use crate::functions::refusal::{Refusal, row_security};
 use crate::functions::session::Session;
 
 /// How often to look again at once after another session made something first.
@@ -125,14 +123,11 @@ pub(super) async fn insert_initial_total(
 pub(super) async fn hidden_by_row_security(
     session: &Session,
     table: &Table,
-) -> Result<UnusableTable, DatabaseError> {
+) -> Result<Refusal, DatabaseError> {
     let sql = "SELECT current_user::pg_catalog.text";
     let rows = session.query("ask for the role", sql, Vec::new()).await?;
     let role: String = rows.first().map_or_else(String::new, |row| row.get(0));
-    Ok(UnusableTable::RowSecurity {
-        table: table.to_string(),
-        mend: bypass_row_security(&role),
-    })
+    Ok(row_security(&table.to_string(), &role))
 }
 
 /// Looks, and makes one thing that is missing. `None` if something was missing: look again.
@@ -174,14 +169,12 @@ async fn look_and_make(
 }
 
 /// Says that the role may not make the table, and which statement lets it.
-fn not_made(table: &Table, row: &Row) -> UnusableTable {
+fn not_made(table: &Table, row: &Row) -> Refusal {
     let creating = Creating {
         role: row.get("role"),
         database: row.get("database"),
         schema: row.get::<_, bool>("has_schema").then(|| table.schema()),
     };
-    UnusableTable::NotMade {
-        table: table.to_string(),
-        mend: creating.grant(),
-    }
+    let what = format!("{table} does not exist, and the role may not create it");
+    Refusal::new(what).mend("this lets it", Some(creating.grant()))
 }

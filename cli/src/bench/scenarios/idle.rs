@@ -45,8 +45,43 @@ pub(in crate::bench) async fn idle(
         ground.check(table, 0).await?;
     }
 
-    let (mut single, mut as_many, mut best, mut seed_wal) = (None, None, None, None);
-    if arguments.baseline {
+    let sample = match arguments.baseline {
+        true => Sample::measure(ground, connections, time, progress).await?,
+        false => Sample::default(),
+    };
+    let what = "empty cycles, one worker";
+    report.add("idle", what, PER_SECOND, alone, sample.single);
+    let what = format!("empty cycles, {many} workers on {connections} connections");
+    report.add("idle", what, PER_SECOND, together, sample.as_many);
+    if sample.best.is_some() {
+        let what = "the same, against the sample's best at 1 to 64 connections";
+        report.add("idle", what, PER_SECOND, together, sample.best);
+    }
+    let what = "write-ahead log of an empty cycle";
+    report.add("idle", what, BYTES, wal, sample.wal);
+    Ok(())
+}
+
+/// What the sample's statement does in a second, on one connection, on as many as the fleet has, and at best; and the
+/// write-ahead log of one.
+#[derive(Default)]
+struct Sample {
+    single: Option<f64>,
+    as_many: Option<f64>,
+    best: Option<f64>,
+    wal: Option<f64>,
+}
+
+// === impl Sample ===
+
+impl Sample {
+    async fn measure(
+        ground: &Ground,
+        connections: usize,
+        time: Duration,
+        progress: &Progress,
+    ) -> Result<Self, Box<dyn Error>> {
+        let mut sample = Self::default();
         let counts = baseline_connections(connections);
         let seeds = ground.tables("seed", *counts.last().unwrap_or(&1)).await?;
         for count in counts {
@@ -54,31 +89,16 @@ pub(in crate::bench) async fn idle(
             let baseline = Baseline::on(ground, &seeds[..count]).await?;
             let (rate, used) = baseline.back_to_back(ground, time).await?;
             if count == 1 {
-                single = Some(rate);
-                seed_wal = Some(used.wal / (rate * time.as_secs_f64()));
+                sample.single = Some(rate);
+                sample.wal = Some(used.wal / (rate * time.as_secs_f64()));
             }
             if count == connections {
-                as_many = Some(rate);
+                sample.as_many = Some(rate);
             }
-            best = Some(best.map_or(rate, |best: f64| best.max(rate)));
+            sample.best = Some(sample.best.map_or(rate, |best| best.max(rate)));
         }
+        Ok(sample)
     }
-    let what = "empty cycles, one worker";
-    report.add("idle", what, PER_SECOND, alone, single);
-    let what = format!("empty cycles, {many} workers on {connections} connections");
-    report.add("idle", what, PER_SECOND, together, as_many);
-    if best.is_some() {
-        let what = "the same, against the sample's best at 1 to 64 connections";
-        report.add("idle", what, PER_SECOND, together, best);
-    }
-    report.add(
-        "idle",
-        "write-ahead log of an empty cycle",
-        BYTES,
-        wal,
-        seed_wal,
-    );
-    Ok(())
 }
 
 /// The numbers of connections that the baseline runs with: `CONNECTIONS` and that of the fleet, in order.

@@ -25,15 +25,20 @@ const WRITERS: usize = 16;
 /// How many counters there are.
 const COUNTERS: [u32; 3] = [1, 10, 1_000];
 
-/// How many keys a backlog has.
-const KEYS: [u32; 3] = [1, 1_000, 100_000];
+/// The backlogs: how many keys each has, and the keys of the roll-up that fold it for throughput, if that is measured.
+const BACKLOGS: [(u32, &str); 4] = [
+    (1, ""),
+    (1_000, ""),
+    (100_000, ""),
+    (100_000, "fold_time = \"1s\", batch = 1000000"),
+];
 
 /// How often each way of folding a backlog is measured; the medians are reported.
 const ROUNDS: usize = 3;
 
 /// How many steps each scenario takes.
 pub(in crate::bench) const COUNTERS_STEPS: usize = COUNTERS.len();
-pub(in crate::bench) const ROLLUP_STEPS: usize = KEYS.len() * (ROUNDS + 1);
+pub(in crate::bench) const ROLLUP_STEPS: usize = BACKLOGS.len() * (ROUNDS + 1);
 
 /// What clients that raise counters have done.
 struct Raised {
@@ -55,7 +60,7 @@ pub(in crate::bench) async fn counters(
     for keys in COUNTERS {
         progress.step(format!("counters: {keys}"));
         let (q, t) = make(ground).await?;
-        let workers = start(ground, "100ms").await?;
+        let workers = start(ground, "naptime = \"100ms\"").await?;
         let insert =
             format!("INSERT INTO {q} SELECT (pg_catalog.random() * {keys})::int % {keys}, 1");
         let ours = raise(ground, &insert, time).await?;
@@ -110,23 +115,24 @@ pub(in crate::bench) async fn rollup(
     progress: &Progress,
 ) -> Result<(), Box<dyn Error>> {
     let rows = arguments.rows;
-    for keys in KEYS {
+    for (keys, with) in BACKLOGS {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for round in 1..=ROUNDS {
             progress.step(format!("rollup: {keys} keys, round {round} of {ROUNDS}"));
-            ours.push(fold(ground, rows, keys).await?);
+            ours.push(fold(ground, rows, (keys, with)).await?);
             if arguments.baseline {
                 theirs.push(fold_by_hand(ground, rows, keys).await?);
             }
         }
         progress.step(format!("rollup: {keys} keys, the longest transaction"));
         let watcher = LongestTransaction::watch(ground).await?;
-        fold(ground, rows, keys).await?;
+        fold(ground, rows, (keys, with)).await?;
         let longest = watcher.stop().await?;
         let theirs = arguments.baseline.then(|| percentile(&mut theirs, 50));
-        let keys = match keys {
-            1 => "one key".to_owned(),
-            keys => format!("{keys} keys"),
+        let keys = match (keys, with) {
+            (1, _) => "one key".to_owned(),
+            (keys, "") => format!("{keys} keys"),
+            (keys, with) => format!("{keys} keys with {with}"),
         };
         let what = format!("folding {rows} deltas of {keys}");
         report.add(
@@ -156,10 +162,10 @@ async fn make(ground: &Ground) -> Result<(String, String), Box<dyn Error>> {
 }
 
 /// Starts a roll-up, and waits until it has had a cycle.
-async fn start(ground: &Ground, naptime: &str) -> Result<Configured, Box<dyn Error>> {
+async fn start(ground: &Ground, with: &str) -> Result<Configured, Box<dyn Error>> {
     let worker = format!(
         "[[worker]]\nname = \"rollup\"\nfunction = \"rollup\"\nqueue = \"{SCHEMA}.rollup_q\"\n\
-         totals = \"{SCHEMA}.rollup_t\"\nkeys = [\"k\"]\nsum = [\"v\"]\ncount = \"n\"\nnaptime = \"{naptime}\"\n"
+         totals = \"{SCHEMA}.rollup_t\"\nkeys = [\"k\"]\nsum = [\"v\"]\ncount = \"n\"\n{with}\n"
     );
     let workers = Configured::start(ground, &worker, database::Settings::default()).await?;
     let begin = Instant::now();
@@ -268,9 +274,14 @@ async fn fill(ground: &Ground, q: &str, rows: u32, keys: u32) -> Result<(), Box<
 }
 
 /// How long a roll-up takes to fold a backlog, in milliseconds.
-async fn fold(ground: &Ground, rows: u32, keys: u32) -> Result<f64, Box<dyn Error>> {
+async fn fold(
+    ground: &Ground,
+    rows: u32,
+    (keys, with): (u32, &str),
+) -> Result<f64, Box<dyn Error>> {
     let (q, t) = make(ground).await?;
-    let workers = start(ground, "1d").await?;
+    let with = with.replace(", ", "\n");
+    let workers = start(ground, &format!("naptime = \"1d\"\n{with}")).await?;
     fill(ground, &q, rows, keys).await?;
     let begin = Instant::now();
     workers.postmaster.sighup();

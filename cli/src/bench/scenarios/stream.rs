@@ -16,7 +16,7 @@ use crate::bench::fleet::{Fleet, PATIENCE};
 use crate::bench::ground::Ground;
 use crate::bench::progress::Progress;
 use crate::bench::report::{Plot, Report};
-use crate::bench::usage::Usage;
+use crate::bench::usage::{Usage, Used};
 
 const INSERTS_PER_SECOND: u32 = 50;
 
@@ -77,7 +77,7 @@ async fn measure(
     let inserting = insert(inserter, table.clone(), rows, time, Arc::clone(&waiting));
     let inserting = tokio::spawn(inserting);
     let looking = tokio::spawn(look(looker, table.clone(), waiting));
-    let (mut sizes, mut cycle_times) = (Vec::new(), Vec::new());
+    let mut streamed = Streamed::default();
     let mut before = fleet.cycles().await?[0];
     while !inserting.is_finished() {
         let at = begin.elapsed().as_secs_f64();
@@ -90,51 +90,78 @@ async fn measure(
             ))
             .await?;
         let cycles = fleet.cycles().await?[0];
-        sizes.push((at, size as f64 / 1e6));
+        streamed.sizes.push((at, size as f64 / 1e6));
         // Each cycle is followed by a nap.
         let each = SECOND.as_secs_f64() / (cycles - before).max(1) as f64 - NAPTIME.as_secs_f64();
         let each = each * 1e3;
-        cycle_times.push((at, each.max(0.0)));
+        streamed.cycle_times.push((at, each.max(0.0)));
         before = cycles;
     }
-    let inserted = inserting.await??;
+    streamed.inserted = inserting.await??;
     let used = Usage::now(ground).await?.since(&then);
-    let mut latencies = match looking.await? {
+    streamed.latencies = match looking.await? {
         Ok(latencies) => latencies,
         Err(error) => return Err(error),
     };
     fleet.stop().await?;
-    ground.check(table, inserted).await?;
-    let largest = |points: &[(f64, f64)]| points.iter().map(|(_, y)| *y).fold(0.0, f64::max);
-    let rate = inserted as f64 / time.as_secs_f64();
-    let what = "rows inserted, and folded";
-    report.add(scenario, what, PER_SECOND, rate, None);
-    let what = "size of the table at most";
-    report.add(scenario, what, MEGABYTES, largest(&sizes), None);
-    let what = "mean cycle of the worst second";
-    report.add(scenario, what, MILLISECONDS, largest(&cycle_times), None);
-    for (what, percent) in [("p50", 50), ("p99", 99), ("at most", 100)] {
-        let what = format!("from an insert to its fold, naptime 50 ms, {what}");
-        let latency = percentile(&mut latencies, percent);
-        report.add(scenario, what, MILLISECONDS, latency, None);
-    }
-    if let Some(cpu) = used.cpu {
-        let what = "processor, both sides and the inserts, for a million rows";
-        report.add(scenario, what, SECONDS, cpu * 1e6 / inserted as f64, None);
-    }
-    let what = "write-ahead log of a row, inserted and folded";
-    report.add(scenario, what, BYTES, used.wal / inserted as f64, None);
-    report.plots.push(Plot {
-        title: format!("{scenario}: size of the table"),
-        unit: "MB",
-        points: sizes,
-    });
-    report.plots.push(Plot {
-        title: format!("{scenario}: mean time of a cycle"),
-        unit: "ms",
-        points: cycle_times,
-    });
+    ground.check(table, streamed.inserted).await?;
+    streamed.report(scenario, time, &used, report);
     Ok(())
+}
+
+/// What became of a stream of inserts.
+#[derive(Default)]
+struct Streamed {
+    /// The size of the table in each second, in megabytes.
+    sizes: Vec<(f64, f64)>,
+    /// The mean time of a cycle in each second, in milliseconds.
+    cycle_times: Vec<(f64, f64)>,
+    inserted: i64,
+    /// How long each insert waited for its fold, in milliseconds.
+    latencies: Vec<f64>,
+}
+
+// === impl Streamed ===
+
+impl Streamed {
+    fn report(mut self, scenario: &'static str, time: Duration, used: &Used, report: &mut Report) {
+        let inserted = self.inserted;
+        let largest = |points: &[(f64, f64)]| points.iter().map(|(_, y)| *y).fold(0.0, f64::max);
+        let rate = inserted as f64 / time.as_secs_f64();
+        let what = "rows inserted, and folded";
+        report.add(scenario, what, PER_SECOND, rate, None);
+        let what = "size of the table at most";
+        report.add(scenario, what, MEGABYTES, largest(&self.sizes), None);
+        let what = "mean cycle of the worst second";
+        report.add(
+            scenario,
+            what,
+            MILLISECONDS,
+            largest(&self.cycle_times),
+            None,
+        );
+        for (what, percent) in [("p50", 50), ("p99", 99), ("at most", 100)] {
+            let what = format!("from an insert to its fold, naptime 50 ms, {what}");
+            let latency = percentile(&mut self.latencies, percent);
+            report.add(scenario, what, MILLISECONDS, latency, None);
+        }
+        if let Some(cpu) = used.cpu {
+            let what = "processor, both sides and the inserts, for a million rows";
+            report.add(scenario, what, SECONDS, cpu * 1e6 / inserted as f64, None);
+        }
+        let what = "write-ahead log of a row, inserted and folded";
+        report.add(scenario, what, BYTES, used.wal / inserted as f64, None);
+        report.plots.push(Plot {
+            title: format!("{scenario}: size of the table"),
+            unit: "MB",
+            points: self.sizes,
+        });
+        report.plots.push(Plot {
+            title: format!("{scenario}: mean time of a cycle"),
+            unit: "ms",
+            points: self.cycle_times,
+        });
+    }
 }
 
 /// Inserts this many rows at a time for `time`, and returns how many rows it inserted in all.
