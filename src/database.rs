@@ -29,6 +29,7 @@ pub(crate) mod dbname;
 mod descriptors;
 mod error;
 mod home;
+mod instance;
 mod jobs;
 mod notices;
 mod one_line;
@@ -56,6 +57,7 @@ pub(crate) use self::error::{DETAIL, HINT};
 use self::home::Lines;
 pub use self::home::{HomeConnection, HomeStatement, Parameters};
 pub(crate) use self::home::{HomeProbe, Tid, probe_all};
+pub(crate) use self::instance::{Instance, News, TELL_CHANGES_EVERY};
 pub(crate) use self::jobs::JobConnection;
 pub(crate) use self::one_line::OneLine;
 use self::server::Server;
@@ -103,6 +105,11 @@ impl Database {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.server.settings
+    }
+
+    /// This process, as other instances know it.
+    pub(crate) fn instance(&self) -> &Instance {
+        &self.server.instance
     }
 
     /// `true` if a session is this connection's alone and stays as it was set up; `false` behind a pooler that hands out another

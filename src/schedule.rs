@@ -15,6 +15,7 @@
 
 mod cron;
 mod meant;
+mod text;
 
 use std::time::Duration;
 
@@ -154,10 +155,7 @@ impl Schedule {
             Kind::Every(every) => format!("Some({}) None UTC", seconds(*every)),
             Kind::Cron(cron) => {
                 let (expression, zone) = cron.written();
-                let expression = expression.replace('\\', "\\\\").replace('"', "\\\"");
-                let expression = expression.replace('\t', "\\t").replace('\n', "\\n");
-                let expression = expression.replace('\r', "\\r");
-                format!("None Some(\"{expression}\") {zone}")
+                format!("None Some({}) {zone}", text::quoted(expression))
             }
         }
     }

@@ -1,11 +1,13 @@
 //! Finding and reading the configuration file.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bgworker::config::{ConfigFile, Functions, Http, Problems, Settings, Sources};
+use bgworker::config::{ConfigFile, Functions, Http, Problems, Server, Settings, Sources};
+use bgworker::database::Database;
 use bgworker::schedule::Timestamp;
 use bgworker::ticked::When;
 use clap::Args;
@@ -98,6 +100,17 @@ pub(crate) fn when(settings: &Settings, name: &str) -> Result<When, String> {
         let function = worker.function.name();
         format!("the worker \"{name}\" is no job: it runs {function}, which naps between two cycles and has no ticks")
     })
+}
+
+/// The server that the configuration names, for a command that does one thing there.
+pub(crate) fn database(settings: Settings) -> Result<Database, Box<dyn Error>> {
+    let Server::Given { conninfo, .. } = settings.server else {
+        return Err(
+            "the private server runs only as long as bgworker does: name one with --database URL"
+                .into(),
+        );
+    };
+    Ok(Database::new(*conninfo, settings.database_settings)?)
 }
 
 /// Says that there is no worker of this name.

@@ -9,6 +9,7 @@ mod check;
 mod completions;
 mod configuration;
 mod ddl;
+mod declare;
 mod demo;
 mod descriptors;
 mod exit;
@@ -31,6 +32,7 @@ use crate::bench::BenchArguments;
 use crate::check::CheckArguments;
 use crate::completions::CompletionsArguments;
 use crate::ddl::DdlArguments;
+use crate::declare::DeclareArguments;
 use crate::demo::DemoArguments;
 use crate::exit::Exit;
 use crate::init::InitArguments;
@@ -71,6 +73,10 @@ enum Command {
     ///
     /// Does not change which ticks are done; the run is recorded as "once". Exits with 0 only if it succeeded.
     Once(OnceArguments),
+    /// Have a job done as this configuration has it, if another instance has declared it differently.
+    ///
+    /// The last declaration wins; an instance that starts does not bring back one that was replaced before, and this does.
+    Declare(DeclareArguments),
     /// Print the statements that create the workers' tables, for an administrator to review and run.
     ///
     /// With these tables in place, bgworker needs no right to create anything. Asks no server.
@@ -110,6 +116,7 @@ fn main() {
         Command::Check(arguments) => check::check(&arguments),
         Command::Next(arguments) => next::next(&arguments),
         Command::Once(arguments) => once::once(&arguments),
+        Command::Declare(arguments) => declare::declare(&arguments),
         Command::Ddl(arguments) => ddl::ddl(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),

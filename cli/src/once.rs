@@ -3,8 +3,7 @@
 use std::error::Error;
 use std::io::{self, Write as _};
 
-use bgworker::config::{Server, Settings};
-use bgworker::database::Database;
+use bgworker::config::Settings;
 use bgworker::schedule::Timestamp;
 use bgworker::ticked::{self, Once, OnceReport};
 use clap::Args;
@@ -56,13 +55,7 @@ pub(crate) fn once(arguments: &OnceArguments) -> Exit {
 
 async fn run(arguments: &OnceArguments, settings: Settings) -> Result<OnceReport, Box<dyn Error>> {
     let when = configuration::when(&settings, &arguments.name)?;
-    let Server::Given { conninfo, .. } = settings.server else {
-        return Err(
-            "the private server runs only as long as bgworker does: name one with --database URL"
-                .into(),
-        );
-    };
-    let database = Database::new(*conninfo, settings.database_settings)?;
+    let database = configuration::database(settings)?;
     let once = Once {
         tick: arguments.tick,
         dry_run: arguments.dry_run,

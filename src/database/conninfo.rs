@@ -353,6 +353,12 @@ impl ConnInfo {
             config.application_name(name);
         }
         config.channel_binding(self.channel_binding);
+        self.keep_alive(&mut config);
+        (config, warning)
+    }
+
+    /// Sets what keeps a connection alive, or ends it when the other side is silent.
+    fn keep_alive(&self, config: &mut tokio_postgres::Config) {
         config.keepalives(self.keepalives.enabled);
         config.keepalives_idle(self.keepalives.idle.unwrap_or(SYSTEMS_IDLE));
         if let Some(interval) = self.keepalives.interval {
@@ -364,7 +370,6 @@ impl ConnInfo {
         if let Some(user_timeout) = self.keepalives.user_timeout {
             config.tcp_user_timeout(user_timeout);
         }
-        (config, warning)
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::conninfo::ConnInfo;
+use super::instance::Instance;
 use super::server_life::ServerLife;
 use super::tls::{LastConnector, TlsError};
 use super::whereabouts::Whereabouts;
@@ -49,6 +50,7 @@ pub(super) struct Server {
     pub(super) whereabouts: Arc<Whereabouts>,
     /// `true` if something kept the last look from asking the server.
     pub(super) is_in_doubt: AtomicBool,
+    pub(super) instance: Instance,
     /// The last warning about the password file.
     pub(super) said: Mutex<Option<String>>,
 }
@@ -160,6 +162,7 @@ impl Server {
             whereabouts: Arc::new(Whereabouts::new()),
             is_in_doubt: AtomicBool::new(false),
             best_host: AtomicUsize::new(usize::MAX),
+            instance: Instance::new(),
             said: Mutex::default(),
         })
     }

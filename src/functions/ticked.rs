@@ -5,10 +5,12 @@
 //! which kinds of [`Work`] there are.
 
 mod declaration;
+mod declare;
 mod due;
 mod elsewhere;
 mod failure;
 mod gap;
+mod instances;
 mod job;
 mod locker;
 mod lost;
@@ -17,6 +19,7 @@ mod napping;
 mod once;
 mod outside;
 mod past;
+mod redeclare;
 mod ring;
 mod row;
 mod run;
@@ -37,6 +40,7 @@ pub use self::job::{Isolation, Job, Missed};
 pub(super) use self::napping::Napping;
 pub use self::napping::Naps;
 pub use self::once::{Once, OnceError, OnceReport, TableChange, once};
+pub use self::redeclare::{RedeclareError, Redeclared, redeclare};
 pub use self::scheduled::main;
 pub(super) use self::scheduled::{Lasting, Scheduled};
 pub(super) use self::tables::objects;

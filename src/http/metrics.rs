@@ -35,21 +35,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let mut registry = Registry::with_prefix("bgworker");
     let version = Info::new([("version", snapshot.version.clone())]);
     registry.register("build", "The version of bgworker", version);
-    let counter = |registry: &mut Registry, name, help, value: fn(&WorkerSnapshot) -> u64| {
-        let family = Counters::default();
-        for worker in &snapshot.workers {
-            family.get_or_create(&of(worker)).inc_by(value(worker));
-        }
-        registry.register(name, help, family);
-    };
     let one = |value: bool| vec![(Labels::new(), f64::from(u8::from(value)))];
-    let each = |value: &dyn Fn(&WorkerSnapshot) -> Option<f64>| -> Vec<(Labels, f64)> {
-        let workers = snapshot.workers.iter();
-        workers
-            .filter_map(|worker| Some((of(worker), value(worker)?)))
-            .collect()
-    };
-
     let help = "Whether every background worker is healthy";
     gauge(&mut registry, "healthy", help, one(snapshot.healthy));
     let help = "Whether the server accepts writes";
@@ -58,30 +44,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         && !snapshot.server.as_ref().is_some_and(is_unknown);
     gauge(&mut registry, "recovery_finished", help, one(is_primary));
     server(&mut registry, snapshot);
-    let help = "How many background workers are in each state";
-    let counts = State::all().map(|state| {
-        let workers = snapshot.workers.iter();
-        let count = workers.filter(|worker| worker.state == state).count();
-        (vec![("state", state.to_string())], count as f64)
-    });
-    gauge(&mut registry, "workers", help, counts.collect());
-    let help = "Whether the background worker is healthy";
-    let points = each(&|worker| Some(f64::from(u8::from(worker.healthy))));
-    gauge(&mut registry, "worker_healthy", help, points);
-    let help = "When a cycle of the background worker last succeeded; of a job, when its last run that was done ended";
-    let now = unix_time();
-    let points = each(&|worker| Some(now - worker.last_success_seconds?));
-    let name = "worker_last_success_timestamp_seconds";
-    gauge(&mut registry, name, help, points);
-    let help = "Failures of the background worker since its last success";
-    let points = each(&|worker| Some(f64::from(worker.consecutive_failures)));
-    gauge(&mut registry, "worker_consecutive_failures", help, points);
-    let help = "How often the background worker was restarted";
-    counter(&mut registry, "worker_restarts", help, |worker| {
-        worker.restarts
-    });
-    let help = "Cycles of the background worker that succeeded";
-    counter(&mut registry, "worker_cycles", help, |worker| worker.cycles);
+    workers(&mut registry, snapshot);
     jobs(&mut registry, snapshot);
     figures(&mut registry, snapshot);
     for (name, histogram) in &snapshot.histograms {
@@ -93,6 +56,45 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     // Writing to a text cannot fail.
     let _ = encode(&mut text, &registry);
     text
+}
+
+/// Registers the state of the workers, and what is counted of each.
+fn workers(registry: &mut Registry, snapshot: &Snapshot) {
+    let counter = |registry: &mut Registry, name, help, value: fn(&WorkerSnapshot) -> u64| {
+        let family = Counters::default();
+        for worker in &snapshot.workers {
+            family.get_or_create(&of(worker)).inc_by(value(worker));
+        }
+        registry.register(name, help, family);
+    };
+    let each = |value: &dyn Fn(&WorkerSnapshot) -> Option<f64>| -> Vec<(Labels, f64)> {
+        let workers = snapshot.workers.iter();
+        workers
+            .filter_map(|worker| Some((of(worker), value(worker)?)))
+            .collect()
+    };
+    let help = "How many background workers are in each state";
+    let counts = State::all().map(|state| {
+        let workers = snapshot.workers.iter();
+        let count = workers.filter(|worker| worker.state == state).count();
+        (vec![("state", state.to_string())], count as f64)
+    });
+    gauge(registry, "workers", help, counts.collect());
+    let help = "Whether the background worker is healthy";
+    let points = each(&|worker| Some(f64::from(u8::from(worker.healthy))));
+    gauge(registry, "worker_healthy", help, points);
+    let help = "When a cycle of the background worker last succeeded; of a job, when its last run that was done ended";
+    let now = unix_time();
+    let points = each(&|worker| Some(now - worker.last_success_seconds?));
+    let name = "worker_last_success_timestamp_seconds";
+    gauge(registry, name, help, points);
+    let help = "Failures of the background worker since its last success";
+    let points = each(&|worker| Some(f64::from(worker.consecutive_failures)));
+    gauge(registry, "worker_consecutive_failures", help, points);
+    let help = "How often the background worker was restarted";
+    counter(registry, "worker_restarts", help, |worker| worker.restarts);
+    let help = "Cycles of the background worker that succeeded";
+    counter(registry, "worker_cycles", help, |worker| worker.cycles);
 }
 
 /// Registers the server's state, since when it has that state, and why it cannot be asked.

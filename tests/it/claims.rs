@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use bgworker::supervision::Shutdown;
 
-use crate::jobs::{EFFECT, Instance, every, runs, stage};
 use crate::support::database::{TestDatabase, database};
+use crate::support::jobs::{EFFECT, Instance, every, runs, stage};
 use crate::support::log::Log;
 use crate::support::{eventually, within};
 

@@ -5,8 +5,10 @@ use std::time::Duration;
 use bgworker::database::{self, ConnInfo, Database};
 use bgworker::supervision::Shutdown;
 
-use crate::jobs::{EFFECT, EFFECTS, Instance, every, has_caught_up, runs, set_back, stage};
 use crate::support::database::TestDatabase;
+use crate::support::jobs::{
+    EFFECT, EFFECTS, Instance, every, has_caught_up, runs, set_back, stage,
+};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::server::{TestServer, conninfo};
 use crate::support::ticks::assert_exact;

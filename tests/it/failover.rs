@@ -9,8 +9,8 @@ use bgworker::worker_spi::{Settings, Table};
 use bgworker::{Postmaster, PostmasterHandle};
 use tracing::Level;
 
-use crate::jobs::{EFFECT, EFFECTS, every, settings_of};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
+use crate::support::jobs::{EFFECT, EFFECTS, every, settings_of};
 use crate::support::log::Log;
 use crate::support::proxy::Proxy;
 use crate::support::server::TestServer;

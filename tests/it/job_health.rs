@@ -8,9 +8,9 @@ use bgworker::ticked::{self, Once};
 use bgworker::{JobState, Report};
 
 use crate::http::is_ready;
-use crate::jobs::{EFFECT, EFFECTS, Instance, every, runs, settings_of, stage};
 use crate::support::database::{TestDatabase, database};
 use crate::support::eventually;
+use crate::support::jobs::{EFFECT, EFFECTS, Instance, every, runs, settings_of, stage};
 use crate::support::server::TestServer;
 
 /// Statement that fails while there is no effect.
@@ -241,7 +241,7 @@ async fn a_job_that_stands_by_is_no_failure_and_says_what_to_do_and_whether_it_r
     let (_, why) = job(&older).await.unwrap();
     let why = why.unwrap();
     assert!(
-        why.contains("this instance stands by") && why.contains("restart this one"),
+        why.contains("this instance stands by") && why.contains("bgworker declare"),
         "{why}"
     );
     let before = report(&older).await;

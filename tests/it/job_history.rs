@@ -3,9 +3,9 @@
 use bgworker::supervision::Shutdown;
 use tracing::Level;
 
-use crate::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
 use crate::support::database::{TestDatabase, database};
 use crate::support::eventually;
+use crate::support::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
 use crate::support::log::Log;
 
 /// Waits until the kept runs are the newest ones, this many, each in its place of a ring of this size.

@@ -6,9 +6,9 @@ use bgworker::{JobReport, JobState, ticked};
 use tracing::Level;
 
 use crate::http::is_ready;
-use crate::jobs::{EFFECT, Instance, every, runs, stage};
 use crate::support::database::{TestDatabase, database};
 use crate::support::eventually;
+use crate::support::jobs::{EFFECT, Instance, every, runs, stage};
 use crate::support::log::Log;
 
 /// Drops what jobs are recorded in.
@@ -66,7 +66,7 @@ async fn instances_that_share_a_job_in_different_schemas_say_so_and_a_namespace_
         .await;
     three.postmaster.sighup();
     has_run(&db).await;
-    let settings = crate::jobs::settings_of(&db, &[("j".to_owned(), &keys)]);
+    let settings = crate::support::jobs::settings_of(&db, &[("j".to_owned(), &keys)]);
     let when = settings.workers[0].function.when().unwrap();
     let never = std::future::pending();
     let apart = tenant("three", Settings::default().namespace("three"));

@@ -9,9 +9,9 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::ticked::{self, Failure, Isolation, Job, Tick, Work};
 use bgworker::{BackgroundWorker, Postmaster, PostmasterHandle, RestartTime};
 
-use crate::jobs::{EFFECT, runs, stage};
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
+use crate::support::jobs::{EFFECT, runs, stage};
 use crate::support::ticks::assert_exact;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -3,9 +3,9 @@
 use bgworker::embedded::{Cluster, ClusterSettings};
 use bgworker::supervision::Shutdown;
 
-use crate::jobs::{Instance, runs};
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
+use crate::support::jobs::{Instance, runs};
 use crate::support::proxy::Proxy;
 use crate::support::server::{TestServer, conninfo};
 
@@ -39,7 +39,7 @@ async fn all_jobs_of_a_database_look_with_one_select() {
 }
 
 #[actix::test]
-async fn between_ticks_three_instances_with_a_hundred_jobs_write_nothing() {
+async fn between_ticks_three_instances_with_a_hundred_jobs_write_only_that_they_are_there() {
     let settings = ClusterSettings::temporary()
         .option("fsync", "off")
         .option("autovacuum", "off")
@@ -53,6 +53,14 @@ async fn between_ticks_three_instances_with_a_hundred_jobs_write_nothing() {
         cycles(&instance, 1).await;
         instances.push(instance);
     }
+    eventually("each has told its jobs, and tells again in a minute that it is there", async || {
+        for instance in &instances {
+            instance.postmaster.sighup();
+        }
+        let told = "SELECT count(*) FROM bgworker.job_instance WHERE (SELECT count(*) FROM jsonb_object_keys(jobs)) = 100";
+        db.value::<i64>(told).await == 3
+    })
+    .await;
     let written = "SELECT concat_ws(' ', pg_current_wal_insert_lsn(), pg_snapshot_xmax(pg_current_snapshot()))";
     let mut before: String = db.value(written).await;
     for round in 0..3 {

@@ -5,9 +5,9 @@ use bgworker::database::{self, ConnInfo, Database};
 use bgworker::supervision::{Limits, Shutdown};
 use tracing::Level;
 
-use crate::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
+use crate::support::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
 use crate::support::log::Log;
 use crate::support::server::TestServer;
 

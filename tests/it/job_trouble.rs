@@ -7,8 +7,8 @@ use bgworker::config::{self, ConfigFile, Functions, Sources};
 use bgworker::supervision::Shutdown;
 use tracing::Level;
 
-use crate::jobs::{Instance, every, runs, stage};
 use crate::support::database::TestDatabase;
+use crate::support::jobs::{Instance, every, runs, stage};
 use crate::support::log::Log;
 use crate::support::{eventually, within};
 

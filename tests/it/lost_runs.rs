@@ -5,9 +5,9 @@ use std::time::Duration;
 use bgworker::supervision::{Shutdown, WorkerState};
 use tracing::Level;
 
-use crate::jobs::{EFFECT, EFFECTS, Instance, every, runs, stage};
 use crate::support::database::{TestDatabase, database};
 use crate::support::eventually;
+use crate::support::jobs::{EFFECT, EFFECTS, Instance, every, runs, stage};
 use crate::support::log::Log;
 use crate::support::server::TestServer;
 

@@ -13,6 +13,7 @@ mod claims;
 mod configuration;
 mod connection;
 mod conninfo;
+mod declarations;
 mod documentation;
 mod dynamic;
 mod early_blocks;

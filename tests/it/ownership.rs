@@ -4,9 +4,9 @@ use bgworker::PostmasterHandle;
 use bgworker::database::{ConnInfo, Database, Settings};
 use bgworker::supervision::Shutdown;
 
-use crate::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
 use crate::support::database::TestDatabase;
 use crate::support::eventually;
+use crate::support::jobs::{EFFECT, Instance, every, runs, settings_of, stage};
 use crate::support::rollup::Rollup;
 
 /// A database with a role that is no superuser, and what that role can do there.

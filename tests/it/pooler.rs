@@ -12,9 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::Level;
 
-use crate::jobs::{EFFECT, EFFECTS, Instance, every, runs};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::files::{give_to_the_server, reachable_directory};
+use crate::support::jobs::{EFFECT, EFFECTS, Instance, every, runs};
 use crate::support::log::Log;
 use crate::support::proxy::free_port;
 use crate::support::server::{TestServer, conninfo};

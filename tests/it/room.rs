@@ -7,8 +7,8 @@ use bgworker::supervision::{Limits, Shutdown, WorkerState};
 use bgworker::{Postmaster, PostmasterHandle};
 use tracing::Level;
 
-use crate::jobs::{Instance, every, runs, settings_of};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
+use crate::support::jobs::{Instance, every, runs, settings_of};
 use crate::support::log::Log;
 use crate::support::server::TestServer;
 use crate::support::{busy, eventually, within};

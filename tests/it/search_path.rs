@@ -7,9 +7,9 @@ use bgworker::supervision::{Limits, Shutdown};
 use bgworker::worker_spi::{Fold, Settings};
 use bgworker::{Postmaster, PostmasterHandle};
 
-use crate::jobs::{Instance, every};
 use crate::support::database::{TestDatabase, brisk, brisk_on_its_own, register, table};
 use crate::support::eventually;
+use crate::support::jobs::{Instance, every};
 use crate::support::rollup::Rollup;
 use crate::support::server::TestServer;
 

@@ -464,6 +464,67 @@ fn no_sqlstate_stands_outside_of_its_table() {
     }
 }
 
+/// How long a function may be.
+const FUNCTION_LINES_MAX: usize = 60;
+
+/// Functions that read a text, step by step, and may be longer.
+const PARSERS: [&str; 1] = ["src/database/conninfo/values.rs: hosts"];
+
+/// The functions of a file, each with its number of lines: formatted code closes one where its indentation ends.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let (code, _) = text
+        .split_once("#[cfg(test)]\nmod tests")
+        .unwrap_or((text, ""));
+    let lines: Vec<_> = code.lines().collect();
+    let mut found = Vec::new();
+    for (begin, line) in lines.iter().enumerate() {
+        let indentation = &line[..line.len() - line.trim_start().len()];
+        let words: Vec<_> = line.split_whitespace().collect();
+        let is_comment = line.trim_start().starts_with("//");
+        let Some(place) = words
+            .iter()
+            .position(|word| *word == "fn")
+            .filter(|_| !is_comment)
+        else {
+            continue;
+        };
+        let name = words[place + 1].split(['(', '<']).next().unwrap();
+        let close = format!("{indentation}}}");
+        let rest = &lines[begin..];
+        // The declaration of a trait's function has no body.
+        let head = rest
+            .iter()
+            .position(|line| line.ends_with('{') || line.ends_with(';') || line.ends_with('}'));
+        if head.is_some_and(|head| rest[head].ends_with('{')) {
+            let end = rest.iter().position(|line| *line == close).unwrap_or(0);
+            found.push((name.to_owned(), end + 1));
+        }
+    }
+    found
+}
+
+#[test]
+fn no_function_has_more_than_sixty_lines_but_parsers() {
+    let mut files = Vec::new();
+    for directory in ["src", "cli/src"] {
+        files_of_kinds(&["rs"], &root().join(directory), &mut files);
+    }
+    let (mut long, mut seen) = (Vec::new(), 0);
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let file = file.strip_prefix(root()).unwrap().display().to_string();
+        for (name, lines) in functions(&text) {
+            seen += 1;
+            let place = format!("{file}: {name}");
+            if lines > FUNCTION_LINES_MAX && !PARSERS.contains(&&*place) {
+                long.push(format!("{place} has {lines} lines"));
+            }
+        }
+    }
+    assert!(seen > 1_500, "{seen}");
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
 #[test]
 fn the_newcomers_tour_leads_to_files_that_can_be_read_in_an_afternoon() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();

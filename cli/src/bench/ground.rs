@@ -123,7 +123,7 @@ impl Ground {
 
     /// Drops the tables of the jobs that were measured.
     pub(super) async fn clear_jobs(&self) -> Result<(), Box<dyn Error>> {
-        let sql = "DROP TABLE bgworker.job, bgworker.job_run; DROP SCHEMA bgworker";
+        let sql = "DROP TABLE bgworker.job, bgworker.job_run, bgworker.job_instance; DROP SCHEMA bgworker";
         Ok(self.client.batch_execute("drop the jobs", sql).await?)
     }
 

@@ -61,11 +61,8 @@ pub(super) async fn serve(
         if inbox.is_idle() {
             continue;
         }
-        let dbname = dbname.as_deref();
-        match server
-            .connect(APPLICATION_NAME, dbname, Sharing::Shared)
-            .await
-        {
+        let connecting = server.connect(APPLICATION_NAME, dbname.as_deref(), Sharing::Shared);
+        match connecting.await {
             Ok(connection) => {
                 if attempts > 0 {
                     info!("home connection is back");
@@ -79,15 +76,15 @@ pub(super) async fn serve(
                     End::Lost(loss) => {
                         server.whereabouts.suspect.notify_one();
                         loss.log(&mut told);
-                        if begin.elapsed() >= SHORT_LIFE {
-                            short_lived = 0;
-                        } else {
+                        short_lived = match begin.elapsed() {
+                            life if life >= SHORT_LIFE => 0,
                             // The first short-lived session is replaced at once.
-                            if short_lived > 0 {
+                            _ if short_lived == 0 => 1,
+                            _ => {
                                 tokio::time::sleep(reconnect_wait(short_lived)).await;
+                                short_lived + 1
                             }
-                            short_lived += 1;
-                        }
+                        };
                     }
                     End::Outdated => {}
                 }

@@ -190,6 +190,12 @@ impl Job {
         &self.schedule
     }
 
+    /// `true` if what was declared has another schedule: the digest of the schedule comes first.
+    pub(super) fn is_of_another_schedule(&self, declared: &str) -> bool {
+        let schedule = |declared: &str| declared.split('-').next().map(str::to_owned);
+        schedule(&self.declared) != schedule(declared)
+    }
+
     /// The name of a worker's job in the database.
     pub(super) fn name(worker: &str, namespace: Option<&str>) -> String {
         match namespace {

@@ -133,7 +133,7 @@ impl Run<'_> {
         };
         let mark = self.settle(&claimed.row, times, worked);
         let history = self.job.history;
-        let claimed_as = (&claimed.row, self.seal);
+        let claimed_as = (&claimed.row, self.tables);
         let recording = mark::record(session, self.name, claimed_as, history, &mark);
         if !recording.await? {
             return Ok(None);

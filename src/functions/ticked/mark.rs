@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::row::{Claimed, JobRow, Look, timestamptz};
-use super::tables;
+use super::tables::{self, Tables};
 use crate::database::{Connection, DatabaseError};
 use crate::functions::quote::literal;
 use crate::functions::session::Session;
@@ -107,13 +107,21 @@ pub(super) async fn mark(
     mark: &Mark,
 ) -> Result<(), DatabaseError> {
     // The schema may have been renamed, and there may be another table of that name now.
-    let is_same = format!(
+    let mut is_same = format!(
         "pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) {} \
          AND j.tableoid OPERATOR(pg_catalog.=) {}::pg_catalog.oid",
         literal(&claimed.transaction),
         claimed.table
     );
-    let sql = sql(name, history, mark, (&is_same, &IS_CLAIMED));
+    if let Some(running) = &claimed.running {
+        is_same += &format!(
+            " AND j.declared OPERATOR(pg_catalog.=) {} AND {}",
+            literal(&claimed.row.declared),
+            running.is_in_row()
+        );
+    }
+    let update = update(name, (mark, claimed.has_declarations), &is_same);
+    let sql = with_entry(name, history, &update, (mark, &IS_CLAIMED));
     connection.batch_execute("mark the tick", &sql).await
 }
 
@@ -122,7 +130,7 @@ pub(super) async fn mark(
 pub(super) async fn record(
     session: &Session,
     name: &str,
-    (claimed, seal): (&JobRow, &str),
+    (claimed, tables): (&JobRow, &Tables),
     history: u32,
     mark: &Mark,
 ) -> Result<bool, DatabaseError> {
@@ -135,8 +143,9 @@ pub(super) async fn record(
         timestamptz(claimed.last_tick),
         claimed.attempt
     );
-    let sql = sql(name, history, mark, (&is_unchanged, WAS_RECORDED));
-    let sql = tables::write(seal, &sql);
+    let update = update(name, (mark, tables.has_declarations), &is_unchanged);
+    let sql = with_entry(name, history, &update, (mark, WAS_RECORDED));
+    let sql = tables::write(&tables.seal, &sql);
     match session.simple_query("record the run", &sql).await {
         Err(error) if tables::are_changed(&error) => Ok(false),
         rows => Ok(rows?.iter().any(|row| {
@@ -146,8 +155,24 @@ pub(super) async fn record(
     }
 }
 
-/// The statement that makes a mark under a condition, and returns its result.
-fn sql(name: &str, history: u32, mark: &Mark, (condition, result): (&str, &str)) -> String {
+/// The change of a mark to the row of its job, under a condition.
+fn update(name: &str, (mark, has_declarations): (&Mark, bool), condition: &str) -> String {
+    format!(
+        "UPDATE bgworker.job AS j SET {}runs = j.runs OPERATOR(pg_catalog.+) 1 \
+         WHERE j.name OPERATOR(pg_catalog.=) {} AND {condition}",
+        changes(mark, has_declarations),
+        literal(name)
+    )
+}
+
+/// A statement that changes the row of a job, which counts one run more, and makes the entry of that run if it has changed the
+/// row; with a result.
+pub(super) fn with_entry(
+    name: &str,
+    history: u32,
+    update: &str,
+    (mark, result): (&Mark, &str),
+) -> String {
     let (name, tick, took) = (literal(name), timestamptz(mark.tick), interval(mark.took));
     let number =
         |number: Option<u64>| number.map_or_else(|| "NULL".to_owned(), |it| it.to_string());
@@ -158,8 +183,7 @@ fn sql(name: &str, history: u32, mark: &Mark, (condition, result): (&str, &str))
         text(mark.message.as_deref()),
     );
     format!(
-        "WITH job AS (UPDATE bgworker.job AS j SET {}runs = j.runs OPERATOR(pg_catalog.+) 1 \
-         WHERE j.name OPERATOR(pg_catalog.=) {name} AND {condition} RETURNING j.runs), \
+        "WITH job AS ({update} RETURNING j.runs), \
          run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, \
          rows, sqlstate, message) SELECT {name}, \
          (job.runs OPERATOR(pg_catalog.%) {history}::pg_catalog.int8)::pg_catalog.int4, job.runs, {tick}, \
@@ -168,13 +192,13 @@ fn sql(name: &str, history: u32, mark: &Mark, (condition, result): (&str, &str))
          ON CONFLICT (name, slot) DO UPDATE SET run = excluded.run, tick = excluded.tick, \
          started_at = excluded.started_at, finished_at = excluded.finished_at, outcome = excluded.outcome, \
          attempt = excluded.attempt, rows = excluded.rows, sqlstate = excluded.sqlstate, message = excluded.message) \
-         SELECT {result}",
-        changes(mark)
+         SELECT {result}"
     )
 }
 
-/// The changes to the row of a job when a run on its schedule is over. A run beside the schedule makes none of them.
-fn changes(mark: &Mark) -> String {
+/// The changes to the row of a job when a run on its schedule is over. A run beside the schedule makes none of them. The last
+/// tick moves only forward, whatever others have done to a row that was not locked.
+fn changes(mark: &Mark, has_declarations: bool) -> String {
     if mark.outcome == RunOutcome::Once {
         return String::new();
     }
@@ -188,8 +212,14 @@ fn changes(mark: &Mark) -> String {
         ..
     } = &mark.after;
     let time = |time: &Option<Timestamp>| time.map_or_else(|| "NULL".to_owned(), timestamptz);
+    let running_tick = if has_declarations {
+        "running_tick = NULL, "
+    } else {
+        ""
+    };
     format!(
-        "last_tick = {}, last_done = {}, attempt = {attempt}, attempt_tick = {}, retry_at = {}, running_since = {}, ",
+        "last_tick = greatest(j.last_tick, {}), last_done = {}, attempt = {attempt}, attempt_tick = {}, retry_at = {}, \
+         running_since = {}, {running_tick}",
         timestamptz(*last_tick),
         timestamptz(*last_done),
         time(attempt_tick),

@@ -13,6 +13,7 @@ use super::failure::Failure;
 use super::job::Job;
 use super::row::JobRow;
 use super::run::Run;
+use super::tables::Tables;
 use super::{FAILED_RUNS, RUNS};
 use crate::context::JobState;
 use crate::database::DatabaseError;
@@ -137,7 +138,8 @@ impl Routine for Napping {
             .as_ref()
             .map_err(|why| CycleError::Unusable((&**why).into()))?;
         let begin = Instant::now();
-        let Some(run) = Run::of(context, (context.name(), job), beside, "") else {
+        let tables = Tables::default();
+        let Some(run) = Run::of(context, (context.name(), job), beside, &tables) else {
             return Ok(Outcome::Again("there is no database".into()));
         };
         let ran = Box::pin(run.run_untracked()).await?;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::declaration;
+use super::declare::Declaring;
 use super::failure::Failure;
 use super::job::Job;
 use super::napping::Untracked;
@@ -17,7 +17,7 @@ use super::outside::lock;
 use super::row::{self, Claimed, JobRow};
 use super::run::{Ran, Run};
 use super::surroundings;
-use super::tables::{self, TablesError};
+use super::tables::{self, Tables, TablesError};
 use super::when::When;
 use crate::context::Progress;
 use crate::database::{Connection, Database, DatabaseError};
@@ -93,6 +93,15 @@ pub enum OnceError {
     Database(#[from] DatabaseError),
 }
 
+impl From<TablesError> for OnceError {
+    fn from(error: TablesError) -> Self {
+        match error {
+            TablesError::Database(error) => Self::Database(error),
+            error => Self::Tables(Box::new(error)),
+        }
+    }
+}
+
 /// Does work once, beside its schedule. A run of a job with ticks is recorded as `once`, and creates the tables of jobs and
 /// the job's row if they are missing. A dry run, and a run of work that naps, record and create nothing.
 ///
@@ -122,7 +131,7 @@ pub async fn once(
         database,
         job,
         beside: &beside,
-        seal: "",
+        tables: &Tables::default(),
         is_once: true,
         progress: &progress,
         begun: Cell::new(false),
@@ -158,8 +167,8 @@ async fn run_once(
         _ if once.dry_run => dry_run(&run, connection, once.tick).await,
         When::Naps(_) => untracked(run.run_untracked().await?),
         When::Ticks(job) => {
-            let seal = &see_to_row(connection, &run).await?;
-            let run = Run { seal, ..run };
+            let tables = &see_to_row(connection, &run).await?;
+            let run = Run { tables, ..run };
             let ran = if job.transaction.is_some() {
                 in_transaction(&run, connection, once.tick).await?
             } else {
@@ -203,26 +212,25 @@ fn report(ran: Ran) -> Result<OnceReport, OnceError> {
 }
 
 /// Creates the tables if they are missing, and declares the job if it has no row: it begins with its next tick.
-async fn see_to_row(connection: &Rc<Connection>, run: &Run<'_>) -> Result<String, OnceError> {
+async fn see_to_row(connection: &Rc<Connection>, run: &Run<'_>) -> Result<Tables, OnceError> {
     let session = Session::Own(Rc::clone(connection));
     let trusted = &run.database.settings().trusted_owners;
-    let seal = tables::make(&session, trusted)
-        .await
-        .map_err(|error| match error {
-            TablesError::Database(error) => OnceError::Database(error),
-            error => OnceError::Tables(Box::new(error)),
-        })?;
+    let tables = tables::make(&session, trusted, true).await?;
     let look = row::look(&session, run.name, Instant::now()).await?;
     if look.row.is_none() {
         let own = surroundings::ask(&session, Some(run.database)).await?;
-        let by = surroundings::instance(&own);
-        let declaring = declaration::declare(&session, &seal, (run.name, run.job, &by), look.now);
-        match declaring.await {
+        let declaring = Declaring {
+            name: run.name,
+            job: run.job,
+            by: &surroundings::instance(&own),
+            tables: &tables,
+        };
+        match declaring.declare(&session, look.now, false).await {
             Err(error) if tables::are_changed(&error) => return Err(OnceError::Changed),
             declared => declared?,
         }
     }
-    Ok(seal)
+    Ok(tables)
 }
 
 async fn in_transaction(
@@ -233,7 +241,7 @@ async fn in_transaction(
     connection
         .batch_execute("begin", &run.begin_writing(connection))
         .await?;
-    let Some(taken) = row::take(connection, run.name).await? else {
+    let Some(taken) = row::take(connection, run.tables, run.name).await? else {
         return Ok(Ran::Elsewhere);
     };
     if !run.are_as_looked_at(&taken) {
@@ -251,7 +259,8 @@ async fn outside(
     if !lock(connection, run.name).await? {
         return Ok(Ran::Elsewhere);
     }
-    let Some(claimed) = row::look_at_one(connection, run.name).await? else {
+    let Some(claimed) = row::look_at_one(connection, run.name, run.tables.has_declarations).await?
+    else {
         return Ok(Ran::Elsewhere);
     };
     if !run.are_as_looked_at(&claimed) {

@@ -9,13 +9,14 @@
 use std::ops::ControlFlow;
 
 use jiff::Timestamp;
+use tokio_postgres::SimpleQueryRow;
 use tokio_postgres::types::Type;
 
 use super::due::{Due, due, interrupted};
 use super::failure::Failure;
-use super::row::{self, Borrowed, Claimed, NUMBER};
+use super::row::{self, Borrowed, Claimed, JobRow, NUMBER, Running, timestamptz};
 use super::run::{HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
-use super::tables::{self, LOCK as LOCK_TABLES, SEAL};
+use super::tables::{self, LOCK as LOCK_TABLES, SEAL, Tables};
 use crate::database::{Connection, DatabaseError, OneLine};
 use crate::functions::advisory_lock::LockClass;
 use crate::functions::quote::literal;
@@ -55,19 +56,25 @@ async fn is_locked(connection: &Connection, name: &str) -> Result<bool, Database
     Ok(rows.first().is_some_and(|row| row.get::<_, i64>(0) > 0))
 }
 
-/// Records that a job runs outside of a transaction.
+/// Records that a tick is run outside of a transaction. Returns `false` if the row is no longer as it was looked at.
 async fn begin_outside(
     connection: &Connection,
-    seal: &str,
+    tables: &Tables,
     name: &str,
-) -> Result<(), DatabaseError> {
+    (row, running): (&JobRow, &Running),
+) -> Result<bool, DatabaseError> {
     let sql = format!(
-        "UPDATE bgworker.job AS j SET running_since = pg_catalog.clock_timestamp() \
-         WHERE j.name OPERATOR(pg_catalog.=) {}",
-        literal(name)
+        "UPDATE bgworker.job AS j SET {} WHERE j.name OPERATOR(pg_catalog.=) {} AND j.declared OPERATOR(pg_catalog.=) {} \
+         AND j.last_tick OPERATOR(pg_catalog.=) {} AND j.running_since IS NULL RETURNING true AS has_begun",
+        running.changes(),
+        literal(name),
+        literal(&row.declared),
+        timestamptz(row.last_tick)
     );
-    let sql = tables::write(seal, &sql);
-    connection.batch_execute("begin the run", &sql).await
+    let sql = tables::write(&tables.seal, &sql);
+    let rows = connection.simple_query("begin the run", &sql).await?;
+    let has_begun = |row: &SimpleQueryRow| row.try_get("has_begun").ok().flatten() == Some("t");
+    Ok(rows.iter().any(has_begun))
 }
 
 /// The names of all invalid indexes of the database, such as one whose `CREATE INDEX CONCURRENTLY` failed.
@@ -97,9 +104,10 @@ impl Run<'_> {
         if !lock(connection, name).await? {
             return Ok(Ran::Elsewhere);
         }
-        let looked = row::look_at_one(connection, name).await?;
+        let has_declarations = self.tables.has_declarations;
+        let looked = row::look_at_one(connection, name, has_declarations).await?;
         let declared = &self.job.declared;
-        let Some(claimed) = looked.filter(|looked| looked.row.declared == *declared) else {
+        let Some(mut claimed) = looked.filter(|looked| looked.row.declared == *declared) else {
             return Ok(Ran::Elsewhere);
         };
         let (schedule, missed) = (&self.job.schedule, self.job.missed);
@@ -109,27 +117,31 @@ impl Run<'_> {
         if !self.are_as_looked_at(&claimed) {
             return Ok(Ran::Changed);
         }
-        if let Some(began) = claimed.row.running_since {
-            return self
-                .mark_interrupted(connection, claimed, (tick, began))
-                .await;
+        if let Some(running) = claimed.running.clone() {
+            let interrupted = self.mark_interrupted(connection, claimed, (tick, &running));
+            return interrupted.await;
         }
-        match begin_outside(connection, self.seal, name).await {
+        let running = Running::begins(claimed.now, tick, has_declarations);
+        match begin_outside(connection, self.tables, name, (&claimed.row, &running)).await {
             Err(error) if tables::are_changed(&error) => return Ok(Ran::Changed),
+            Ok(false) => return Ok(Ran::Elsewhere),
             begun => begun?,
-        }
+        };
+        claimed.running = Some(running);
         self.work_outside(connection, claimed, tick).await
     }
 
-    /// Marks that the run of an earlier tick, or of this one, was interrupted after it began at this time.
+    /// Marks that this run, of an earlier tick or of the one that is due, was interrupted.
     async fn mark_interrupted(
         &self,
         connection: &Connection,
         mut claimed: Claimed,
-        (due, began): (Timestamp, Timestamp),
+        (due, running): (Timestamp, &Running),
     ) -> Result<Ran, DatabaseError> {
         let (schedule, missed) = (&self.job.schedule, self.job.missed);
-        let tick = interrupted(&claimed.row, due, began, schedule, missed);
+        let began = running.began().unwrap_or(due);
+        let tick = running.tick();
+        let tick = tick.unwrap_or_else(|| interrupted(&claimed.row, due, began, schedule, missed));
         let why = match self.interrupted_by {
             Some(why) => format!("interrupted: {why}"),
             None => "interrupted: its instance, its session or its server went away while it ran"
@@ -139,6 +151,7 @@ impl Run<'_> {
         let took = claimed.now.duration_since(began).unsigned_abs();
         claimed.at = claimed.at.checked_sub(took).unwrap_or(claimed.at);
         claimed.now = began;
+        claimed.row.running_since = Some(began);
         let failure = Err(Failure::without_error(why));
         self.mark_outside(connection, claimed, tick, failure).await
     }

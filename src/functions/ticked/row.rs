@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::locker::LOCKER;
-use super::tables::SEAL;
+use super::tables::{SEAL, Tables};
 use crate::database::{Connection, DatabaseError};
 use crate::functions::advisory_lock::LockClass;
 use crate::functions::session::Session;
@@ -52,6 +52,15 @@ pub(super) struct Look {
     pub(super) asked: Instant,
 }
 
+/// A run outside of a transaction, as the row of its job shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Running {
+    /// When it began. The first versions forget it when the job is declared differently.
+    since: Option<Timestamp>,
+    /// Its tick, which those versions do not know; the outer `None` if the row has no place for it.
+    tick: Option<Option<Timestamp>>,
+}
+
 /// A tick that was claimed: its row is locked until the transaction ends.
 #[derive(Clone, Debug)]
 pub(super) struct Claimed {
@@ -67,6 +76,10 @@ pub(super) struct Claimed {
     pub(super) table: u32,
     /// The `xid` of the transaction that locked the row before, unless it is the one that wrote the row.
     pub(super) locker: Option<String>,
+    /// The rows of jobs have the columns that those of the first versions lack.
+    pub(super) has_declarations: bool,
+    /// The run outside of a transaction that the row shows, if it shows one.
+    pub(super) running: Option<Running>,
 }
 
 // === impl JobRow ===
@@ -88,6 +101,62 @@ impl JobRow {
     }
 }
 
+// === impl Running ===
+
+impl Running {
+    /// A run of a tick that begins now.
+    pub(super) fn begins(now: Timestamp, tick: Timestamp, has_declarations: bool) -> Self {
+        Self {
+            since: Some(now),
+            tick: has_declarations.then_some(Some(tick)),
+        }
+    }
+
+    /// The run that a row shows, if it shows one.
+    fn of(row: &Row, has_declarations: bool) -> Option<Self> {
+        let time = |column| {
+            let time: Option<SystemTime> = row.get(column);
+            time.and_then(to_timestamp)
+        };
+        let since = time("running_since");
+        let tick = has_declarations.then(|| time("running_tick"));
+        (since.is_some() || tick.flatten().is_some()).then_some(Self { since, tick })
+    }
+
+    /// When it began, as far as that is known: not before its tick.
+    pub(super) fn began(&self) -> Option<Timestamp> {
+        self.since.or(self.tick.flatten())
+    }
+
+    /// Its tick, if the row shows it.
+    pub(super) fn tick(&self) -> Option<Timestamp> {
+        self.tick.flatten()
+    }
+
+    /// SQL that makes a row show it.
+    pub(super) fn changes(&self) -> String {
+        let changes = self.columns().map(|(column, value)| match value {
+            Some(value) => format!("{column} = {}", timestamptz(value)),
+            None => format!("{column} = NULL"),
+        });
+        changes.collect::<Vec<_>>().join(", ")
+    }
+
+    /// A condition: the row `j` shows this run.
+    pub(super) fn is_in_row(&self) -> String {
+        let conditions = self.columns().map(|(column, value)| match value {
+            Some(value) => format!("j.{column} OPERATOR(pg_catalog.=) {}", timestamptz(value)),
+            None => format!("j.{column} IS NULL"),
+        });
+        conditions.collect::<Vec<_>>().join(" AND ")
+    }
+
+    fn columns(&self) -> impl Iterator<Item = (&'static str, Option<Timestamp>)> {
+        let tick = self.tick.map(|tick| ("running_tick", tick));
+        [("running_since", self.since)].into_iter().chain(tick)
+    }
+}
+
 // === impl Claimed ===
 
 impl Claimed {
@@ -101,6 +170,8 @@ impl Claimed {
             seal: None,
             table: 0,
             locker: None,
+            has_declarations: false,
+            running: None,
         }
     }
 }
@@ -117,14 +188,19 @@ static LOOK: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Looks at one job.
-static LOOK_AT_ONE: LazyLock<String> = LazyLock::new(|| {
+/// Looks at one job, with the columns that the first versions have not made.
+static LOOK_AT_ONE: LazyLock<String> = LazyLock::new(|| look_at_one_with(", j.running_tick"));
+
+/// Looks at one job, without them.
+static LOOK_AT_ONE_OF_OLD: LazyLock<String> = LazyLock::new(|| look_at_one_with(""));
+
+fn look_at_one_with(more: &str) -> String {
     format!(
-        "SELECT {COLUMNS}, pg_catalog.clock_timestamp() AS now, {} AS seal, j.tableoid FROM bgworker.job AS j \
+        "SELECT {COLUMNS}{more}, pg_catalog.clock_timestamp() AS now, {} AS seal, j.tableoid FROM bgworker.job AS j \
          WHERE j.name OPERATOR(pg_catalog.=) $1",
         *SEAL
     )
-});
+}
 
 /// Locks the row of a job if a tick of it is due, and it is declared as this instance knows it.
 static CLAIM: LazyLock<String> = LazyLock::new(|| {
@@ -148,14 +224,23 @@ fn take_if(condition: &str) -> String {
 pub(super) async fn look_at_one(
     connection: &Connection,
     name: &str,
+    has_declarations: bool,
 ) -> Result<Option<Claimed>, DatabaseError> {
+    let sql = if has_declarations {
+        &LOOK_AT_ONE
+    } else {
+        &LOOK_AT_ONE_OF_OLD
+    };
+    let parameters: [Borrowed<'_>; 1] = [(&name, Type::TEXT)];
     let rows = connection
-        .query("look at the job", &LOOK_AT_ONE, &[(&name, Type::TEXT)])
+        .query("look at the job", sql, &parameters)
         .await?;
     Ok(rows.first().and_then(|row| {
         Some(Claimed {
             seal: row.get("seal"),
             table: row.get("tableoid"),
+            has_declarations,
+            running: Running::of(row, has_declarations),
             ..Claimed::outside(job_row(row)?, timestamp(row, "now"))
         })
     }))
@@ -197,9 +282,17 @@ static LOCK_HOLDER: LazyLock<String> = LazyLock::new(|| {
     format!("SELECT pid FROM pg_catalog.pg_locks WHERE granted AND {is_it}")
 });
 
+/// Finds the process of the session that runs a job, in a transaction or outside of one.
+pub(super) async fn holder(session: &Session, name: &str) -> Result<Option<i32>, DatabaseError> {
+    match holder_of(session, name, true).await? {
+        None => holder_of(session, name, false).await,
+        holder => Ok(holder),
+    }
+}
+
 /// Finds the process of the session that keeps a job from being run, as far as one can be found: a prepared transaction
 /// has none.
-pub(super) async fn holder(
+pub(super) async fn holder_of(
     session: &Session,
     name: &str,
     in_transaction: bool,
@@ -221,8 +314,8 @@ pub(super) async fn holder(
 /// has the row, or the job is declared otherwise.
 pub(super) async fn claim(
     connection: &Connection,
-    name: &str,
-    declared: &str,
+    tables: &Tables,
+    (name, declared): (&str, &str),
     tick: Timestamp,
 ) -> Result<Option<Claimed>, DatabaseError> {
     let tick = system_time(tick);
@@ -231,20 +324,22 @@ pub(super) async fn claim(
         (&declared, Type::TEXT),
         (&tick, Type::TIMESTAMPTZ),
     ];
-    lock_row(connection, &CLAIM, &parameters).await
+    lock_row(connection, tables, &CLAIM, &parameters).await
 }
 
 /// Locks the row of a job, whether or not a tick is due, in the transaction under way. `None` if another session has
 /// it.
 pub(super) async fn take(
     connection: &Connection,
+    tables: &Tables,
     name: &str,
 ) -> Result<Option<Claimed>, DatabaseError> {
-    lock_row(connection, &TAKE, &[(&name, Type::TEXT)]).await
+    lock_row(connection, tables, &TAKE, &[(&name, Type::TEXT)]).await
 }
 
 async fn lock_row(
     connection: &Connection,
+    tables: &Tables,
     sql: &str,
     parameters: &[Borrowed<'_>],
 ) -> Result<Option<Claimed>, DatabaseError> {
@@ -258,6 +353,8 @@ async fn lock_row(
             seal: row.get("seal"),
             table: row.get("tableoid"),
             locker: row.get("locker"),
+            has_declarations: tables.has_declarations,
+            running: None,
         })
     }))
 }

@@ -21,7 +21,7 @@ use super::locker::{OwnClaim, was_undone};
 use super::mark::{self, Mark, RunOutcome};
 use super::row::{self, Claimed, JobRow, Look};
 use super::settle::{Times, Worked, settle, settle_once};
-use super::tables;
+use super::tables::{self, Tables};
 use crate::context::{JobState, Progress, RunUnderWay, WorkerContext};
 use crate::database::{
     Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict, is_stale,
@@ -43,6 +43,14 @@ const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE A
 const PREPARED: &str = "SELECT pg_catalog.quote_ident(p.name) AS prepared FROM pg_catalog.pg_prepared_statements AS p \
     WHERE p.from_sql";
 
+/// Why a run could not be marked.
+const UNMARKED: &str = "the tick could not be marked where it was claimed: a statement ended that transaction, and what it \
+    committed may be done again, or the tables of jobs were replaced";
+
+/// The same outside of a transaction.
+const UNMARKED_OUTSIDE: &str = "the run could not be marked: another instance has recorded it as interrupted, since a statement \
+    gave its lock away, or an instance of an earlier version has declared the job differently meanwhile";
+
 /// The version of the server from which on it can end transactions that take too long, however busy they are.
 pub(super) const HAS_TRANSACTION_TIMEOUT: u32 = 17;
 
@@ -55,7 +63,7 @@ pub(super) struct Run<'r> {
     pub(super) job: &'r Job,
     pub(super) beside: &'r Beside,
     /// What the tables were when they were looked at.
-    pub(super) seal: &'r str,
+    pub(super) tables: &'r Tables,
     /// `true` for a run beside the schedule, which does not change which ticks are done.
     pub(super) is_once: bool,
     /// What the worker reports, and whether a tick has been begun.
@@ -120,7 +128,7 @@ impl<'r> Run<'r> {
         context: &'r WorkerContext,
         (name, job): (&'r str, &'r Job),
         beside: &'r Beside,
-        seal: &'r str,
+        tables: &'r Tables,
     ) -> Option<Self> {
         Some(Self {
             name,
@@ -128,7 +136,7 @@ impl<'r> Run<'r> {
             database: context.database()?,
             job,
             beside,
-            seal,
+            tables,
             is_once: false,
             progress: context.progress(),
             begun: Cell::new(false),
@@ -272,12 +280,12 @@ impl<'r> Run<'r> {
         connection: &Connection,
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
-        let declared = self.job.declared.as_str();
+        let whose = (self.name, self.job.declared.as_str());
         let begin = self.begin_writing(connection);
         // Both are sent at once.
         let (begun, claimed) = tokio::join!(
             connection.batch_execute("begin", &begin),
-            row::claim(connection, self.name, declared, tick)
+            row::claim(connection, self.tables, whose, tick)
         );
         begun?;
         let claimed = match claimed {
@@ -323,7 +331,7 @@ impl<'r> Run<'r> {
 
     /// `true` if the tables of jobs are as they were when they were looked at: a mark runs no code but bgworker's.
     pub(super) fn are_as_looked_at(&self, claimed: &Claimed) -> bool {
-        claimed.seal.as_deref() == Some(self.seal)
+        claimed.seal.as_deref() == Some(&*self.tables.seal)
     }
 
     pub(super) async fn run_claimed(
@@ -434,9 +442,10 @@ impl<'r> Run<'r> {
             connection.batch_execute("commit the run", "COMMIT")
         );
         if marked.as_ref().is_err_and(mark::is_unclaimed) {
-            let why = "the tick could not be marked where it was claimed: a statement ended that transaction, and what it committed may be \
-                       done again, or the tables of jobs were replaced";
-            return Ok(Ran::Unmarked(why));
+            return Ok(Ran::Unmarked(match &claimed.running {
+                Some(_) => UNMARKED_OUTSIDE,
+                None => UNMARKED,
+            }));
         }
         marked.and(committed)?;
         let after = mark.look_after(ended);

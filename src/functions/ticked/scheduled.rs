@@ -20,7 +20,7 @@ use super::lost::Losses;
 use super::past::{Ended, How, Past};
 use super::row::{JobRow, Look};
 use super::run::{Ran, Run};
-use super::tables;
+use super::tables::{self, Tables};
 use super::{FAILED_RUNS, GIVEN_UP, LATENESS, NEXT_TICK, RUNS, count};
 use crate::backoff::Spell;
 use crate::context::{JobState, Main, WorkerContext};
@@ -47,14 +47,16 @@ const UNRECORDED: &str =
 /// The routine of a job with ticks.
 pub(in crate::functions) struct Scheduled {
     lasting: Arc<Lasting>,
-    /// What the tables were when they were looked at; `None` if that is still to be done.
-    seal: Option<String>,
+    /// What the tables were when they were looked at, and when that was; `None` if it is still to be done.
+    tables: Option<(Arc<Tables>, Instant)>,
     was_ready: bool,
     seen: Seen,
     elsewhere: Elsewhere,
     undone: UndoneClaim,
     /// Why the last run outside of a transaction was lost, and how many runs were recorded before it.
     interrupted: Option<(i64, String)>,
+    /// Since when the row of the job is found in which another instance has declared it, and no instance runs it.
+    deserted: Elsewhere,
     /// What is wrong if an instance with other surroundings runs the job as well.
     shared: Option<Arc<str>>,
     /// Runs take longer than until the next tick.
@@ -66,6 +68,8 @@ pub(in crate::functions) struct Scheduled {
 pub(in crate::functions) struct Lasting {
     /// What this registration runs the job with, once it has declared the job: a restart does not declare it again.
     declared_as: OnceLock<String>,
+    /// Has this process listed as one that has the job.
+    listed: OnceLock<Listed>,
     /// The `history` that the kept runs were made to fit.
     history: Mutex<Option<u32>>,
     /// What is known of the job's last runs.
@@ -83,6 +87,37 @@ enum Seen {
     Idle(Instant),
     /// No look is needed: this is how the job's own run left the row.
     AfterRun(Box<Look>),
+}
+
+/// A job that this process is listed to have, until this is dropped.
+#[derive(Debug)]
+struct Listed {
+    database: Database,
+    dbname: Option<String>,
+    name: String,
+}
+
+// === impl Listed ===
+
+impl Listed {
+    fn new(database: &Database, name: &str, job: &Job) -> Self {
+        let dbname = job.database.clone();
+        database
+            .instance()
+            .has(dbname.as_deref(), name, &job.declared);
+        Self {
+            database: database.clone(),
+            dbname,
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let instance = self.database.instance();
+        instance.has_no_longer(self.dbname.as_deref(), &self.name);
+    }
 }
 
 // === impl Lasting ===
@@ -103,12 +138,13 @@ impl Scheduled {
     pub(in crate::functions) fn new(lasting: Arc<Lasting>) -> Self {
         Self {
             lasting,
-            seal: None,
+            tables: None,
             was_ready: false,
             seen: Seen::Nothing,
             elsewhere: Elsewhere::default(),
             undone: UndoneClaim::default(),
             interrupted: None,
+            deserted: Elsewhere::default(),
             shared: None,
             slow: Spell::default(),
         }
@@ -134,31 +170,47 @@ impl Scheduled {
             return Ok(Some(self.ran(context, ran, lost.took)));
         }
         // Another session runs it now, or what is left of the one that ended; or the tables were changed.
-        self.seal = None;
+        self.tables = None;
         Ok(Some(
             self.elsewhere(session, run, context, (row, now)).await?,
         ))
     }
 
-    /// What the tables are, which are looked at first if that is still to be done.
-    async fn seal(
+    /// What the tables are. They are looked at first if that is still to be done, and again each minute while they lack
+    /// something, which one worker of the process adds if the role may.
+    async fn tables(
         &mut self,
         session: &Session,
         context: &WorkerContext,
-    ) -> Result<String, CycleError> {
-        if let Some(seal) = &self.seal {
-            return Ok(seal.clone());
+        dbname: Option<&str>,
+    ) -> Result<Arc<Tables>, CycleError> {
+        if let Some((tables, looked_at)) = &self.tables
+            && (tables.lacks.is_none() || looked_at.elapsed() < SLEEP_MAX)
+        {
+            return Ok(Arc::clone(tables));
         }
-        let settings = context.database().map(Database::settings);
-        let trusted = settings.map_or(&[][..], |settings| &settings.trusted_owners);
-        let seal = tables::make(session, trusted).await?;
-        Ok(self.seal.insert(seal).clone())
+        let Some(database) = context.database() else {
+            return Ok(Arc::default());
+        };
+        let is_due = |what, every| database.instance().is_due(dbname, what, every);
+        let trusted = &database.settings().trusted_owners;
+        let completes = is_due("add to the tables", SLEEP_MAX / 2);
+        let tables = tables::make(session, trusted, completes).await?;
+        if let Some(lacks) = tables
+            .lacks
+            .as_ref()
+            .filter(|_| is_due("say what they lack", Duration::MAX))
+        {
+            warn!("{}", lacks.said());
+        }
+        let (tables, _) = self.tables.insert((Arc::new(tables), Instant::now()));
+        Ok(Arc::clone(tables))
     }
 
     /// Decides what follows from a look that failed.
     fn looked_in_vain(&mut self, error: DatabaseError) -> Result<Outcome, DatabaseError> {
         if tables::are_changed(&error) {
-            self.seal = None;
+            self.tables = None;
             return Ok(Outcome::Again(CHANGED.into()));
         }
         if error.sqlstate().is_some_and(is_missing) {
@@ -196,9 +248,23 @@ impl Scheduled {
             // Boxed so that cycles that only look do not pay for its size.
             Box::pin(run.run(tick)).await
         };
-        if !matches!(ran, Ok(Ran::Elsewhere)) {
-            self.elsewhere = Elsewhere::default();
+        if matches!(ran, Ok(Ran::Elsewhere)) {
+            return self.elsewhere(session, &run, context, (row, now)).await;
         }
+        self.elsewhere = Elsewhere::default();
+        self.tell_ran(&run, context, (row, now), (tick, begin), &mut ran);
+        Ok(self.ran(context, ran?, begin.elapsed()))
+    }
+
+    /// Reports what became of a run that began at this moment, as far as that does not follow from what it left.
+    fn tell_ran(
+        &mut self,
+        run: &Run<'_>,
+        context: &WorkerContext,
+        (row, now): (&JobRow, Timestamp),
+        (tick, begin): (Timestamp, Instant),
+        ran: &mut Result<Ran, DatabaseError>,
+    ) {
         if let Ok(Ran::Done { took, .. }) = &ran
             && let Some(slow) = gap::slow(tick, *took, &run.job.schedule, run.job.missed)
             && self.slow.is_news(Instant::now().into_std())
@@ -206,12 +272,11 @@ impl Scheduled {
             let worker = context.name();
             warn!(worker, "{worker}: {slow}");
         }
-        match &mut ran {
+        match ran {
             Ok(Ran::Done { .. } | Ran::Failed { .. }) => {
                 let late = now.duration_since(tick).unsigned_abs();
                 context.progress().observe(LATENESS, late);
             }
-            Ok(Ran::Elsewhere) => return self.elsewhere(session, &run, context, (row, now)).await,
             Ok(Ran::Unrecorded) => {
                 self.undone.found(row.runs, begin);
                 // What failed before is not made good by that.
@@ -227,15 +292,15 @@ impl Scheduled {
             }
             Ok(Ran::Interrupted(Some(why))) => was_lost(context.name(), tick, why),
             Ok(
-                Ran::Lost(_)
+                Ran::Elsewhere
+                | Ran::Lost(_)
                 | Ran::Conflicted(_)
                 | Ran::Unmarked(_)
                 | Ran::Changed
                 | Ran::Interrupted(None),
             ) => {}
-            Err(error) => self.could_not_run(&run, context, (row, now), tick, (begin, error)),
+            Err(error) => self.could_not_run(run, context, (row, now), tick, (begin, error)),
         }
-        Ok(self.ran(context, ran?, begin.elapsed()))
     }
 
     /// Reports an error that kept a run from beginning, or broke it off.
@@ -267,7 +332,7 @@ impl Scheduled {
     /// Has the next cycle look at the tables again if the role lacks a privilege: that look says which, and how to grant it.
     fn looks_again_after(&mut self, error: &DatabaseError) {
         if error.sqlstate().is_some_and(is_denied) {
-            self.seal = None;
+            self.tables = None;
         }
     }
 
@@ -312,7 +377,7 @@ impl Scheduled {
                 Outcome::Waits(why.to_owned().into())
             }
             Ran::Changed => {
-                self.seal = None;
+                self.tables = None;
                 Outcome::Again(CHANGED.into())
             }
             Ran::Lost(lost) | Ran::Conflicted(lost) => {
@@ -410,8 +475,9 @@ impl Routine for Scheduled {
             .database()
             .and_then(|database| database.settings().namespace.as_deref());
         let name = &*Job::name(context.name(), namespace);
-        let seal = self.seal(session, context).await?;
-        let look = self.look(session, context, ((name, job), &seal)).await;
+        let dbname = job.database.as_deref();
+        let tables = &self.tables(session, context, dbname).await?;
+        let look = self.look(session, context, ((name, job), tables)).await;
         let look = match look {
             Ok(look) => look,
             Err(error) => return Ok(self.looked_in_vain(error)?),
@@ -430,13 +496,14 @@ impl Routine for Scheduled {
             self.seen = Seen::Idle(look.asked);
             // The ticks are those of the other declaration.
             progress.coming(NEXT_TICK, None);
-            return Ok(self.stands_by(session, context, kept, seen, job).await?);
+            let mine = ((name, &**job), &**tables);
+            return Ok(self.is_anothers(session, context, seen, mine).await?);
         }
         let next = job.schedule.next(look.now);
         let next = next.map(|next| (next.as_second(), clock_at(next, look.now)));
         progress.coming(NEXT_TICK, next);
         self.notice(context, row);
-        let Some(run) = Run::of(context, (name, job), beside, &seal) else {
+        let Some(run) = Run::of(context, (name, job), beside, tables) else {
             return Ok(Outcome::Again("there is no database".into()));
         };
         if let Some(recorded) = self.record_lost(session, &run, context, seen).await? {
@@ -461,7 +528,7 @@ impl Routine for Scheduled {
     fn forget_prepared(&mut self) {}
 
     fn forget(&mut self) {
-        self.seal = None;
+        self.tables = None;
         self.seen = Seen::Nothing;
     }
 }

@@ -113,6 +113,25 @@ pub(super) fn settle_once(row: &JobRow, times: Times, worked: Worked<'_>) -> Mar
     )
 }
 
+/// What a tick leaves that was due by the schedule of a declaration that another one replaces: an entry in the history.
+pub(super) fn settle_left_out(row: &JobRow, tick: Timestamp) -> Mark {
+    let why = format!(
+        "no instance ran it: it was due by the schedule that {} had declared, and another instance has taken the job over",
+        row.declared_by
+    );
+    let times = Times {
+        tick,
+        took: Duration::ZERO,
+        ended: tick,
+    };
+    let failure = Failure::without_error(why);
+    Mark {
+        outcome: RunOutcome::GivenUp,
+        number: row.attempt,
+        ..mark(row.clone(), times, Worked::Failed(&failure))
+    }
+}
+
 fn mark(after: JobRow, Times { tick, took, .. }: Times, worked: Worked<'_>) -> Mark {
     let failure = worked.failure();
     Mark {

@@ -7,6 +7,7 @@ pub(crate) mod database;
 pub(crate) mod example;
 pub(crate) mod files;
 pub(crate) mod histories;
+pub(crate) mod jobs;
 pub(crate) mod log;
 pub(crate) mod proxy;
 pub(crate) mod rollup;

@@ -4,19 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::Scheduled;
 use crate::context::{JobState, WorkerContext};
-use crate::database::{DatabaseError, OneLine};
+use crate::database::{DatabaseError, OneLine, TELL_CHANGES_EVERY};
 use crate::functions::runner::{Nap, Outcome};
 use crate::functions::session::Session;
+use crate::functions::ticked::declare::{self, Declaring};
 use crate::functions::ticked::due::{OVERDUE_AFTER, due_for};
 use crate::functions::ticked::elsewhere::{ELSEWHERE, Elsewhere, SAID_AFTER, has_it};
 use crate::functions::ticked::job::{Job, Missed};
 use crate::functions::ticked::past::{self, ASK_EVERY};
 use crate::functions::ticked::row::{self, JobRow};
 use crate::functions::ticked::run::Run;
+use crate::functions::ticked::tables::Tables;
+use crate::functions::ticked::{declaration, surroundings};
 use crate::schedule::Timestamp;
+
+/// For how long a job must have been found deserted before it is taken over.
+const DESERTED_FOR: Duration = Duration::from_secs(8);
 
 // === impl Scheduled ===
 
@@ -61,6 +68,14 @@ impl Scheduled {
         state
     }
 
+    /// How soon other instances are to be told that the jobs of this process have changed, if they have.
+    fn until_told(&self, context: &WorkerContext) -> Option<Duration> {
+        let (tables, _) = self.tables.as_ref()?;
+        let (listed, database) = (self.lasting.listed.get()?, context.database()?);
+        let is_changed = database.instance().is_changed(listed.dbname.as_deref());
+        (is_changed && tables.instances.is_some()).then_some(TELL_CHANGES_EVERY)
+    }
+
     /// The outcome of a look that found nothing to do for this long. While the last run is one that failed, nothing has been
     /// made good.
     pub(super) async fn idle(
@@ -74,40 +89,145 @@ impl Scheduled {
         self.elsewhere = Elsewhere::default();
         let is_to_ask = self.learn(session, context, kept, (row, now)).await?;
         let wait = if is_to_ask { wait.min(ASK_EVERY) } else { wait };
+        let wait = self
+            .until_told(context)
+            .map_or(wait, |until| wait.min(until));
         Ok(match self.report(context, row, now) {
             JobState::Idle if self.lasting.past().is_made_good() => Outcome::Looked(Nap::For(wait)),
             _ => Outcome::Pending(Nap::For(wait)),
         })
     }
 
-    /// The outcome of a look that found the job declared by another instance, differently.
-    pub(super) async fn stands_by(
-        &self,
+    /// The outcome of a look that found the job declared differently.
+    pub(super) async fn is_anothers(
+        &mut self,
         session: &Session,
         context: &WorkerContext,
-        kept: (&str, u32),
         (row, now): (&JobRow, Timestamp),
-        job: &Job,
+        mine: ((&str, &Job), &Tables),
     ) -> Result<Outcome, DatabaseError> {
-        self.learn(session, context, kept, (row, now)).await?;
-        let by = OneLine(&row.declared_by);
-        let mut why = format!(
-            "the job is declared differently by {by}: this instance stands by. Give both the same configuration, or \
-             restart this one to declare it again: the last declaration wins"
-        );
+        if self.lasting.declared_as.get().is_none() {
+            let waiting = self.waits_to_declare(session, context, mine.0, row);
+            return waiting.await;
+        }
+        self.stands_by(session, context, (row, now), mine).await
+    }
+
+    /// The outcome of a look whose declaration waits for the end of a run.
+    async fn waits_to_declare(
+        &mut self,
+        session: &Session,
+        context: &WorkerContext,
+        (name, job): (&str, &Job),
+        row: &JobRow,
+    ) -> Result<Outcome, DatabaseError> {
+        let now = Instant::now();
+        let found = self.elsewhere.found(row, now);
+        let mut why = "the job runs as another instance has declared it: this one declares it once that run is over".to_owned();
+        let mut held = found;
+        if found >= SAID_AFTER {
+            let holder = row::holder(session, name).await?;
+            held = self.elsewhere.held_by(holder, now);
+            if let Some(pid) = holder {
+                why += &format!(" (PID {pid})");
+            }
+        }
+        let since = now.checked_sub(held).unwrap_or(now);
+        let progress = context.progress();
+        let is_overdue = held > job.longest_run();
+        let state = if is_overdue {
+            JobState::Overdue
+        } else {
+            JobState::Waiting
+        };
+        progress.job(state, since, Some(why.as_str().into()));
+        progress.is_able();
+        Ok(if is_overdue {
+            Outcome::Held(why)
+        } else {
+            Outcome::Pending(Nap::For(ELSEWHERE))
+        })
+    }
+
+    /// The outcome of a look that found the job declared by another instance, differently: this one stands by, or takes the job
+    /// over if no instance runs it.
+    async fn stands_by(
+        &mut self,
+        session: &Session,
+        context: &WorkerContext,
+        (row, now): (&JobRow, Timestamp),
+        ((name, job), tables): ((&str, &Job), &Tables),
+    ) -> Result<Outcome, DatabaseError> {
+        self.learn(session, context, (name, job.history), (row, now))
+            .await?;
+        let theirs = declare::ask(session, tables, name).await?.declaration;
+        let theirs = theirs.and_then(|text| declaration::schedule(&text, &row.declared));
+        let schedule = theirs.as_ref().unwrap_or(&job.schedule);
         // Whichever of its missed ticks the other one runs.
-        let due_for = due_for(row, now, &job.schedule, Missed::Once);
-        let state = if due_for >= OVERDUE_AFTER {
+        let due_for = due_for(row, now, schedule, Missed::Once);
+        let is_deserted = due_for >= OVERDUE_AFTER && row::holder(session, name).await?.is_none();
+        if !is_deserted {
+            self.deserted = Elsewhere::default();
+        } else if self.deserted.found(row, Instant::now()) >= DESERTED_FOR {
+            // One that has just started with that declaration may not have been seen before.
+            let due = schedule.newest(now);
+            let mine = ((name, job), tables);
+            if self
+                .takes_over(session, context, (row, now), due, mine)
+                .await?
+            {
+                return Ok(Outcome::Pending(Nap::AtOnce));
+            }
+        }
+        let (worker, by) = (context.name(), OneLine(&row.declared_by));
+        let mut why = format!(
+            "the job is declared differently by {by}: this instance stands by, until no instance with that declaration is seen \
+             and a tick is overdue. Give both the same configuration; to have the job done as this one has it: bgworker declare \
+             {worker:?}"
+        );
+        let mut state = JobState::DeclaredDifferently;
+        if is_deserted {
             let last = row.last_tick;
             why +=
                 &format!(". No instance has run it since its tick {last}: is the other one gone?");
-            JobState::Overdue
-        } else {
-            JobState::DeclaredDifferently
-        };
+            state = JobState::Overdue;
+        }
         let progress = context.progress();
         progress.job(state, Instant::now(), Some(why.as_str().into()));
         Ok(Outcome::Held(why))
+    }
+
+    /// Takes the job over, unless an instance with the declaration in force was seen of late, or is faster. `due` is the tick that
+    /// was due by the schedule in force.
+    async fn takes_over(
+        &self,
+        session: &Session,
+        context: &WorkerContext,
+        (row, now): (&JobRow, Timestamp),
+        due: Option<Timestamp>,
+        ((name, job), tables): ((&str, &Job), &Tables),
+    ) -> Result<bool, DatabaseError> {
+        if !tables.has_declarations || tables.instances.is_none() {
+            return Ok(false);
+        }
+        let own = self.lasting.declared_as.get();
+        let taking = Declaring {
+            name,
+            job,
+            by: &surroundings::instance(own.map_or("", |own| own)),
+            tables,
+        };
+        let due = due.filter(|_| job.is_of_another_schedule(&row.declared));
+        let is_taken = taking.take_over(session, (row, now), due).await?;
+        if is_taken {
+            let (worker, by, last) = (context.name(), OneLine(&row.declared_by), row.last_tick);
+            warn!(
+                worker,
+                "{worker}: takes over the job that {by} had declared differently, and that no instance has run since its \
+                 tick {last}"
+            );
+        }
+        Ok(is_taken)
     }
 
     /// The outcome of a look that found the last tick in the future.
@@ -145,7 +265,7 @@ impl Scheduled {
             return Ok(Outcome::Pending(Nap::For(ELSEWHERE)));
         }
         let in_transaction = run.job.transaction.is_some();
-        let holder = row::holder(session, run.name, in_transaction).await?;
+        let holder = row::holder_of(session, run.name, in_transaction).await?;
         let why = has_it(holder, in_transaction);
         let held = self.elsewhere.held_by(holder, now);
         let since = now.checked_sub(held).unwrap_or(now);
