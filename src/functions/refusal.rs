@@ -77,7 +77,7 @@ impl Refusal {
     }
 
     /// What follows from the name is not told, since the name is wrong, most likely.
-    pub(super) fn is_about_a_wrong_name(mut self) -> Self {
+    pub(super) fn of_a_wrong_name(mut self) -> Self {
         self.is_wrong_name = true;
         self
     }

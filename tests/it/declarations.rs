@@ -143,6 +143,19 @@ async fn an_earlier_version_that_declares_a_job_during_a_run_turns_no_tick_back_
 }
 
 #[actix::test]
+async fn what_an_earlier_version_declares_again_and_again_is_kept_once() {
+    let db = stage().await;
+    for _ in 0..3 {
+        let one = instance(&db, &every("1h", "SELECT 1")).await;
+        is_in_state(&one, JobState::Idle).await;
+        one.stop(Shutdown::Smart).await;
+        db.execute(FIRST_DECLARES).await;
+    }
+    let before = "SELECT declared_before::text FROM bgworker.job";
+    assert_eq!(db.value::<String>(before).await, "{first-version}");
+}
+
+#[actix::test]
 async fn a_run_whose_lock_was_given_away_is_recorded_once() {
     let db = stage().await;
     let sql = format!("{EFFECT};\nSELECT pg_advisory_unlock_all();\nSELECT pg_sleep(3)");

@@ -52,7 +52,7 @@ fn has_column<'t>(
         let has = table.columns.names();
         let fault = (fault.mend(does, mend)).note(&format!("; its columns are {has}"));
         faults.push(if is_wrong {
-            fault.is_about_a_wrong_name()
+            fault.of_a_wrong_name()
         } else {
             fault
         });

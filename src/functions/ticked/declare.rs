@@ -91,9 +91,9 @@ impl Declaring<'_> {
         let keep = match self.text() {
             Some(text) => format!(
                 ", declaration = {text}, declared_before = (SELECT pg_catalog.array_agg(l.d ORDER BY l.n) FROM (\
-                 SELECT u.d, u.n FROM pg_catalog.unnest(pg_catalog.array_append(\
-                 pg_catalog.array_remove(j.declared_before, {declared}), j.declared)) WITH ORDINALITY AS u (d, n) \
-                 ORDER BY u.n DESC LIMIT {KEPT}) AS l)"
+                 SELECT u.d, u.n FROM pg_catalog.unnest(pg_catalog.array_append(pg_catalog.array_remove(\
+                 pg_catalog.array_remove(j.declared_before, {declared}), j.declared), j.declared)) \
+                 WITH ORDINALITY AS u (d, n) ORDER BY u.n DESC LIMIT {KEPT}) AS l)"
             ),
             None => String::new(),
         };

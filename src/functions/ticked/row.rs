@@ -125,7 +125,7 @@ impl Running {
 
     /// When it began, as far as that is known: not before its tick.
     pub(super) fn began(&self) -> Option<Timestamp> {
-        self.since.or(self.tick.flatten())
+        self.since.or_else(|| self.tick.flatten())
     }
 
     /// Its tick, if the row shows it.
