@@ -55,7 +55,7 @@ pub(in crate::functions) struct Scheduled {
     undone: UndoneClaim,
     /// Why the last run outside of a transaction was lost, and how many runs were recorded before it.
     interrupted: Option<(i64, String)>,
-    /// Since when the row of the job is found in which another instance has declared it, and no instance runs it.
+    /// Since when this instance stands by and finds that no instance runs the job.
     deserted: Elsewhere,
     /// What is wrong if an instance with other surroundings runs the job as well.
     shared: Option<Arc<str>>,
