@@ -131,7 +131,7 @@ impl Database {
         application_name: &str,
         dbname: Option<&str>,
     ) -> Result<Connection, DatabaseError> {
-        let sharing = Sharing::Own;
+        let sharing = Sharing::Brief;
         self.server.connect(application_name, dbname, sharing).await
     }
 

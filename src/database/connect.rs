@@ -57,9 +57,14 @@ const WAS_REPLACED: &str = "server is on an older timeline than the primary that
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Sharing {
     Shared,
+    /// A worker's alone: it is opened only while enough descriptors are left.
     Own,
-    /// A job's connection: its statements are not bgworker's.
-    Job,
+    /// A look's or a command's: open for a moment.
+    Brief,
+    /// A job's connection: its statements are not bgworker's. One that is the job's own is opened as a worker's is.
+    Job {
+        is_own: bool,
+    },
 }
 
 /// Whether a session is of the kind that was asked for.
@@ -152,10 +157,7 @@ impl Server {
         dbname: Option<&str>,
         full: impl FnOnce(&DatabaseError),
     ) -> Result<Connection, DatabaseError> {
-        let connect = async || {
-            descriptors::leave_room()?;
-            self.connect(application_name, dbname, Sharing::Own).await
-        };
+        let connect = || self.connect(application_name, dbname, Sharing::Own);
         match connect().await {
             Err(error) if error.is_full() => full(&error),
             done => return done,
@@ -290,6 +292,10 @@ impl Server {
                 Attempt::Plain => None,
                 Attempt::EncryptedIfOffered | Attempt::Encrypted => connector.take(),
             };
+            if matches!(sharing, Sharing::Own | Sharing::Job { is_own: true }) {
+                // Right before the socket is made: of workers that connect at once, each counts the sockets of those before it.
+                descriptors::leave_room()?;
+            }
             match self.attempt(&config, host, tls).await {
                 Ok(connection) => return Ok(connection),
                 // The other way may not need TLS.
@@ -388,7 +394,7 @@ impl Server {
         let statement_timeout = statement_timeout.clamp(1, i32::MAX as u128);
         let lock_timeout = format!("-c lock_timeout={}", LOCK_TIMEOUT.as_millis());
         let shared = format!("{lock_timeout} -c max_parallel_workers_per_gather=0");
-        if matches!(sharing, Sharing::Job) {
+        if matches!(sharing, Sharing::Job { .. }) {
             return Some(format!("{theirs} {JOB_OPTIONS}"));
         }
         let (before, after) = match sharing {

@@ -71,7 +71,10 @@ impl Server {
             };
             let opened = match self.take_kept(dbname) {
                 Some(kept) => Ok(kept),
-                None => self.open(application_name, dbname).await,
+                None => {
+                    let sharing = Sharing::Job { is_own: !counts };
+                    self.open(application_name, dbname, sharing).await
+                }
             };
             match (opened, turn) {
                 (Err(error), Some(turn)) if error.class() == ErrorClass::Full => {
@@ -155,9 +158,10 @@ impl Server {
         &self,
         application_name: &str,
         dbname: Option<&str>,
+        sharing: Sharing,
     ) -> Result<Kept, DatabaseError> {
         let generation = self.generation.load(Ordering::Relaxed);
-        let connection = self.connect(application_name, dbname, Sharing::Job).await?;
+        let connection = self.connect(application_name, dbname, sharing).await?;
         // A server that does not say how long it has run can still run jobs.
         let life = ServerLife::of(&connection).await.ok().flatten();
         Ok(Kept {

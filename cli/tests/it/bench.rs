@@ -2,6 +2,7 @@
 
 use crate::program::{bgworker, run};
 use crate::support::database::TestDatabase;
+use crate::support::machine;
 
 fn small() -> std::process::Command {
     let mut command = bgworker();
@@ -20,6 +21,7 @@ fn small() -> std::process::Command {
 
 #[actix::test]
 async fn every_scenario_reports_figures_and_baselines_and_leaves_nothing_behind() {
+    let _machine = machine();
     let db = TestDatabase::new().await;
     let directory = tempfile::tempdir().unwrap();
     let page = directory.path().join("bench.html");

@@ -208,11 +208,16 @@ async fn fifty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() {
         actix::System::new().block_on(insert_until(&conninfo, &stopped))
     });
     let mut folds = 0;
-    for _ in 0..50 {
+    for round in 0..50 {
         // Each fold is a line.
         let mut command = run_command(&config.path);
         let mut daemon = Daemon::start(command.env("RUST_LOG", "info,bgworker=debug"));
-        daemon.wait_for("initialized");
+        // In half of the rounds it is killed while it folds, in the others also before.
+        daemon.wait_for(if round % 2 == 0 {
+            "is now"
+        } else {
+            "initialized"
+        });
         std::thread::sleep(Duration::from_millis(fastrand::u64(0..40)));
         daemon.signal(Signal::SIGKILL);
         daemon.wait();
@@ -229,10 +234,7 @@ async fn fifty_kills_at_random_moments_lose_nothing_and_count_nothing_twice() {
             .filter(|line| line.contains("is now"))
             .count();
     }
-    assert!(
-        folds > 50,
-        "it was not killed while it folded: {folds} folds"
-    );
+    assert!(folds >= 25, "{folds} folds");
     stop.send(()).unwrap();
     let inserted = inserter.join().unwrap();
     assert_eq!(db.sum(&counted).await, inserted);
@@ -336,29 +338,41 @@ async fn a_configuration_from_a_pipe_survives_a_reload() {
     changes_nothing(&mut daemon, &db, "can be read only once").await;
 }
 
+/// Runs the program, whose workers all connect at once, with fewer descriptors than these have connections.
+fn with_few_descriptors(config: &Config) -> (Daemon, String) {
+    let mut command = Command::new("bash");
+    let script = r#"ulimit -n 48; exec "$0" run --log-format text --config "$1""#;
+    command.args(["-c", script]);
+    command.env("BGWORKER_HTTP__LISTEN", "127.0.0.1:0");
+    command.env("BGWORKER_POSTMASTER__STARTS_PER_TICK", "40");
+    command.arg(bgworker().get_program()).arg(&config.path);
+    let mut daemon = Daemon::start(&mut command);
+    let url = url(&mut daemon);
+    (daemon, url)
+}
+
+/// Waits until this is said by `status`.
+async fn status_says(url: &str, what: &str) {
+    eventually(what, async || {
+        let (_, out, _) = run(bgworker().args(["status", "--url", url]));
+        out.contains(what)
+    })
+    .await;
+}
+
 #[actix::test]
 async fn a_process_that_runs_out_of_descriptors_does_not_take_its_server_for_away() {
     let db = TestDatabase::new().await;
     let schemas: Vec<_> = (0..40).map(|n| format!("s{n}")).collect();
     let schemas: Vec<_> = schemas.iter().map(String::as_str).collect();
     let config = Config::new(&on_their_own(&given(&db, "20ms", &schemas)));
-    let mut command = Command::new("bash");
-    let script = r#"ulimit -n 48; exec "$0" run --log-format text --config "$1""#;
-    command.args(["-c", script]);
-    command.env("BGWORKER_HTTP__LISTEN", "127.0.0.1:0");
-    command.arg(bgworker().get_program()).arg(&config.path);
-    let mut daemon = Daemon::start(&mut command);
-    let url = url(&mut daemon);
+    let (mut daemon, url) = with_few_descriptors(&config);
     wait_for_all(
         &mut daemon,
         &["initialized", "waits for room for its connection"],
     );
     tokio::time::sleep(2 * SECOND).await; // several attempts
-    eventually("a descriptor is left for it", async || {
-        let (_, out, _) = run(bgworker().args(["status", "--url", &url]));
-        out.contains("server is primary")
-    })
-    .await;
+    status_says(&url, "server is primary").await;
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().0, Some(0), "{:#?}", daemon.said);
     let said = daemon.said.join("\n");
@@ -370,6 +384,25 @@ async fn a_process_that_runs_out_of_descriptors_does_not_take_its_server_for_awa
     let made = |line: &&String| line.contains("INFO made the ");
     let others = daemon.said.len() - daemon.said.iter().filter(made).count();
     assert!(others < 110, "{said}");
+}
+
+#[actix::test]
+async fn jobs_with_connections_of_their_own_leave_descriptors_for_probes() {
+    let db = TestDatabase::new().await;
+    let given = given(&db, "1s", &["s"]);
+    let (database, _) = given.split_once("[[worker]]").unwrap();
+    let jobs = (0..40).map(|n| {
+        format!(
+            "[[worker]]\nname = \"j{n}\"\nfunction = \"sql\"\nevery = \"1s\"\nconnection = \"own\"\n\
+             sql = \"SELECT pg_sleep(3600)\"\n"
+        )
+    });
+    let config = Config::new(&(database.to_owned() + &jobs.collect::<String>()));
+    let (mut daemon, url) = with_few_descriptors(&config);
+    status_says(&url, "Too many open files").await;
+    status_says(&url, "server is primary").await;
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.wait().0, Some(0), "{:#?}", daemon.said);
 }
 
 #[actix::test]

@@ -18,8 +18,8 @@ use self::clients::{read, write};
 use self::disturbances::Disturbances;
 use crate::configuration::Config;
 use crate::support::database::TestDatabase;
-use crate::support::eventually;
 use crate::support::server::TestServer;
+use crate::support::{eventually, machine};
 
 /// A roll-up whose bad deltas wait, one whose bad deltas are set aside, a worker of the sample, and a job.
 const WORKERS: &str = r#"
@@ -95,6 +95,7 @@ async fn is_folded(db: &TestDatabase) {
 
 #[actix::test]
 async fn what_clients_have_written_is_there_at_every_moment_whatever_happens() {
+    let _machine = machine();
     let server = TestServer::start_with(&[
         ("max_connections", "200"),
         ("deadlock_timeout", "20ms"),
