@@ -131,7 +131,7 @@ impl Database {
         application_name: &str,
         dbname: Option<&str>,
     ) -> Result<Connection, DatabaseError> {
-        let sharing = Sharing::Brief;
+        let sharing = Sharing::Apart;
         self.server.connect(application_name, dbname, sharing).await
     }
 

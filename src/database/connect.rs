@@ -53,18 +53,17 @@ pub(super) const IS_STANDBY: &str = "server is in hot standby mode";
 const WAS_REPLACED: &str = "server is on an older timeline than the primary that was found before: another server was promoted \
     in its place (restart bgworker to use it all the same)";
 
-/// Whether other workers wait for what runs on a connection.
+/// Whose a connection is: that decides what its session is set to, and whether it may take one of the last descriptors.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Sharing {
+    /// That of workers which wait for each other's statements.
     Shared,
     /// A worker's alone: it is opened only while enough descriptors are left.
     Own,
-    /// A look's or a command's: open for a moment.
-    Brief,
+    /// That of a look, a vacuum or a command, or one that a worker in Rust opens by itself. It may take any descriptor.
+    Apart,
     /// A job's connection: its statements are not bgworker's. One that is the job's own is opened as a worker's is.
-    Job {
-        is_own: bool,
-    },
+    Job { is_own: bool },
 }
 
 /// Whether a session is of the kind that was asked for.

@@ -289,7 +289,7 @@ impl Server {
 
     /// Asks the servers at the addresses of a host, until one is a primary, or fails other than by being away or full.
     async fn ask_each_address(&self, host: usize) -> Vec<Result<Asked, DatabaseError>> {
-        let as_whom = ("bgworker", None, Sharing::Brief);
+        let as_whom = ("bgworker", None, Sharing::Apart);
         let mut answers = Vec::new();
         let wanted = TargetSessionAttrs::Primary;
         let asked = self.connect_to_host(host, as_whom, self.share(), wanted);
