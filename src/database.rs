@@ -21,6 +21,7 @@
 //!
 //! This is a façade: it must not hold the SQL of any worker.
 
+mod batch;
 mod cancel;
 mod connect;
 mod connection;
@@ -33,6 +34,7 @@ mod instance;
 mod jobs;
 mod notices;
 mod one_line;
+mod prepared;
 mod server;
 mod server_life;
 mod server_state;
@@ -46,6 +48,7 @@ use std::sync::Arc;
 
 use tokio::sync::SemaphorePermit;
 
+pub(crate) use self::batch::BrokeOff;
 pub use self::cancel::CancelToken;
 use self::connect::Sharing;
 pub(crate) use self::connection::GRACE;
@@ -60,6 +63,7 @@ pub(crate) use self::home::{HomeProbe, Tid, probe_all};
 pub(crate) use self::instance::{Instance, News, TELL_CHANGES_EVERY};
 pub(crate) use self::jobs::JobConnection;
 pub(crate) use self::one_line::OneLine;
+pub(crate) use self::prepared::in_full;
 use self::server::Server;
 pub use self::server::Settings;
 pub(crate) use self::server_life::{Continuity, ServerLife};
@@ -67,7 +71,7 @@ pub use self::server_state::{ServerState, ServerStatus};
 pub(crate) use self::shared::Answer;
 pub(crate) use self::sqlstate::{
     CANCELLED, Fault, SessionEnd, UNDONE, is_conflict, is_denied, is_for_no_transaction, is_locked,
-    is_missing, undone,
+    is_missing, is_of_prepared, is_of_savepoint, undone,
 };
 pub(crate) use self::sqlstate::{
     ErrorClass, is_made_already, is_of_a_row, is_of_columns, is_stale,

@@ -3,6 +3,7 @@
 //! When a deadline passes, the statement is cancelled on the server and the connection is given up: a late cancellation
 //! would hit the next statement.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -22,6 +23,7 @@ use super::cancel::CancelToken;
 use super::conninfo::Host;
 use super::error::{Cause, Report};
 use super::notices::Notices;
+use super::prepared::Prepared;
 use super::whereabouts::{Lookout, Origin, Whereabouts};
 use super::{DatabaseError, sqlstate, tls};
 
@@ -40,6 +42,8 @@ pub struct Connection {
     tls: Option<tls::Connector>,
     /// Whether statements may be prepared.
     prepare: bool,
+    /// What batches call by name.
+    prepared: Prepared,
     statement_deadline: Duration,
     /// `true` if a statement was sent and not answered.
     is_waiting: AtomicBool,
@@ -184,6 +188,7 @@ impl Connection {
             is_waiting: AtomicBool::new(false),
             tls,
             prepare,
+            prepared: Prepared::default(),
             statement_deadline,
             end,
             host,
@@ -240,6 +245,32 @@ impl Connection {
             }
             Statement(Form::Text(sql)) => self.query(doing, sql, &[]).await,
         }
+    }
+
+    /// Prepares statements that are called in batches from now on, where statements may be prepared and these are not yet.
+    pub(crate) async fn prepare_once(
+        &self,
+        doing: &'static str,
+        statements: &[Cow<'static, str>],
+    ) -> Result<(), DatabaseError> {
+        let new = self.prepared.prepare(statements).filter(|_| self.prepare);
+        let Some(new) = new else {
+            return Ok(());
+        };
+        self.batch_execute(doing, &new).await?;
+        self.prepared.are(statements);
+        Ok(())
+    }
+
+    /// SQL that runs a statement with these arguments, each of which is SQL: by its name where it is prepared, or else in
+    /// full.
+    pub(crate) fn call(&self, statement: &str, arguments: &[String]) -> String {
+        self.prepared.call(statement, arguments)
+    }
+
+    /// How many statements the session has prepared for batches.
+    pub(crate) fn prepared(&self) -> usize {
+        self.prepared.len()
     }
 
     /// Runs a statement once, in one round trip, and returns its rows.
@@ -392,7 +423,7 @@ impl Connection {
     }
 
     /// Waits for an answer until the deadline, and finds the cause if there is none.
-    async fn within<R>(
+    pub(super) async fn within<R>(
         &self,
         after: Duration,
         doing: &'static str,

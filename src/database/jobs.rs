@@ -18,7 +18,7 @@ use super::sqlstate::ErrorClass;
 
 /// Number of runs after which a connection is closed, to end what no reset of its session reaches: dblink connections,
 /// globals of languages, caches.
-const RUNS_MAX: u32 = 100;
+const RUNS_MAX: u32 = 1000;
 
 /// Time after which a connection is no longer used for another run: what is set for a role or a database counts for
 /// sessions that begin later.

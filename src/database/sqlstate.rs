@@ -269,6 +269,18 @@ pub(crate) fn is_of_columns(code: &str) -> bool {
     matches!(code, "42703" | "42883" | "42804")
 }
 
+/// Returns `true` if a savepoint is not there, or no transaction is under way (`invalid_savepoint_specification`,
+/// `no_active_sql_transaction`).
+pub(crate) fn is_of_savepoint(code: &str) -> bool {
+    matches!(code, "3B001" | "25P01")
+}
+
+/// Returns `true` if a prepared statement is not there, or another one has its name (`invalid_sql_statement_name`,
+/// `duplicate_prepared_statement`).
+pub(crate) fn is_of_prepared(code: &str) -> bool {
+    matches!(code, "26000" | "42P05")
+}
+
 /// Returns `true` if a row has changed since the snapshot of a transaction (`serialization_failure`).
 pub(crate) fn is_stale(code: &str) -> bool {
     code == "40001"

@@ -4,10 +4,13 @@
 //! the row and the server's clock, never from memory, so that instances need not know each other. Nothing here knows
 //! which kinds of [`Work`] there are.
 
+mod calls;
+mod claim;
 mod declaration;
 mod declare;
 mod due;
 mod elsewhere;
+mod ending;
 mod failure;
 mod gap;
 mod instances;
@@ -46,7 +49,7 @@ pub(super) use self::scheduled::{Lasting, Scheduled};
 pub(super) use self::tables::objects;
 pub use self::when::When;
 pub use self::work::{Tick, Work, WorkFuture};
-pub(super) use self::working::time_is_over;
+pub(super) use self::working::over;
 use crate::context::Progress;
 
 /// The figure that counts the runs that ended, whatever became of them.

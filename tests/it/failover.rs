@@ -321,8 +321,8 @@ async fn a_connection_that_reaches_the_new_primary_makes_the_others_leave_the_ol
     let postmaster = Postmaster::launch(Limits::default(), Some(database)).unwrap();
     let home = brisk(&table("s", "home")).initial_total(0);
     register(&postmaster, "home", home).await;
-    // Its connection is replaced after a hundred runs.
-    let often = every("50ms", EFFECT);
+    // Each of its runs has a new connection.
+    let often = format!("transaction = false\n{}", every("500ms", EFFECT));
     let settings = settings_of(&pair.on_primary, &[("often".to_owned(), &often)]);
     let _in_force = InForce::register(settings, postmaster).await.unwrap();
     eventually("it runs", || async {

@@ -104,6 +104,44 @@ async fn a_constraint_that_was_deferred_fails_the_work() {
 }
 
 #[actix::test]
+async fn the_time_of_a_run_is_over_also_while_a_constraint_is_checked_that_was_deferred() {
+    let db = stage().await;
+    db.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); RETURN NULL; END'; \
+         CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON effect DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    .await;
+    let job = in_transaction(insert).timeout(Duration::from_millis(200));
+    let instance = instance(&db, job).await;
+    let why = "sqlstate = '57014' AND message LIKE '%: the job''s \"timeout\" of 200ms was over'";
+    eventually("it fails", async || runs(&db, why).await > 0).await;
+    stop(instance).await;
+    assert_eq!(runs(&db, "outcome = 'done'").await, 0);
+}
+
+#[actix::test]
+async fn work_that_ends_its_transaction_is_not_marked_as_done() {
+    let db = stage().await;
+    for ends in ["COMMIT", "COMMIT; BEGIN", "COMMIT; BEGIN; SAVEPOINT run"] {
+        let work = async move |tick: &Tick<'_>| {
+            insert(tick).await?;
+            tick.connection().batch_execute("end it", ends).await?;
+            Ok(1)
+        };
+        let instance = instance(&db, in_transaction(work)).await;
+        eventually("it is said", async || {
+            let workers = instance.workers().await.unwrap();
+            let error = workers.registered[0].report.last_error.clone();
+            error.is_some_and(|error| error.contains("a statement ended that transaction"))
+        })
+        .await;
+        stop(instance).await;
+        assert_eq!(runs(&db, "true").await, 0, "{ends}");
+    }
+}
+
+#[actix::test]
 async fn work_that_takes_longer_than_its_timeout_fails() {
     let db = stage().await;
     let forever = async |tick: &Tick<'_>| {

@@ -26,6 +26,41 @@ async fn a_job_that_prepares_a_statement_can_do_so_in_each_run() {
 }
 
 #[actix::test]
+async fn jobs_that_deallocate_what_is_prepared_run_each_tick_once_and_disturb_no_other_job() {
+    let db = stage().await;
+    let deallocates = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
+    let takes_names = "DO $$ BEGIN FOR n IN 0..3 LOOP EXECUTE 'DEALLOCATE ALL'; \
+                       EXECUTE format('PREPARE %I AS SELECT 1', 'bgworker ' || n); END LOOP; END $$";
+    let naps =
+        format!("start_time = \"consistent_state\"\nnaptime = \"100ms\"\nsql = \"{deallocates}\"");
+    let jobs = [
+        every("100ms", &format!("{EFFECT}; {deallocates}")),
+        every("100ms", &format!("{EFFECT}; {takes_names}")),
+        every("100ms", EFFECT),
+        naps,
+    ];
+    let jobs: Vec<_> = (0..4).map(|n| format!("j{n}")).zip(&jobs).collect();
+    let jobs: Vec<_> = jobs
+        .iter()
+        .map(|(name, keys)| (name.clone(), keys.as_str()))
+        .collect();
+    // All of them run on one connection.
+    let conninfo = ConnInfo::parse(db.conninfo(), |_| None).unwrap();
+    let one = Database::new(conninfo, database::Settings::default().jobs(1)).unwrap();
+    let postmaster = Postmaster::launch(Limits::default(), Some(one)).unwrap();
+    let instance = Instance::register(&postmaster, settings_of(&db, &jobs)).await;
+    let often = "SELECT count(*) FROM bgworker.job WHERE runs >= 10";
+    eventually("each has run", async || {
+        runs(&db, "true").await > 0 && db.value::<i64>(often).await == 3
+    })
+    .await;
+    instance.stop(Shutdown::Smart).await;
+    assert_eq!(runs(&db, "outcome <> 'done'").await, 0);
+    let done: i64 = db.value("SELECT sum(runs)::bigint FROM bgworker.job").await;
+    assert_eq!(effects(&db).await, done);
+}
+
+#[actix::test]
 async fn a_job_does_not_write_into_a_database_that_was_made_read_only_and_uses_up_no_attempt() {
     let db = stage().await;
     let name: String = db.value("SELECT current_database()::text").await;

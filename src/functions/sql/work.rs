@@ -6,14 +6,11 @@ use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::statements::{InvalidStatements, Statement, check, split};
-use crate::database::{CANCELLED, Connection, DatabaseError, is_for_no_transaction};
-use crate::functions::ticked::{Failure, Tick, Work, WorkFuture, time_is_over};
+use crate::database::{Connection, DatabaseError, is_for_no_transaction};
+use crate::functions::ticked::{Failure, Tick, Work, WorkFuture, over};
 
 /// How much later than the server bgworker gives up on a statement.
 const SLACK: Duration = Duration::from_secs(1);
-
-/// How much earlier the server may end a statement, whose time has whole milliseconds.
-const PRECISION: Duration = Duration::from_millis(10);
 
 /// Sets the time that is left to a run in a transaction, and again what ends the transaction if the instance freezes.
 const BOUND: &str = "SELECT pg_catalog.set_config('statement_timeout', $1, true), \
@@ -54,8 +51,8 @@ impl Statements {
         statements.any(|statement| statement.sql.contains(WINDOW))
     }
 
-    /// Runs them one by one, and returns the number of rows written. `then` is sent together with the last one.
-    async fn run_within(&self, bounds: Bounds<'_>, then: Option<&str>) -> Result<u64, Failure> {
+    /// Runs them one by one, and returns the number of rows written.
+    async fn run_within(&self, bounds: Bounds<'_>) -> Result<u64, Failure> {
         let Bounds {
             connection,
             timeout,
@@ -63,7 +60,6 @@ impl Statements {
         } = bounds;
         let begin = Instant::now();
         let mut written = 0_u64;
-        let last = self.0.len().saturating_sub(1);
         for (index, statement) in self.0.iter().enumerate() {
             // The first statement has the whole timeout, which is already set.
             let left = timeout.saturating_sub(begin.elapsed());
@@ -73,26 +69,10 @@ impl Statements {
                     _ => bounds.shorten(left).await,
                 }
             };
-            let deadline = left + SLACK;
-            let running = connection.execute_within("run the job", &statement.sql, deadline);
-            let following = async {
-                match then.filter(|_| index == last) {
-                    // It may have to wait for the statement as well.
-                    Some(then) => {
-                        let deadline = 2 * deadline;
-                        let following = connection.execute_within("end the run", then, deadline);
-                        following.await.map(drop)
-                    }
-                    None => Ok(()),
-                }
-            };
-            let (shortened, ran, followed) = tokio::join!(shorten, running, following);
+            let running = connection.execute_within("run the job", &statement.sql, left + SLACK);
+            let (shortened, ran) = tokio::join!(shorten, running);
             shortened.map_err(Failure::of)?;
             let rows = ran.map_err(|error| self.failure(bounds, index, error, begin.elapsed()))?;
-            followed.map_err(|error| {
-                let why = format!("{error}{}", bounds.over(&error, begin.elapsed()));
-                Failure::saying(why, error)
-            })?;
             if statement.writes_rows() {
                 written = written.saturating_add(rows);
             }
@@ -126,7 +106,7 @@ impl Statements {
             }
             _ => "",
         };
-        let over = bounds.over(&error, took);
+        let over = over(bounds.timeout, &error, took);
         let why = format!("statement {number} ({place}): {error}{hint}{over}");
         Failure::of_statement(why, error)
     }
@@ -139,7 +119,7 @@ impl Work for Statements {
             in_transaction: tick.is_in_transaction(),
             timeout: tick.timeout(),
         };
-        Box::pin(self.run_within(bounds, tick.take_then()))
+        Box::pin(self.run_within(bounds))
     }
 }
 
@@ -157,15 +137,5 @@ impl Bounds<'_> {
         let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&left, Type::TEXT)];
         let bounding = self.connection.query("bound the run", bound, &parameters);
         bounding.await.map(drop)
-    }
-
-    /// What there is to say of a statement that was cancelled because the time of its run was over.
-    fn over(self, error: &DatabaseError, took: Duration) -> String {
-        let is_over = took + PRECISION >= self.timeout && error.sqlstate() == Some(CANCELLED);
-        if is_over {
-            format!(": {}", time_is_over(self.timeout))
-        } else {
-            String::new()
-        }
     }
 }

@@ -11,7 +11,7 @@ use super::mark;
 use super::row::{self, NUMBER, timestamptz};
 use super::settle::settle_left_out;
 use super::tables::{self, Tables};
-use crate::database::DatabaseError;
+use crate::database::{DatabaseError, in_full};
 use crate::functions::advisory_lock::LockClass;
 use crate::functions::quote::literal;
 use crate::functions::session::Session;
@@ -196,7 +196,8 @@ impl Declaring<'_> {
                 let update = self.replace(now, counts, &condition);
                 let mark = settle_left_out(row, tick);
                 let taken = "EXISTS (SELECT FROM job) AS was_taken";
-                mark::with_entry(self.name, self.job.history, &update, (&mark, taken))
+                let arguments = mark::arguments(self.name, self.job.history, &mark);
+                mark::with_entry(&update, &in_full(&mark::entry(taken), &arguments))
             }
             None => self.replace(now, "", &condition) + " RETURNING true AS was_taken",
         };

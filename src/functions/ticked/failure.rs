@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::row::Claimed;
+use super::claim::Claimed;
 use crate::database::{DatabaseError, ErrorClass, ServerLife, SessionEnd};
 
 /// A run whose session ended before it was marked.

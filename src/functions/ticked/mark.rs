@@ -1,14 +1,16 @@
 //! The mark of a run: its changes to the row of its job, and its entry in the ring of runs.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::row::{Claimed, JobRow, Look, timestamptz};
+use super::claim::Claimed;
+use super::row::{JobRow, Look, timestamptz};
 use super::tables::{self, Tables};
-use crate::database::{Connection, DatabaseError};
+use crate::database::{DatabaseError, in_full};
 use crate::functions::quote::literal;
 use crate::functions::session::Session;
 
@@ -86,43 +88,70 @@ impl Mark {
 const UNCLAIMED: &str = "unclaimed";
 
 /// What follows if the transaction is not the one that claimed the tick: a cast from text to a number fails and ends the
-/// transaction. The text depends on rows, or the planner would evaluate it.
+/// transaction. The text has a number that only the session knows, or the planner would evaluate it.
 static IS_CLAIMED: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "CASE WHEN EXISTS (SELECT FROM job) THEN 1 ELSE pg_catalog.format('bgworker[{UNCLAIMED}]: %s rows are this transaction''s', \
-         (SELECT pg_catalog.count(*) FROM job))::pg_catalog.int4 END"
+        "coalesce((SELECT 1 FROM job), pg_catalog.format('bgworker[{UNCLAIMED}]: no row is that of the transaction of process %s', \
+         pg_catalog.pg_backend_pid())::pg_catalog.int4)"
     )
 });
+
+/// Gives back the locks of a session, and counts what is prepared in it.
+pub(super) const LEAVE: &str = "pg_catalog.pg_advisory_unlock_all(), \
+    pg_catalog.cardinality(ARRAY(SELECT p.name FROM pg_catalog.pg_prepared_statements AS p WHERE p.from_sql)) AS prepared";
+
+/// What a mark returns.
+static MARKED: LazyLock<String> = LazyLock::new(|| format!("{}, {LEAVE}", *IS_CLAIMED));
 
 /// Whether a run was recorded.
 const WAS_RECORDED: &str = "EXISTS (SELECT FROM job) AS was_recorded";
 
-/// Marks what became of a run. Fails if this is no longer the transaction that claimed the tick; [`is_unclaimed`] tells
-/// that error from others.
-pub(super) async fn mark(
-    connection: &Connection,
+/// The arguments that each mark has: its entry, and the row from then on. A statement may have more, from here on.
+const ARGUMENTS: usize = 15;
+
+/// The row is that of the transaction which claimed the tick. The schema may have been renamed, and there may be another table of
+/// that name now.
+const IS_SAME: &str = "pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) $16 \
+    AND j.tableoid OPERATOR(pg_catalog.=) $17::pg_catalog.oid";
+
+/// The marks of runs that are one transaction, on tables of the first versions and on complete ones.
+static IN_TRANSACTION: LazyLock<[String; 2]> = LazyLock::new(|| {
+    [false, true].map(|has_declarations| {
+        let update = update(changes(has_declarations), IS_SAME);
+        with_entry(&update, &entry(&MARKED))
+    })
+});
+
+/// What marks a run that is one transaction, to be prepared.
+pub(super) fn in_transaction(has_declarations: bool) -> &'static str {
+    &IN_TRANSACTION[usize::from(has_declarations)]
+}
+
+/// A statement that marks what became of a run, and its arguments. It fails if the transaction is no longer the one that
+/// claimed the tick; [`is_unclaimed`] tells that error from others.
+pub(super) fn mark(
     name: &str,
     claimed: &Claimed,
     history: u32,
     mark: &Mark,
-) -> Result<(), DatabaseError> {
-    // The schema may have been renamed, and there may be another table of that name now.
-    let mut is_same = format!(
-        "pg_catalog.pg_current_xact_id()::pg_catalog.text OPERATOR(pg_catalog.=) {} \
-         AND j.tableoid OPERATOR(pg_catalog.=) {}::pg_catalog.oid",
-        literal(&claimed.transaction),
-        claimed.table
-    );
-    if let Some(running) = &claimed.running {
-        is_same += &format!(
-            " AND j.declared OPERATOR(pg_catalog.=) {} AND {}",
-            literal(&claimed.row.declared),
-            running.is_in_row()
-        );
-    }
-    let update = update(name, (mark, claimed.has_declarations), &is_same);
-    let sql = with_entry(name, history, &update, (mark, &IS_CLAIMED));
-    connection.batch_execute("mark the tick", &sql).await
+) -> (Cow<'static, str>, Vec<String>) {
+    let has_declarations = claimed.has_declarations;
+    let mut arguments = arguments(name, history, mark);
+    arguments.extend([literal(&claimed.transaction), claimed.table.to_string()]);
+    let is_running = claimed.running.as_ref().map(|running| {
+        arguments.push(literal(&claimed.row.declared));
+        let is_in_row = running.is_in_row();
+        format!("{IS_SAME} AND j.declared OPERATOR(pg_catalog.=) $18 AND {is_in_row}")
+    });
+    let statement = match is_running {
+        None if mark.outcome != RunOutcome::Once => in_transaction(has_declarations).into(),
+        is_running => {
+            let changes = changes_of(mark, has_declarations);
+            let update = update(changes, is_running.as_deref().unwrap_or(IS_SAME));
+            with_entry(&update, &entry(&MARKED)).into()
+        }
+    };
+    (statement, arguments)
 }
 
 /// Marks what became of a run whose session has ended. Returns `false` if the row has changed since it was claimed,
@@ -134,17 +163,17 @@ pub(super) async fn record(
     history: u32,
     mark: &Mark,
 ) -> Result<bool, DatabaseError> {
-    let is_unchanged = format!(
-        "j.name OPERATOR(pg_catalog.=) (SELECT k.name FROM bgworker.job AS k WHERE k.name OPERATOR(pg_catalog.=) {} \
-         AND k.declared OPERATOR(pg_catalog.=) {} AND k.last_tick OPERATOR(pg_catalog.=) {} \
-         AND k.attempt OPERATOR(pg_catalog.=) {} FOR UPDATE SKIP LOCKED)",
-        literal(name),
+    let is_unchanged = "j.name OPERATOR(pg_catalog.=) (SELECT k.name FROM bgworker.job AS k \
+         WHERE k.name OPERATOR(pg_catalog.=) $1 AND k.declared OPERATOR(pg_catalog.=) $16 \
+         AND k.last_tick OPERATOR(pg_catalog.=) $17 AND k.attempt OPERATOR(pg_catalog.=) $18 FOR UPDATE SKIP LOCKED)";
+    let mut arguments = arguments(name, history, mark);
+    arguments.extend([
         literal(&claimed.declared),
         timestamptz(claimed.last_tick),
-        claimed.attempt
-    );
-    let update = update(name, (mark, tables.has_declarations), &is_unchanged);
-    let sql = with_entry(name, history, &update, (mark, WAS_RECORDED));
+        claimed.attempt.to_string(),
+    ]);
+    let update = update(changes_of(mark, tables.has_declarations), is_unchanged);
+    let sql = in_full(&with_entry(&update, &entry(WAS_RECORDED)), &arguments);
     let sql = tables::write(&tables.seal, &sql);
     match session.simple_query("record the run", &sql).await {
         Err(error) if tables::are_changed(&error) => Ok(false),
@@ -156,39 +185,28 @@ pub(super) async fn record(
 }
 
 /// The change of a mark to the row of its job, under a condition.
-fn update(name: &str, (mark, has_declarations): (&Mark, bool), condition: &str) -> String {
+fn update(changes: &str, condition: &str) -> String {
     format!(
-        "UPDATE bgworker.job AS j SET {}runs = j.runs OPERATOR(pg_catalog.+) 1 \
-         WHERE j.name OPERATOR(pg_catalog.=) {} AND {condition}",
-        changes(mark, has_declarations),
-        literal(name)
+        "UPDATE bgworker.job AS j SET {changes}runs = j.runs OPERATOR(pg_catalog.+) 1 \
+         WHERE j.name OPERATOR(pg_catalog.=) $1 AND {condition}"
     )
 }
 
-/// A statement that changes the row of a job, which counts one run more, and makes the entry of that run if it has changed the
-/// row; with a result.
-pub(super) fn with_entry(
-    name: &str,
-    history: u32,
-    update: &str,
-    (mark, result): (&Mark, &str),
-) -> String {
-    let (name, tick, took) = (literal(name), timestamptz(mark.tick), interval(mark.took));
-    let number =
-        |number: Option<u64>| number.map_or_else(|| "NULL".to_owned(), |it| it.to_string());
-    let text = |text: Option<&str>| text.map_or_else(|| "NULL".to_owned(), literal);
-    let (outcome, attempt, rows) = (literal(mark.outcome.word()), mark.number, number(mark.rows));
-    let (sqlstate, message) = (
-        text(mark.sqlstate.as_deref()),
-        text(mark.message.as_deref()),
-    );
+/// A statement that changes the row of a job, which counts one run more, and makes the [`entry`] of that run if it has changed
+/// the row.
+pub(super) fn with_entry(update: &str, entry: &str) -> String {
+    format!("WITH job AS ({update} RETURNING j.runs), {entry}")
+}
+
+/// The part of a statement that makes the entry of a run from its [`arguments`], and what the statement returns.
+pub(super) fn entry(result: &str) -> String {
     format!(
-        "WITH job AS ({update} RETURNING j.runs), \
-         run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, \
-         rows, sqlstate, message) SELECT {name}, \
-         (job.runs OPERATOR(pg_catalog.%) {history}::pg_catalog.int8)::pg_catalog.int4, job.runs, {tick}, \
-         pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) {took}, pg_catalog.clock_timestamp(), {outcome}, {attempt}, \
-         {rows}, {sqlstate}, {message} FROM job WHERE {history}::pg_catalog.int8 OPERATOR(pg_catalog.>) 0 \
+        "run AS (INSERT INTO bgworker.job_run AS r (name, slot, run, tick, started_at, finished_at, outcome, attempt, \
+         rows, sqlstate, message) SELECT $1::pg_catalog.text, \
+         (job.runs OPERATOR(pg_catalog.%) $2::pg_catalog.int8)::pg_catalog.int4, job.runs, $3::pg_catalog.timestamptz, \
+         pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $4::pg_catalog.interval, pg_catalog.clock_timestamp(), \
+         $5::pg_catalog.text, $6::pg_catalog.int4, $7::pg_catalog.int8, $8::pg_catalog.text, $9::pg_catalog.text \
+         FROM job WHERE $2::pg_catalog.int8 OPERATOR(pg_catalog.>) 0 \
          ON CONFLICT (name, slot) DO UPDATE SET run = excluded.run, tick = excluded.tick, \
          started_at = excluded.started_at, finished_at = excluded.finished_at, outcome = excluded.outcome, \
          attempt = excluded.attempt, rows = excluded.rows, sqlstate = excluded.sqlstate, message = excluded.message) \
@@ -196,44 +214,55 @@ pub(super) fn with_entry(
     )
 }
 
-/// The changes to the row of a job when a run on its schedule is over. A run beside the schedule makes none of them. The last
-/// tick moves only forward, whatever others have done to a row that was not locked.
-fn changes(mark: &Mark, has_declarations: bool) -> String {
-    if mark.outcome == RunOutcome::Once {
-        return String::new();
-    }
-    let JobRow {
-        last_tick,
-        last_done,
-        attempt,
-        attempt_tick,
-        retry_at,
-        running_since,
-        ..
-    } = &mark.after;
-    let time = |time: &Option<Timestamp>| time.map_or_else(|| "NULL".to_owned(), timestamptz);
-    let running_tick = if has_declarations {
-        "running_tick = NULL, "
+/// The changes to the row of a job when a run on its schedule is over. The last tick moves only forward, whatever others have
+/// done to a row that was not locked.
+const fn changes(has_declarations: bool) -> &'static str {
+    if has_declarations {
+        "last_tick = greatest(j.last_tick, $10::pg_catalog.timestamptz), last_done = $11::pg_catalog.timestamptz, \
+         attempt = $12::pg_catalog.int4, attempt_tick = $13::pg_catalog.timestamptz, \
+         retry_at = $14::pg_catalog.timestamptz, running_since = $15::pg_catalog.timestamptz, running_tick = NULL, "
     } else {
-        ""
-    };
-    format!(
-        "last_tick = greatest(j.last_tick, {}), last_done = {}, attempt = {attempt}, attempt_tick = {}, retry_at = {}, \
-         running_since = {}, {running_tick}",
-        timestamptz(*last_tick),
-        timestamptz(*last_done),
-        time(attempt_tick),
-        time(retry_at),
-        time(running_since)
-    )
+        "last_tick = greatest(j.last_tick, $10::pg_catalog.timestamptz), last_done = $11::pg_catalog.timestamptz, \
+         attempt = $12::pg_catalog.int4, attempt_tick = $13::pg_catalog.timestamptz, \
+         retry_at = $14::pg_catalog.timestamptz, running_since = $15::pg_catalog.timestamptz, "
+    }
+}
+
+/// The same for this run. One beside the schedule makes none of them.
+fn changes_of(mark: &Mark, has_declarations: bool) -> &'static str {
+    match mark.outcome {
+        RunOutcome::Once => "",
+        _ => changes(has_declarations),
+    }
+}
+
+/// What a mark says, as the arguments `$1` to `$15` of the statement that makes it.
+pub(super) fn arguments(name: &str, history: u32, mark: &Mark) -> Vec<String> {
+    let null = || "NULL".to_owned();
+    let text = |text: &Option<String>| text.as_deref().map_or_else(null, literal);
+    let time = |time: Option<Timestamp>| time.map_or_else(null, timestamptz);
+    let after = &mark.after;
+    let arguments: [String; ARGUMENTS] = [
+        literal(name),
+        history.to_string(),
+        timestamptz(mark.tick),
+        format!("'{} seconds'", mark.took.as_secs_f64()),
+        literal(mark.outcome.word()),
+        mark.number.to_string(),
+        mark.rows.map_or_else(null, |rows| rows.to_string()),
+        text(&mark.sqlstate),
+        text(&mark.message),
+        timestamptz(after.last_tick),
+        timestamptz(after.last_done),
+        after.attempt.to_string(),
+        time(after.attempt_tick),
+        time(after.retry_at),
+        time(after.running_since),
+    ];
+    arguments.into()
 }
 
 /// `true` for the error of [`mark`] in a transaction that did not claim the tick.
 pub(super) fn is_unclaimed(error: &DatabaseError) -> bool {
     error.undone().is_some_and(|(word, _)| word == UNCLAIMED)
-}
-
-/// A duration as SQL.
-fn interval(time: Duration) -> String {
-    format!("'{} seconds'::pg_catalog.interval", time.as_secs_f64())
 }

@@ -74,16 +74,19 @@ impl Run<'_> {
         let _under_way = self.begin_run();
         // There is no tick, and no row.
         let (row, tick) = (JobRow::new(Timestamp::UNIX_EPOCH), Timestamp::UNIX_EPOCH);
-        let worked = self.work(connection, &row, tick, None).await;
+        let worked = self.work(connection, &row, tick).await;
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,
             ControlFlow::Break(end) => return end.map(|_| Untracked::Interrupted),
         };
         let ran = match worked {
             Ok(rows) => {
-                self.leave(connection, "").await?;
-                connection.batch_execute("commit the run", "COMMIT").await?;
-                job_connection.keep().await;
+                self.leave_and_commit(connection).await?;
+                if self.is_clean.get() {
+                    job_connection.keep().await;
+                } else {
+                    job_connection.close().await;
+                }
                 Untracked::Done {
                     rows,
                     took: begun.elapsed(),

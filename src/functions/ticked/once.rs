@@ -9,12 +9,14 @@ use jiff::Timestamp;
 use thiserror::Error;
 use tokio::time::Instant;
 
+use super::claim::{self, Claimed};
 use super::declare::Declaring;
+use super::ending::CHECK_CONSTRAINTS;
 use super::failure::Failure;
 use super::job::Job;
 use super::napping::Untracked;
 use super::outside::lock;
-use super::row::{self, Claimed, JobRow};
+use super::row::{self, JobRow};
 use super::run::{Ran, Run};
 use super::surroundings;
 use super::tables::{self, Tables, TablesError};
@@ -135,6 +137,8 @@ pub async fn once(
         is_once: true,
         progress: &progress,
         begun: Cell::new(false),
+        deallocates: Cell::new(true),
+        is_clean: Cell::new(true),
         own: None,
         interrupted_by: None,
         is_over: true,
@@ -241,7 +245,7 @@ async fn in_transaction(
     connection
         .batch_execute("begin", &run.begin_writing(connection))
         .await?;
-    let Some(taken) = row::take(connection, run.tables, run.name).await? else {
+    let Some(taken) = claim::take(connection, run.tables, run.name).await? else {
         return Ok(Ran::Elsewhere);
     };
     if !run.are_as_looked_at(&taken) {
@@ -259,7 +263,8 @@ async fn outside(
     if !lock(connection, run.name).await? {
         return Ok(Ran::Elsewhere);
     }
-    let Some(claimed) = row::look_at_one(connection, run.name, run.tables.has_declarations).await?
+    let Some(claimed) =
+        claim::look_at_one(connection, run.name, run.tables.has_declarations).await?
     else {
         return Ok(Ran::Elsewhere);
     };
@@ -287,8 +292,14 @@ async fn dry_run(
         JobRow::new(run.job.schedule.newest(before).unwrap_or(before)),
         now,
     );
-    let worked = run.work_through_conflicts(connection, &claimed, tick).await;
-    let rows = worked.map_err(|Failure { why, .. }| OnceError::Failed(why))?;
+    let end = async |rows| {
+        let checking = connection.execute_within("end the run", CHECK_CONSTRAINTS, run.job.timeout);
+        checking.await.map(|_| rows).map_err(Failure::of)
+    };
+    let working = run.work_through_conflicts(connection, &claimed, tick, end);
+    let rows = working
+        .await
+        .map_err(|Failure { why, .. }| OnceError::Failed(why))?;
     let took = claimed.at.elapsed();
     let changes = changes(connection).await?;
     connection.batch_execute("undo it", "ROLLBACK").await?;

@@ -12,9 +12,10 @@ use jiff::Timestamp;
 use tokio_postgres::SimpleQueryRow;
 use tokio_postgres::types::Type;
 
+use super::claim::{self, Claimed};
 use super::due::{Due, due, interrupted};
 use super::failure::Failure;
-use super::row::{self, Borrowed, Claimed, JobRow, NUMBER, Running, timestamptz};
+use super::row::{Borrowed, JobRow, NUMBER, Running, timestamptz};
 use super::run::{HAS_TRANSACTION_TIMEOUT, Ran, Run, bounds};
 use super::tables::{self, LOCK as LOCK_TABLES, SEAL, Tables};
 use crate::database::{Connection, DatabaseError, OneLine};
@@ -105,7 +106,7 @@ impl Run<'_> {
             return Ok(Ran::Elsewhere);
         }
         let has_declarations = self.tables.has_declarations;
-        let looked = row::look_at_one(connection, name, has_declarations).await?;
+        let looked = claim::look_at_one(connection, name, has_declarations).await?;
         let declared = &self.job.declared;
         let Some(mut claimed) = looked.filter(|looked| looked.row.declared == *declared) else {
             return Ok(Ran::Elsewhere);
@@ -171,7 +172,7 @@ impl Run<'_> {
             claimed.row.last_done
         );
         connection.batch_execute("begin the run", &settings).await?;
-        let worked = self.work(connection, &claimed.row, tick, None).await;
+        let worked = self.work(connection, &claimed.row, tick).await;
         // A run that is cut short was interrupted, and its row shows that.
         let worked = match self.unless_cut_short(worked) {
             ControlFlow::Continue(worked) => worked,

@@ -9,11 +9,9 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Row, SimpleQueryRow};
 
-use super::locker::LOCKER;
-use super::tables::{SEAL, Tables};
 use crate::database::{Connection, DatabaseError};
 use crate::functions::advisory_lock::LockClass;
 use crate::functions::session::Session;
@@ -61,27 +59,6 @@ pub(super) struct Running {
     tick: Option<Option<Timestamp>>,
 }
 
-/// A tick that was claimed: its row is locked until the transaction ends.
-#[derive(Clone, Debug)]
-pub(super) struct Claimed {
-    pub(super) row: JobRow,
-    pub(super) now: Timestamp,
-    /// The time of the claim by this process's clock.
-    pub(super) at: Instant,
-    /// The transaction that holds the claim.
-    pub(super) transaction: String,
-    /// The [`SEAL`] of the tables in that transaction.
-    pub(super) seal: Option<String>,
-    /// The OID of the table that has the row.
-    pub(super) table: u32,
-    /// The `xid` of the transaction that locked the row before, unless it is the one that wrote the row.
-    pub(super) locker: Option<String>,
-    /// The rows of jobs have the columns that those of the first versions lack.
-    pub(super) has_declarations: bool,
-    /// The run outside of a transaction that the row shows, if it shows one.
-    pub(super) running: Option<Running>,
-}
-
 // === impl JobRow ===
 
 impl JobRow {
@@ -113,13 +90,9 @@ impl Running {
     }
 
     /// The run that a row shows, if it shows one.
-    fn of(row: &Row, has_declarations: bool) -> Option<Self> {
-        let time = |column| {
-            let time: Option<SystemTime> = row.get(column);
-            time.and_then(to_timestamp)
-        };
-        let since = time("running_since");
-        let tick = has_declarations.then(|| time("running_tick"));
+    pub(super) fn of(row: &Row, has_declarations: bool) -> Option<Self> {
+        let since = row.time("running_since");
+        let tick = has_declarations.then(|| row.time("running_tick"));
         (since.is_some() || tick.flatten().is_some()).then_some(Self { since, tick })
     }
 
@@ -157,28 +130,16 @@ impl Running {
     }
 }
 
-// === impl Claimed ===
-
-impl Claimed {
-    /// A claim for a job that runs outside of a transaction, or for a dry run.
-    pub(super) fn outside(row: JobRow, now: Timestamp) -> Self {
-        Self {
-            row,
-            now,
-            at: Instant::now(),
-            transaction: String::new(),
-            seal: None,
-            table: 0,
-            locker: None,
-            has_declarations: false,
-            running: None,
-        }
-    }
+/// What a statement has found, in whichever form it was sent.
+pub(super) trait Found {
+    fn text(&self, column: &str) -> Option<&str>;
+    fn number(&self, column: &str) -> Option<i64>;
+    fn time(&self, column: &str) -> Option<Timestamp>;
 }
 
 /// The columns of a row `j`, as [`job_row`] reads them.
-const COLUMNS: &str = "j.last_tick, j.last_done, j.attempt, j.attempt_tick, j.retry_at, j.running_since, j.runs, j.declared, \
-    j.declared_by";
+pub(super) const COLUMNS: &str = "j.last_tick, j.last_done, j.attempt::pg_catalog.int8 AS attempt, j.attempt_tick, j.retry_at, \
+    j.running_since, j.runs, j.declared, j.declared_by";
 
 /// Looks at all jobs of the database; without any, the result is one row of NULL and the server's clock.
 static LOOK: LazyLock<String> = LazyLock::new(|| {
@@ -187,64 +148,6 @@ static LOOK: LazyLock<String> = LazyLock::new(|| {
          LEFT JOIN bgworker.job AS j ON true ORDER BY j.name COLLATE pg_catalog.\"C\""
     )
 });
-
-/// Looks at one job, with the columns that the first versions have not made.
-static LOOK_AT_ONE: LazyLock<String> = LazyLock::new(|| look_at_one_with(", j.running_tick"));
-
-/// Looks at one job, without them.
-static LOOK_AT_ONE_OF_OLD: LazyLock<String> = LazyLock::new(|| look_at_one_with(""));
-
-fn look_at_one_with(more: &str) -> String {
-    format!(
-        "SELECT {COLUMNS}{more}, pg_catalog.clock_timestamp() AS now, {} AS seal, j.tableoid FROM bgworker.job AS j \
-         WHERE j.name OPERATOR(pg_catalog.=) $1",
-        *SEAL
-    )
-}
-
-/// Locks the row of a job if a tick of it is due, and it is declared as this instance knows it.
-static CLAIM: LazyLock<String> = LazyLock::new(|| {
-    take_if("j.declared OPERATOR(pg_catalog.=) $2 AND j.last_tick OPERATOR(pg_catalog.<) $3")
-});
-
-/// Locks the row of a job.
-static TAKE: LazyLock<String> = LazyLock::new(|| take_if("true"));
-
-/// Locks a row in the transaction under way under a condition, unless another session has it.
-fn take_if(condition: &str) -> String {
-    format!(
-        "SELECT {COLUMNS}, pg_catalog.clock_timestamp() AS now, pg_catalog.pg_current_xact_id()::pg_catalog.text AS transaction, \
-         {} AS seal, j.tableoid, {LOCKER} AS locker FROM bgworker.job AS j \
-         WHERE j.name OPERATOR(pg_catalog.=) $1 AND {condition} FOR UPDATE SKIP LOCKED",
-        *SEAL
-    )
-}
-
-/// Looks at one job, on the connection that runs it. `None` if it is not declared.
-pub(super) async fn look_at_one(
-    connection: &Connection,
-    name: &str,
-    has_declarations: bool,
-) -> Result<Option<Claimed>, DatabaseError> {
-    let sql = if has_declarations {
-        &LOOK_AT_ONE
-    } else {
-        &LOOK_AT_ONE_OF_OLD
-    };
-    let parameters: [Borrowed<'_>; 1] = [(&name, Type::TEXT)];
-    let rows = connection
-        .query("look at the job", sql, &parameters)
-        .await?;
-    Ok(rows.first().and_then(|row| {
-        Some(Claimed {
-            seal: row.get("seal"),
-            table: row.get("tableoid"),
-            has_declarations,
-            running: Running::of(row, has_declarations),
-            ..Claimed::outside(job_row(row)?, timestamp(row, "now"))
-        })
-    }))
-}
 
 /// Looks at a job, together with all jobs of its database. The look is made at `not_before` or later.
 pub(super) async fn look(
@@ -310,55 +213,6 @@ pub(super) async fn holder_of(
     Ok(looking.await?.first().and_then(|row| row.get(0)))
 }
 
-/// Locks the row of a job whose tick is due, in the transaction under way. `None` if the tick is done, another session
-/// has the row, or the job is declared otherwise.
-pub(super) async fn claim(
-    connection: &Connection,
-    tables: &Tables,
-    (name, declared): (&str, &str),
-    tick: Timestamp,
-) -> Result<Option<Claimed>, DatabaseError> {
-    let tick = system_time(tick);
-    let parameters: [Borrowed<'_>; 3] = [
-        (&name, Type::TEXT),
-        (&declared, Type::TEXT),
-        (&tick, Type::TIMESTAMPTZ),
-    ];
-    lock_row(connection, tables, &CLAIM, &parameters).await
-}
-
-/// Locks the row of a job, whether or not a tick is due, in the transaction under way. `None` if another session has
-/// it.
-pub(super) async fn take(
-    connection: &Connection,
-    tables: &Tables,
-    name: &str,
-) -> Result<Option<Claimed>, DatabaseError> {
-    lock_row(connection, tables, &TAKE, &[(&name, Type::TEXT)]).await
-}
-
-async fn lock_row(
-    connection: &Connection,
-    tables: &Tables,
-    sql: &str,
-    parameters: &[Borrowed<'_>],
-) -> Result<Option<Claimed>, DatabaseError> {
-    let rows = connection.query("claim the tick", sql, parameters).await?;
-    Ok(rows.first().and_then(|row| {
-        Some(Claimed {
-            row: job_row(row)?,
-            now: timestamp(row, "now"),
-            at: Instant::now(),
-            transaction: row.get("transaction"),
-            seal: row.get("seal"),
-            table: row.get("tableoid"),
-            locker: row.get("locker"),
-            has_declarations: tables.has_declarations,
-            running: None,
-        })
-    }))
-}
-
 /// The server's clock.
 pub(super) async fn clock(connection: &Connection) -> Result<Timestamp, DatabaseError> {
     let sql = "SELECT pg_catalog.clock_timestamp() AS now";
@@ -374,23 +228,48 @@ pub(super) fn text(value: &str) -> Parameter {
     (Box::new(value.to_owned()), Type::TEXT)
 }
 
-/// Reads the [`COLUMNS`] of a job's row.
-fn job_row(row: &Row) -> Option<JobRow> {
-    let time = |column| {
-        row.get::<_, Option<SystemTime>>(column)
-            .and_then(to_timestamp)
-    };
+/// Reads the columns of a job's row.
+pub(super) fn job_row(row: &impl Found) -> Option<JobRow> {
     Some(JobRow {
-        last_tick: time("last_tick")?,
-        last_done: time("last_done")?,
-        attempt: u32::try_from(row.get::<_, i32>("attempt")).unwrap_or(0),
-        attempt_tick: time("attempt_tick"),
-        retry_at: time("retry_at"),
-        running_since: time("running_since"),
-        runs: row.get("runs"),
-        declared: row.get("declared"),
-        declared_by: row.get("declared_by"),
+        last_tick: row.time("last_tick")?,
+        last_done: row.time("last_done")?,
+        attempt: u32::try_from(row.number("attempt")?).unwrap_or(0),
+        attempt_tick: row.time("attempt_tick"),
+        retry_at: row.time("retry_at"),
+        running_since: row.time("running_since"),
+        runs: row.number("runs")?,
+        declared: row.text("declared")?.to_owned(),
+        declared_by: row.text("declared_by")?.to_owned(),
     })
+}
+
+impl Found for Row {
+    fn text(&self, column: &str) -> Option<&str> {
+        self.get(column)
+    }
+
+    fn number(&self, column: &str) -> Option<i64> {
+        self.get(column)
+    }
+
+    fn time(&self, column: &str) -> Option<Timestamp> {
+        self.get::<_, Option<SystemTime>>(column)
+            .and_then(to_timestamp)
+    }
+}
+
+impl Found for SimpleQueryRow {
+    fn text(&self, column: &str) -> Option<&str> {
+        self.try_get(column).ok()?
+    }
+
+    fn number(&self, column: &str) -> Option<i64> {
+        self.text(column)?.parse().ok()
+    }
+
+    fn time(&self, column: &str) -> Option<Timestamp> {
+        Timestamp::from_microsecond(self.number(column)?).ok()
+    }
 }
 
 pub(super) fn timestamp(row: &Row, column: &str) -> Timestamp {
@@ -400,11 +279,6 @@ pub(super) fn timestamp(row: &Row, column: &str) -> Timestamp {
 /// A time as SQL.
 pub(super) fn timestamptz(time: Timestamp) -> String {
     format!("'{time}'::pg_catalog.timestamptz")
-}
-
-/// Converts a time. Every tick is within the range of the system's clock.
-fn system_time(time: Timestamp) -> SystemTime {
-    SystemTime::try_from(time).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn to_timestamp(time: SystemTime) -> Option<Timestamp> {

@@ -13,18 +13,20 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::CROWDED;
+use super::claim::{self, Claimed};
 use super::due::{Due, OVERDUE_AFTER, due};
 use super::failure::{Failure, Lost};
 use super::job::Job;
 use super::locker::{OwnClaim, was_undone};
-use super::mark::{self, Mark, RunOutcome};
-use super::row::{self, Claimed, JobRow, Look};
+use super::mark::Mark;
+use super::row::{JobRow, Look};
 use super::settle::{Times, Worked, settle, settle_once};
 use super::tables::{self, Tables};
+use super::{CROWDED, calls};
 use crate::context::{JobState, Progress, RunUnderWay, WorkerContext};
 use crate::database::{
-    Connection, Database, DatabaseError, ErrorClass, JobConnection, is_conflict, is_stale,
+    BrokeOff, Connection, Database, DatabaseError, ErrorClass, JobConnection, in_full, is_conflict,
+    is_of_prepared, is_stale,
 };
 use crate::functions::beside::Beside;
 use crate::functions::quote::literal;
@@ -33,23 +35,6 @@ use crate::latch::Latch;
 
 /// How often work that conflicted with another transaction is done again at once.
 pub(super) const CONFLICTS_MAX: u32 = 3;
-
-/// Undoes what a statement may have left in a session that a pooler hands to other clients after the commit, but for
-/// what it has prepared.
-const RESET: &str = "RESET ROLE; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; \
-    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
-
-/// The names of what statements have prepared, which may stand beside what a pooler has prepared for its clients.
-const PREPARED: &str = "SELECT pg_catalog.quote_ident(p.name) AS prepared FROM pg_catalog.pg_prepared_statements AS p \
-    WHERE p.from_sql";
-
-/// Why a run could not be marked.
-const UNMARKED: &str = "the tick could not be marked where it was claimed: a statement ended that transaction, and what it \
-    committed may be done again, or the tables of jobs were replaced";
-
-/// The same outside of a transaction.
-const UNMARKED_OUTSIDE: &str = "the run could not be marked: another instance has recorded it as interrupted, since a statement \
-    gave its lock away, or an instance of an earlier version has declared the job differently meanwhile";
 
 /// The version of the server from which on it can end transactions that take too long, however busy they are.
 pub(super) const HAS_TRANSACTION_TIMEOUT: u32 = 17;
@@ -69,6 +54,10 @@ pub(super) struct Run<'r> {
     /// What the worker reports, and whether a tick has been begun.
     pub(super) progress: &'r Progress,
     pub(super) begun: Cell<bool>,
+    /// A statement of the job deallocates what is prepared, so that nothing is.
+    pub(super) deallocates: Cell<bool>,
+    /// Nothing is left in the session but what a run prepares.
+    pub(super) is_clean: Cell<bool>,
     /// The last claim of this instance, if it claims ticks on a schedule.
     pub(super) own: Option<&'r OwnClaim>,
     /// Why this instance lost the run before, outside of a transaction, if it knows that.
@@ -140,6 +129,8 @@ impl<'r> Run<'r> {
             is_once: false,
             progress: context.progress(),
             begun: Cell::new(false),
+            deallocates: Cell::new(false),
+            is_clean: Cell::new(true),
             own: None,
             interrupted_by: None,
             is_over: false,
@@ -157,14 +148,14 @@ impl<'r> Run<'r> {
         self.progress.begin_run(self.job.longest_run())
     }
 
-    /// Runs the tick that is due, if this instance gets it.
-    pub(super) async fn run(&self, tick: Timestamp) -> Result<Ran, DatabaseError> {
+    /// Runs the tick that is due, if this instance gets it; the tick before it was the last one that was done.
+    pub(super) async fn run(&self, ticks: [Timestamp; 2]) -> Result<Ran, DatabaseError> {
         let job_connection = self.job_connection().await?;
         let connection = job_connection.connection();
         let at_work = self.beside.begin(connection.cancel_token());
         let in_transaction = self.job.transaction.is_some();
         let mut ran = if in_transaction {
-            self.claim_and_run(connection, tick).await
+            self.claim_and_run(connection, ticks).await
         } else {
             self.run_outside(connection).await
         };
@@ -174,7 +165,7 @@ impl<'r> Run<'r> {
         }
         match ran {
             // No transaction is in progress, and the session was reset.
-            Ok(Ran::Done { .. } | Ran::Elsewhere) if in_transaction => {
+            Ok(Ran::Done { .. } | Ran::Elsewhere) if in_transaction && self.is_clean.get() => {
                 job_connection.keep().await;
             }
             _ => job_connection.close().await,
@@ -225,30 +216,32 @@ impl<'r> Run<'r> {
         format!("{}; {}", self.begin(connection), tables::LOCK)
     }
 
-    /// Keeps or undoes what the statements did, by this SQL, and resets the session. The transaction stays bounded.
-    pub(super) async fn leave(
-        &self,
-        connection: &Connection,
-        settled: &str,
-    ) -> Result<(), DatabaseError> {
-        let (doing, bounds) = ("end the run", bounds(connection));
-        if self.has_session() {
-            let leave = format!("{settled}{RESET}; DEALLOCATE ALL; {bounds}");
-            return connection.batch_execute(doing, &leave).await;
-        }
-        let leave = format!("{settled}{RESET}; {bounds}; {PREPARED}");
-        let rows = connection.simple_query(doing, &leave).await?;
-        let prepared = rows.iter().filter_map(|row| row.try_get("prepared").ok()?);
-        let deallocate: String = prepared.map(|name| format!("DEALLOCATE {name};")).collect();
-        if deallocate.is_empty() {
-            return Ok(());
-        }
-        connection.batch_execute(doing, &deallocate).await
+    /// `true` if the session is the run's alone, and not one that a pooler hands out for each transaction.
+    pub(super) fn has_session(&self) -> bool {
+        self.database.sessions_are_ours()
     }
 
-    /// `true` if the session is the run's alone, and not one that a pooler hands out for each transaction.
-    fn has_session(&self) -> bool {
-        self.database.sessions_are_ours()
+    /// SQL that runs a statement which each run calls: by its name if it is prepared, and no statement of the job deallocates it.
+    pub(super) fn call(
+        &self,
+        connection: &Connection,
+        statement: &str,
+        arguments: &[String],
+    ) -> String {
+        if self.deallocates.get() {
+            in_full(statement, arguments)
+        } else {
+            connection.call(statement, arguments)
+        }
+    }
+
+    /// Prepares what this run calls, unless an earlier one on its connection has.
+    async fn prepare(&self, connection: &Connection) -> Result<(), DatabaseError> {
+        if self.deallocates.get() {
+            return Ok(());
+        }
+        let calls = calls::all(self.tables.has_declarations);
+        connection.prepare_once("prepare the run", &calls).await
     }
 
     /// Claims the tick and runs it; again if it conflicts with another transaction and needs a new snapshot. The last of
@@ -256,45 +249,54 @@ impl<'r> Run<'r> {
     async fn claim_and_run(
         &self,
         connection: &Connection,
-        tick: Timestamp,
+        ticks: [Timestamp; 2],
     ) -> Result<Ran, DatabaseError> {
         let mut conflicts = 0;
         loop {
-            let lost = match self.claim_and_run_once(connection, tick).await {
-                Ok(Ran::Conflicted(lost)) => lost,
+            let lost = match self.claim_and_run_once(connection, ticks).await {
+                Ok(Ran::Conflicted(lost)) => Some(lost),
+                // A statement has deallocated what the run calls, or prepared something else under its name.
+                Err(error)
+                    if error.sqlstate().is_some_and(is_of_prepared)
+                        && !self.deallocates.replace(true) =>
+                {
+                    None
+                }
                 ran => return ran,
             };
             connection.batch_execute("undo the run", "ROLLBACK").await?;
             if self.latch.is_stop_requested() {
                 return Ok(Ran::Interrupted(None));
             }
-            if conflicts == CONFLICTS_MAX {
-                return Ok(Ran::Lost(lost));
+            if let Some(lost) = lost {
+                if conflicts == CONFLICTS_MAX {
+                    return Ok(Ran::Lost(lost));
+                }
+                conflicts += 1;
             }
-            conflicts += 1;
         }
     }
 
     async fn claim_and_run_once(
         &self,
         connection: &Connection,
-        tick: Timestamp,
+        ticks: [Timestamp; 2],
     ) -> Result<Ran, DatabaseError> {
-        let whose = (self.name, self.job.declared.as_str());
+        self.prepare(connection).await?;
         let begin = self.begin_writing(connection);
-        // Both are sent at once.
-        let (begun, claimed) = tokio::join!(
-            connection.batch_execute("begin", &begin),
-            row::claim(connection, self.tables, whose, tick)
-        );
-        begun?;
-        let claimed = match claimed {
+        let claiming = claim::claiming(self.name, &self.job.declared, ticks);
+        let claim = self.call(connection, &claim::CLAIM, &claiming);
+        let claiming = [&*begin, &*claim, "SAVEPOINT run"];
+        let claiming = connection.batch("claim the tick", &claiming, Duration::ZERO);
+        let claimed = match claiming.await {
+            Ok(rows) => rows.iter().find_map(|row| claim::claimed(row, self.tables)),
             // Another session had it after the snapshot of this transaction.
-            Err(error) if error.sqlstate().is_some_and(is_stale) => None,
-            claimed => claimed?,
+            Err(BrokeOff { error, .. }) if error.sqlstate().is_some_and(is_stale) => None,
+            Err(BrokeOff { error, .. }) => return Err(error),
         };
         let mut left = Ran::Elsewhere;
-        if let Some(claimed) = claimed {
+        if let Some(mut claimed) = claimed {
+            claimed.ticks = Some(ticks);
             // The row may have moved on since it was looked at.
             let (schedule, missed) = (&self.job.schedule, self.job.missed);
             if !self.are_as_looked_at(&claimed) {
@@ -341,8 +343,11 @@ impl<'r> Run<'r> {
         tick: Timestamp,
     ) -> Result<Ran, DatabaseError> {
         let _under_way = self.begin_run();
-        let worked = self.work_through_conflicts(connection, claimed, tick).await;
-        if let Some(interrupted) = self.interrupted(&worked) {
+        let whose = (claimed, tick);
+        let end = async |rows| self.end(connection, whose, rows).await;
+        let ended = self.work_through_conflicts(connection, claimed, tick, end);
+        let ended = ended.await;
+        if let Some(interrupted) = self.interrupted(&ended) {
             let leave = "ROLLBACK TO SAVEPOINT run; COMMIT";
             // If this fails, another instance waits for a record of the run for a while.
             let _ = connection.batch_execute("leave the tick", leave).await;
@@ -358,33 +363,21 @@ impl<'r> Run<'r> {
                 is_told: false,
             })
         };
-        let worked = match worked {
+        let (ran, failure) = match ended {
+            Ok(ran) => (ran, None),
             Err(failure) if failure.is_away() => return Ok(Ran::Lost(lost(failure))),
             Err(failure) if self.needs_a_new_snapshot(failure.sqlstate()) => {
                 return Ok(Ran::Conflicted(lost(failure)));
             }
-            worked => worked,
-        };
-        let settled = match worked {
-            Ok(_) => "RELEASE SAVEPOINT run; ",
-            Err(_) => "ROLLBACK TO SAVEPOINT run; RELEASE SAVEPOINT run; ",
-        };
-        let left = self.leave(connection, settled);
-        let marking = self.mark(connection, claimed, tick, &worked);
-        let (left, ran) = if self.has_session() {
-            // Sent together.
-            tokio::join!(left, marking)
-        } else {
-            // What is left must be known before the commit.
-            (left.await, marking.await)
-        };
-        let ran = match ran {
-            Ok(Ran::Unmarked(_)) => return ran,
-            _ => left.and(ran),
+            Err(failure) => {
+                let worked = Err(failure);
+                let ran = self.end_failed(connection, whose, &worked).await;
+                (ran, worked.err())
+            }
         };
         match ran {
             Err(error) if error.class() == ErrorClass::Away => {
-                let failure = worked.err().unwrap_or_else(|| Failure::of(error));
+                let failure = failure.unwrap_or_else(|| Failure::of(error));
                 Ok(Ran::Lost(lost(failure)))
             }
             Err(error) if self.needs_a_new_snapshot(error.sqlstate()) => {
@@ -400,7 +393,7 @@ impl<'r> Run<'r> {
     }
 
     /// What a run is if a stop was requested, and its statements were cancelled or their session ended.
-    fn interrupted(&self, worked: &Result<u64, Failure>) -> Option<Ran> {
+    fn interrupted<T>(&self, worked: &Result<T, Failure>) -> Option<Ran> {
         let failure = worked.as_ref().err().filter(|why| why.is_cut_short())?;
         let ended = failure.is_away().then(|| failure.why.clone());
         (self.latch.is_stop_requested()).then_some(Ran::Interrupted(ended))
@@ -422,46 +415,6 @@ impl<'r> Run<'r> {
             },
             worked => ControlFlow::Continue(worked),
         }
-    }
-
-    /// Marks what became of a run, and commits: both are sent at once. If the mark fails, COMMIT rolls back.
-    pub(super) async fn mark(
-        &self,
-        connection: &Connection,
-        claimed: &Claimed,
-        tick: Timestamp,
-        worked: &Result<u64, Failure>,
-    ) -> Result<Ran, DatabaseError> {
-        let took = claimed.at.elapsed();
-        let ended = claimed.now.checked_add(took).unwrap_or(claimed.now);
-        let times = Times { tick, took, ended };
-        let mark = self.settle(&claimed.row, times, Worked::of(worked));
-        let history = self.job.history;
-        let (marked, committed) = tokio::join!(
-            mark::mark(connection, self.name, claimed, history, &mark),
-            connection.batch_execute("commit the run", "COMMIT")
-        );
-        if marked.as_ref().is_err_and(mark::is_unclaimed) {
-            return Ok(Ran::Unmarked(match &claimed.running {
-                Some(_) => UNMARKED_OUTSIDE,
-                None => UNMARKED,
-            }));
-        }
-        marked.and(committed)?;
-        let after = mark.look_after(ended);
-        Ok(match worked {
-            Ok(rows) => Ran::Done {
-                rows: *rows,
-                took,
-                after,
-            },
-            Err(Failure { why, .. }) => Ran::Failed {
-                why: why.clone(),
-                is_given_up: mark.outcome == RunOutcome::GivenUp,
-                is_told: false,
-                after,
-            },
-        })
     }
 
     /// What the run leaves of the row that it claimed.

@@ -3,6 +3,8 @@
 mod look;
 mod state;
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -77,6 +79,8 @@ pub(in crate::functions) struct Lasting {
     losses: Losses,
     /// The last claim of this registration.
     own_claim: OwnClaim,
+    /// A statement of the job deallocates what its runs prepare.
+    deallocates: AtomicBool,
 }
 
 /// What the last cycle saw of the job, and so which look is new enough for the next one.
@@ -241,13 +245,17 @@ impl Scheduled {
         run.interrupted_by = interrupted.as_ref().map(|(_, why)| &**why);
         let lasting = Arc::clone(&self.lasting);
         run.own = Some(&lasting.own_claim);
+        run.deallocates = Cell::new(lasting.deallocates.load(Ordering::Relaxed));
         run.is_over = self.undone.is_over(row.runs, begin);
         let mut ran = if in_transaction && self.undone.may_be_recorded(row.runs, begin) {
             Ok(Ran::Unrecorded)
         } else {
             // Boxed so that cycles that only look do not pay for its size.
-            Box::pin(run.run(tick)).await
+            Box::pin(run.run([tick, row.last_done])).await
         };
+        lasting
+            .deallocates
+            .store(run.deallocates.get(), Ordering::Relaxed);
         if matches!(ran, Ok(Ran::Elsewhere)) {
             return self.elsewhere(session, &run, context, (row, now)).await;
         }

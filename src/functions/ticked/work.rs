@@ -1,6 +1,5 @@
 //! What a job does at a tick: given the tick and a connection, and told when to stop.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -36,8 +35,6 @@ pub struct Tick<'r> {
     pub(super) timeout: Duration,
     pub(super) connection: &'r Connection,
     pub(super) latch: &'r Latch,
-    /// A statement that ends the work. Work that takes it sends it together with its last statement.
-    pub(super) then: Cell<Option<&'static str>>,
 }
 
 // === impl Work ===
@@ -94,11 +91,6 @@ impl<'r> Tick<'r> {
     #[must_use]
     pub fn connection(&self) -> &'r Connection {
         self.connection
-    }
-
-    /// Takes the statement that ends the work, to send it together with the last one.
-    pub(in crate::functions) fn take_then(&self) -> Option<&'static str> {
-        self.then.take()
     }
 
     /// Completes when the worker is asked to stop. Work that does not return soon after is dropped, and its transaction undone.

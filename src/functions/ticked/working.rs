@@ -1,29 +1,40 @@
 //! The work of a run: begun, kept within its time, and done again if it conflicted with another transaction.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::claim::{Claimed, set_ticks};
 use super::due::attempts;
 use super::failure::Failure;
-use super::row::{Claimed, JobRow};
+use super::row::JobRow;
 use super::run::{CONFLICTS_MAX, Run};
 use super::work::Tick;
-use crate::database::{Connection, is_conflict};
-
-/// How much later than the work's time is over the run gives up on what it waits for.
-const SLACK: Duration = Duration::from_secs(1);
+use crate::database::{CANCELLED, Connection, DatabaseError, is_conflict};
 
 /// How often the session of work that sends no statement is kept awake: the server ends it after ten seconds.
 const AWAKE: Duration = Duration::from_secs(3);
 
-/// Checks the constraints that the work has deferred, so that it fails before its mark.
-const CHECK_CONSTRAINTS: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+/// How much earlier the server may end a statement, whose time has whole milliseconds.
+const PRECISION: Duration = Duration::from_millis(10);
+
+/// What there is to say of a statement that was cancelled because the time of its run was over.
+pub(in crate::functions) fn over(
+    timeout: Duration,
+    error: &DatabaseError,
+    took: Duration,
+) -> String {
+    let is_over = took + PRECISION >= timeout && error.sqlstate() == Some(CANCELLED);
+    if is_over {
+        format!(": {}", time_is_over(timeout))
+    } else {
+        String::new()
+    }
+}
 
 /// What there is to say of a run whose time was over.
-pub(in crate::functions) fn time_is_over(timeout: Duration) -> String {
+fn time_is_over(timeout: Duration) -> String {
     let timeout = humantime::format_duration(timeout);
     format!("the job's \"timeout\" of {timeout} was over")
 }
@@ -42,32 +53,42 @@ async fn keep_awake(connection: &Connection) -> Infallible {
 // === impl Run ===
 
 impl Run<'_> {
-    /// Does the work, and then checks the constraints that it deferred; again if it conflicted with another transaction,
-    /// unless it would find the same snapshot.
-    pub(super) async fn work_through_conflicts(
+    /// Does the work, and then what ends it; again if it conflicted with another transaction, unless it would find the same
+    /// snapshot.
+    pub(super) async fn work_through_conflicts<T>(
         &self,
         connection: &Connection,
         claimed: &Claimed,
         tick: Timestamp,
-    ) -> Result<u64, Failure> {
+        end: impl AsyncFn(u64) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         // The tick is set before the savepoint, so that going back to the savepoint keeps it.
-        let mut before = format!(
-            "SELECT pg_catalog.set_config('bgworker.tick', '{tick}', true), \
-             pg_catalog.set_config('bgworker.previous_tick', '{}', true); SAVEPOINT run",
-            claimed.row.last_done
-        );
+        let ticks = [tick, claimed.row.last_done];
+        let mut before = match claimed.ticks {
+            None => set_ticks(ticks) + "; SAVEPOINT run",
+            Some(set) if set == ticks => String::new(),
+            // The row has moved on since it was looked at.
+            Some(_) => format!("RELEASE SAVEPOINT run; {}; SAVEPOINT run", set_ticks(ticks)),
+        };
         let mut conflicts = 0;
         loop {
+            let begin = async {
+                match &*before {
+                    "" => Ok(()),
+                    before => connection.batch_execute("begin the run", before).await,
+                }
+            };
             // Sent together with the first statement.
-            let (begun, worked) = tokio::join!(
-                connection.batch_execute("begin the run", &before),
-                self.work(connection, &claimed.row, tick, Some(CHECK_CONSTRAINTS))
-            );
+            let (begun, worked) = tokio::join!(begin, self.work(connection, &claimed.row, tick));
             begun.map_err(Failure::of)?;
-            let failed = worked.as_ref().err().and_then(Failure::sqlstate);
+            let ended = match worked {
+                Ok(rows) => end(rows).await,
+                Err(failure) => Err(failure),
+            };
+            let failed = ended.as_ref().err().and_then(Failure::sqlstate);
             let is_last = conflicts == CONFLICTS_MAX || self.job.has_one_snapshot();
             if is_last || !failed.is_some_and(is_conflict) {
-                return worked;
+                return ended;
             }
             conflicts += 1;
             "ROLLBACK TO SAVEPOINT run".clone_into(&mut before);
@@ -81,7 +102,6 @@ impl Run<'_> {
         connection: &Connection,
         row: &JobRow,
         tick: Timestamp,
-        then: Option<&'static str>,
     ) -> Result<u64, Failure> {
         let at = Tick {
             name: self.name,
@@ -92,7 +112,6 @@ impl Run<'_> {
             timeout: self.job.timeout,
             connection,
             latch: self.latch,
-            then: Cell::new(then),
         };
         connection.log_notices_of(Some(self.name));
         let worked = if self.job.ends_in_time {
@@ -111,7 +130,7 @@ impl Run<'_> {
             timeout,
             ..
         } = *at;
-        let worked = tokio::select! {
+        tokio::select! {
             biased;
             worked = self.job.work.run(at) => worked,
             () = tokio::time::sleep(timeout) => {
@@ -121,12 +140,6 @@ impl Run<'_> {
                 Err(Failure::without_error(time_is_over(timeout)))
             }
             never = keep_awake(connection) => match never {},
-        };
-        let rows = worked?;
-        if let Some(then) = at.then.take() {
-            let ending = connection.execute_within("end the run", then, timeout + SLACK);
-            ending.await.map_err(Failure::of)?;
         }
-        Ok(rows)
     }
 }

@@ -1,0 +1,235 @@
+//! The end of a run: what its work did is kept or undone, its session is reset, and the run is marked and committed.
+//!
+//! All of it is sent at once. The mark comes last before the commit, and fails in a transaction that did not claim the tick.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::SimpleQueryRow;
+
+use super::claim::Claimed;
+use super::failure::Failure;
+use super::mark::{self, LEAVE, Mark, RunOutcome};
+use super::run::{Ran, Run, bounds};
+use super::settle::{Times, Worked};
+use super::working::over;
+use crate::database::{BrokeOff, Connection, DatabaseError, in_full, is_of_savepoint};
+
+/// Checks the constraints that the work has deferred, so that it fails before its mark.
+pub(super) const CHECK_CONSTRAINTS: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+
+/// Undoes what a statement may have left in a session that a pooler hands to other clients after the commit, but for locks and
+/// what it has prepared.
+const RESET: [&str; 7] = [
+    "RESET ROLE",
+    "RESET SESSION AUTHORIZATION",
+    "RESET ALL",
+    "CLOSE ALL",
+    "UNLISTEN *",
+    "DISCARD TEMP",
+    "DISCARD SEQUENCES",
+];
+
+/// The same as [`LEAVE`] behind a pooler, which may have prepared others for its clients: with the names of those of statements.
+const LEAVE_POOLED: &str = "SELECT pg_catalog.pg_advisory_unlock_all(); \
+    SELECT pg_catalog.quote_ident(p.name) AS name FROM pg_catalog.pg_prepared_statements AS p WHERE p.from_sql";
+
+/// Why a run could not be marked.
+const UNMARKED: &str = "the tick could not be marked where it was claimed: a statement ended that transaction, and what it \
+    committed may be done again, or the tables of jobs were replaced";
+
+/// The same outside of a transaction.
+const UNMARKED_OUTSIDE: &str = "the run could not be marked: another instance has recorded it as interrupted, since a statement \
+    gave its lock away, or an instance of an earlier version has declared the job differently meanwhile";
+
+// === impl Run ===
+
+impl Run<'_> {
+    /// Keeps what the work did, and marks the run as done. A constraint that the work has deferred fails it as a statement of it
+    /// does: then the transaction is still under way.
+    pub(super) async fn end(
+        &self,
+        connection: &Connection,
+        (claimed, tick): (&Claimed, Timestamp),
+        rows: u64,
+    ) -> Result<Result<Ran, DatabaseError>, Failure> {
+        let (timeout, worked) = (self.job.timeout, Ok(rows));
+        let keep = [CHECK_CONSTRAINTS, "RELEASE SAVEPOINT run"];
+        let ending = self.leave_and_mark(connection, (&keep, timeout), claimed, tick, &worked);
+        match ending.await {
+            Ok(ran) => Ok(Ok(ran)),
+            Err(BrokeOff { done, error }) if done < keep.len() && !is_gone(&error) => {
+                let over = over(timeout, &error, claimed.at.elapsed());
+                Err(Failure::saying(format!("{error}{over}"), error))
+            }
+            Err(broke_off) => Ok(unmarked(claimed, keep.len(), broke_off)),
+        }
+    }
+
+    /// Undoes what the work did, and marks that it failed.
+    pub(super) async fn end_failed(
+        &self,
+        connection: &Connection,
+        (claimed, tick): (&Claimed, Timestamp),
+        worked: &Result<u64, Failure>,
+    ) -> Result<Ran, DatabaseError> {
+        let undo = ["ROLLBACK TO SAVEPOINT run", "RELEASE SAVEPOINT run"];
+        let ending =
+            self.leave_and_mark(connection, (&undo, Duration::ZERO), claimed, tick, worked);
+        let ran = ending.await;
+        ran.or_else(|broke_off| unmarked(claimed, undo.len(), broke_off))
+    }
+
+    /// Marks what became of a run in the transaction under way, and commits. The session stays as it is.
+    pub(super) async fn mark(
+        &self,
+        connection: &Connection,
+        claimed: &Claimed,
+        tick: Timestamp,
+        worked: &Result<u64, Failure>,
+    ) -> Result<Ran, DatabaseError> {
+        let (mark, ended) = self.settled(claimed, tick, worked);
+        let (statement, arguments) = mark::mark(self.name, claimed, self.job.history, &mark);
+        let marking = [&*in_full(&statement, &arguments), "COMMIT"];
+        let marking = connection.batch("mark the tick", &marking, Duration::ZERO);
+        match marking.await {
+            Ok(_) => Ok(ran(&mark, ended, worked)),
+            Err(broke_off) => unmarked(claimed, 0, broke_off),
+        }
+    }
+
+    /// Keeps or undoes what the work did, by these statements, which may take this time longer than others; then resets the
+    /// session, marks the run, and commits. Takes note if something is left in the session.
+    async fn leave_and_mark(
+        &self,
+        connection: &Connection,
+        (settle, time): (&[&str], Duration),
+        claimed: &Claimed,
+        tick: Timestamp,
+        worked: &Result<u64, Failure>,
+    ) -> Result<Ran, BrokeOff> {
+        let (mark, ended) = self.settled(claimed, tick, worked);
+        let (statement, arguments) = mark::mark(self.name, claimed, self.job.history, &mark);
+        let marking = self.call(connection, &statement, &arguments);
+        let doing = "end the run";
+        let leave = leave(settle, bounds(connection));
+        if self.has_session() {
+            let all = [&*leave, &[&*marking, "COMMIT"]].concat();
+            let rows = connection.batch(doing, &all, time).await?;
+            self.has_left(connection, &rows);
+        } else {
+            let all = [&*leave, &[LEAVE_POOLED]].concat();
+            let rows = connection.batch(doing, &all, time).await?;
+            let deallocate = deallocate(&rows);
+            let all = [
+                deallocate.as_deref().unwrap_or_default(),
+                &marking,
+                "COMMIT",
+            ];
+            let all = if deallocate.is_some() {
+                &all[..]
+            } else {
+                &all[1..]
+            };
+            let marked = connection.batch(doing, all, Duration::ZERO);
+            marked.await.map_err(|BrokeOff { done, error }| BrokeOff {
+                done: leave.len() + done,
+                error,
+            })?;
+        }
+        Ok(ran(&mark, ended, worked))
+    }
+
+    /// Resets the session of a run that is not marked, and commits.
+    pub(super) async fn leave_and_commit(
+        &self,
+        connection: &Connection,
+    ) -> Result<(), DatabaseError> {
+        let (doing, time) = ("end the run", Duration::ZERO);
+        let leave = leave(&[], bounds(connection));
+        let ended = if self.has_session() {
+            let look = format!("SELECT {LEAVE}");
+            let all = [&*leave, &[&*look, "COMMIT"]].concat();
+            let ended = connection.batch(doing, &all, time).await;
+            ended.map(|rows| self.has_left(connection, &rows))
+        } else {
+            let all = [&*leave, &[LEAVE_POOLED]].concat();
+            match connection.batch(doing, &all, time).await {
+                Ok(rows) => {
+                    let commit = deallocate(&rows).unwrap_or_default() + "COMMIT";
+                    let ended = connection.batch(doing, &[&commit], time).await;
+                    ended.map(drop)
+                }
+                Err(broke_off) => Err(broke_off),
+            }
+        };
+        ended.map_err(|broke_off| broke_off.error)
+    }
+
+    /// Takes note if statements have prepared something in the session, or deallocated what was.
+    fn has_left(&self, connection: &Connection, rows: &[SimpleQueryRow]) {
+        let prepared = rows.iter().find_map(|row| row.try_get("prepared").ok()?);
+        let prepared: Option<usize> = prepared.and_then(|number| number.parse().ok());
+        self.is_clean.set(prepared == Some(connection.prepared()));
+    }
+
+    /// The mark of a run that ends now, and when that is.
+    fn settled(
+        &self,
+        claimed: &Claimed,
+        tick: Timestamp,
+        worked: &Result<u64, Failure>,
+    ) -> (Mark, Timestamp) {
+        let took = claimed.at.elapsed();
+        let ended = claimed.now.checked_add(took).unwrap_or(claimed.now);
+        let times = Times { tick, took, ended };
+        (self.settle(&claimed.row, times, Worked::of(worked)), ended)
+    }
+}
+
+/// Statements that settle what the work did, and reset its session. The transaction stays bounded.
+fn leave<'s>(settle: &[&'s str], bounds: &'s str) -> Vec<&'s str> {
+    [settle, &RESET, &[bounds]].concat()
+}
+
+/// SQL that deallocates what was found to be prepared; `None` if nothing was.
+fn deallocate(rows: &[SimpleQueryRow]) -> Option<String> {
+    let names = rows.iter().filter_map(|row| row.try_get("name").ok()?);
+    let deallocate: String = names.map(|name| format!("DEALLOCATE {name};")).collect();
+    (!deallocate.is_empty()).then_some(deallocate)
+}
+
+/// `true` for an error that says that the savepoint of the run is gone, and so the transaction in which it was claimed.
+fn is_gone(error: &DatabaseError) -> bool {
+    error.sqlstate().is_some_and(is_of_savepoint)
+}
+
+/// What a run is that could not be marked; the first statements, as many as this, settle what it did.
+fn unmarked(claimed: &Claimed, settle: usize, why: BrokeOff) -> Result<Ran, DatabaseError> {
+    let BrokeOff { done, error } = why;
+    if mark::is_unclaimed(&error) || done < settle && is_gone(&error) {
+        return Ok(Ran::Unmarked(match &claimed.running {
+            Some(_) => UNMARKED_OUTSIDE,
+            None => UNMARKED,
+        }));
+    }
+    Err(error)
+}
+
+/// What became of a run that was marked.
+fn ran(mark: &Mark, ended: Timestamp, worked: &Result<u64, Failure>) -> Ran {
+    let after = mark.look_after(ended);
+    match worked {
+        Ok(rows) => Ran::Done {
+            rows: *rows,
+            took: mark.took,
+            after,
+        },
+        Err(Failure { why, .. }) => Ran::Failed {
+            why: why.clone(),
+            is_given_up: mark.outcome == RunOutcome::GivenUp,
+            is_told: false,
+            after,
+        },
+    }
+}
