@@ -18,7 +18,7 @@ pub(crate) mod ticks;
 
 use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bgworker::supervision::Limits;
 use bgworker::{Postmaster, PostmasterHandle};
@@ -46,8 +46,10 @@ pub(crate) fn machine() -> Machine {
     Machine { _held }
 }
 
-/// Interval at which a condition is checked.
+/// Interval at which a condition is checked at first, for how long, and then: each check costs what the others wait for.
 const INTERVAL: Duration = Duration::from_millis(5);
+const AT_FIRST: Duration = Duration::from_millis(250);
+const INTERVAL_LATER: Duration = Duration::from_millis(25);
 
 /// Launches a Postmaster without a database.
 pub(crate) fn postmaster() -> PostmasterHandle {
@@ -82,9 +84,11 @@ where
 {
     let caller = std::panic::Location::caller();
     async move {
+        let begin = Instant::now();
         let look = async {
             while !condition().await {
-                tokio::time::sleep(INTERVAL).await;
+                let is_early = begin.elapsed() < AT_FIRST;
+                tokio::time::sleep(if is_early { INTERVAL } else { INTERVAL_LATER }).await;
             }
         };
         if tokio::time::timeout(limit, look).await.is_err() {
