@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use self::cycle::Cycle;
 pub(super) use self::cycle::Known;
 pub(super) use self::layout::{COLUMN_VERSIONS, HAS_CHILDREN, HAS_RULES, IS_BARE, Layout, hold};
-pub(super) use self::pieces::{Fold, Found, blocks, blocks_of, count_blocks, number, took};
+pub(super) use self::pieces::{Fold, Folds, Found, blocks, blocks_of, count_blocks, number, took};
 pub(super) use self::statement::{
     Isolation, Piece, Queue, bypass_row_security, comment, has_trigger, undo,
 };
@@ -85,13 +85,14 @@ pub(super) trait Folder {
     /// The error for policies that hide rows of the queue, but did not when the worker first looked at it.
     async fn hidden(&self, at: At<'_, Self::Settings>) -> CycleError;
 
-    /// Folds everything from this block on at once, if the settings ask for it, it can be done, and it is worth it.
+    /// Folds what there is from this block on in another way than by pieces, if the settings ask for it, it can be done, and
+    /// it is worth it.
     async fn fold_at_once(
         &mut self,
         at: At<'_, Self::Settings>,
         shape: &Self::Shape,
         from: u32,
-    ) -> Result<Option<Found<Self::Folded>>, CycleError> {
+    ) -> Result<Option<Folds<Self::Folded>>, CycleError> {
         let _ = (at, shape, from);
         Ok(None)
     }
@@ -152,7 +153,7 @@ impl<S> Copy for At<'_, S> {}
 
 impl<S> At<'_, S> {
     /// Records how long a fold took, if this is one.
-    fn has_folded<D: Folded>(&self, found: &Found<D>, begin: Instant) {
+    pub(super) fn has_folded<D: Folded>(&self, found: &Found<D>, begin: Instant) {
         if let Found::Folded(folded) = found {
             let (progress, took) = (self.context.progress(), begin.elapsed());
             progress.observe(FOLD, took);
@@ -161,7 +162,7 @@ impl<S> At<'_, S> {
     }
 
     /// Records that a piece of a backlog was folded, and others follow: the worker does its work long before its cycle ends.
-    fn has_folded_a_piece<D>(&self, found: &Found<D>) {
+    pub(super) fn has_folded_a_piece<D>(&self, found: &Found<D>) {
         if let Found::Folded(_) = found {
             let progress = self.context.progress();
             progress.is_able();

@@ -14,13 +14,16 @@ mod judge;
 mod look;
 mod objects;
 mod poison;
+mod ranges;
 mod relations;
+mod sample;
 mod settings;
 mod shape;
 mod statement;
 mod tables;
 mod turn;
 mod view;
+mod width;
 
 use tokio::sync::watch;
 

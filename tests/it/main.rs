@@ -54,6 +54,7 @@ mod remedies;
 mod rollup;
 mod rollup_chaos;
 mod rollup_poison;
+mod rollup_ranges;
 mod rollup_refusals;
 mod rollup_trouble;
 mod rollup_view;

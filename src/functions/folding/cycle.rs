@@ -184,13 +184,13 @@ impl<F: Folder> Cycle<F> {
         };
         let is_first = looks_in_order(at.context, F::terms(at.settings).place);
         let from = if is_first { block } else { 0 };
-        let begin = Instant::now();
-        if let Some(found) = folder.fold_at_once(at, &look.shape, from).await? {
-            at.has_folded(&found, begin);
-            return Ok(found);
-        }
-        let folding = self.pieces.fold_all(folder, at, &look.shape, from);
-        let Folds { found, end } = folding.await?;
+        let Folds { found, end } = match folder.fold_at_once(at, &look.shape, from).await? {
+            Some(folds) => folds,
+            None => {
+                let folding = self.pieces.fold_all(folder, at, &look.shape, from);
+                folding.await?
+            }
+        };
         if let Some(blocks) = end {
             self.large.has(blocks);
         }

@@ -132,12 +132,10 @@ impl LargeTable {
             if let Some(block) = look.delta {
                 let is_first = looks_in_order(at.context, F::terms(at.settings).place);
                 let block = if is_first { block } else { from };
-                let begin = Instant::now();
-                if let Some(found) = folder.fold_at_once(at, shape, block).await? {
-                    at.has_folded(&found, begin);
-                    break found;
-                }
-                let Folds { found, end } = pieces.fold(folder, at, shape, block, None).await?;
+                let Folds { found, end } = match folder.fold_at_once(at, shape, block).await? {
+                    Some(folds) => folds,
+                    None => pieces.fold(folder, at, shape, block, None).await?,
+                };
                 windows.looked_through(end.unwrap_or(0));
                 break found;
             }

@@ -48,10 +48,10 @@ pub(in crate::functions) struct Fold<D> {
     pub(in crate::functions) took: Duration,
 }
 
-/// The result of folding piece by piece, and how many blocks the table has if the folds reached their end.
-pub(super) struct Folds<D> {
-    pub(super) found: Found<D>,
-    pub(super) end: Option<u32>,
+/// The result of several folds, and how many blocks the table has if the folds reached their end.
+pub(in crate::functions) struct Folds<D> {
+    pub(in crate::functions) found: Found<D>,
+    pub(in crate::functions) end: Option<u32>,
 }
 
 /// How the next piece is folded.

@@ -11,10 +11,12 @@ use super::settings::Settings;
 use super::shape::Shape;
 use super::statement::{self, How, Statements};
 use super::turn::{self, Turn};
+use super::width::Width;
 use super::{KEYS, PENDING_ESTIMATE, ROWS_FOLDED, ROWS_REJECTED, look, relations};
 use crate::database::{DatabaseError, ErrorClass, is_locked, is_made_already, is_stale};
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, Undone, blocks, number, took,
+    At, Fold, Folded, Folder, Folds, Found, Isolation, Piece, Queue, Terms, Undone, blocks, number,
+    took,
 };
 use crate::functions::relation::Relation;
 use crate::functions::runner::{CycleError, Waiting};
@@ -33,6 +35,8 @@ const COUNTED_MAX: u32 = 200_000;
 pub(super) struct ByKey {
     pub(super) poison: Poison,
     pub(super) turn: Turn,
+    /// How wide ranges of keys are.
+    pub(super) width: Width,
     /// When a fold first met totals that other clients hold; `None` if they hold none.
     pub(super) locked_since: Option<Instant>,
     /// Deltas were left in the queue, because other clients hold their totals.
@@ -52,7 +56,7 @@ pub(super) struct ByKey {
     /// Keys were folded in this cycle.
     pub(super) passed: bool,
     /// A fold was tried in this cycle.
-    tried: bool,
+    pub(super) tried: bool,
     /// How many rows wait in blocks that this cycle has not reached.
     beyond: u64,
     /// The last reported number of rows that wait.
@@ -84,20 +88,14 @@ impl Folded for Keys {
 // === impl ByKey ===
 
 impl ByKey {
-    /// Folds a whole piece.
-    async fn run(
+    /// Folds what a statement folds whole, from this block on.
+    pub(super) async fn run(
         &mut self,
         at: At<'_, Settings>,
         statements: &Statements<'_>,
-        piece: Piece,
-        isolation: Isolation,
+        (sql, from): (&str, u32),
     ) -> Result<Fold<Keys>, DatabaseError> {
-        let how = match isolation {
-            Isolation::RepeatableRead => How::Snapshot,
-            Isolation::ReadCommitted => How::Wait,
-        };
-        let sql = statements.fold(piece, how);
-        let rows = at.session.simple_query("fold", &sql).await?;
+        let rows = at.session.simple_query("fold", sql).await?;
         let Some(row) = rows.first() else {
             return Ok(Fold::without(Found::Idle));
         };
@@ -107,7 +105,7 @@ impl ByKey {
             self.locked_since = None;
             self.folded(at, rows_folded, keys)
         } else {
-            let moves = self.turn.is_not_ours(at, statements, piece.from).await?;
+            let moves = self.turn.is_not_ours(at, statements, from).await?;
             Found::Left { moves }
         };
         Ok(Fold {
@@ -159,6 +157,11 @@ impl ByKey {
         since.is_some_and(|since| since.elapsed() > AROUND_AFTER)
     }
 
+    /// `true` if no key is known that must be left out, nor one whose total other clients hold.
+    pub(super) fn has_no_trouble(&self) -> bool {
+        self.poison.is_empty() && !self.goes_around()
+    }
+
     /// Records that a lock could not be had. After it was to be had for longer than a fold may take, the report says who
     /// has it.
     async fn is_locked(
@@ -182,6 +185,12 @@ impl ByKey {
             holders.unwrap_or_default(),
         ));
         Ok(Fold::without(Found::Idle))
+    }
+
+    /// About this many rows wait that this cycle has not reached.
+    pub(super) fn are_beyond(&mut self, at: At<'_, Settings>, rows: u64) {
+        self.beyond = rows;
+        self.report_pending(at, i64::try_from(rows).unwrap_or(i64::MAX));
     }
 
     /// Counts the rows that wait, and forgets keys that have none.
@@ -324,6 +333,16 @@ impl Folder for ByKey {
         })
     }
 
+    async fn fold_at_once(
+        &mut self,
+        at: At<'_, Settings>,
+        shape: &Shape,
+        from: u32,
+    ) -> Result<Option<Folds<Keys>>, CycleError> {
+        // Rare, so boxed: other workers should not pay for its size.
+        Box::pin(self.fold_by_ranges(at, shape, from)).await
+    }
+
     async fn fold(
         &mut self,
         at: At<'_, Settings>,
@@ -334,8 +353,13 @@ impl Folder for ByKey {
         self.tried = true;
         let statements = statements(at, shape);
         // Boxed because it is rare: not every worker should pay for its size.
-        let fold = if self.poison.is_empty() && !self.goes_around() {
-            match self.run(at, &statements, piece, isolation).await {
+        let fold = if self.has_no_trouble() {
+            let how = match isolation {
+                Isolation::RepeatableRead => How::Snapshot,
+                Isolation::ReadCommitted => How::Wait,
+            };
+            let sql = statements.fold(piece, how);
+            match self.run(at, &statements, (&sql, piece.from)).await {
                 Ok(fold) => Ok(fold),
                 Err(error) => Box::pin(self.after(error, at, &statements, piece, isolation)).await,
             }
@@ -363,8 +387,8 @@ impl Folder for ByKey {
         let blocks_left = u64::from(fold.blocks.saturating_sub(end));
         match &fold.found {
             Found::Folded(folded) => {
-                self.beyond = folded.rows * blocks_left / u64::from(piece.blocks.max(1));
-                self.report_pending(at, i64::try_from(self.beyond).unwrap_or(i64::MAX));
+                let beyond = folded.rows * blocks_left / u64::from(piece.blocks.max(1));
+                self.are_beyond(at, beyond);
             }
             _ if blocks_left == 0 => self.beyond = 0,
             _ => {}
@@ -443,7 +467,7 @@ impl Folder for ByKey {
 }
 
 /// The statements on the tables of a worker.
-fn statements<'s>(at: At<'s, Settings>, shape: &'s Shape) -> Statements<'s> {
+pub(super) fn statements<'s>(at: At<'s, Settings>, shape: &'s Shape) -> Statements<'s> {
     Statements {
         worker: at.context.name(),
         queue: &at.settings.queue,

@@ -77,11 +77,16 @@ impl Statements<'_> {
     ///
     /// The block numbers are part of the text, so that the statement is planned for the table as it is now.
     pub(super) fn fold(&self, piece: Piece, how: How) -> String {
+        self.fold_those(&queue(self.queue).deltas(piece), how)
+    }
+
+    /// The same for the deltas of a condition.
+    pub(super) fn fold_those(&self, deltas: &str, how: How) -> String {
         let queue = queue(self.queue);
         format!(
             "{}{}{}",
             queue.begin(self.worker, how.isolation(), Some(self.totals)),
-            self.adding(&queue.deltas(piece), how),
+            self.adding(deltas, how),
             queue.end(&self.tables()),
         )
     }

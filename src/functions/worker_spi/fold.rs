@@ -1,5 +1,6 @@
 //! The folds of the sample: all deltas of a table into its one total.
 
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::initialize::{hidden_by_row_security, initialize, insert_initial_total};
@@ -9,8 +10,8 @@ use super::truncation::{Truncation, truncate};
 use super::{Fold as HowToFold, ROWS_FOLDED, Settings, TOTAL};
 use crate::context::WorkerContext;
 use crate::functions::folding::{
-    At, Fold, Folded, Folder, Found, Isolation, Piece, Queue, Terms, Undone, blocks, blocks_of,
-    count_blocks, hold, number, took,
+    At, Fold, Folded, Folder, Folds, Found, Isolation, Piece, Queue, Terms, Undone, blocks,
+    blocks_of, count_blocks, hold, number, took,
 };
 use crate::functions::relation::Relation;
 use crate::functions::runner::{CycleError, RETRIES_UNTIL_WARNING, Waiting};
@@ -188,7 +189,7 @@ impl Folder for OneTotal {
         at: At<'_, Settings>,
         shape: &Shape,
         from: u32,
-    ) -> Result<Option<Found<Total>>, CycleError> {
+    ) -> Result<Option<Folds<Total>>, CycleError> {
         if at.settings.fold == HowToFold::Delete {
             return Ok(None);
         }
@@ -197,7 +198,12 @@ impl Folder for OneTotal {
         if blocks <= from.saturating_add(blocks_of(at.settings.batch)) {
             return Ok(None);
         }
-        self.truncate(at, shape).await
+        let begin = Instant::now();
+        let found = self.truncate(at, shape).await?;
+        Ok(found.map(|found| {
+            at.has_folded(&found, begin);
+            Folds { found, end: None }
+        }))
     }
 
     async fn fold(
