@@ -37,7 +37,7 @@ impl Connection {
             Ok(())
         };
         let deadline = self.statement_deadline().saturating_add(longer);
-        match self.within(deadline, doing, running).await {
+        match self.within(deadline, doing, Box::pin(running)).await {
             Ok(()) => Ok(rows),
             Err(error) => Err(BrokeOff { done, error }),
         }

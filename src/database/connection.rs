@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -78,6 +78,11 @@ enum Form {
     Prepared(tokio_postgres::Statement),
     Text(Arc<str>),
 }
+
+/// An answer to be waited for. Boxed, since each worker has room for whatever may be asked on its connection: in place, an answer
+/// would take kilobytes of each worker that waits for the next nap.
+pub(super) type Answering<'a, R> =
+    Pin<Box<dyn Future<Output = Result<R, tokio_postgres::Error>> + Send + 'a>>;
 
 /// The client of a connection, and the task that drives it.
 struct Session {
@@ -224,7 +229,7 @@ impl Connection {
         if !self.prepare {
             return Ok(Statement(Form::Text(sql.into())));
         }
-        let prepared = self.within_deadline(doing, self.client().prepare(sql));
+        let prepared = self.within_deadline(doing, Box::pin(self.client().prepare(sql)));
         Ok(Statement(Form::Prepared(prepared.await?)))
     }
 
@@ -240,7 +245,7 @@ impl Connection {
     ) -> Result<Vec<Row>, DatabaseError> {
         match statement {
             Statement(Form::Prepared(statement)) => {
-                self.within_deadline(doing, self.client().query(statement, &[]))
+                self.within_deadline(doing, Box::pin(self.client().query(statement, &[])))
                     .await
             }
             Statement(Form::Text(sql)) => self.query(doing, sql, &[]).await,
@@ -284,7 +289,7 @@ impl Connection {
         sql: &str,
         parameters: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>, DatabaseError> {
-        self.within_deadline(doing, self.client().query_typed(sql, parameters))
+        self.within_deadline(doing, Box::pin(self.client().query_typed(sql, parameters)))
             .await
     }
 
@@ -299,8 +304,12 @@ impl Connection {
         sql: &str,
         deadline: Duration,
     ) -> Result<u64, DatabaseError> {
-        self.within(deadline, doing, self.client().execute_typed(sql, &[]))
-            .await
+        self.within(
+            deadline,
+            doing,
+            Box::pin(self.client().execute_typed(sql, &[])),
+        )
+        .await
     }
 
     /// Runs statements as one transaction, and returns their rows.
@@ -309,7 +318,7 @@ impl Connection {
         doing: &'static str,
         sql: &str,
     ) -> Result<Vec<SimpleQueryRow>, DatabaseError> {
-        self.within_deadline(doing, simple_query(self.client(), sql))
+        self.within_deadline(doing, Box::pin(simple_query(self.client(), sql)))
             .await
     }
 
@@ -319,7 +328,7 @@ impl Connection {
     ///
     /// If the server refuses one of them, does not answer in time, or is lost.
     pub async fn batch_execute(&self, doing: &'static str, sql: &str) -> Result<(), DatabaseError> {
-        self.within_deadline(doing, self.client().batch_execute(sql))
+        self.within_deadline(doing, Box::pin(self.client().batch_execute(sql)))
             .await
     }
 
@@ -417,7 +426,7 @@ impl Connection {
     async fn within_deadline<R>(
         &self,
         doing: &'static str,
-        answer: impl Future<Output = Result<R, tokio_postgres::Error>>,
+        answer: Answering<'_, R>,
     ) -> Result<R, DatabaseError> {
         self.within(self.statement_deadline, doing, answer).await
     }
@@ -427,11 +436,10 @@ impl Connection {
         &self,
         after: Duration,
         doing: &'static str,
-        answer: impl Future<Output = Result<R, tokio_postgres::Error>>,
+        mut answer: Answering<'_, R>,
     ) -> Result<R, DatabaseError> {
-        let mut answer = pin!(answer);
         self.is_waiting.store(true, Ordering::Relaxed);
-        let answered = self.answered(after, answer.as_mut()).await;
+        let answered = self.answered(after, &mut answer).await;
         if answered.is_some() {
             self.is_waiting.store(false, Ordering::Relaxed);
         }

@@ -73,7 +73,8 @@ impl Server {
                 Some(kept) => Ok(kept),
                 None => {
                     let sharing = Sharing::Job { is_own: !counts };
-                    self.open(application_name, dbname, sharing).await
+                    // Rare, so boxed: it is large.
+                    Box::pin(self.open(application_name, dbname, sharing)).await
                 }
             };
             match (opened, turn) {

@@ -166,14 +166,17 @@ impl<R: Routine> Runner<R> {
                 Some(Ok(()))
             };
             let cycle = match renewed {
-                Some(Ok(())) => self.cycle_unless_stopped(&settings).await,
+                // Boxed, so that a worker has no room for a cycle while it naps.
+                Some(Ok(())) => Box::pin(self.cycle_unless_stopped(&settings)).await,
                 Some(Err(error)) => Some(Err(error.into())),
                 None => None,
             };
             let nap = match cycle {
                 None => return Ok(()),
                 Some(Ok(outcome)) => self.found(&settings, outcome),
-                Some(Err(CycleError::Database(error))) => self.failed(&settings, error).await?,
+                Some(Err(CycleError::Database(error))) => {
+                    Box::pin(self.failed(&settings, error)).await?
+                }
                 Some(Err(CycleError::Unusable(what))) if self.routine.was_ready() => {
                     let why = what.to_string();
                     let condition = Condition::Unusable { why: why.clone() };

@@ -106,10 +106,15 @@ impl Session {
         Ok(match (place.connection, context.database()) {
             (ConnectionKind::Home, _) => Self::Home(context.home(place.dbname)?),
             (ConnectionKind::Own, Some(database)) => {
-                Self::Own(Rc::new(connect(context, database, place).await?))
+                // Once, so boxed: workers on home connections should not pay for its size.
+                let connecting = Box::pin(connect(context, database, place));
+                Self::Own(Rc::new(connecting.await?))
             }
             // The error says why there is none.
-            (ConnectionKind::Own, None) => Self::Own(Rc::new(context.connect(None).await?)),
+            (ConnectionKind::Own, None) => {
+                let connecting = Box::pin(context.connect(None));
+                Self::Own(Rc::new(connecting.await?))
+            }
         })
     }
 
@@ -129,7 +134,7 @@ impl Session {
             (Self::Own(connection), Some(database)) => {
                 // There may be room for only one connection.
                 connection.abort();
-                *connection = Rc::new(connect(context, database, place).await?);
+                *connection = Rc::new(Box::pin(connect(context, database, place)).await?);
             }
             (Self::Own(_), None) => {}
         }
@@ -262,7 +267,7 @@ impl Session {
             // Its probes are gone by now.
             Self::Own(connection) => {
                 if let Some(connection) = Rc::into_inner(connection) {
-                    connection.close().await;
+                    Box::pin(connection.close()).await;
                 }
             }
         }

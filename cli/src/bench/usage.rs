@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::fs;
-use std::ops::Range;
 use std::time::Duration;
 
 use bgworker::database::{self, Connection, Database};
@@ -13,28 +12,12 @@ use super::ground::Ground;
 /// The kernel counts processor time in hundredths of a second.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The place of the parent in what the kernel says of a process, from its state on.
-const PARENT: usize = 1;
-
-/// The places of the times that the process has used.
-const TIMES: Range<usize> = 11..13;
-
-/// The places of the times that those of its children have used that have ended.
-const CHILDREN_TIMES: Range<usize> = 13..15;
-
 /// What had been used at one moment.
 pub(super) struct Usage {
     client: f64,
-    server: Option<ServerUsage>,
+    /// Seconds of processor by process; `None` if the server is elsewhere.
+    server: Option<Vec<(i32, f64)>>,
     wal: f64,
-}
-
-/// Seconds of processor that the server has used; only known if the server is on this machine.
-struct ServerUsage {
-    /// By each of its processes.
-    living: Vec<f64>,
-    /// By all those that have ended.
-    ended: f64,
 }
 
 /// What was used between two moments.
@@ -51,7 +34,10 @@ pub(super) struct Used {
 impl Usage {
     pub(super) async fn now(ground: &Ground) -> Result<Self, Box<dyn Error>> {
         let pids = backends(ground, "true").await?;
-        let server = ServerUsage::of(&pids);
+        let server: Option<Vec<_>> = pids
+            .into_iter()
+            .map(|pid| Some((pid, cpu(&pid.to_string())?)))
+            .collect();
         let wal = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), '0/0')::pg_catalog.float8";
         Ok(Self {
             client: cpu("self").ok_or("there is no /proc to measure with")?,
@@ -60,34 +46,20 @@ impl Usage {
         })
     }
 
-    /// What was used since `then`.
+    /// What was used since `then`, except by processes of the server that have ended.
     pub(super) fn since(&self, then: &Self) -> Used {
         let server = self.server.as_ref().zip(then.server.as_ref());
-        let server = server.map(|(now, then)| now.total() - then.total());
+        let server = server.map(|(now, then)| {
+            let used = now.iter().map(|(pid, now)| {
+                let then = then.iter().find(|(known, _)| known == pid);
+                now - then.map_or(0.0, |(_, then)| *then)
+            });
+            used.sum::<f64>()
+        });
         Used {
             cpu: server.map(|server| server + self.client - then.client),
             wal: self.wal - then.wal,
         }
-    }
-}
-
-// === impl ServerUsage ===
-
-impl ServerUsage {
-    fn of(pids: &[i32]) -> Option<Self> {
-        let parent: i32 = stat(&pids.first()?.to_string())?
-            .get(PARENT)?
-            .parse()
-            .ok()?;
-        let living = pids.iter().map(|pid| cpu(&pid.to_string()));
-        Some(Self {
-            living: living.collect::<Option<_>>()?,
-            ended: seconds(&stat(&parent.to_string())?, CHILDREN_TIMES)?,
-        })
-    }
-
-    fn total(&self) -> f64 {
-        self.ended + self.living.iter().sum::<f64>()
     }
 }
 
@@ -110,21 +82,13 @@ async fn backends(ground: &Ground, which: &str) -> Result<Vec<i32>, Box<dyn Erro
 
 /// Seconds of processor that a process has used.
 fn cpu(pid: &str) -> Option<f64> {
-    seconds(&stat(pid)?, TIMES)
-}
-
-/// What the kernel says of a process, from its state on.
-fn stat(pid: &str) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything, even a parenthesis.
     let (_, fields) = stat.rsplit_once(')')?;
-    Some(fields.split_whitespace().map(str::to_owned).collect())
-}
-
-/// The sum of a user and a system time there.
-fn seconds(stat: &[String], times: Range<usize>) -> Option<f64> {
-    let ticks = stat.get(times)?.iter().map(|time| time.parse::<f64>().ok());
-    Some(ticks.sum::<Option<f64>>()? / TICKS_PER_SECOND)
+    let mut ticks = fields.split_whitespace().skip(11).take(2);
+    let user: f64 = ticks.next()?.parse().ok()?;
+    let system: f64 = ticks.next()?.parse().ok()?;
+    Some((user + system) / TICKS_PER_SECOND)
 }
 
 fn pss(pid: &str) -> Option<f64> {

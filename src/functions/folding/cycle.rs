@@ -162,7 +162,7 @@ impl<F: Folder> Cycle<F> {
             None
         };
         if hidden.is_some() {
-            return Err(folder.hidden(at).await);
+            return Err(Box::pin(folder.hidden(at)).await);
         }
         if !std::mem::replace(&mut look.has_answered, true) {
             self.known.set(look.shape.clone());
@@ -187,8 +187,9 @@ impl<F: Folder> Cycle<F> {
         let Folds { found, end } = match folder.fold_at_once(at, &look.shape, from).await? {
             Some(folds) => folds,
             None => {
+                // Boxed as well: most cycles find nothing to fold.
                 let folding = self.pieces.fold_all(folder, at, &look.shape, from);
-                folding.await?
+                Box::pin(folding).await?
             }
         };
         if let Some(blocks) = end {
