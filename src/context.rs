@@ -144,7 +144,7 @@ impl WorkerContext {
     /// If the Postmaster has no database, or it cannot be connected to within its deadline.
     pub async fn connect(&self, dbname: Option<&str>) -> Result<Connection, WorkerError> {
         let database = self.database_or_error()?;
-        Ok(database.connect(self.name(), dbname).await?)
+        Ok(Box::pin(database.connect(self.name(), dbname)).await?)
     }
 
     /// The worker's place on a connection that it shares with other workers. Nothing is opened yet.

@@ -16,8 +16,8 @@ pub(crate) struct BrokeOff {
 }
 
 impl Connection {
-    /// Runs statements one after the other, each of which is one statement, and returns the rows of all, whose values are
-    /// text. They may take this much longer than other statements.
+    /// Runs statements one after the other, and returns the rows of all, whose values are text. They may take this much longer
+    /// than other statements. What was done is counted by statements, so an element that is compared with that must be one.
     pub(crate) async fn batch(
         &self,
         doing: &'static str,

@@ -273,9 +273,9 @@ impl Connection {
         self.prepared.call(statement, arguments)
     }
 
-    /// How many statements the session has prepared for batches.
-    pub(crate) fn prepared(&self) -> usize {
-        self.prepared.len()
+    /// `true` if the names of what the session has prepared, as the text of an array, are those of what is called in batches.
+    pub(crate) fn has_prepared_only(&self, names: &str) -> bool {
+        self.prepared.are_all(names)
     }
 
     /// Runs a statement once, in one round trip, and returns its rows.

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The texts of the statements that a session has prepared. The place of each is its name.
 #[derive(Debug, Default)]
@@ -28,9 +28,12 @@ pub(crate) fn in_full(statement: &str, arguments: &[String]) -> String {
     sql + rest
 }
 
+/// A part of each name, so that no other statement has the same: to run that one would be to run nothing.
+static OURS: LazyLock<u64> = LazyLock::new(|| fastrand::u64(..));
+
 /// The name that a session knows a statement by.
 fn name(place: usize) -> String {
-    format!("\"bgworker {place}\"")
+    format!("\"bgworker {:x} {place}\"", *OURS)
 }
 
 // === impl Prepared ===
@@ -67,9 +70,15 @@ impl Prepared {
         }
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    /// `true` if these are the names of all of them and of nothing else, as the text of an array.
+    pub(super) fn are_all(&self, names: &str) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut length = 2 + known.len().saturating_sub(1);
+        let mut ours = (0..known.len()).map(name);
+        ours.all(|name| {
+            length += name.len();
+            names.contains(&name)
+        }) && names.len() == length
     }
 }
 
@@ -95,20 +104,32 @@ mod tests {
         assert_eq!(prepared.call("SELECT $1", &five), "SELECT 5");
         assert_eq!(
             prepared.prepare(&both[1..]).unwrap(),
-            "PREPARE \"bgworker 0\" AS SELECT $1;"
+            format!("PREPARE {} AS SELECT $1;", name(0))
         );
         prepared.are(&both[1..]);
         assert_eq!(
             prepared.call("SELECT $1", &five),
-            "EXECUTE \"bgworker 0\"(5)"
+            format!("EXECUTE {}(5)", name(0))
         );
         assert_eq!(
             prepared.prepare(&both).unwrap(),
-            "PREPARE \"bgworker 1\" AS SELECT 1;"
+            format!("PREPARE {} AS SELECT 1;", name(1))
         );
         prepared.are(&both);
         assert_eq!(prepared.prepare(&both), None);
-        assert_eq!(prepared.call("SELECT 1", &[]), "EXECUTE \"bgworker 1\"");
-        assert_eq!(prepared.len(), 2);
+        assert_eq!(
+            prepared.call("SELECT 1", &[]),
+            format!("EXECUTE {}", name(1))
+        );
+        let (one, two) = (name(0), name(1));
+        for (names, are_all) in [
+            (format!("{{{two},{one}}}"), true),
+            (format!("{{{two},{one},p1}}"), false),
+            (format!("{{{two},p1}}"), false),
+            ("{}".to_owned(), false),
+        ] {
+            assert_eq!(prepared.are_all(&names), are_all, "{names}");
+        }
+        assert!(Prepared::default().are_all("{}"));
     }
 }

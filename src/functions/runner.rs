@@ -174,9 +174,7 @@ impl<R: Routine> Runner<R> {
             let nap = match cycle {
                 None => return Ok(()),
                 Some(Ok(outcome)) => self.found(&settings, outcome),
-                Some(Err(CycleError::Database(error))) => {
-                    Box::pin(self.failed(&settings, error)).await?
-                }
+                Some(Err(CycleError::Database(e))) => Box::pin(self.failed(&settings, e)).await?,
                 Some(Err(CycleError::Unusable(what))) if self.routine.was_ready() => {
                     let why = what.to_string();
                     let condition = Condition::Unusable { why: why.clone() };

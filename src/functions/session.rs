@@ -106,15 +106,10 @@ impl Session {
         Ok(match (place.connection, context.database()) {
             (ConnectionKind::Home, _) => Self::Home(context.home(place.dbname)?),
             (ConnectionKind::Own, Some(database)) => {
-                // Once, so boxed: workers on home connections should not pay for its size.
-                let connecting = Box::pin(connect(context, database, place));
-                Self::Own(Rc::new(connecting.await?))
+                Self::Own(Rc::new(connect(context, database, place).await?))
             }
             // The error says why there is none.
-            (ConnectionKind::Own, None) => {
-                let connecting = Box::pin(context.connect(None));
-                Self::Own(Rc::new(connecting.await?))
-            }
+            (ConnectionKind::Own, None) => Self::Own(Rc::new(context.connect(None).await?)),
         })
     }
 
@@ -134,7 +129,7 @@ impl Session {
             (Self::Own(connection), Some(database)) => {
                 // There may be room for only one connection.
                 connection.abort();
-                *connection = Rc::new(Box::pin(connect(context, database, place)).await?);
+                *connection = Rc::new(connect(context, database, place).await?);
             }
             (Self::Own(_), None) => {}
         }
@@ -289,7 +284,7 @@ async fn connect(
         context.progress().failed(error.to_string());
     };
     let connecting = database.connect_when_there_is_room(worker, place.dbname, full);
-    let connection = connecting.await?;
+    let connection = Box::pin(connecting).await?;
     if looks_in_order(context, place) {
         let sql = "SET max_parallel_workers_per_gather = 0";
         connection.batch_execute("set the session up", sql).await?;

@@ -29,13 +29,14 @@ async fn a_job_that_prepares_a_statement_can_do_so_in_each_run() {
 async fn jobs_that_deallocate_what_is_prepared_run_each_tick_once_and_disturb_no_other_job() {
     let db = stage().await;
     let deallocates = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
-    let takes_names = "DO $$ BEGIN FOR n IN 0..3 LOOP EXECUTE 'DEALLOCATE ALL'; \
-                       EXECUTE format('PREPARE %I AS SELECT 1', 'bgworker ' || n); END LOOP; END $$";
+    let takes_places = "DO $$ DECLARE one text; BEGIN FOR one IN SELECT name FROM pg_prepared_statements LOOP \
+                        EXECUTE format('DEALLOCATE %I', one); END LOOP; EXECUTE 'PREPARE a AS SELECT 1'; \
+                        EXECUTE 'PREPARE b AS SELECT 1'; END $$";
     let naps =
         format!("start_time = \"consistent_state\"\nnaptime = \"100ms\"\nsql = \"{deallocates}\"");
     let jobs = [
         every("100ms", &format!("{EFFECT}; {deallocates}")),
-        every("100ms", &format!("{EFFECT}; {takes_names}")),
+        every("100ms", &format!("{EFFECT}; {takes_places}")),
         every("100ms", EFFECT),
         naps,
     ];

@@ -187,9 +187,8 @@ impl<F: Folder> Cycle<F> {
         let Folds { found, end } = match folder.fold_at_once(at, &look.shape, from).await? {
             Some(folds) => folds,
             None => {
-                // Boxed as well: most cycles find nothing to fold.
                 let folding = self.pieces.fold_all(folder, at, &look.shape, from);
-                Box::pin(folding).await?
+                folding.await?
             }
         };
         if let Some(blocks) = end {

@@ -187,7 +187,7 @@ impl ByKey {
         Ok(Fold::without(Found::Idle))
     }
 
-    /// About this many rows wait that this cycle has not reached.
+    /// Records that about this many rows wait that this cycle has not reached.
     pub(super) fn are_beyond(&mut self, at: At<'_, Settings>, rows: u64) {
         self.beyond = rows;
         self.report_pending(at, i64::try_from(rows).unwrap_or(i64::MAX));

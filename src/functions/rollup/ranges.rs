@@ -5,13 +5,14 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::by_key::{ByKey, Keys, statements};
 use super::sample::{Sample, sample};
 use super::settings::Settings;
 use super::shape::Shape;
 use super::statement::{How, Statements};
-use crate::database::Database;
+use crate::database::{Database, DatabaseError};
 use crate::functions::folding::{
     At, Folder as _, Folds, Found, Piece, Undone, blocks_of, count_blocks,
 };
@@ -23,7 +24,7 @@ const FOLD_TIME_MIN: Duration = Duration::from_millis(200);
 /// How many ranges a part of the backlog has at most, since each of them reads it.
 const RANGES_MAX: f64 = 8.0;
 
-/// How many deltas some blocks hold at most.
+/// About how many deltas some blocks hold.
 fn deltas_of(blocks: u32) -> f64 {
     f64::from(blocks) / f64::from(blocks_of(1_000_000)) * 1e6
 }
@@ -57,7 +58,11 @@ impl ByKey {
         let mut found = None;
         while from < blocks {
             let width = self.width.deltas(settings);
-            if deltas_of(blocks - from) <= 2.0 * width {
+            let left = deltas_of(blocks - from);
+            if left <= 2.0 * width {
+                if found.is_some() {
+                    self.are_beyond(at, whole(left));
+                }
                 break;
             }
             let most = usize::try_from(whole(RANGES_MAX * width)).unwrap_or(usize::MAX);
@@ -65,7 +70,7 @@ impl ByKey {
                 from,
                 blocks: blocks_of(most).min(blocks - from),
             };
-            let (folded, is_whole) = self.fold_ranges_of(at, shape, piece).await?;
+            let (folded, is_whole) = self.fold_ranges_of(at, shape, piece, blocks).await?;
             found = match (found, folded) {
                 (Some(before), Some(folded)) => Some(Found::and(before, folded)),
                 (before, folded) => before.or(folded),
@@ -80,8 +85,8 @@ impl ByKey {
         Ok(found.map(|found| Folds { found, end }))
     }
 
-    /// `true` if nothing is known that a range would fail of.
-    fn may_use_ranges(&mut self, at: At<'_, Settings>, shape: &Shape) -> bool {
+    /// `true` if nothing is known that would fail a range.
+    fn may_use_ranges(&self, at: At<'_, Settings>, shape: &Shape) -> bool {
         let is_ours = at
             .context
             .database()
@@ -97,6 +102,7 @@ impl ByKey {
         at: At<'_, Settings>,
         shape: &Shape,
         piece: Piece,
+        blocks: u32,
     ) -> Result<(Option<Found<Keys>>, bool), CycleError> {
         let (statements, settings) = (statements(at, shape), at.settings);
         let Some(sample) = self.sample(at, &statements, piece).await? else {
@@ -107,7 +113,7 @@ impl ByKey {
             deltas_of(piece.blocks) * sample.share,
         );
         let (queue, mut found, mut next) = (Self::queue(settings, shape), None, 0);
-        let mut left = all;
+        let mut left = all + deltas_of(blocks - piece.from - piece.blocks);
         self.tried = true;
         loop {
             let part = self.width.deltas(settings) / all;
@@ -127,8 +133,8 @@ impl ByKey {
                     return Err(error.into());
                 }
                 // Pieces find out what is at fault.
-                Err(_) => {
-                    self.width.failed(Instant::now());
+                Err(error) => {
+                    self.cannot(at, &error);
                     return Ok((found, false));
                 }
             };
@@ -151,6 +157,16 @@ impl ByKey {
         }
     }
 
+    /// Has the backlog folded by pieces for a while, since this error kept a range from being folded.
+    fn cannot(&mut self, at: At<'_, Settings>, error: &DatabaseError) {
+        let worker = at.context.name();
+        debug!(
+            worker,
+            "{worker}: a range of keys could not be folded: {error}"
+        );
+        self.width.failed(Instant::now());
+    }
+
     /// Takes a sample of a part of the backlog. `None` if it must be folded by pieces.
     async fn sample(
         &mut self,
@@ -162,7 +178,7 @@ impl ByKey {
         let sampling = at.session.query("sample the keys", &sql, Vec::new());
         let rows = match sampling.await {
             Err(error) if !error.is_away() => {
-                self.width.failed(Instant::now());
+                self.cannot(at, &error);
                 return Ok(None);
             }
             rows => rows?,

@@ -1,4 +1,4 @@
-//! How many deltas a range of keys has, and when there are no ranges. Pure, but for the time that it is given.
+//! How many deltas a range of keys has, and when there are no ranges. Pure.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(super) struct Width {
 // === impl Width ===
 
 impl Width {
-    /// About how many deltas the next range must have: a batch at most.
+    /// About how many deltas the next range should have: a batch at most.
     pub(super) fn deltas(&self, settings: &Settings) -> f64 {
         let first = || PER_SECOND * settings.fold_time.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "it is an estimate")]
@@ -46,5 +46,7 @@ impl Width {
     /// A range could not be folded.
     pub(super) fn failed(&mut self, now: Instant) {
         self.off_until = Some(now + AFTER_FAILURE);
+        // It may have taken longer than a statement may.
+        self.deltas = self.deltas.map(|deltas| deltas / 2.0);
     }
 }

@@ -1,6 +1,6 @@
 //! Claims of ticks: the lock on the row of a job, and what is known of the row from then on.
 //!
-//! A claim also sets what the statements of the job read, and compares nothing: what it finds is for the run to judge.
+//! A claim also sets what the statements of the job read. It does not compare the seal of the tables: the run does.
 
 use std::sync::LazyLock;
 
@@ -58,8 +58,8 @@ impl Claimed {
     }
 }
 
-/// The same, and the time, where they are sent as text, whose form depends on the settings of a session: times are microseconds
-/// since the epoch.
+/// The columns of a job's row, and the time, for an answer in text. The text of a time depends on the settings of the session, so
+/// times are microseconds since the epoch.
 static TEXT_COLUMNS: LazyLock<String> = LazyLock::new(|| {
     let times = [
         "last_tick",

@@ -58,12 +58,16 @@ impl Run<'_> {
         let ending = self.leave_and_mark(connection, (&keep, timeout), claimed, tick, &worked);
         match ending.await {
             Ok(ran) => Ok(Ok(ran)),
-            Err(BrokeOff { done, error }) if done < keep.len() && !is_gone(&error) => {
-                let over = over(timeout, &error, claimed.at.elapsed());
-                Err(Failure::saying(format!("{error}{over}"), error))
-            }
+            // Outside of a transaction, this only warns.
+            Err(BrokeOff { done: 0, error }) => Err(self.of_constraint(claimed, error)),
             Err(broke_off) => Ok(unmarked(claimed, keep.len(), broke_off)),
         }
+    }
+
+    /// The failure of a constraint that the work has deferred.
+    pub(super) fn of_constraint(&self, claimed: &Claimed, error: DatabaseError) -> Failure {
+        let over = over(self.job.timeout, &error, claimed.at.elapsed());
+        Failure::saying(format!("{error}{over}"), error)
     }
 
     /// Undoes what the work did, and marks that it failed.
@@ -169,8 +173,8 @@ impl Run<'_> {
     /// Takes note if statements have prepared something in the session, or deallocated what was.
     fn has_left(&self, connection: &Connection, rows: &[SimpleQueryRow]) {
         let prepared = rows.iter().find_map(|row| row.try_get("prepared").ok()?);
-        let prepared: Option<usize> = prepared.and_then(|number| number.parse().ok());
-        self.is_clean.set(prepared == Some(connection.prepared()));
+        let is_clean = prepared.is_some_and(|names| connection.has_prepared_only(names));
+        self.is_clean.set(is_clean);
     }
 
     /// The mark of a run that ends now, and when that is.

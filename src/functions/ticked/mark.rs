@@ -96,9 +96,9 @@ static IS_CLAIMED: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Gives back the locks of a session, and counts what is prepared in it.
+/// Gives back the locks of a session, and names what is prepared in it.
 pub(super) const LEAVE: &str = "pg_catalog.pg_advisory_unlock_all(), \
-    pg_catalog.cardinality(ARRAY(SELECT p.name FROM pg_catalog.pg_prepared_statements AS p WHERE p.from_sql)) AS prepared";
+    ARRAY(SELECT p.name FROM pg_catalog.pg_prepared_statements AS p WHERE p.from_sql)::pg_catalog.text AS prepared";
 
 /// What a mark returns.
 static MARKED: LazyLock<String> = LazyLock::new(|| format!("{}, {LEAVE}", *IS_CLAIMED));
@@ -148,7 +148,13 @@ pub(super) fn mark(
         is_running => {
             let changes = changes_of(mark, has_declarations);
             let update = update(changes, is_running.as_deref().unwrap_or(IS_SAME));
-            with_entry(&update, &entry(&MARKED)).into()
+            // The session of a run outside of a transaction keeps its lock until the mark is committed.
+            let result = if claimed.running.is_some() {
+                &IS_CLAIMED
+            } else {
+                &MARKED
+            };
+            with_entry(&update, &entry(result)).into()
         }
     };
     (statement, arguments)

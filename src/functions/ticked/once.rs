@@ -294,7 +294,8 @@ async fn dry_run(
     );
     let end = async |rows| {
         let checking = connection.execute_within("end the run", CHECK_CONSTRAINTS, run.job.timeout);
-        checking.await.map(|_| rows).map_err(Failure::of)
+        let checked = checking.await.map(|_| rows);
+        checked.map_err(|error| run.of_constraint(&claimed, error))
     };
     let working = run.work_through_conflicts(connection, &claimed, tick, end);
     let rows = working

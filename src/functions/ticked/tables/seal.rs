@@ -30,8 +30,8 @@ const LOCK_INSTANCES: &str = "LOCK TABLE bgworker.job_instance IN ROW EXCLUSIVE 
 /// The word with which a write undoes itself.
 const CHANGED: &str = "tables changed";
 
-/// The seal of the tables among these relations `c`. Each statement that changes what a relation is
-/// writes its row, but one that gives it another trigger; none is used that has a trigger.
+/// The seal of the tables among these relations `c`. A change of the owner, of the grants on the table, of row security or of the
+/// number of columns writes the row of `pg_class`, and so changes `xmin`. A further trigger need not, so triggers are asked for.
 pub(super) fn of(tables: &str) -> String {
     format!(
         "ARRAY(SELECT pg_catalog.concat_ws(' ', c.oid, c.xmin, \
