@@ -183,8 +183,14 @@ impl ByKey {
             }
             rows => rows?,
         };
-        let rows = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2)));
-        let sample = Sample::of(piece, rows.collect());
+        // A server without an encoding may have texts that are none here.
+        let found = rows.iter().map(|row| {
+            let bounds = row.try_get(2).ok()?;
+            Some((row.get(0), row.get(1), bounds))
+        });
+        let sample = found
+            .collect::<Option<_>>()
+            .and_then(|found| Sample::of(piece, found));
         let least = 2.0 * self.width.deltas(at.settings);
         Ok(sample.filter(|sample| deltas_of(piece.blocks) * sample.share > least))
     }
