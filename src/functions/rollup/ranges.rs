@@ -76,6 +76,8 @@ impl ByKey {
                 (before, folded) => before.or(folded),
             };
             if !is_whole {
+                // Pieces fold what is left, before new deltas of other keys come first again.
+                self.width.rests(Instant::now());
                 return Ok(found.map(|found| Folds { found, end: None }));
             }
             from = from.saturating_add(piece.blocks);
@@ -164,7 +166,7 @@ impl ByKey {
             worker,
             "{worker}: a range of keys could not be folded: {error}"
         );
-        self.width.failed(Instant::now());
+        self.width.failed(at.settings);
     }
 
     /// Takes a sample of a part of the backlog. `None` if it must be folded by pieces.

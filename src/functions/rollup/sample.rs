@@ -41,10 +41,11 @@ pub(super) fn sample(statements: &Statements<'_>, piece: Piece) -> String {
             "SELECT s.rows, s.distinct, ARRAY(SELECT pg_catalog.concat(u.bound) FROM pg_catalog.unnest(s.bounds) \
              WITH ORDINALITY AS u (bound, n) ORDER BY u.n) AS bounds FROM (SELECT pg_catalog.count(*) AS rows, \
              pg_catalog.count(DISTINCT q.{key}) AS distinct, pg_catalog.percentile_disc(ARRAY(\
-             SELECT n::pg_catalog.float8 OPERATOR(pg_catalog./) {SLOTS} FROM pg_catalog.generate_series(1, {SLOTS} - 1) AS n)) \
+             SELECT n::pg_catalog.float8 OPERATOR(pg_catalog./) {SLOTS} FROM pg_catalog.generate_series(1, {}) AS n)) \
              WITHIN GROUP (ORDER BY q.{key}) AS bounds FROM ONLY {} AS q WHERE q.ctid OPERATOR(pg_catalog.=) ANY (ARRAY(\
              SELECT pg_catalog.format('(%s,%s)', block, line)::pg_catalog.tid FROM pg_catalog.generate_series(\
              {}::pg_catalog.int8, {}, {step}) AS block, pg_catalog.generate_series(1, {ROWS}) AS line))) AS s",
+            SLOTS - 1,
             statements.queue.sql(),
             piece.from,
             i64::from(piece.from.saturating_add(piece.blocks)) - 1,

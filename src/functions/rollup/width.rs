@@ -43,10 +43,13 @@ impl Width {
         self.off_until.is_some_and(|until| now < until)
     }
 
-    /// A range could not be folded.
-    pub(super) fn failed(&mut self, now: Instant) {
+    /// The backlog is not folded by ranges for a while, since one could not be.
+    pub(super) fn rests(&mut self, now: Instant) {
         self.off_until = Some(now + AFTER_FAILURE);
-        // It may have taken longer than a statement may.
-        self.deltas = self.deltas.map(|deltas| deltas / 2.0);
+    }
+
+    /// A range has failed: it may have taken longer than a statement may.
+    pub(super) fn failed(&mut self, settings: &Settings) {
+        self.deltas = Some(self.deltas(settings) / 2.0);
     }
 }

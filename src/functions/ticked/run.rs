@@ -265,6 +265,8 @@ impl<'r> Run<'r> {
                 ran => return ran,
             };
             connection.batch_execute("undo the run", "ROLLBACK").await?;
+            // That gives back no lock of the session, and deallocates nothing.
+            self.is_clean.set(false);
             if self.latch.is_stop_requested() {
                 return Ok(Ran::Interrupted(None));
             }
