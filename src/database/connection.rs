@@ -3,7 +3,6 @@
 //! When a deadline passes, the statement is cancelled on the server and the connection is given up: a late cancellation
 //! would hit the next statement.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -256,14 +255,14 @@ impl Connection {
     pub(crate) async fn prepare_once(
         &self,
         doing: &'static str,
-        statements: &[Cow<'static, str>],
+        statements: &[&'static str],
     ) -> Result<(), DatabaseError> {
-        let new = self.prepared.prepare(statements).filter(|_| self.prepare);
-        let Some(new) = new else {
-            return Ok(());
-        };
-        self.batch_execute(doing, &new).await?;
-        self.prepared.are(statements);
+        if self.prepare
+            && let Some(new) = self.prepared.prepare(statements)
+        {
+            self.batch_execute(doing, &new).await?;
+            self.prepared.are(statements);
+        }
         Ok(())
     }
 

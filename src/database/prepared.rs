@@ -3,13 +3,12 @@
 //!
 //! A statement has parameters `$1`, `$2`, … and an argument is SQL: a literal, with its type where the statement does not say it.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The texts of the statements that a session has prepared. The place of each is its name.
 #[derive(Debug, Default)]
-pub(super) struct Prepared(Mutex<Vec<Cow<'static, str>>>);
+pub(super) struct Prepared(Mutex<Vec<&'static str>>);
 
 /// SQL that runs a statement that need not be prepared.
 pub(crate) fn in_full(statement: &str, arguments: &[String]) -> String {
@@ -40,7 +39,7 @@ fn name(place: usize) -> String {
 
 impl Prepared {
     /// SQL that prepares those of these statements that are not prepared yet. `None` if all are.
-    pub(super) fn prepare(&self, statements: &[Cow<'static, str>]) -> Option<String> {
+    pub(super) fn prepare(&self, statements: &[&'static str]) -> Option<String> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = statements.iter().filter(|one| !known.contains(one));
         let mut sql = String::new();
@@ -51,11 +50,11 @@ impl Prepared {
     }
 
     /// What [`prepare`](Self::prepare) returned was run.
-    pub(super) fn are(&self, statements: &[Cow<'static, str>]) {
+    pub(super) fn are(&self, statements: &[&'static str]) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for statement in statements {
             if !known.contains(statement) {
-                known.push(statement.clone());
+                known.push(statement);
             }
         }
     }
@@ -63,7 +62,7 @@ impl Prepared {
     /// SQL that runs a statement: by its name if it is prepared, or else in full.
     pub(super) fn call(&self, statement: &str, arguments: &[String]) -> String {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.iter().position(|one| one == statement) {
+        match known.iter().position(|one| *one == statement) {
             Some(place) if arguments.is_empty() => format!("EXECUTE {}", name(place)),
             Some(place) => format!("EXECUTE {}({})", name(place), arguments.join(", ")),
             None => in_full(statement, arguments),
@@ -99,7 +98,7 @@ mod tests {
     #[test]
     fn a_statement_is_prepared_once_and_called_by_its_name_from_then_on() {
         let prepared = Prepared::default();
-        let both = [Cow::from("SELECT 1"), Cow::from("SELECT $1")];
+        let both = ["SELECT 1", "SELECT $1"];
         let five = ["5".to_owned()];
         assert_eq!(prepared.call("SELECT $1", &five), "SELECT 5");
         assert_eq!(

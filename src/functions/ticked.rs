@@ -4,7 +4,6 @@
 //! the row and the server's clock, never from memory, so that instances need not know each other. Nothing here knows
 //! which kinds of [`Work`] there are.
 
-mod calls;
 mod claim;
 mod declaration;
 mod declare;

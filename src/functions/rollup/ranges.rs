@@ -55,12 +55,12 @@ impl ByKey {
             return Ok(None);
         }
         let blocks = count_blocks(at.session, queue, at.context.name()).await?;
-        let mut found = None;
+        let mut found = Found::Idle;
         while from < blocks {
             let width = self.width.deltas(settings);
             let left = deltas_of(blocks - from);
             if left <= 2.0 * width {
-                if found.is_some() {
+                if found != Found::Idle {
                     self.are_beyond(at, whole(left));
                 }
                 break;
@@ -71,20 +71,17 @@ impl ByKey {
                 blocks: blocks_of(most).min(blocks - from),
             };
             let (folded, is_whole) = self.fold_ranges_of(at, shape, piece, blocks).await?;
-            found = match (found, folded) {
-                (Some(before), Some(folded)) => Some(Found::and(before, folded)),
-                (before, folded) => before.or(folded),
-            };
+            found = found.and(folded);
             if !is_whole {
                 // Pieces fold what is left, before new deltas of other keys come first again.
                 self.width.rests(Instant::now());
-                return Ok(found.map(|found| Folds { found, end: None }));
+                break;
             }
             from = from.saturating_add(piece.blocks);
         }
         // What is left is little: the next look finds it.
         let end = (from >= blocks).then_some(blocks);
-        Ok(found.map(|found| Folds { found, end }))
+        Ok((found != Found::Idle).then_some(Folds { found, end }))
     }
 
     /// `true` if nothing is known that would fail a range.
@@ -98,23 +95,23 @@ impl ByKey {
         is_ours && is_bare && !is_off && self.has_no_trouble()
     }
 
-    /// Folds a part of the backlog by ranges. Returns what was found, unless that is nothing, and whether all ranges were folded.
+    /// Folds a part of the backlog by ranges. Returns what was found, and whether all ranges were folded.
     async fn fold_ranges_of(
         &mut self,
         at: At<'_, Settings>,
         shape: &Shape,
         piece: Piece,
         blocks: u32,
-    ) -> Result<(Option<Found<Keys>>, bool), CycleError> {
+    ) -> Result<(Found<Keys>, bool), CycleError> {
         let (statements, settings) = (statements(at, shape), at.settings);
         let Some(sample) = self.sample(at, &statements, piece).await? else {
-            return Ok((None, false));
+            return Ok((Found::Idle, false));
         };
         let (key, all) = (
             &shape.keys[sample.key],
             deltas_of(piece.blocks) * sample.share,
         );
-        let (queue, mut found, mut next) = (Self::queue(settings, shape), None, 0);
+        let (queue, mut found, mut next) = (Self::queue(settings, shape), Found::Idle, 0);
         let mut left = all + deltas_of(blocks - piece.from - piece.blocks);
         self.tried = true;
         loop {
@@ -142,7 +139,7 @@ impl ByKey {
             };
             at.has_folded(&fold.found, begin);
             if let Found::Left { .. } = fold.found {
-                return Ok((found.or(Some(fold.found)), false));
+                return Ok((found.and(fold.found), false));
             }
             if !fold.took.is_zero() {
                 let goal = settings.fold_time;
@@ -152,10 +149,7 @@ impl ByKey {
             left = (left - range.part() * all).max(0.0);
             self.are_beyond(at, whole(left));
             next = range.next;
-            found = match found {
-                Some(before) => Some(Found::and(before, fold.found)),
-                None => (!matches!(fold.found, Found::Idle)).then_some(fold.found),
-            };
+            found = found.and(fold.found);
         }
     }
 

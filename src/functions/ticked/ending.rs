@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio_postgres::SimpleQueryRow;
 
 use super::claim::Claimed;
 use super::failure::Failure;
@@ -30,9 +29,9 @@ const RESET: [&str; 7] = [
     "DISCARD SEQUENCES",
 ];
 
-/// The same as [`LEAVE`] behind a pooler, which may have prepared others for its clients: with the names of those of statements.
-const LEAVE_POOLED: &str = "SELECT pg_catalog.pg_advisory_unlock_all(); \
-    SELECT pg_catalog.quote_ident(p.name) AS name FROM pg_catalog.pg_prepared_statements AS p WHERE p.from_sql";
+/// The names of what statements have prepared, which may stand beside what a pooler has prepared for its clients.
+const PREPARED: &str = "SELECT pg_catalog.quote_ident(p.name) AS name FROM pg_catalog.pg_prepared_statements AS p \
+    WHERE p.from_sql";
 
 /// Why a run could not be marked.
 const UNMARKED: &str = "the tick could not be marked where it was claimed: a statement ended that transaction, and what it \
@@ -115,32 +114,7 @@ impl Run<'_> {
         let (mark, ended) = self.settled(claimed, tick, worked);
         let (statement, arguments) = mark::mark(self.name, claimed, self.job.history, &mark);
         let marking = self.call(connection, &statement, &arguments);
-        let doing = "end the run";
-        let leave = leave(settle, bounds(connection));
-        if self.has_session() {
-            let all = [&*leave, &[&*marking, "COMMIT"]].concat();
-            let rows = connection.batch(doing, &all, time).await?;
-            self.has_left(connection, &rows);
-        } else {
-            let all = [&*leave, &[LEAVE_POOLED]].concat();
-            let rows = connection.batch(doing, &all, time).await?;
-            let deallocate = deallocate(&rows);
-            let all = [
-                deallocate.as_deref().unwrap_or_default(),
-                &marking,
-                "COMMIT",
-            ];
-            let all = if deallocate.is_some() {
-                &all[..]
-            } else {
-                &all[1..]
-            };
-            let marked = connection.batch(doing, all, Duration::ZERO);
-            marked.await.map_err(|BrokeOff { done, error }| BrokeOff {
-                done: leave.len() + done,
-                error,
-            })?;
-        }
+        self.leave(connection, (settle, time), &marking).await?;
         Ok(ran(&mark, ended, worked))
     }
 
@@ -149,32 +123,40 @@ impl Run<'_> {
         &self,
         connection: &Connection,
     ) -> Result<(), DatabaseError> {
-        let (doing, time) = ("end the run", Duration::ZERO);
-        let leave = leave(&[], bounds(connection));
-        let ended = if self.has_session() {
-            let look = format!("SELECT {LEAVE}");
-            let all = [&*leave, &[&*look, "COMMIT"]].concat();
-            let ended = connection.batch(doing, &all, time).await;
-            ended.map(|rows| self.has_left(connection, &rows))
-        } else {
-            let all = [&*leave, &[LEAVE_POOLED]].concat();
-            match connection.batch(doing, &all, time).await {
-                Ok(rows) => {
-                    let commit = deallocate(&rows).unwrap_or_default() + "COMMIT";
-                    let ended = connection.batch(doing, &[&commit], time).await;
-                    ended.map(drop)
-                }
-                Err(broke_off) => Err(broke_off),
-            }
-        };
-        ended.map_err(|broke_off| broke_off.error)
+        let look = format!("SELECT {LEAVE}");
+        let leaving = self.leave(connection, (&[], Duration::ZERO), &look);
+        leaving.await.map_err(|broke_off| broke_off.error)
     }
 
-    /// Takes note if statements have prepared something in the session, or deallocated what was.
-    fn has_left(&self, connection: &Connection, rows: &[SimpleQueryRow]) {
+    /// Settles what the work did, resets the session, runs a last statement, which says what is prepared, and commits. Takes note if
+    /// something is left in the session. The transaction stays bounded.
+    async fn leave(
+        &self,
+        connection: &Connection,
+        (settle, time): (&[&str], Duration),
+        last: &str,
+    ) -> Result<(), BrokeOff> {
+        let doing = "end the run";
+        let leave = [settle, &RESET, &[bounds(connection)]].concat();
+        let rows = if self.has_session() {
+            let all = [&*leave, &[last, "COMMIT"]].concat();
+            connection.batch(doing, &all, time).await?
+        } else {
+            let all = [&*leave, &[PREPARED]].concat();
+            let rows = connection.batch(doing, &all, time).await?;
+            let names = rows.iter().filter_map(|row| row.try_get("name").ok()?);
+            let deallocate: String = names.map(|name| format!("DEALLOCATE {name};")).collect();
+            let ending = [&*(deallocate + last), "COMMIT"];
+            let ended = connection.batch(doing, &ending, Duration::ZERO).await;
+            ended.map_err(|BrokeOff { done, error }| BrokeOff {
+                done: leave.len() + done,
+                error,
+            })?
+        };
         let prepared = rows.iter().find_map(|row| row.try_get("prepared").ok()?);
         let is_clean = prepared.is_some_and(|names| connection.has_prepared_only(names));
-        self.is_clean.set(is_clean);
+        self.is_clean.set(is_clean || !self.has_session());
+        Ok(())
     }
 
     /// The mark of a run that ends now, and when that is.
@@ -189,18 +171,6 @@ impl Run<'_> {
         let times = Times { tick, took, ended };
         (self.settle(&claimed.row, times, Worked::of(worked)), ended)
     }
-}
-
-/// Statements that settle what the work did, and reset its session. The transaction stays bounded.
-fn leave<'s>(settle: &[&'s str], bounds: &'s str) -> Vec<&'s str> {
-    [settle, &RESET, &[bounds]].concat()
-}
-
-/// SQL that deallocates what was found to be prepared; `None` if nothing was.
-fn deallocate(rows: &[SimpleQueryRow]) -> Option<String> {
-    let names = rows.iter().filter_map(|row| row.try_get("name").ok()?);
-    let deallocate: String = names.map(|name| format!("DEALLOCATE {name};")).collect();
-    (!deallocate.is_empty()).then_some(deallocate)
 }
 
 /// `true` for an error that says that the savepoint of the run is gone, and so the transaction in which it was claimed.

@@ -13,16 +13,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::CROWDED;
 use super::claim::{self, Claimed};
 use super::due::{Due, OVERDUE_AFTER, due};
 use super::failure::{Failure, Lost};
 use super::job::Job;
 use super::locker::{OwnClaim, was_undone};
-use super::mark::Mark;
+use super::mark::{self, Mark};
 use super::row::{JobRow, Look};
 use super::settle::{Times, Worked, settle, settle_once};
 use super::tables::{self, Tables};
-use super::{CROWDED, calls};
 use crate::context::{JobState, Progress, RunUnderWay, WorkerContext};
 use crate::database::{
     BrokeOff, Connection, Database, DatabaseError, ErrorClass, JobConnection, in_full, is_conflict,
@@ -240,7 +240,8 @@ impl<'r> Run<'r> {
         if self.deallocates.get() {
             return Ok(());
         }
-        let calls = calls::all(self.tables.has_declarations);
+        let mark = mark::in_transaction(self.tables.has_declarations);
+        let calls = [claim::CLAIM.as_str(), mark];
         connection.prepare_once("prepare the run", &calls).await
     }
 
